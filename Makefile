@@ -1,0 +1,46 @@
+# make run    the quickstart on real data          make studies  every study, one table of claims
+# make test   the tests                            make bench    timings against peers and limits
+# make lint   ruff and mypy                        make clean    forget the environment and results
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test lint studies bench clean
+.DEFAULT_GOAL := run
+
+# One environment per purpose's extra; a stamp is as old as the last change of pyproject.toml.
+define install
+	@test -x $(BIN)/python || $(shell command -v $(PYTHON) || echo python3) -m venv $(VENV)
+	@echo "Installing dflax[$(1)] into $(VENV) (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(1)]"
+	@touch $@
+endef
+
+$(VENV)/.experiments: pyproject.toml
+	$(call install,experiments)
+
+$(VENV)/.dev: pyproject.toml
+	$(call install,dev)
+
+$(VENV)/.bench: pyproject.toml
+	$(call install,bench)
+
+run: $(VENV)/.experiments
+	@$(BIN)/python -m experiments.quickstart
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+studies: $(VENV)/.experiments
+	@$(BIN)/python -m experiments --all
+
+bench: $(VENV)/.bench
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) results .pytest_cache .mypy_cache .ruff_cache .hypothesis

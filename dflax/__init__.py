@@ -1,0 +1,10 @@
+"""dflax: federated and decentralized learning as pure functions, compiled whole."""
+
+from dflax import aggregation, channel, data, evaluation, local, mesh, participation, server, sinks
+from dflax.algorithm import Algorithm, Events, FederatedState, Source, rollout
+from dflax.clients import gather, map_clients, replicate, scatter, select, weighted_mean
+from dflax.federation import Assignment, Federation, Round
+from dflax.mesh import client_mesh
+from dflax.run import History, run
+
+__version__ = "0.1.0"

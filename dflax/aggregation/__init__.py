@@ -1,0 +1,3 @@
+"""How a server combines its clients' messages."""
+
+from dflax.aggregation.aggregator import Aggregator, mean

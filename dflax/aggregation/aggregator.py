@@ -1,0 +1,47 @@
+"""The protocol of everything that turns m messages into one, and the weighted mean."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float, Key, PyTree
+
+from dflax.algorithm import Metrics
+from dflax.clients import weighted_mean
+
+Message = PyTree[Array]
+
+
+class Aggregator(NamedTuple):
+    """How a server combines its clients' messages.
+
+    A message is a change of the model, so a combination of 0 means no change.
+
+    Attributes:
+      init: `init(message) -> state`, from one message's shape (the model).
+      apply: `apply(messages, weights, state, key) -> (message, state, metrics)`. `messages` has leaves
+        `[m, ...]`, `weights` is `[m]` with 0 for clients that did not report: their rows hold no
+        message and must not count. When all weights are 0 the result is 0.
+    """
+
+    init: Callable[[Message], Any]
+    apply: Callable[
+        [Message, Float[Array, " m"], Any, Key[Array, ""]], tuple[Message, Any, Metrics]
+    ]
+
+
+def mean() -> Aggregator:
+    """The weighted mean `sum_i w_i x_i / sum_i w_i`, as one product per leaf.
+
+    References:
+      McMahan et al., Communication-Efficient Learning of Deep Networks, arXiv 1602.05629.
+    """
+
+    def init(message: Message) -> tuple[()]:
+        return ()
+
+    def apply(
+        messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+    ) -> tuple[Message, tuple[()], Metrics]:
+        return weighted_mean(messages, weights), state, {}
+
+    return Aggregator(init, apply)

@@ -1,0 +1,106 @@
+"""The protocol of what happens to messages on their way, and channels that compose."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from dflax import validation
+from dflax.algorithm import Metrics
+
+Messages = PyTree[Array]
+
+
+class Channel(NamedTuple):
+    """What happens to the messages of a cohort between clients and receiver.
+
+    Compression, noise, loss and attacks have this shape. A channel sees all messages at once, so a
+    sender may depend on the others (a Byzantine one that knows everything).
+
+    Attributes:
+      init: `init(message) -> state` of ONE client, from one message's shape; the algorithm keeps one
+        per client (error feedback remembers what a client has not sent yet).
+      apply: `apply(messages, weights, state, key) -> (messages, weights, state, metrics)` with leaves
+        `[m, ...]` and weights `[m]`; a lost message gets weight 0.
+    """
+
+    init: Callable[[Messages], Any]
+    apply: Callable[
+        [Messages, Float[Array, " m"], Any, Key[Array, ""]],
+        tuple[Messages, Float[Array, " m"], Any, Metrics],
+    ]
+
+
+def perfect() -> Channel:
+    """Every message arrives as it was sent."""
+    return Channel(
+        lambda message: (), lambda messages, weights, state, key: (messages, weights, state, {})
+    )
+
+
+def chain(*channels: Channel) -> Channel:
+    """One channel after another: the first argument acts first.
+
+    Metrics of later channels take precedence over earlier ones of the same name.
+    """
+    for number, channel in enumerate(channels):
+        if not isinstance(channel, Channel):
+            raise TypeError(f"channels[{number}] must be a Channel, got {channel!r}.")
+
+    def init(message: Messages) -> tuple[Any, ...]:
+        return tuple(channel.init(message) for channel in channels)
+
+    def apply(
+        messages: Messages, weights: Float[Array, " m"], state: Any, key: Key[Array, ""]
+    ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
+        states, measured = [], {}
+        keys = jax.random.split(key, max(len(channels), 1))
+        for channel, own, own_key in zip(channels, state, keys, strict=False):
+            messages, weights, own, metrics = channel.apply(messages, weights, own, own_key)
+            states.append(own)
+            measured |= metrics
+        return messages, weights, tuple(states), measured
+
+    return Channel(init, apply)
+
+
+def gaussian_noise(deviation: float) -> Channel:
+    """Adds independent noise N(0, deviation^2) to every number of every message.
+
+    Args:
+      deviation: standard deviation >= 0, in the units of the message; traceable.
+    """
+    validation.real("deviation", deviation, low=0.0)
+
+    def apply(
+        messages: Messages, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+    ) -> tuple[Messages, Float[Array, " m"], tuple[()], Metrics]:
+        leaves, structure = jax.tree.flatten(messages)
+        keys = jax.random.split(key, len(leaves))
+        noisy = [
+            leaf + deviation * jax.random.normal(own, leaf.shape, leaf.dtype)
+            for leaf, own in zip(leaves, keys, strict=True)
+        ]
+        return jax.tree.unflatten(structure, noisy), weights, state, {}
+
+    return Channel(lambda message: (), apply)
+
+
+def lossy(rate: float) -> Channel:
+    """Loses each message independently; the metric `messages_lost` counts those of reporting clients.
+
+    Args:
+      rate: probability of losing a message, in [0, 1]; traceable.
+    """
+    validation.real("rate", rate, low=0.0, high=1.0)
+
+    def apply(
+        messages: Messages, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+    ) -> tuple[Messages, Float[Array, " m"], tuple[()], Metrics]:
+        lost = jax.random.bernoulli(key, rate, weights.shape) & (weights > 0)
+        metrics = {"messages_lost": lost.sum().astype(jnp.float32)}
+        return messages, jnp.where(lost, 0.0, weights), state, metrics
+
+    return Channel(lambda message: (), apply)

@@ -1,0 +1,2 @@
+"""Data."""
+from dflax.data.partition import Partition

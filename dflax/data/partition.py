@@ -1,0 +1,259 @@
+"""Who owns which examples, and minibatches of them as index arithmetic."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt32
+
+from dflax import validation
+
+LARGEST_CLIENT = 1 << 24
+MULTIPLIERS = 256
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """The examples of n clients as one flat list of indices; build it with `from_indices`.
+
+    Client i owns `indices[offsets[i] : offsets[i] + sizes[i]]`, in an order shuffled once, so that an
+    arithmetic walk through it is a walk through the client's data in random order. Nothing is padded.
+
+    Attributes:
+      indices: `[total]` int32 example numbers.
+      offsets: `[n]` int32.
+      sizes: `[n]` int32, all >= 1.
+      multipliers: `[P]` uint32, each coprime to every client's size: the strides of the walks.
+    """
+
+    indices: Int[Array, " total"]
+    offsets: Int[Array, " n"]
+    sizes: Int[Array, " n"]
+    multipliers: UInt32[Array, " P"]
+
+    @property
+    def clients(self) -> int:
+        """n, the number of clients."""
+        return self.sizes.shape[0]
+
+    def minibatches(
+        self,
+        seed: UInt32[Array, "2"],
+        clients: Int[Array, " m"],
+        start: Int[Array, ""],
+        steps: int,
+        batch_size: int,
+        replacement: bool,
+    ) -> Int[Array, "m K B"]:
+        """Example numbers of the next K minibatches of B examples of some clients.
+
+        With replacement every entry is uniform over the client's examples. Without, position
+        p = start + (0, ..., K B - 1) of client i's endless stream lies in epoch e = p // n_i, and
+        within it at r = p mod n_i; the example is number `(a r + c) mod n_i` of the client's shuffled
+        list, where the stride a (coprime to n_i) and the shift c are drawn by a hash of (seed, i, e).
+        So every epoch visits each example exactly once, at the price of a few integer operations.
+
+        Args:
+          seed: `[2]` random bits. Without replacement, use the same in every round of a run.
+          clients: `[m]` client numbers.
+          start: `[]` position in the streams of the first example (only used without replacement).
+          steps: K, static.
+          batch_size: B, static.
+          replacement: static.
+
+        Returns:
+          `[m, K, B]` int32 indices into the data set.
+        """
+        count = steps * batch_size
+        sizes = self.sizes[clients].astype(jnp.uint32)[:, None]
+        stream = _hash(_hash(clients.astype(jnp.uint32) ^ seed[0]) ^ seed[1])[:, None]
+        position = start.astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)[None]
+        if replacement:
+            within = _hash(stream + _hash(position)) % sizes
+        else:
+            epoch, rank = jnp.divmod(position, sizes)
+            shift = _hash(stream ^ _hash(epoch))
+            strides = jnp.uint32(self.multipliers.shape[0])
+            stride = self.multipliers[_hash(shift) % strides] % sizes
+            within = (stride * rank + shift % sizes) % sizes
+        chosen = self.indices[self.offsets[clients][:, None] + within.astype(jnp.int32)]
+        return chosen.reshape(clients.shape[0], steps, batch_size)
+
+    def as_lists(self) -> list[np.ndarray]:
+        """Every client's example numbers, as n NumPy arrays."""
+        flat, offsets = np.asarray(self.indices), np.asarray(self.offsets)
+        return [flat[o : o + s] for o, s in zip(offsets, np.asarray(self.sizes), strict=True)]
+
+
+def from_indices(
+    owned: Sequence[np.ndarray], *, seed: int = 0, examples: int | None = None
+) -> Partition:
+    """A partition from one list of example numbers per client (lists may overlap).
+
+    Args:
+      owned: n integer arrays `[n_i]`, each with at least one and at most 2^24 entries.
+      seed: of the one shuffle of every client's list.
+      examples: N of the data set; when given, indices outside [0, N) are refused.
+
+    Returns:
+      The `Partition`.
+
+    Raises:
+      ValueError: no clients, a client without examples, one that is too large, an index out of range.
+    """
+    lists = [np.asarray(rows, dtype=np.int64).reshape(-1) for rows in owned]
+    if not lists:
+        raise ValueError("owned must list the examples of at least one client, got an empty list.")
+    sizes = np.array([len(rows) for rows in lists])
+    if sizes.min() == 0:
+        raise ValueError(
+            f"owned must give every client at least one example, got none for client "
+            f"{int(sizes.argmin())} (and {int((sizes == 0).sum())} in all). Use fewer clients, a "
+            "partitioner with min_size, or drop empty clients."
+        )
+    if sizes.max() > LARGEST_CLIENT:
+        raise ValueError(
+            f"owned must give a client at most {LARGEST_CLIENT} examples, got {int(sizes.max())}. "
+            "Split such a client into several."
+        )
+    flat = np.concatenate(lists)
+    if flat.min() < 0 or (examples is not None and flat.max() >= examples):
+        allowed = "non-negative" if examples is None else f"in [0, {examples})"
+        raise ValueError(f"owned must hold indices {allowed}, got {flat.min()} to {flat.max()}.")
+    generator = np.random.default_rng(seed)
+    flat = np.concatenate([generator.permutation(rows) for rows in lists])
+    return Partition(
+        jnp.asarray(flat, jnp.int32),
+        jnp.asarray(np.concatenate([[0], np.cumsum(sizes)[:-1]]), jnp.int32),
+        jnp.asarray(sizes, jnp.int32),
+        jnp.asarray(_strides(sizes), jnp.uint32),
+    )
+
+
+def _strides(sizes: np.ndarray) -> np.ndarray:
+    """Primes p that divide no client's size and whose product with any size fits 32 bits."""
+    largest = int(sizes.max())
+    limit = min((1 << 32) // largest - 1, max(8 * largest, 1 << 12))
+    sieve = np.ones(limit + 1, bool)
+    sieve[:2] = False
+    for divisor in range(2, int(limit**0.5) + 1):
+        if sieve[divisor]:
+            sieve[divisor * divisor :: divisor] = False
+    primes = np.flatnonzero(sieve)
+    distinct = np.unique(sizes)
+    coprime = np.array([p for p in primes[::-1] if p > largest or np.all(distinct % p)])
+    if len(coprime) == 0:
+        return np.array([1])
+    spread = np.linspace(0, len(coprime) - 1, min(MULTIPLIERS, len(coprime))).astype(int)
+    return coprime[spread]
+
+
+def _hash(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A bijective mix of 32 bits: every input bit moves every output bit (Wellons' lowbias32)."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+    return bits ^ (bits >> 16)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ClassLaws:
+    """Clients that own a law over classes instead of examples: every minibatch is drawn afresh.
+
+    Each entry of a minibatch draws a class from the client's law and then an example of that class
+    uniformly from the whole data set (the `resample` mode of sheet 05's method). Build it with
+    `resample`.
+
+    Attributes:
+      cumulative: `[n, C]` cumulative class probabilities, last column 1.
+      indices: `[N]` int32 example numbers sorted by class.
+      offsets: `[C]` int32 where each class starts.
+      counts: `[C]` int32 examples of each class.
+      sizes: `[n]` int32 nominal sizes, equal: clients weigh the same.
+    """
+
+    cumulative: Float[Array, "n C"]
+    indices: Int[Array, " N"]
+    offsets: Int[Array, " C"]
+    counts: Int[Array, " C"]
+    sizes: Int[Array, " n"]
+
+    @property
+    def clients(self) -> int:
+        """n, the number of clients."""
+        return self.cumulative.shape[0]
+
+    def minibatches(
+        self,
+        seed: UInt32[Array, "2"],
+        clients: Int[Array, " m"],
+        start: Int[Array, ""],
+        steps: int,
+        batch_size: int,
+        replacement: bool = True,
+    ) -> Int[Array, "m K B"]:
+        """Example numbers `[m, K, B]`: class ~ the client's law, then uniform within the class.
+
+        Arguments are those of `Partition.minibatches`; draws are always with replacement.
+        """
+        count = steps * batch_size
+        stream = _hash(_hash(clients.astype(jnp.uint32) ^ seed[0]) ^ seed[1])[:, None]
+        position = start.astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)[None]
+        first = _hash(stream + _hash(position))
+        second = _hash(first ^ _hash(seed[1] + jnp.uint32(1)))
+        uniform = (first >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
+        laws = self.cumulative[clients][:, None]
+        label = jnp.sum(uniform[..., None] >= laws[..., :-1], axis=-1)
+        within = (second % self.counts[label].astype(jnp.uint32)).astype(jnp.int32)
+        chosen = self.indices[self.offsets[label] + within]
+        return chosen.reshape(clients.shape[0], steps, batch_size)
+
+
+def resample(labels: Array, laws: Array) -> ClassLaws:
+    """Clients whose minibatches are redrawn each round from fixed class laws.
+
+    Args:
+      labels: `[N]` class numbers in [0, C).
+      laws: `[n, C]` class probabilities of each client; rows >= 0 that sum to 1.
+
+    Returns:
+      A `ClassLaws`, to be used where a `Partition` is.
+
+    Raises:
+      ValueError: laws that are no probabilities, a label out of range, or a class that some client
+        wants but the data set lacks.
+
+    References:
+      Zhu et al., A Single Merging Suffices, arXiv 2507.06542.
+    """
+    numbers, rows = np.asarray(labels), np.asarray(laws, np.float64)
+    if rows.ndim != 2:
+        raise ValueError(f"laws must have shape [clients, classes], got {rows.shape}.")
+    validation.real("laws", rows, low=0.0, high=1.0)
+    if not np.allclose(rows.sum(1), 1.0, atol=1e-5):
+        worst = int(np.abs(rows.sum(1) - 1).argmax())
+        raise ValueError(
+            f"laws must have rows that sum to 1, got {rows[worst].sum():g} for client {worst}."
+        )
+    classes = rows.shape[1]
+    if numbers.min() < 0 or numbers.max() >= classes:
+        raise ValueError(
+            f"labels must lie in [0, {classes}) to match laws, got {numbers.min()} to {numbers.max()}."
+        )
+    counts = np.bincount(numbers, minlength=classes)
+    missing = np.flatnonzero((counts == 0) & (rows.max(0) > 0))
+    if len(missing):
+        raise ValueError(
+            f"laws must not give mass to classes without examples, got mass for {missing.tolist()}."
+        )
+    cumulative = np.cumsum(rows, axis=1)
+    return ClassLaws(
+        jnp.asarray(cumulative / cumulative[:, -1:], jnp.float32),
+        jnp.asarray(np.argsort(numbers, kind="stable"), jnp.int32),
+        jnp.asarray(np.concatenate([[0], np.cumsum(counts)[:-1]]), jnp.int32),
+        jnp.asarray(counts, jnp.int32),
+        jnp.ones(rows.shape[0], jnp.int32),
+    )

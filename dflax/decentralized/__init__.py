@@ -1,0 +1,3 @@
+"""Algorithms without a server."""
+
+from dflax.decentralized.gossip_averaging import Order, dfedavg, dpsgd

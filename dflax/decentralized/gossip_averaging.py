@@ -1,0 +1,227 @@
+"""Local steps and gossip: D-PSGD, DFedAvg and DFedAvgM, which differ in when they mix."""
+
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from dflax import validation
+from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
+from dflax.clients import gather, map_clients, replicate, scatter, select, weighted_mean
+from dflax.data.dataset import Dataset
+from dflax.federation import Assignment, Round
+from dflax.gossip.mixer import Mixer
+from dflax.local.oracle import Loss, Oracle
+from dflax.local.solver import Optimizer, check_optimizer, optimizer_at, solver
+from dflax.local.subproblem import Subproblem
+
+
+class Order(enum.Enum):
+    """When a round mixes: W the mixing, y_i(x) the model after the local steps from x.
+
+    Attributes:
+      ADAPT_THEN_COMBINE: x+ = W y(x). Models are evaluated right after mixing.
+      COMBINE_THEN_ADAPT: x+ = y(W x). Models are evaluated right after training.
+      PARALLEL: x+ = W x + (y(x) - x). Mixing and training start from the same models.
+    """
+
+    ADAPT_THEN_COMBINE = "adapt then combine"
+    COMBINE_THEN_ADAPT = "combine then adapt"
+    PARALLEL = "parallel"
+
+
+class Server(NamedTuple):
+    """Nobody's state: what the mixer carries (tables, push-sum weights)."""
+
+    mixer: PyTree[Array]
+
+
+class Clients(NamedTuple):
+    """What every client carries.
+
+    Attributes:
+      params: its model, leaves `[n, ...]`.
+      optimizer: its optimiser's state, leaves `[n, ...]`; None when it is fresh in every round.
+    """
+
+    params: Params
+    optimizer: PyTree[Array] | None
+
+
+def dpsgd(
+    loss: Loss | Oracle,
+    optimizer: Optimizer,
+    mixer: Mixer,
+    *,
+    order: Order = Order.PARALLEL,
+    at_once: int | None = None,
+) -> Algorithm:
+    """Decentralized parallel SGD: each client takes its step while it averages with its neighbours.
+
+    A round, with the optimiser's state (momentum) kept by each client:
+
+        x_i = sum_j W_ij x_j - eta grad f_i(x_i)         order = PARALLEL, K = 1, SGD
+
+    The published method has one local step per round (a federation with `local_steps=1`); with K > 1
+    the gradient step is replaced by the change of K local steps.
+
+    Args:
+      loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
+      optimizer: every client's optax optimiser; or a function of the round's number.
+      mixer: the gossip, see `dflax.gossip`; its number of clients must be the federation's.
+      order: `PARALLEL` as published; `ADAPT_THEN_COMBINE` or `COMBINE_THEN_ADAPT`.
+      at_once: see `dflax.map_clients`.
+
+    Returns:
+      An `Algorithm` on a `FederatedState`; models are `state.clients.params`, leaves `[n, ...]`. Its
+      `init` takes one model, which every client starts from, or a function `key -> model` for
+      independent starts. Metrics: the loss's own, `clients_active`, and the mixer's.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+
+    References:
+      Lian et al., Can Decentralized Algorithms Outperform Centralized Algorithms?, arXiv 1705.09056.
+    """
+    return gossip_averaging(
+        loss, optimizer, mixer, order=order, keep_optimizer=True, at_once=at_once
+    )
+
+
+def dfedavg(
+    loss: Loss | Oracle,
+    optimizer: Optimizer,
+    mixer: Mixer,
+    *,
+    order: Order = Order.ADAPT_THEN_COMBINE,
+    keep_optimizer: bool = False,
+    at_once: int | None = None,
+) -> Algorithm:
+    """Decentralized federated averaging (DFedAvg): K local steps, then gossip.
+
+    A round, with a fresh local optimiser:
+
+        y_i = K steps of `optimizer` on f_i from x_i     momentum here: DFedAvgM
+        x_i = sum_j W_ij y_j                             once, or as often as the mixer says
+
+    Args:
+      loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
+      optimizer: every client's optax optimiser; or a function of the round's number.
+      mixer: the gossip, see `dflax.gossip`; give it `steps=Q` for several gossip steps a round.
+      order: see `Order`.
+      keep_optimizer: keep each client's optimiser state from round to round instead of a fresh one.
+      at_once: see `dflax.map_clients`.
+
+    Returns:
+      As `dpsgd`.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+
+    References:
+      Sun, Li and Wang, Decentralized Federated Averaging, arXiv 2104.11375.
+    """
+    return gossip_averaging(
+        loss, optimizer, mixer, order=order, keep_optimizer=keep_optimizer, at_once=at_once
+    )
+
+
+def gossip_averaging(
+    loss: Loss | Oracle,
+    optimizer: Optimizer,
+    mixer: Mixer,
+    *,
+    order: Order,
+    keep_optimizer: bool,
+    at_once: int | None = None,
+) -> Algorithm:
+    """Local steps and gossip in a given order: what `dpsgd` and `dfedavg` have in common.
+
+    Clients that are not in the cohort, or do not report, neither train nor mix: they keep model and
+    optimiser state bit for bit, and their weight at a neighbour goes to the neighbour's own model.
+
+    Args and returns are those of `dfedavg`, without defaults.
+    """
+    check_optimizer("optimizer", optimizer)
+    if not isinstance(mixer, Mixer):
+        raise TypeError(
+            f"mixer must be a Mixer, got {mixer!r}. Make one with dflax.gossip, for example "
+            "dflax.gossip.ring(n)."
+        )
+    if not isinstance(order, Order):
+        raise TypeError(f"order must be one of {[str(o) for o in Order]}, got {order!r}.")
+    if at_once is not None:
+        validation.integer("at_once", at_once, low=1)
+    solve = solver(loss, optimizer)
+
+    def init(key: Key[Array, ""], params: Params | Callable[..., Params]) -> FederatedState:
+        validation.typed_key("key", key)
+        if callable(params):
+            models = jax.vmap(params)(jax.random.split(key, mixer.clients))
+        else:
+            models = replicate(params, mixer.clients)
+        memory = None
+        if keep_optimizer:
+            memory = jax.vmap(optimizer_at(optimizer, jnp.int32(0)).init)(models)
+        return FederatedState(jnp.int32(0), Server(mixer.init(models)), Clients(models, memory))
+
+    def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
+        validation.leading_axis("state.clients", state.clients, mixer.clients)
+        active = _active(round, mixer.clients)
+        models, mixing = state.clients.params, state.server.mixer
+
+        def train(models: Params) -> tuple[Clients, Metrics]:
+            def local_work(
+                assignment: Assignment, params: Params, memory: Any, data: Dataset, index: Array
+            ) -> tuple[Clients, Metrics]:
+                solution = solve(
+                    Subproblem(), params, assignment, data, index=index, optimizer_state=memory
+                )
+                kept = solution.optimizer if keep_optimizer else None
+                return Clients(solution.params, kept), solution.metrics
+
+            before = Clients(models, state.clients.optimizer)
+            rows = gather(before, round.cohort)
+            rows, measured = map_clients(
+                local_work,
+                round.assignments,
+                rows.params,
+                rows.optimizer,
+                shared=(round.data, round.index),
+                at_once=at_once,
+            )
+            after = scatter(before, round.cohort, rows)
+            return after, weighted_mean(measured, (round.weights > 0).astype(jnp.float32))
+
+        def mix(models: Params) -> tuple[Params, Any, Metrics]:
+            return mixer.apply(models, mixing, round.key, round.index, active)
+
+        if order is Order.ADAPT_THEN_COMBINE:
+            after, metrics = train(models)
+            mixed, mixing, sent = mix(after.params)
+        elif order is Order.COMBINE_THEN_ADAPT:
+            mixed, mixing, sent = mix(models)
+            after, metrics = train(mixed)
+            mixed = after.params
+        else:
+            after, metrics = train(models)
+            mixed, mixing, sent = mix(models)
+            mixed = jax.tree.map(lambda w, y, x: w + (y - x), mixed, after.params, models)
+            if active is not None:
+                mixed = select(active > 0, mixed, models)
+        metrics |= {"clients_active": jnp.sum(round.weights > 0).astype(jnp.float32)}
+        clients = Clients(mixed, after.optimizer)
+        return FederatedState(state.round + 1, Server(mixing), clients), metrics | sent
+
+    return Algorithm(init, step)
+
+
+def _active(round: Round, clients: int) -> Float[Array, " n"]:
+    """The mask of clients that take part in this round."""
+    reports = (round.weights > 0).astype(jnp.float32)
+    if round.cohort is None:
+        return reports
+    return jnp.zeros(clients, jnp.float32).at[round.cohort].set(reports, unique_indices=True)

@@ -1,0 +1,138 @@
+"""Measuring models inside the compiled program: on a test set, at the server, over all clients.
+
+Everything here is a `jax.tree_util.Partial`: a function that carries its test set as data, so that
+`run(..., evaluate=...)` hands the set to the compiled program as an argument.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from dflax import validation
+from dflax.algorithm import FederatedState, Metrics, Params
+from dflax.clients import map_clients, weighted_mean
+from dflax.data.dataset import Dataset
+from dflax.local.oracle import Loss
+
+Measure = Callable[[Params], Metrics]
+
+
+def on(loss: Loss, data: Dataset, *, batch_size: int = 500, examples: int | None = None) -> Measure:
+    """The metrics of one model on a data set: `params -> metrics`.
+
+    The set is read in batches, the last one filled up with masked examples, so the result is the
+    exact mean over all of them.
+
+    Args:
+      loss: `(params, batch, key) -> (loss, metrics)` whose metrics are means over the batch that
+        respect `batch.mask`; it is called with key None: evaluation, no dropout.
+      data: what to measure on.
+      batch_size: examples at a time, >= 1.
+      examples: measure on the first so many only; default all. (The sources shuffle their examples
+        or keep the published order, so the first ones are a fair sample.)
+    """
+    validation.function("loss", loss)
+    validation.integer("batch_size", batch_size, low=1)
+    if not isinstance(data, Dataset):
+        raise TypeError(
+            f"data must be a Dataset, got {type(data).__name__}. Of a Split pass its .test."
+        )
+    count = len(data) if examples is None else examples
+    validation.integer("examples", count, low=1, high=len(data))
+    return Partial(functools.partial(_on, loss, min(batch_size, count), count), data)
+
+
+def server_model(measure: Measure) -> Callable[[FederatedState], Metrics]:
+    """Measures the server's model, `state.server.params`."""
+    return Partial(_server_model, _as_partial(measure))
+
+
+def client_models(
+    measure: Measure, *, at_once: int | None = None
+) -> Callable[[FederatedState], Metrics]:
+    """Measures every client's model: mean over clients, `NAME_min`, `NAME_max` and `NAME_std`."""
+    return Partial(functools.partial(_client_models, at_once), _as_partial(measure))
+
+
+def mean_model(measure: Measure) -> Callable[[FederatedState], Metrics]:
+    """Measures the mean of all clients' models, under the names `mean_model_NAME`."""
+    return Partial(_mean_model, _as_partial(measure))
+
+
+def consensus(state: FederatedState) -> Metrics:
+    """`consensus_distance`: (1/n) sum_i |x_i - mean of x|^2 over all parameters of the clients."""
+    return {"consensus_distance": consensus_distance(state.clients.params)}
+
+
+def together(
+    *measures: Callable[[FederatedState], Metrics],
+) -> Callable[[FederatedState], Metrics]:
+    """Several evaluations as one; of two metrics with the same name the later one stays."""
+    return Partial(_together, *(_as_partial(measure) for measure in measures))
+
+
+def consensus_distance(models: Params) -> Float[Array, ""]:
+    """(1/n) sum_i |x_i - mean of x|^2 of stacked models, leaves `[n, ...]`."""
+    center = weighted_mean(models)
+    count = validation.leading_axis("models", models)
+    squares = jax.tree.map(lambda x, c: jnp.sum(jnp.square(x - c)), models, center)
+    return jnp.sum(jnp.stack(jax.tree.leaves(squares))) / count
+
+
+def _on(loss: Loss, batch_size: int, count: int, data: Dataset, params: Params) -> Metrics:
+    batches = -(-count // batch_size)
+
+    def one_batch(number: Array) -> tuple[Metrics, Array]:
+        places = number * batch_size + jnp.arange(batch_size)
+        mask = (places < count).astype(jnp.float32)
+        batch = data.fetch(jnp.minimum(places, count - 1))
+        _, metrics = loss(params, batch._replace(mask=mask), None)
+        return metrics, mask.sum()
+
+    metrics, counts = jax.lax.map(one_batch, jnp.arange(batches))
+    return weighted_mean(metrics, counts)
+
+
+def _server_model(measure: Measure, state: FederatedState) -> Metrics:
+    return measure(state.server.params)
+
+
+def _client_models(at_once: int | None, measure: Measure, state: FederatedState) -> Metrics:
+    metrics = map_clients(
+        lambda params, measure: measure(params),
+        state.clients.params,
+        shared=(measure,),
+        at_once=at_once,
+    )
+    spread: dict[str, Any] = {}
+    for name, values in metrics.items():
+        spread |= {
+            name: values.mean(0),
+            f"{name}_min": values.min(0),
+            f"{name}_max": values.max(0),
+            f"{name}_std": values.std(0),
+        }
+    return spread
+
+
+def _mean_model(measure: Measure, state: FederatedState) -> Metrics:
+    metrics = measure(weighted_mean(state.clients.params))
+    return {f"mean_model_{name}": value for name, value in metrics.items()}
+
+
+def _together(*arguments: Any) -> Metrics:
+    *measures, state = arguments
+    metrics: Metrics = {}
+    for measure in measures:
+        metrics |= measure(state)
+    return metrics
+
+
+def _as_partial(measure: Callable[..., Any]) -> Partial:
+    validation.function("measure", measure)
+    return measure if isinstance(measure, Partial) else Partial(measure)

@@ -1,0 +1,5 @@
+"""What a client does between two communications."""
+
+from dflax.local.oracle import Loss, Oracle, gradient
+from dflax.local.solver import Optimizer, Solution, check_optimizer, optimizer_at, solver
+from dflax.local.subproblem import Subproblem

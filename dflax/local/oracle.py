@@ -1,0 +1,53 @@
+"""How a client sees its objective: gradients of a minibatch, and wrappers that change them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Key
+
+from dflax import validation
+from dflax.algorithm import Metrics, Params
+from dflax.data.dataset import Batch
+
+Loss = Callable[[Params, Batch, Key[Array, ""]], tuple[Float[Array, ""], Metrics]]
+
+
+class Oracle(NamedTuple):
+    """A first-order oracle of one client's objective.
+
+    Attributes:
+      evaluate: `(params, batch, key) -> (gradient, metrics)`. The gradient has the structure of
+        `params`; metrics are a dict of arrays.
+    """
+
+    evaluate: Callable[[Params, Batch, Key[Array, ""]], tuple[Params, Metrics]]
+
+    def __call__(self, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
+        """The gradient at `params` on a minibatch, and what was measured on the way."""
+        return self.evaluate(params, batch, key)
+
+
+def gradient(loss: Loss | Oracle) -> Oracle:
+    """The plain oracle of a loss: `jax.value_and_grad`. An oracle is handed back as it is.
+
+    Args:
+      loss: `(params, batch, key) -> (scalar, metrics)`.
+
+    Raises:
+      TypeError: `loss` cannot be called.
+    """
+    if isinstance(loss, Oracle):
+        return loss
+    validation.function(
+        "loss",
+        loss,
+        "Make one with dflax.losses, or write (params, batch, key) -> (loss, metrics).",
+    )
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+
+    def evaluate(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
+        (_, metrics), gradients = differentiate(params, batch, key)
+        return gradients, metrics
+
+    return Oracle(evaluate)

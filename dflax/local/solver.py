@@ -1,0 +1,124 @@
+"""The local solver: K steps of an optax optimiser on a subproblem, fewer for clients that tire."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from dflax.algorithm import Metrics, Params
+from dflax.data.dataset import Dataset
+from dflax.federation import Assignment
+from dflax.local.oracle import Loss, Oracle, gradient
+from dflax.local.subproblem import Subproblem
+
+Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
+
+
+class Solution(NamedTuple):
+    """What a client holds after its local steps.
+
+    Attributes:
+      params: the model.
+      optimizer: the optimiser's state, for methods that keep it from round to round.
+      gradient: mean of the oracle's raw gradients over the steps done; None unless asked for.
+      metrics: means over the steps done; 0 for a client that did none.
+    """
+
+    params: Params
+    optimizer: PyTree[Array]
+    gradient: Params | None
+    metrics: Metrics
+
+
+def optimizer_at(optimizer: Optimizer, index: Int[Array, ""]) -> optax.GradientTransformation:
+    """The optimiser of a round: the transformation itself, or what a function of the round makes."""
+    if isinstance(optimizer, optax.GradientTransformation):
+        return optimizer
+    return optimizer(index)
+
+
+def check_optimizer(name: str, optimizer: Optimizer) -> None:
+    """Refuse what is neither an optax optimiser nor a function of the round that makes one."""
+    made = optimizer
+    if not isinstance(made, optax.GradientTransformation) and callable(made):
+        made = made(jnp.int32(0))
+    if not isinstance(made, optax.GradientTransformation):
+        raise TypeError(
+            f"{name} must be an optax optimiser, or a function of the round's number that returns "
+            f"one, got {optimizer!r}. For example optax.sgd(0.1), or "
+            "lambda t: optax.sgd(0.1 * 0.998 ** t)."
+        )
+
+
+def solver(
+    loss: Loss | Oracle, optimizer: Optimizer, *, mean_gradient: bool = False
+) -> Callable[..., Solution]:
+    """The function that does one client's local work.
+
+    For k = 0, ..., K - 1, as long as k is below the client's own number of steps:
+
+        q = oracle(x, minibatch k)                             what the client sees of f_i
+        x = optimiser(x, problem.direction(q, x))              one optax update
+
+    Args:
+      loss: a loss, or an `Oracle`.
+      optimizer: an optax optimiser; or a function of the round's number (traced) that returns one,
+        for learning rates that change from round to round.
+      mean_gradient: whether the solution carries the mean of the raw gradients q.
+
+    Returns:
+      `solve(problem, params, assignment, data, *, index=0, optimizer_state=None) -> Solution`, for
+      one client: `problem` a `Subproblem`, `assignment` with `[K, B]` indices into `data`, `index`
+      the round's number, `optimizer_state` that of an earlier round or None for a fresh one.
+    """
+    oracle = gradient(loss)
+    check_optimizer("optimizer", optimizer)
+
+    def solve(
+        problem: Subproblem,
+        params: Params,
+        assignment: Assignment,
+        data: Dataset,
+        *,
+        index: int | Int[Array, ""] = 0,
+        optimizer_state: PyTree[Array] | None = None,
+    ) -> Solution:
+        descent = optimizer_at(optimizer, jnp.asarray(index))
+        if optimizer_state is None:
+            optimizer_state = descent.init(params)
+
+        def see(params: Params, k: Array, minibatch: Array) -> tuple[Params, Metrics]:
+            fetch_key, oracle_key = jax.random.split(jax.random.fold_in(assignment.key, k))
+            return oracle(params, data.fetch(minibatch, fetch_key), oracle_key)
+
+        def one_step(carry: Any, scanned: Any) -> tuple[Any, None]:
+            k, minibatch = scanned
+
+            def advance(carry: Any) -> Any:
+                params, optimizer_state, total, measured = carry
+                seen, metrics = see(params, k, minibatch)
+                wanted = problem.direction(seen, params)
+                updates, optimizer_state = descent.update(wanted, optimizer_state, params)
+                total = None if total is None else jax.tree.map(jnp.add, total, seen)
+                measured = jax.tree.map(jnp.add, measured, metrics)
+                return optax.apply_updates(params, updates), optimizer_state, total, measured
+
+            # Under vmap this is a select; for a client alone it saves the steps not taken.
+            return jax.lax.cond(k < assignment.local_steps, advance, lambda c: c, carry), None
+
+        steps = assignment.minibatches.shape[0]
+        scanned = (jnp.arange(steps, dtype=jnp.int32), assignment.minibatches)
+        first = jax.tree.map(lambda leaf: leaf[0], scanned)
+        _, measured = jax.eval_shape(see, params, *first)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), measured)
+        total = jax.tree.map(jnp.zeros_like, params) if mean_gradient else None
+        carry, _ = jax.lax.scan(one_step, (params, optimizer_state, total, zeros), scanned)
+        params, optimizer_state, total, measured = carry
+        share = 1.0 / jnp.maximum(assignment.local_steps, 1)
+        total, measured = jax.tree.map(lambda leaf: leaf * share, (total, measured))
+        return Solution(params, optimizer_state, total, measured)
+
+    return solve

@@ -1,0 +1,272 @@
+"""Who takes part in a round, who reports back, and how much work each one manages.
+
+A participation is a pure function `(key, index, clients) -> Cohort`, packed as a
+`jax.tree_util.Partial` so that its tables and rates travel as data. The wrappers `dropout` and
+`stragglers` compose with every rule, and any function of the same signature does as well.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from dflax import validation
+
+# Up to this many clients, sorting random bits is cheaper than Floyd's sampling step by step.
+SORTED_DRAW = 4096
+
+
+class Cohort(NamedTuple):
+    """The clients of one round.
+
+    Attributes:
+      clients: `[m]` distinct int32 client ids; None for all n clients in order.
+      reports: `[m]` 1 for a client that sends its result, 0 for one that was invited and did not.
+      effort: `[m]` in [0, 1], the share of its local steps that a client manages.
+    """
+
+    clients: Int[Array, " m"] | None
+    reports: Float[Array, " m"]
+    effort: Float[Array, " m"]
+
+
+Participation = Callable[[Key[Array, ""], Int[Array, ""], int], Cohort]
+
+
+def everyone() -> Participation:
+    """All n clients in every round."""
+    return Partial(_everyone)
+
+
+def uniform(cohort: int) -> Participation:
+    """Draws m of the n clients, uniformly without replacement.
+
+    Args:
+      cohort: m, in [1, n]. The cost grows with m, and with n only up to 4096 clients.
+    """
+    validation.integer("cohort", cohort, low=1)
+    return Partial(functools.partial(_uniform, cohort))
+
+
+def bernoulli(
+    probability: float, *, capacity: int | None = None, nonempty: bool = False
+) -> Participation:
+    """Every client joins independently with the same probability.
+
+    Args:
+      probability: of joining, in [0, 1]; traceable.
+      capacity: the most clients one round can hold (static); the first `capacity` of those who
+        joined, in a random order, are taken. Empty places are filled with clients of weight 0 that
+        do no local step. None computes all n clients and cuts nobody off.
+      nonempty: draw from the law conditioned on at least one client joining.
+    """
+    lowest_open = nonempty
+    validation.real("probability", probability, low=0.0, high=1.0, low_open=lowest_open)
+    if capacity is not None:
+        validation.integer("capacity", capacity, low=1)
+    return Partial(functools.partial(_bernoulli, capacity, nonempty), probability)
+
+
+def weighted(cohort: int, probabilities: Float[Array, " n"]) -> Participation:
+    """Draws m distinct clients, one by one, with probability proportional to their weights.
+
+    Computed as the m largest of `log p_i + Gumbel_i`; the cost grows with n.
+
+    Args:
+      cohort: m, in [1, n].
+      probabilities: `[n]`, >= 0, at least m of them positive; they need not sum to 1.
+    """
+    validation.integer("cohort", cohort, low=1)
+    validation.real("probabilities", probabilities, low=0.0)
+    if not validation.is_traced(probabilities):
+        positive = int(np.count_nonzero(np.asarray(probabilities)))
+        if positive < cohort:
+            raise ValueError(
+                f"probabilities must have at least cohort={cohort} positive entries, got {positive}."
+            )
+    return Partial(functools.partial(_weighted, cohort), jnp.asarray(probabilities, jnp.float32))
+
+
+def availability(cohort: int, table: Bool[Array, "T n"]) -> Participation:
+    """Up to m clients, uniformly among those that a table says are there.
+
+    Args:
+      cohort: m, in [1, n]. When fewer are available, the places left over hold clients of weight 0.
+      table: `[T, n]` booleans; round t reads row t mod T.
+    """
+    validation.integer("cohort", cohort, low=1)
+    if np.ndim(table) != 2:
+        raise ValueError(f"table must have shape [rounds, clients], got {np.shape(table)}.")
+    return Partial(functools.partial(_availability, cohort), jnp.asarray(table, bool))
+
+
+def dropout(participation: Participation, rate: float) -> Participation:
+    """Each invited client fails to report, independently.
+
+    Args:
+      participation: who is invited.
+      rate: probability of failing, in [0, 1]; traceable.
+    """
+    validation.real("rate", rate, low=0.0, high=1.0)
+    return Partial(_dropout, participation, rate)
+
+
+def stragglers(
+    participation: Participation, rate: float, least: float | Float[Array, " n"] = 0.0
+) -> Participation:
+    """Some clients manage only part of their local steps.
+
+    Each member is slow with probability `rate`, independently in every round; a slow one manages a
+    share of its K steps that is uniform between its `least` and 1 (rounded up to whole steps).
+
+    Args:
+      participation: who is invited.
+      rate: probability of being slow, in [0, 1]; traceable.
+      least: smallest share, in [0, 1]: one number, or `[n]`, one per client.
+    """
+    validation.real("rate", rate, low=0.0, high=1.0)
+    validation.real("least", least, low=0.0, high=1.0)
+    return Partial(_stragglers, participation, rate, jnp.asarray(least, jnp.float32))
+
+
+def distinct(key: Key[Array, ""], count: int, population: int) -> Int[Array, " m"]:
+    """`count` distinct numbers in [0, population), every ordered choice equally likely.
+
+    Small populations sort random bits. Large ones use Floyd's algorithm, whose cost depends on
+    `count` alone: for j = N - m, ..., N - 1 draw t in [0, j] and take t unless it is taken, else j;
+    the result is then put in random order.
+    """
+    if population <= SORTED_DRAW:
+        bits = jax.random.bits(key, (population,), jnp.uint32)
+        return jnp.argsort(bits)[:count].astype(jnp.int32)
+    draw_key, order_key = jax.random.split(key)
+    tops = jnp.arange(population - count, population, dtype=jnp.int32)
+    draws = jax.random.randint(draw_key, (count,), 0, tops + 1)
+
+    def take(chosen: Array, scanned: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        place, draw, top = scanned
+        taken = jnp.any(chosen == draw)
+        return chosen.at[place].set(jnp.where(taken, top, draw)), None
+
+    empty = jnp.full((count,), -1, jnp.int32)
+    chosen, _ = jax.lax.scan(take, empty, (jnp.arange(count), draws, tops))
+    return chosen[jnp.argsort(jax.random.bits(order_key, (count,), jnp.uint32))]
+
+
+def _everyone(key: Key[Array, ""], index: Int[Array, ""], clients: int) -> Cohort:
+    ones = jnp.ones(clients, jnp.float32)
+    return Cohort(None, ones, ones)
+
+
+def _uniform(cohort: int, key: Key[Array, ""], index: Int[Array, ""], clients: int) -> Cohort:
+    _at_most(cohort, clients)
+    ones = jnp.ones(cohort, jnp.float32)
+    return Cohort(distinct(key, cohort, clients), ones, ones)
+
+
+def _bernoulli(
+    capacity: int | None,
+    nonempty: bool,
+    probability: Float[Array, ""],
+    key: Key[Array, ""],
+    index: Int[Array, ""],
+    clients: int,
+) -> Cohort:
+    join_key, first_key, order_key = jax.random.split(key, 3)
+    joined = jax.random.bernoulli(join_key, probability, (clients,))
+    if nonempty:
+        # The first client that joins is at f with probability ~ (1 - p)^f; those behind it stay
+        # free. The law of everything else is untouched, so this is the conditional law exactly.
+        order = jnp.arange(clients)
+        logits = order * jnp.log1p(-jnp.minimum(probability, 1.0 - 1e-7))
+        first = jax.random.categorical(first_key, logits)
+        joined = jnp.where(order > first, joined, order == first)
+    if capacity is None:
+        return Cohort(None, joined.astype(jnp.float32), jnp.ones(clients, jnp.float32))
+    _at_most(capacity, clients, "capacity")
+    return _first(order_key, joined, capacity)
+
+
+def _weighted(
+    cohort: int,
+    probabilities: Float[Array, " n"],
+    key: Key[Array, ""],
+    index: Int[Array, ""],
+    clients: int,
+) -> Cohort:
+    _at_most(cohort, clients)
+    _table_width("probabilities", probabilities.shape[0], clients)
+    scores = jnp.log(probabilities) + jax.random.gumbel(key, (clients,))
+    _, ids = jax.lax.top_k(scores, cohort)
+    ones = jnp.ones(cohort, jnp.float32)
+    return Cohort(ids.astype(jnp.int32), ones, ones)
+
+
+def _availability(
+    cohort: int,
+    table: Bool[Array, "T n"],
+    key: Key[Array, ""],
+    index: Int[Array, ""],
+    clients: int,
+) -> Cohort:
+    _at_most(cohort, clients)
+    _table_width("table", table.shape[1], clients)
+    return _first(key, table[index % table.shape[0]], cohort)
+
+
+def _dropout(
+    participation: Participation,
+    rate: Float[Array, ""],
+    key: Key[Array, ""],
+    index: Int[Array, ""],
+    clients: int,
+) -> Cohort:
+    inner_key, drop_key = jax.random.split(key)
+    cohort = participation(inner_key, index, clients)
+    stays = ~jax.random.bernoulli(drop_key, rate, cohort.reports.shape)
+    return cohort._replace(reports=cohort.reports * stays)
+
+
+def _stragglers(
+    participation: Participation,
+    rate: Float[Array, ""],
+    least: Float[Array, "..."],
+    key: Key[Array, ""],
+    index: Int[Array, ""],
+    clients: int,
+) -> Cohort:
+    inner_key, slow_key, share_key = jax.random.split(key, 3)
+    cohort = participation(inner_key, index, clients)
+    if least.ndim:
+        _table_width("least", least.shape[0], clients)
+        least = least if cohort.clients is None else least[cohort.clients]
+    shape = cohort.effort.shape
+    share = least + (1.0 - least) * jax.random.uniform(share_key, shape)
+    slow = jax.random.bernoulli(slow_key, rate, shape)
+    return cohort._replace(effort=cohort.effort * jnp.where(slow, share, 1.0))
+
+
+def _first(key: Key[Array, ""], present: Bool[Array, " n"], places: int) -> Cohort:
+    """`places` distinct clients, the present ones first, in random order; the others do not report."""
+    scores = jax.random.uniform(key, present.shape) + present
+    _, ids = jax.lax.top_k(scores, places)
+    reports = present[ids].astype(jnp.float32)
+    return Cohort(ids.astype(jnp.int32), reports, jnp.ones(places, jnp.float32))
+
+
+def _at_most(cohort: int, clients: int, name: str = "cohort") -> None:
+    if cohort > clients:
+        raise ValueError(
+            f"{name} must be an integer in [1, {clients}], the number of clients, got {cohort}. "
+            "Invite fewer clients a round or partition the data over more."
+        )
+
+
+def _table_width(name: str, width: int, clients: int) -> None:
+    if width != clients:
+        raise ValueError(f"{name} must have one entry per client, {clients}, got {width}.")

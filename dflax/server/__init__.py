@@ -1,0 +1,3 @@
+"""Algorithms with a server."""
+
+from dflax.server.fedavg import fedavg

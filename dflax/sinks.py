@@ -1,0 +1,76 @@
+"""Where a run's numbers go while it runs: JSON lines, TensorBoard, or any function of this shape."""
+
+import json
+import pathlib
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+
+class Sink(Protocol):
+    """Receives the metrics of the rounds of one chunk."""
+
+    def __call__(self, rounds: np.ndarray, metrics: Any) -> None:
+        """Take `rounds` `[c]`, counted from 1, and metrics with leaves `[c, ...]`."""
+        ...
+
+
+def jsonl(path: str | pathlib.Path) -> Sink:
+    """Appends one JSON object a round to a file: `{"round": 3, "loss": 0.5, ...}`.
+
+    Scalars become numbers, arrays lists, numbers that are not finite null; nested names are joined
+    by "/". Each chunk is written in one go, so a reader never sees half a line of an earlier one.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(rounds: np.ndarray, metrics: Any) -> None:
+        named = flatten(metrics)
+        lines = [
+            json.dumps({"round": int(number)} | {k: _plain(v[row]) for k, v in named.items()})
+            for row, number in enumerate(rounds)
+        ]
+        with path.open("a") as file:
+            file.write("".join(line + "\n" for line in lines))
+
+    return write
+
+
+def tensorboard(folder: str | pathlib.Path) -> Sink:
+    """Writes every scalar metric as a TensorBoard curve (needs the extra `tensorboard`).
+
+    Raises:
+      ImportError: tensorboardX is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "sinks.tensorboard needs tensorboardX: pip install 'dflax[tensorboard]'."
+        ) from error
+    writer = SummaryWriter(str(folder))
+
+    def write(rounds: np.ndarray, metrics: Any) -> None:
+        for name, values in flatten(metrics).items():
+            if values.ndim == 1:
+                for number, value in zip(rounds, values, strict=True):
+                    writer.add_scalar(name, float(value), int(number))
+        writer.flush()
+
+    return write
+
+
+def flatten(metrics: Any) -> dict[str, np.ndarray]:
+    """A tree of arrays as one flat dict, nested names joined by "/"."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(metrics)
+    }
+
+
+def _plain(value: np.ndarray) -> Any:
+    if value.ndim:
+        return [_plain(entry) for entry in value]
+    number = value.item()
+    return number if np.isfinite(number) else None

@@ -1,0 +1,16 @@
+"""Eight virtual CPU devices and a persistent compilation cache for the whole session."""
+
+import os
+import pathlib
+
+# Read when jax is first imported, hence before anything else here.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

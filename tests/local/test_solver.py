@@ -1,0 +1,149 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tasks import assert_trees_close, assert_trees_equal, half_square, quadratics
+
+from dflax.federation import Assignment
+from dflax.local import Oracle, Subproblem, gradient, solver
+
+KEY = jax.random.key(0)
+TASK = quadratics(clients=4, dimension=3)
+
+
+def assignment(steps: int, done: int | None = None, client: int = 0) -> Assignment:
+    done = steps if done is None else done
+    return Assignment(jnp.full((steps, 1), client, jnp.int32), jnp.int32(done), KEY)
+
+
+def test_gradient_descent_on_a_quadratic_has_its_closed_form():
+    start, center = np.array([1.0, -2.0, 3.0], np.float32), TASK.centers[0]
+    solution = solver(half_square, optax.sgd(0.1))(
+        Subproblem(), jnp.asarray(start), assignment(7), TASK.data
+    )
+    np.testing.assert_allclose(
+        solution.params, center + 0.9**7 * (start - center), rtol=1e-5, atol=1e-6
+    )
+    assert solution.gradient is None
+    losses = [0.5 * np.sum((0.9**k * (start - center)) ** 2) for k in range(7)]
+    np.testing.assert_allclose(solution.metrics["loss"], np.mean(losses), rtol=1e-5)
+
+
+def test_the_four_numbers_of_a_subproblem_move_its_minimiser():
+    """alpha (x - c) + h + mu (x - a) = 0 at x = (alpha c - h + mu a) / (alpha + mu)."""
+    scale, pull = 0.5, 2.0
+    shift, anchor = jnp.array([0.3, -0.1, 0.2]), jnp.array([1.0, 1.0, -1.0])
+    solution = solver(half_square, optax.sgd(0.3))(
+        Subproblem(scale, shift, pull, anchor), jnp.zeros(3), assignment(200), TASK.data
+    )
+    expected = (scale * TASK.centers[0] - shift + pull * anchor) / (scale + pull)
+    np.testing.assert_allclose(solution.params, expected, atol=1e-6)
+
+
+def test_each_term_alone_equals_its_formula():
+    params, seen = jnp.array([1.0, 2.0]), jnp.array([0.5, -0.5])
+    h, a = jnp.array([3.0, 4.0]), jnp.array([-1.0, 1.0])
+    np.testing.assert_array_equal(Subproblem().direction(seen, params), seen)
+    np.testing.assert_array_equal(Subproblem(scale=3.0).direction(seen, params), 3 * seen)
+    np.testing.assert_array_equal(Subproblem(shift=h).direction(seen, params), seen + h)
+    np.testing.assert_array_equal(
+        Subproblem(pull=2.0, anchor=a).direction(seen, params), seen + 2 * (params - a)
+    )
+    with pytest.raises(ValueError, match="pull and anchor must be given together"):
+        Subproblem(pull=2.0).direction(seen, params)
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.1, momentum=0.9), optax.adam(0.05)])
+def test_fewer_steps_equal_a_shorter_run_bit_for_bit(optimizer):
+    solve = jax.jit(solver(half_square, optimizer))
+    short = solve(Subproblem(), jnp.ones(3), assignment(9, done=4), TASK.data)
+    full = solve(Subproblem(), jnp.ones(3), assignment(4), TASK.data)
+    assert_trees_equal(short.params, full.params)
+    assert_trees_equal(short.optimizer, full.optimizer)
+    np.testing.assert_allclose(short.metrics["loss"], full.metrics["loss"], rtol=1e-6)
+
+
+def test_a_client_that_does_nothing_keeps_everything():
+    solution = solver(half_square, optax.adam(0.1), mean_gradient=True)(
+        Subproblem(), jnp.ones(3), assignment(5, done=0), TASK.data
+    )
+    np.testing.assert_array_equal(solution.params, 1.0)
+    np.testing.assert_array_equal(solution.gradient, 0.0)
+    assert solution.metrics["loss"] == 0.0
+
+
+def test_mean_gradient_is_the_mean_of_raw_gradients():
+    """With plain SGD and a subproblem of f alone: x_0 - x_K = eta sum_k q_k."""
+    for done in (5, 3):
+        solution = solver(half_square, optax.sgd(0.1), mean_gradient=True)(
+            Subproblem(), jnp.ones(3), assignment(5, done), TASK.data
+        )
+        np.testing.assert_allclose(
+            solution.gradient, (1.0 - solution.params) / (0.1 * done), rtol=1e-5
+        )
+
+
+def test_optimizer_state_can_be_kept_from_round_to_round():
+    solve = solver(half_square, optax.sgd(0.1, momentum=0.9))
+    first = solve(Subproblem(), jnp.ones(3), assignment(3), TASK.data)
+    second = solve(
+        Subproblem(), first.params, assignment(2), TASK.data, optimizer_state=first.optimizer
+    )
+    whole = solve(Subproblem(), jnp.ones(3), assignment(5), TASK.data)
+    assert_trees_close(second.params, whole.params, rtol=1e-6)
+
+
+def test_the_learning_rate_may_follow_the_round():
+    solve = jax.jit(solver(half_square, lambda t: optax.sgd(0.1 * 0.5**t)))
+    later = solve(Subproblem(), jnp.ones(3), assignment(1), TASK.data, index=jnp.int32(2))
+    expected = 1.0 - 0.025 * (1.0 - TASK.centers[0])
+    np.testing.assert_allclose(later.params, expected, rtol=1e-6)
+
+
+def test_hyper_parameters_can_be_swept():
+    def final(rate, pull):
+        problem = Subproblem(pull=pull, anchor=jnp.zeros(3))
+        return solver(half_square, optax.sgd(rate))(
+            problem, jnp.ones(3), assignment(3), TASK.data
+        ).params
+
+    rates, pulls = jnp.array([0.1, 0.2]), jnp.array([0.0, 1.0])
+    swept = jax.vmap(final)(rates, pulls)
+    single = jnp.stack([final(r, p) for r, p in zip(rates, pulls, strict=True)])
+    np.testing.assert_allclose(swept, single, rtol=1e-6)
+
+
+def test_local_work_is_differentiable():
+    """d x_K / d x_0 = (1 - eta)^K for a quadratic."""
+
+    def end(start):
+        return solver(half_square, optax.sgd(0.1))(
+            Subproblem(), start, assignment(6, done=4), TASK.data
+        ).params.sum()
+
+    np.testing.assert_allclose(jax.grad(end)(jnp.ones(3)), 0.9**4, rtol=1e-5)
+
+
+def test_an_oracle_is_taken_as_it_is_and_sees_fresh_keys():
+    def noise(params, batch, key):
+        return jax.random.normal(key, params.shape), {}
+
+    oracle = Oracle(noise)
+    assert gradient(oracle) is oracle
+    draws = []
+    for done in (1, 2):
+        solution = solver(oracle, optax.sgd(1.0))(
+            Subproblem(), jnp.zeros(3), assignment(2, done), TASK.data
+        )
+        draws.append(np.asarray(solution.params))
+    assert np.abs(draws[1] - 2 * draws[0]).min() > 1e-3
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(TypeError, match="loss must be a function"):
+        solver(3.0, optax.sgd(0.1))
+    with pytest.raises(TypeError, match=r"optimizer must be an optax optimiser.*got 0.1"):
+        solver(half_square, 0.1)
+    with pytest.raises(TypeError, match="optimizer must be an optax optimiser"):
+        solver(half_square, lambda t: 0.1)

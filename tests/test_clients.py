@@ -1,0 +1,132 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dflax as dx
+
+
+def twice_plus(row, shift):
+    return {"y": 2.0 * row + shift, "n": row.sum()}
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 3, 8, 100])
+def test_map_clients_is_the_same_however_many_run_at_once(at_once):
+    rows, shift = jnp.arange(32.0).reshape(8, 4), jnp.arange(8.0)
+    out = dx.map_clients(twice_plus, rows, shift, at_once=at_once)
+    np.testing.assert_array_equal(out["y"], 2 * np.asarray(rows) + np.arange(8)[:, None])
+    np.testing.assert_array_equal(out["n"], np.asarray(rows).sum(1))
+
+
+@pytest.mark.parametrize("count", [8, 16, 11])
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_map_clients_over_a_mesh_equals_one_device(count, at_once):
+    rows = jax.random.normal(jax.random.key(0), (count, 3))
+    keys = jax.random.split(jax.random.key(1), count)
+    shared = jnp.arange(3.0)
+
+    def work(row, key, shared):
+        return row * shared + jnp.ones_like(shared) + jax.random.normal(key, row.shape)
+
+    def mapped(rows, keys):
+        return dx.map_clients(work, rows, keys, shared=(shared,), at_once=at_once)
+
+    alone = jax.jit(mapped)(rows, keys)
+    with jax.set_mesh(dx.client_mesh()):
+        dealt = jax.jit(mapped)(rows, keys)
+    np.testing.assert_allclose(dealt, alone, rtol=1e-6, atol=1e-6)
+
+
+def test_map_clients_over_a_mesh_exchanges_nothing_and_can_be_swept():
+    mesh = dx.client_mesh()
+    rows = jax.device_put(
+        jnp.ones((16, 4)), jax.NamedSharding(mesh, jax.sharding.PartitionSpec("clients"))
+    )
+
+    def scaled(scale, rows):
+        return dx.map_clients(lambda row, scale: row * scale, rows, shared=(scale,), at_once=1)
+
+    with jax.set_mesh(mesh):
+        slope = jax.jit(jax.grad(lambda scale: scaled(scale, rows).sum()))(2.0)
+        text = jax.jit(scaled).lower(2.0, rows).compile().as_text()
+        swept = jax.vmap(scaled, in_axes=(0, None))(jnp.arange(3.0), rows)
+    assert slope == 64.0
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in text
+    np.testing.assert_array_equal(swept, np.arange(3.0)[:, None, None] * np.ones((16, 4)))
+
+
+def test_a_client_alone_skips_what_a_conditional_leaves_out():
+    def work(flag):
+        return jax.lax.cond(flag, lambda: jnp.float32(1), lambda: jnp.float32(0))
+
+    flags = jnp.array([True, False, True])
+    alone = jax.make_jaxpr(lambda f: dx.map_clients(work, f, at_once=1))(flags)
+    together = jax.make_jaxpr(lambda f: dx.map_clients(work, f, at_once=3))(flags)
+    assert "cond[" in str(alone)
+    assert "cond[" not in str(together)
+
+
+def test_map_clients_refuses_axes_that_differ():
+    with pytest.raises(ValueError, match="stacked must have leaves that share one leading axis"):
+        dx.map_clients(twice_plus, jnp.ones((3, 2)), jnp.ones(4))
+    with pytest.raises(ValueError, match="at_once must be an integer >= 1, got 0"):
+        dx.map_clients(twice_plus, jnp.ones((3, 2)), jnp.ones(3), at_once=0)
+
+
+def test_scatter_writes_the_cohort_and_nothing_else():
+    tree = {"a": jnp.arange(12.0).reshape(6, 2), "b": jnp.arange(6)}
+    cohort = jnp.array([4, 1])
+    rows = jax.tree.map(lambda leaf: -leaf, dx.gather(tree, cohort))
+    new = dx.scatter(tree, cohort, rows)
+    expected = {"a": np.arange(12.0).reshape(6, 2), "b": np.arange(6)}
+    for leaf in expected.values():
+        leaf[[4, 1]] *= -1
+    jax.tree.map(np.testing.assert_array_equal, new, expected)
+    only_first = dx.scatter(tree, cohort, rows, reported=jnp.array([1.0, 0.0]))
+    assert only_first["b"].tolist() == [0, 1, 2, 3, -4, 5]
+    assert dx.scatter(tree, None, tree, jnp.zeros(6))["b"].tolist() == list(range(6))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(0, 10**6))
+def test_weighted_mean_equals_a_float64_reference(count, width, seed):
+    generator = np.random.default_rng(seed)
+    rows = generator.normal(size=(count, width)).astype(np.float32)
+    weights = generator.uniform(size=count).astype(np.float32) * (
+        generator.uniform(size=count) < 0.8
+    )
+    expected = np.zeros(width)
+    if weights.sum() > 0:
+        expected = (
+            weights.astype(np.float64) @ rows.astype(np.float64) / weights.sum(dtype=np.float64)
+        )
+    ours = dx.weighted_mean({"x": jnp.asarray(rows)}, jnp.asarray(weights))["x"]
+    np.testing.assert_allclose(ours, expected, atol=2e-6, rtol=2e-5)
+
+
+def test_weighted_mean_keeps_dtypes_and_refuses_counters():
+    tree = {"half": jnp.full((4, 2, 3), 1.5, jnp.bfloat16)}
+    out = dx.weighted_mean(tree)
+    assert out["half"].dtype == jnp.bfloat16
+    assert out["half"].shape == (2, 3)
+    np.testing.assert_array_equal(out["half"].astype(jnp.float32), 1.5)
+    with pytest.raises(TypeError, match=r"\['count'\] must hold real numbers, got int32"):
+        dx.weighted_mean({"count": jnp.zeros((4,), jnp.int32)})
+    with pytest.raises(ValueError, match="tree must have a leading axis of length 3, got 4"):
+        dx.weighted_mean(tree, jnp.ones(3))
+
+
+def test_weighted_mean_over_sharded_clients_is_one_all_reduce_of_the_model():
+    mesh = dx.client_mesh()
+    rows = jax.device_put(
+        jnp.ones((16, 64)), jax.NamedSharding(mesh, jax.sharding.PartitionSpec("clients"))
+    )
+    text = jax.jit(dx.weighted_mean).lower(rows, jnp.ones(16)).compile().as_text()
+    reductions = [line for line in text.splitlines() if " all-reduce(" in line]
+    of_the_model = [line for line in reductions if "= f32[] " not in line]
+    assert len(of_the_model) == 1
+    assert "f32[64]" in of_the_model[0] or "f32[1,64]" in of_the_model[0]
+    assert "all-gather" not in text

@@ -1,0 +1,190 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tasks import quadratics, regression, softmax_loss
+
+import dflax as dx
+from dflax import participation
+from dflax.data.dataset import Batch, Dataset
+from dflax.data.partition import from_indices
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return regression()
+
+
+def test_a_round_has_the_shapes_it_promises(task):
+    federation = dx.Federation(
+        task.data,
+        task.partition,
+        batch_size=4,
+        local_steps=3,
+        participation=participation.uniform(5),
+    )
+    drawn = federation.draw(KEY, 7)
+    assert drawn.cohort.shape == drawn.weights.shape == (5,)
+    assert drawn.assignments.minibatches.shape == (5, 3, 4)
+    assert drawn.assignments.key.shape == (5,)
+    np.testing.assert_array_equal(drawn.assignments.local_steps, 3)
+    sizes = np.asarray(task.partition.sizes)
+    np.testing.assert_array_equal(drawn.weights, sizes[np.asarray(drawn.cohort)])
+    assert repr(federation) == "Federation(data, clients=8, cohort=5, local_steps=3, batch_size=4)"
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_clients_see_their_own_examples_only(task, replacement):
+    federation = dx.Federation(
+        task.data, task.partition, batch_size=6, local_steps=5, replacement=replacement
+    )
+    owned = [set(rows.tolist()) for rows in task.partition.as_lists()]
+    for t in (0, 1, 50):
+        minibatches = np.asarray(federation.draw(KEY, t).assignments.minibatches)
+        for client, rows in enumerate(minibatches):
+            assert set(rows.ravel().tolist()) <= owned[client]
+
+
+def test_epochs_go_on_from_round_to_round():
+    partition = from_indices([np.arange(12), np.arange(12, 18)])
+    data = Dataset(jnp.zeros((18, 1)), jnp.zeros(18, jnp.int32))
+    federation = dx.Federation(data, partition, batch_size=2, local_steps=3)
+    rounds = [np.asarray(federation.draw(KEY, t).assignments.minibatches) for t in range(4)]
+    first = np.concatenate([r[0].ravel() for r in rounds])
+    assert sorted(first[:12]) == sorted(first[12:]) == list(range(12))
+    assert all(sorted(r[1].ravel()) == list(range(12, 18)) for r in rounds)
+    assert len({tuple(r[1].ravel()) for r in rounds}) > 1
+
+
+def test_a_clients_draws_do_not_depend_on_who_else_is_invited(task):
+    everyone = dx.Federation(task.data, task.partition, batch_size=4, local_steps=2)
+    some = dx.Federation(
+        task.data,
+        task.partition,
+        batch_size=4,
+        local_steps=2,
+        participation=participation.uniform(3),
+    )
+    drawn, whole = some.draw(KEY, 3), everyone.draw(KEY, 3)
+    for place, client in enumerate(np.asarray(drawn.cohort)):
+        np.testing.assert_array_equal(
+            drawn.assignments.minibatches[place], whole.assignments.minibatches[client]
+        )
+        assert drawn.assignments.key[place] == whole.assignments.key[client]
+
+
+def test_local_epochs_give_every_client_its_own_number_of_steps():
+    partition = from_indices([np.arange(10), np.arange(10, 35), np.arange(35, 36)])
+    data = Dataset(jnp.zeros((36, 1)), jnp.zeros(36, jnp.int32))
+    federation = dx.Federation(data, partition, batch_size=5, local_epochs=2)
+    assert federation.local_steps == 10
+    np.testing.assert_array_equal(federation.draw(KEY, 0).assignments.local_steps, [4, 10, 1])
+
+
+def test_effort_and_dropout_reach_the_round(task):
+    tired = dx.Federation(
+        task.data,
+        task.partition,
+        batch_size=2,
+        local_steps=10,
+        participation=participation.dropout(
+            participation.stragglers(participation.everyone(), 1.0, 0.0), 0.5
+        ),
+    )
+    drawn = tired.draw(KEY, 0)
+    steps, weights = np.asarray(drawn.assignments.local_steps), np.asarray(drawn.weights)
+    assert 0 < (weights == 0).sum() < 8
+    assert (steps[weights == 0] == 0).all()
+    assert (steps[weights > 0] >= 1).all()
+    assert (steps < 10).any()
+
+
+def test_stored_bytes_are_decoded_when_a_minibatch_is_fetched():
+    stored = jnp.arange(24, dtype=jnp.uint8).reshape(6, 2, 2)
+    data = Dataset(stored, jnp.arange(6), jnp.float32(0.5), jnp.float32(1.0))
+    batch = data.fetch(jnp.array([5, 0]))
+    assert batch.inputs.dtype == jnp.float32
+    np.testing.assert_array_equal(batch.inputs, np.asarray(stored)[[5, 0]] * 0.5 + 1)
+    np.testing.assert_array_equal(batch.labels, [5, 0])
+    assert data.example.shape == (1, 2, 2)
+
+
+def test_a_transform_sees_the_training_batches_only():
+    def flip(batch: Batch, key):
+        return batch._replace(inputs=-batch.inputs)
+
+    data = Dataset(jnp.ones((4, 2)), jnp.zeros(4, jnp.int32), transform=flip)
+    indices = jnp.arange(2)
+    np.testing.assert_array_equal(data.fetch(indices, KEY).inputs, -1)
+    np.testing.assert_array_equal(data.fetch(indices).inputs, 1)
+
+
+def test_the_compiled_round_holds_no_data_set_and_no_stack_of_examples():
+    clients, steps, size, width = 6, 5, 4, 37
+    examples = 60 * clients
+    inputs = np.random.default_rng(0).integers(0, 255, (examples, width)).astype(np.uint8)
+    data = Dataset(
+        jnp.asarray(inputs), jnp.zeros(examples, jnp.int32), jnp.float32(1 / 255), classes=3
+    )
+    federation = dx.Federation(
+        data,
+        from_indices(np.array_split(np.arange(examples), clients)),
+        batch_size=size,
+        local_steps=steps,
+    )
+    algorithm = dx.server.fedavg(softmax_loss, optax.sgd(0.1))
+    state = algorithm.init(KEY, {"w": jnp.zeros((width, 3)), "b": jnp.zeros(3)})
+
+    def one_round(state, federation, key, t):
+        return algorithm.step(state, federation.draw(key, t))
+
+    text = jax.jit(one_round).lower(state, federation, KEY, jnp.int32(0)).compile().as_text()
+    shapes = [
+        [int(n) for n in shape.split(",") if n]
+        for shape in re.findall(r"\b(?:u8|f32|s32)\[([\d,]*)\]", text)
+    ]
+    elements = [int(np.prod(shape)) for shape in shapes]
+    assert clients * steps * size in elements, "the minibatches' indices are there"
+    assert clients * size * width in elements, "a step's examples are there"
+    whole = clients * steps * size * width
+    assert not [s for s in shapes if np.prod(s) >= whole and s != [examples, width]]
+    constants = re.findall(r"= \w+\[([\d,]*)\][^=]*? constant\(", text)
+    largest = max(int(np.prod([int(n) for n in c.split(",") if n] or [1])) for c in constants)
+    assert largest <= 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"batch_size": 2.0}, "batch_size must be an integer >= 1, got 2.0"),
+        ({"local_steps": 0}, "local_steps must be an integer >= 1, got 0"),
+        ({"local_steps": None}, "exactly one of local_steps and local_epochs"),
+        ({"local_epochs": 1.0}, "exactly one of local_steps and local_epochs"),
+        ({"local_steps": None, "local_epochs": 0.0}, r"local_epochs must be .* in \(0, inf"),
+        ({"weights": jnp.zeros(6)}, "weights must be positive for at least one client"),
+        ({"weights": -jnp.ones(6)}, "weights must be a finite number"),
+        ({"weights": jnp.ones(5)}, "weights must have a leading axis of length 6, got 5"),
+        ({"participation": participation.uniform(7)}, r"cohort must be .* in \[1, 6\].* got 7"),
+        ({"data": np.ones(3)}, "data must be a Dataset or a Split"),
+        ({"data": quadratics(5).data}, r"partition must hold indices in \[0, 5\)"),
+    ],
+)
+def test_bad_arguments_are_refused(changes, message):
+    task = quadratics(6)
+    arguments = {"data": task.data, "batch_size": 1, "local_steps": 1} | changes
+    with pytest.raises((TypeError, ValueError), match=message):
+        dx.Federation(arguments.pop("data"), task.partition, **arguments)
+
+
+def test_a_raw_integer_is_no_key(task):
+    federation = dx.Federation(task.data, task.partition, batch_size=1, local_steps=1)
+    with pytest.raises(TypeError, match=r"key must be one typed JAX key, got 0.*jax.random.key"):
+        federation.draw(0, 0)
+    with pytest.raises(TypeError, match="key must be one typed JAX key"):
+        federation.draw(jax.random.PRNGKey(0), 0)

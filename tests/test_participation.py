@@ -1,0 +1,146 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from dflax import participation
+from dflax.participation import distinct
+
+
+def draws(rule, clients, count, seed=0):
+    keys = jax.random.split(jax.random.key(seed), count)
+    index = jnp.arange(count, dtype=jnp.int32)
+    return jax.jit(jax.vmap(lambda key, t: rule(key, t, clients)))(keys, index)
+
+
+def test_everyone_comes():
+    cohort = participation.everyone()(jax.random.key(0), jnp.int32(0), 5)
+    assert cohort.clients is None
+    np.testing.assert_array_equal(cohort.reports, np.ones(5))
+    np.testing.assert_array_equal(cohort.effort, np.ones(5))
+
+
+def test_uniform_draws_every_pair_equally_often():
+    cohorts = np.sort(draws(participation.uniform(2), 5, 20_000).clients, axis=1)
+    pairs, counts = np.unique(cohorts, axis=0, return_counts=True)
+    assert len(pairs) == 10
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("population", [50, 5000])
+def test_distinct_numbers_are_distinct_and_uniform_on_both_paths(population):
+    keys = jax.random.split(jax.random.key(1), 2000)
+    chosen = np.asarray(jax.jit(jax.vmap(lambda key: distinct(key, 25, population)))(keys))
+    assert all(len(set(row)) == 25 for row in chosen)
+    assert chosen.min() >= 0
+    assert chosen.max() < population
+    for column in (0, 24):
+        counts = np.bincount(chosen[:, column] * 10 // population, minlength=10)
+        assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_distinct_can_take_the_whole_large_population():
+    chosen = distinct(jax.random.key(2), 4100, 4100)
+    assert sorted(chosen.tolist()) == list(range(4100))
+
+
+def test_bernoulli_joins_with_its_probability_and_respects_capacity():
+    full = draws(participation.bernoulli(0.3), 20, 4000)
+    assert abs(full.reports.mean() - 0.3) < 0.01
+    cut = draws(participation.bernoulli(0.3, capacity=4), 20, 4000)
+    assert cut.clients.shape == (4000, 4)
+    assert all(len(set(row)) == 4 for row in np.asarray(cut.clients))
+    np.testing.assert_allclose(
+        np.asarray(cut.reports).sum(1).mean(),
+        np.minimum(stats.binom(20, 0.3).rvs(200_000, random_state=0), 4).mean(),
+        atol=0.05,
+    )
+
+
+def test_bernoulli_nonempty_has_the_conditional_law():
+    cohorts = np.asarray(draws(participation.bernoulli(0.5, nonempty=True), 2, 12_000).reports)
+    kinds = np.bincount((cohorts @ np.array([2, 1])).astype(int), minlength=4)
+    assert kinds[0] == 0
+    assert stats.chisquare(kinds[1:]).pvalue > 1e-4
+
+
+def test_weighted_prefers_heavy_clients_and_never_draws_weight_zero():
+    weights = np.array([0.0, 1.0, 2.0, 5.0])
+    first = np.asarray(draws(participation.weighted(1, weights), 4, 8000).clients)[:, 0]
+    counts = np.bincount(first, minlength=4)
+    assert counts[0] == 0
+    assert stats.chisquare(counts[1:], 8000 * weights[1:] / 8).pvalue > 1e-4
+
+
+def test_availability_invites_only_who_is_there():
+    table = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
+    cohorts = draws(participation.availability(2, table), 5, 300)
+    for t, (ids, reports) in enumerate(zip(cohorts.clients, cohorts.reports, strict=True)):
+        present = set(np.flatnonzero(table[t % 3]))
+        counted = {int(i) for i, r in zip(ids, reports, strict=True) if r > 0}
+        assert counted <= present
+        assert len(counted) == min(2, len(present))
+
+
+def test_dropout_and_stragglers_compose_and_sweep():
+    rule = participation.stragglers(
+        participation.dropout(participation.uniform(10), 0.25), 0.5, least=0.2
+    )
+    cohorts = draws(rule, 30, 2000)
+    assert abs(float(cohorts.reports.mean()) - 0.75) < 0.01
+    slow = np.asarray(cohorts.effort)[np.asarray(cohorts.effort) < 1]
+    assert abs(slow.size / 20_000 - 0.5) < 0.02
+    assert slow.min() >= 0.2
+    assert abs(slow.mean() - 0.6) < 0.01
+
+    def reporting(rate):
+        inner = participation.dropout(participation.everyone(), rate)
+        return inner(jax.random.key(3), jnp.int32(0), 1000).reports.mean()
+
+    shares = jax.vmap(reporting)(jnp.array([0.0, 0.5, 1.0]))
+    assert shares[0] == 1.0
+    assert 0.4 < shares[1] < 0.6
+    assert shares[2] == 0.0
+
+
+def test_least_can_differ_from_client_to_client():
+    rule = participation.stragglers(participation.everyone(), 1.0, least=np.array([1.0, 0.5, 0.0]))
+    effort = np.asarray(draws(rule, 3, 500).effort)
+    assert (effort[:, 0] == 1).all()
+    assert effort[:, 1].min() >= 0.5
+    assert effort[:, 2].min() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: participation.uniform(0), "cohort must be an integer >= 1, got 0"),
+        (lambda: participation.uniform(2.0), "cohort must be an integer >= 1, got 2.0"),
+        (lambda: participation.bernoulli(1.5), r"probability must be a finite number in \[0, 1\]"),
+        (lambda: participation.bernoulli(0.0, nonempty=True), r"in \(0, 1\], got 0.0"),
+        (lambda: participation.bernoulli(0.5, capacity=0), "capacity must be an integer >= 1"),
+        (
+            lambda: participation.weighted(3, [1.0, 0.0]),
+            "at least cohort=3 positive entries, got 1",
+        ),
+        (lambda: participation.weighted(1, [1.0, -1.0]), "probabilities must be a finite number"),
+        (
+            lambda: participation.availability(1, np.ones(3)),
+            r"shape \[rounds, clients\], got \(3,\)",
+        ),
+        (lambda: participation.dropout(participation.everyone(), float("nan")), "rate must be"),
+        (lambda: participation.stragglers(participation.everyone(), 0.1, 2.0), "least must be"),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+def test_a_cohort_larger_than_the_federation_is_refused():
+    with pytest.raises(ValueError, match=r"cohort must be an integer in \[1, 5\].*got 6"):
+        participation.uniform(6)(jax.random.key(0), jnp.int32(0), 5)
+    with pytest.raises(ValueError, match="one entry per client, 5, got 2"):
+        participation.weighted(1, [1.0, 1.0])(jax.random.key(0), jnp.int32(0), 5)
