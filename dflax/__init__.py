@@ -1,6 +1,19 @@
 """dflax: federated and decentralized learning as pure functions, compiled whole."""
 
-from dflax import aggregation, channel, data, evaluation, local, mesh, participation, server, sinks
+from dflax import (
+    aggregation,
+    channel,
+    data,
+    decentralized,
+    evaluation,
+    gossip,
+    local,
+    mesh,
+    participation,
+    server,
+    sinks,
+    topology,
+)
 from dflax.algorithm import Algorithm, Events, FederatedState, Source, rollout
 from dflax.clients import gather, map_clients, replicate, scatter, select, weighted_mean
 from dflax.federation import Assignment, Federation, Round

@@ -29,6 +29,11 @@ class Assignment(NamedTuple):
     key: Key[Array, ""]
 
 
+@jax.tree_util.register_static
+class Count(int):
+    """An integer that is part of a pytree's structure: static wherever the tree goes."""
+
+
 class Round(NamedTuple):
     """What a federation hands to a step.
 
@@ -39,6 +44,7 @@ class Round(NamedTuple):
       weights: `[m]` float32 aggregation weights; 0 for a client that was invited but did not report.
       assignments: the clients' work, leaves `[m, ...]`.
       data: the data set that the assignments' indices point into.
+      clients: n, the number of all clients; static.
     """
 
     key: Key[Array, ""]
@@ -47,6 +53,7 @@ class Round(NamedTuple):
     weights: Float[Array, " m"]
     assignments: Assignment
     data: Dataset
+    clients: Count
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -170,6 +177,7 @@ class Federation:
             weights=self.weights[ids] * cohort.reports,
             assignments=Assignment(minibatches, local_steps, client_keys),
             data=self.data,
+            clients=Count(self.clients),
         )
 
     def __repr__(self) -> str:

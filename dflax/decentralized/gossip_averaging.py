@@ -148,8 +148,8 @@ def gossip_averaging(
     check_optimizer("optimizer", optimizer)
     if not isinstance(mixer, Mixer):
         raise TypeError(
-            f"mixer must be a Mixer, got {mixer!r}. Make one with dflax.gossip, for example "
-            "dflax.gossip.ring(n)."
+            f"mixer must be a Mixer, got {type(mixer).__name__}. Make one with dflax.gossip, for "
+            "example dflax.gossip.ring(n) or dflax.gossip.mixer(W)."
         )
     if not isinstance(order, Order):
         raise TypeError(f"order must be one of {[str(o) for o in Order]}, got {order!r}.")
@@ -169,7 +169,11 @@ def gossip_averaging(
         return FederatedState(jnp.int32(0), Server(mixer.init(models)), Clients(models, memory))
 
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
-        validation.leading_axis("state.clients", state.clients, mixer.clients)
+        if round.clients != mixer.clients:
+            raise ValueError(
+                f"mixer must mix the federation's {round.clients} clients, got one for "
+                f"{mixer.clients}. Make it with as many clients as the partition has."
+            )
         active = _active(round, mixer.clients)
         models, mixing = state.clients.params, state.server.mixer
 

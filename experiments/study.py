@@ -1,0 +1,157 @@
+"""What every study shares: its command line, its summary file, its table and its exit status."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = pathlib.Path("results")
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A statement about what ran.
+
+    Attributes:
+      claim: the statement, in words.
+      holds: whether the numbers bear it out; computed, never typed in.
+      ours: the number or numbers it rests on.
+      reference: what they are compared with.
+    """
+
+    claim: str
+    holds: bool
+    ours: Any
+    reference: Any
+
+
+@dataclasses.dataclass
+class Summary:
+    """What a study found.
+
+    Attributes:
+      methods: for each method its metrics, plain numbers.
+      claims: what follows from them.
+      figures: matplotlib figures by file name, without ending.
+    """
+
+    methods: dict[str, dict[str, float]]
+    claims: list[Claim] = dataclasses.field(default_factory=list)
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def main(study: Callable[[Any], Summary], config: type, file: str) -> None:
+    """Runs a study from the command line and ends the process: status 1 when a claim fails.
+
+    Args:
+      study: the study's function.
+      config: its dataclass; tyro makes the command line from it.
+      file: the study's `__file__`, which names it.
+    """
+    import tyro
+
+    name = pathlib.Path(file).stem
+    options = tyro.cli(config, prog=f"python -m experiments.{name}")
+    remember_compilations()
+    began = time.perf_counter()
+    summary = study(options)
+    save(name, options, summary)
+    show(name, summary, time.perf_counter() - began)
+    sys.exit(0 if all(claim.holds for claim in summary.claims) else 1)
+
+
+def remember_compilations() -> None:
+    """Keeps compiled programs on disk, so that a second run starts at once."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or home) / "dflax" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def save(name: str, config: Any, summary: Summary) -> pathlib.Path:
+    """Writes `results/NAME/summary.json` and the figures beside it; returns the folder."""
+    folder = RESULTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "experiment": name,
+        "config": dataclasses.asdict(config),
+        "methods": summary.methods,
+        "claims": [dataclasses.asdict(claim) for claim in summary.claims],
+    }
+    unfinished = folder / "summary.json.tmp"
+    unfinished.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
+    unfinished.replace(folder / "summary.json")
+    for stem, figure in summary.figures.items():
+        figure.savefig(folder / f"{stem}.png", dpi=150, bbox_inches="tight")
+    return folder
+
+
+def show(name: str, summary: Summary, seconds: float) -> None:
+    """Prints the methods' metrics, the claims, and where everything lies."""
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    columns = list(dict.fromkeys(key for row in summary.methods.values() for key in row))
+    table = Table("method", title=name)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for method, row in summary.methods.items():
+        table.add_row(method, *(_shown(row.get(column)) for column in columns))
+    console.print(table)
+    if summary.claims:
+        console.print(claims_table({name: summary.claims}))
+    console.print(f"{seconds:.0f} s; summary and figures in {RESULTS / name}/", highlight=False)
+
+
+def claims_table(claims: dict[str, list[Claim]]) -> Table:
+    """The claims of one or several studies as a table."""
+    table = Table("study", "claim", "holds", "ours", "reference")
+    for study, stated in claims.items():
+        for claim in stated:
+            verdict = "[green]yes[/green]" if claim.holds else "[bold red]NO[/bold red]"
+            table.add_row(study, claim.claim, verdict, _shown(claim.ours), _shown(claim.reference))
+    return table
+
+
+@contextlib.contextmanager
+def figure(width: float = 6.4, height: float = 4.0, **options: Any) -> Iterator[tuple[Any, Any]]:
+    """A matplotlib figure and its axes in the studies' common look, drawn without a display."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib import pyplot as plt
+
+    look = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "legend.frameon": False,
+        "font.size": 10,
+    }
+    with plt.rc_context(look):
+        drawn, axes = plt.subplots(figsize=(width, height), layout="constrained", **options)
+        yield drawn, axes
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_shown(entry) for entry in value)
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    array = np.asarray(value)
+    return array.item() if array.ndim == 0 else array.tolist()
