@@ -39,7 +39,7 @@ class Round(NamedTuple):
 
     Attributes:
       key: the round's typed key, for everything random outside of the clients.
-      index: `[]` int32 number of the round in the run.
+      number: `[]` int32, which round of the run this is, from 0.
       cohort: `[m]` int32 ids of the invited clients, distinct; None for all n clients in order.
       weights: `[m]` float32 aggregation weights; 0 for a client that was invited but did not report.
       assignments: the clients' work, leaves `[m, ...]`.
@@ -48,7 +48,7 @@ class Round(NamedTuple):
     """
 
     key: Key[Array, ""]
-    index: Int[Array, ""]
+    number: Int[Array, ""]
     cohort: Int[Array, " m"] | None
     weights: Float[Array, " m"]
     assignments: Assignment
@@ -172,7 +172,7 @@ class Federation:
         client_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(clients_key, ids)
         return Round(
             key=step_key,
-            index=index,
+            number=index,
             cohort=cohort.clients,
             weights=self.weights[ids] * cohort.reports,
             assignments=Assignment(minibatches, local_steps, client_keys),

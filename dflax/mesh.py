@@ -43,10 +43,10 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
 
     if not isinstance(state, FederatedState):
         return jax.tree.map(lambda leaf: everywhere, state)
-    return FederatedState(
-        everywhere,
-        jax.tree.map(lambda leaf: everywhere, state.server),
-        jax.tree.map(per_client, state.clients),
+    return state._replace(
+        round=everywhere,
+        server=jax.tree.map(lambda leaf: everywhere, state.server),
+        clients=jax.tree.map(per_client, state.clients),
     )
 
 

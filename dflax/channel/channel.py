@@ -55,7 +55,8 @@ def chain(*channels: Channel) -> Channel:
     def apply(
         messages: Messages, weights: Float[Array, " m"], state: Any, key: Key[Array, ""]
     ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
-        states, measured = [], {}
+        states: list[Any] = []
+        measured: Metrics = {}
         keys = jax.random.split(key, max(len(channels), 1))
         for channel, own, own_key in zip(channels, state, keys, strict=False):
             messages, weights, own, metrics = channel.apply(messages, weights, own, own_key)

@@ -194,14 +194,14 @@ def gossip_averaging(
                 round.assignments,
                 rows.params,
                 rows.optimizer,
-                shared=(round.data, round.index),
+                shared=(round.data, round.number),
                 at_once=at_once,
             )
             after = scatter(before, round.cohort, rows)
             return after, weighted_mean(measured, (round.weights > 0).astype(jnp.float32))
 
         def mix(models: Params) -> tuple[Params, Any, Metrics]:
-            return mixer.apply(models, mixing, round.key, round.index, active)
+            return mixer.apply(models, mixing, round.key, round.number, active)
 
         if order is Order.ADAPT_THEN_COMBINE:
             after, metrics = train(models)

@@ -10,7 +10,7 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Batch
 
-Loss = Callable[[Params, Batch, Key[Array, ""]], tuple[Float[Array, ""], Metrics]]
+Loss = Callable[[Params, Batch, Key[Array, ""] | None], tuple[Float[Array, ""], Metrics]]
 
 
 class Oracle(NamedTuple):

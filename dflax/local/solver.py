@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from dflax.algorithm import Metrics, Params
-from dflax.data.dataset import Dataset
+from dflax.data.dataset import Batch, Dataset
 from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.subproblem import Subproblem
@@ -90,16 +90,18 @@ def solver(
         if optimizer_state is None:
             optimizer_state = descent.init(params)
 
-        def see(params: Params, k: Array, minibatch: Array) -> tuple[Params, Metrics]:
+        def fetch(k: Array, minibatch: Array) -> tuple[Batch, Array]:
             fetch_key, oracle_key = jax.random.split(jax.random.fold_in(assignment.key, k))
-            return oracle(params, data.fetch(minibatch, fetch_key), oracle_key)
+            return data.fetch(minibatch, fetch_key), oracle_key
 
         def one_step(carry: Any, scanned: Any) -> tuple[Any, None]:
             k, minibatch = scanned
+            # Fetched out here: a conditional under vmap would copy the data set for every client.
+            batch, oracle_key = fetch(k, minibatch)
 
             def advance(carry: Any) -> Any:
                 params, optimizer_state, total, measured = carry
-                seen, metrics = see(params, k, minibatch)
+                seen, metrics = oracle(params, batch, oracle_key)
                 wanted = problem.direction(seen, params)
                 updates, optimizer_state = descent.update(wanted, optimizer_state, params)
                 total = None if total is None else jax.tree.map(jnp.add, total, seen)
@@ -112,7 +114,8 @@ def solver(
         steps = assignment.minibatches.shape[0]
         scanned = (jnp.arange(steps, dtype=jnp.int32), assignment.minibatches)
         first = jax.tree.map(lambda leaf: leaf[0], scanned)
-        _, measured = jax.eval_shape(see, params, *first)
+        batch, oracle_key = jax.eval_shape(fetch, *first)
+        _, measured = jax.eval_shape(oracle.evaluate, params, batch, oracle_key)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), measured)
         total = jax.tree.map(jnp.zeros_like, params) if mean_gradient else None
         carry, _ = jax.lax.scan(one_step, (params, optimizer_state, total, zeros), scanned)

@@ -122,7 +122,7 @@ def fedavg(
         changes, measured = map_clients(
             local_work,
             round.assignments,
-            shared=(server.params, round.data, round.index),
+            shared=(server.params, round.data, round.number),
             at_once=at_once,
         )
         metrics = weighted_mean(measured, round.weights)
@@ -134,7 +134,7 @@ def fedavg(
         change, aggregator_state, combined = aggregator.apply(
             changes, weights, server.aggregator, aggregator_key
         )
-        descent = optimizer_at(server_optimizer, round.index)
+        descent = optimizer_at(server_optimizer, round.number)
         updates, optimizer_state = descent.update(
             jax.tree.map(jnp.negative, change), server.optimizer, server.params
         )

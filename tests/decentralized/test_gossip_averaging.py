@@ -207,5 +207,5 @@ def test_bad_arguments_are_refused(make):
     state = algorithm.init(KEY, START)
     for rule in (participation.everyone(), participation.uniform(3)):
         drawn = TASK.federation(participation=rule).draw(KEY, 0)
-        with pytest.raises(ValueError, match="mixer must mix the federation's 8 clients.*for 5"):
+        with pytest.raises(ValueError, match=r"mixer must mix the federation's 8 clients.*for 5"):
             jax.jit(algorithm.step)(state, drawn)

@@ -1,0 +1,1 @@
+"""Timings against peers and against what the hardware can do: `python -m benchmarks`."""

@@ -1,0 +1,53 @@
+"""`python -m benchmarks [--quick] [NAMES]`: one table on the terminal and results/benchmarks.json."""
+
+import argparse
+import importlib
+import json
+import pathlib
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import Row
+
+NAMES = ("logistic", "startup")
+RESULTS = pathlib.Path("results")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and repetitions")
+    options = parser.parse_args()
+    unknown = set(options.names) - set(NAMES)
+    if unknown:
+        parser.error(f"unknown NAME {sorted(unknown)}: choose from {', '.join(NAMES)}")
+    rows: list[Row] = []
+    for name in options.names or NAMES:
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        rows += importlib.import_module(f"benchmarks.{name}").rows(options.quick)
+    RESULTS.mkdir(exist_ok=True)
+    content = json.dumps([row.as_json() for row in rows], indent=2)
+    (RESULTS / "benchmarks.json").write_text(content + "\n")
+    table = Table("what", "ours ms", "peer", "peer ms", "times faster", "limit ms", "of limit")
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.ours_ms:.3g}",
+            row.peer or "",
+            _number(row.peer_ms),
+            _number(row.ratio),
+            _number(row.limit_ms),
+            _number(row.share_of_limit),
+        )
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    main()

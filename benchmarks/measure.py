@@ -1,0 +1,55 @@
+"""How a row is measured."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+      name: what is timed.
+      ours_ms: our time in milliseconds.
+      peer: what it is compared with, and its version; None where there is nothing, or what is missing.
+      peer_ms: the peer's time for the same work in the same run.
+      limit_ms: the least time the hardware needs for the work, measured in the same run.
+    """
+
+    name: str
+    ours_ms: float
+    peer: str | None = None
+    peer_ms: float | None = None
+    limit_ms: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times faster than the peer."""
+        return None if self.peer_ms is None else self.peer_ms / self.ours_ms
+
+    @property
+    def share_of_limit(self) -> float | None:
+        """Which part of the hardware's speed is reached."""
+        return None if self.limit_ms is None else self.limit_ms / self.ours_ms
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as it stands in results/benchmarks.json."""
+        return dataclasses.asdict(self) | {
+            "ratio": self.ratio,
+            "share_of_limit": self.share_of_limit,
+        }
+
+
+def milliseconds(work: Callable[[], Any], repeats: int = 5, units: int = 1) -> float:
+    """The least of several timings of `work()`, waited for, per unit; a first call warms up."""
+    jax.block_until_ready(work())
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(work())
+        times.append(time.perf_counter() - began)
+    return 1e3 * min(times) / units

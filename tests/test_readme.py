@@ -1,0 +1,43 @@
+"""The README's programs run as they stand there, in order, and do what the text around them says."""
+
+import ast
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+
+
+@pytest.fixture(scope="module")
+def programs():
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_readmes_programs_run_and_learn(programs):
+    names = {}
+    exec(compile(programs[0], "README.md", "exec"), names)
+    assert names["history"].evaluated.tolist() == [10, 20, 30, 40]
+    assert names["history"].evaluations["accuracy"][-1] > 0.8
+    exec(compile(programs[1], "README.md", "exec"), names)
+    assert names["history"].evaluations["accuracy"][-1] > 0.85
+    state = names["state"]
+    assert state.round == 60
+    # SCAFFOLD's invariant: the server's control is the mean of the clients' controls.
+    for control, own in zip(
+        names["jax"].tree.leaves(state.server.control),
+        names["jax"].tree.leaves(state.clients),
+        strict=True,
+    ):
+        np.testing.assert_allclose(control, np.asarray(own).mean(0), atol=1e-5)
+
+
+def test_an_algorithm_takes_under_thirty_lines(programs):
+    (function,) = [
+        node
+        for node in ast.parse(programs[1]).body
+        if isinstance(node, ast.FunctionDef) and node.name == "scaffold"
+    ]
+    source = "\n".join(programs[1].splitlines()[function.lineno - 1 : function.end_lineno])
+    assert len([line for line in source.splitlines() if line.strip()]) < 30
