@@ -7,12 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from dflax import validation
+from dflax import counter, validation
 from dflax.data.dataset import Dataset, Split
 from dflax.participation import Participation, everyone
-
-# Tells the stream of minibatches from the rounds, which are numbered from 0.
-STREAM = 0xFFFFFFFF
 
 
 class Assignment(NamedTuple):
@@ -151,16 +148,17 @@ class Federation:
         """
         validation.typed_key("key", key)
         index = jnp.asarray(index, jnp.int32)
-        cohort_key, clients_key, batch_key, step_key = jax.random.split(
-            jax.random.fold_in(key, index), 4
-        )
+        # One call of the generator for all of the round's keys.
+        numbers = 4 * index.astype(jnp.uint32) + jnp.arange(4, dtype=jnp.uint32)
+        cohort_key, clients_key, batch_key, step_key = jax.vmap(
+            jax.random.fold_in, in_axes=(None, 0)
+        )(key, numbers)
         cohort = self.participation(cohort_key, index, self.clients)
         ids = cohort.clients
         ids = jnp.arange(self.clients, dtype=jnp.int32) if ids is None else ids
         # Without replacement the stream must outlive the round, so its seed is the run's.
-        stream_key = batch_key if self.replacement else jax.random.fold_in(key, STREAM)
         minibatches = self.partition.minibatches(
-            jax.random.bits(stream_key, (2,), jnp.uint32),
+            counter.seed_of(batch_key if self.replacement else key),
             ids,
             index * (self.local_steps * self.batch_size),
             self.local_steps,

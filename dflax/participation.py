@@ -15,7 +15,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dflax import validation
+from dflax import counter, validation
 
 # Up to this many clients, sorting random bits is cheaper than Floyd's sampling step by step.
 SORTED_DRAW = 4096
@@ -142,8 +142,7 @@ def distinct(key: Key[Array, ""], count: int, population: int) -> Int[Array, " m
     the result is then put in random order.
     """
     if population <= SORTED_DRAW:
-        bits = jax.random.bits(key, (population,), jnp.uint32)
-        return jnp.argsort(bits)[:count].astype(jnp.int32)
+        return jnp.argsort(counter.bits(key, population))[:count].astype(jnp.int32)
     draw_key, order_key = jax.random.split(key)
     tops = jnp.arange(population - count, population, dtype=jnp.int32)
     draws = jax.random.randint(draw_key, (count,), 0, tops + 1)

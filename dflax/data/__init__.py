@@ -1,2 +1,28 @@
-"""Data."""
-from dflax.data.partition import Partition
+"""Data sets on the device, and ways to deal them to clients."""
+
+from dflax.data.arrays import from_arrays, split
+from dflax.data.cifar import cifar10, cifar100
+from dflax.data.composition import class_counts, label_distribution
+from dflax.data.dataset import Batch, Dataset, Split
+from dflax.data.figures import partition_figure
+from dflax.data.idx import read_idx
+from dflax.data.laws import dirichlet_laws
+from dflax.data.logistic import Logistic, logistic, logistic_loss
+from dflax.data.partition import ClassLaws, Partition, from_indices, resample
+from dflax.data.partitioners import (
+    by_group,
+    dirichlet,
+    iid,
+    label_shards,
+    quantity_skew,
+    train_test_per_client,
+)
+from dflax.data.sources import digits, fashion_mnist, mnist
+from dflax.data.synthetic import (
+    LeastSquares,
+    Quadratics,
+    least_squares,
+    least_squares_loss,
+    quadratic_loss,
+    quadratics,
+)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
-from dflax import validation
+from dflax import counter, validation
 
 LARGEST_CLIENT = 1 << 24
 MULTIPLIERS = 256
@@ -69,15 +69,15 @@ class Partition:
         """
         count = steps * batch_size
         sizes = self.sizes[clients].astype(jnp.uint32)[:, None]
-        stream = _hash(_hash(clients.astype(jnp.uint32) ^ seed[0]) ^ seed[1])[:, None]
+        stream = counter.stream(seed, clients)[:, None]
         position = start.astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)[None]
         if replacement:
-            within = _hash(stream + _hash(position)) % sizes
+            within = counter.mix(stream + counter.mix(position)) % sizes
         else:
             epoch, rank = jnp.divmod(position, sizes)
-            shift = _hash(stream ^ _hash(epoch))
+            shift = counter.mix(stream ^ counter.mix(epoch))
             strides = jnp.uint32(self.multipliers.shape[0])
-            stride = self.multipliers[_hash(shift) % strides] % sizes
+            stride = self.multipliers[counter.mix(shift) % strides] % sizes
             within = (stride * rank + shift % sizes) % sizes
         chosen = self.indices[self.offsets[clients][:, None] + within.astype(jnp.int32)]
         return chosen.reshape(clients.shape[0], steps, batch_size)
@@ -151,13 +151,6 @@ def _strides(sizes: np.ndarray) -> np.ndarray:
     return coprime[spread]
 
 
-def _hash(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """A bijective mix of 32 bits: every input bit moves every output bit (Wellons' lowbias32)."""
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
-    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
-    return bits ^ (bits >> 16)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ClassLaws:
@@ -200,10 +193,10 @@ class ClassLaws:
         Arguments are those of `Partition.minibatches`; draws are always with replacement.
         """
         count = steps * batch_size
-        stream = _hash(_hash(clients.astype(jnp.uint32) ^ seed[0]) ^ seed[1])[:, None]
+        stream = counter.stream(seed, clients)[:, None]
         position = start.astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)[None]
-        first = _hash(stream + _hash(position))
-        second = _hash(first ^ _hash(seed[1] + jnp.uint32(1)))
+        first = counter.mix(stream + counter.mix(position))
+        second = counter.mix(first ^ counter.mix(seed[1] + jnp.uint32(1)))
         uniform = (first >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
         laws = self.cumulative[clients][:, None]
         label = jnp.sum(uniform[..., None] >= laws[..., :-1], axis=-1)

@@ -30,5 +30,3 @@ class Mixer(NamedTuple):
     clients: int
     init: Callable[[Models], MixerState]
     apply: Callable[..., tuple[Models, MixerState, Metrics]]
-
-

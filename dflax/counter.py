@@ -1,0 +1,34 @@
+"""Cheap random bits for the draws of a round: a hash of a counter, a few integer operations each.
+
+JAX's own generator is the choice wherever numbers feed a model. Who takes part and which examples
+come next need no more than well-mixed bits, and in a round of a small model the default generator
+would cost more than the arithmetic of the round.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, UInt32
+
+
+def mix(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A bijective mix of 32 bits: every input bit moves every output bit (Wellons' lowbias32)."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+    return bits ^ (bits >> 16)
+
+
+def seed_of(key: Key[Array, ""]) -> UInt32[Array, "2"]:
+    """64 bits of a typed key, as the seed of a stream of counters."""
+    words = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)
+    return jnp.stack([words[0], words[-1]])
+
+
+def stream(seed: UInt32[Array, "2"], label: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A stream of its own for every label (a client's number, say): where its counters start."""
+    return mix(mix(label.astype(jnp.uint32) ^ seed[0]) ^ seed[1])
+
+
+def bits(key: Key[Array, ""], count: int) -> UInt32[Array, " count"]:
+    """`count` 32-bit words that depend on the key."""
+    start = stream(seed_of(key), jnp.zeros((), jnp.uint32))
+    return mix(start + mix(jnp.arange(count, dtype=jnp.uint32)))

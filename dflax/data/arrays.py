@@ -1,0 +1,219 @@
+"""Data sets from arrays in memory, and the split into training and test examples."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from dflax import validation
+from dflax.data.dataset import Dataset, Split
+
+LARGEST_INTEGER = 2**31 - 1
+
+
+def from_arrays(
+    inputs: PyTree[Array],
+    labels: Array,
+    *,
+    test: tuple[PyTree[Array], Array] | None = None,
+    test_fraction: float | None = None,
+    classes: int | None = None,
+    scale: Float[Array, "..."] | float | None = None,
+    shift: Float[Array, "..."] | float | None = None,
+    name: str = "",
+    seed: int = 0,
+) -> Split:
+    """A `Split` from arrays of one's own.
+
+    Inputs keep their storage dtype, 64-bit ones become 32-bit. A minibatch is decoded as
+    `inputs * scale + shift` in float32 if `scale` is given, and handed out as stored if not: for
+    uint8 images say `scale=1 / 255`.
+
+    Args:
+      inputs: `[N, ...]` array or pytree of arrays.
+      labels: `[N, ...]` class numbers (integers or booleans) or targets (floats).
+      test: `(inputs, labels)` of the test examples, or else
+      test_fraction: in (0, 1), the share of the examples that is held out, see `split`.
+      classes: C; default one more than the largest label if labels are integers `[N]`, else None.
+      scale: broadcasts against one decoded input.
+      shift: broadcasts against one decoded input; needs `scale`.
+      name: for tables and figures.
+      seed: of the split by `test_fraction`.
+
+    Returns:
+      The `Split`, on the device.
+
+    Raises:
+      ValueError: lengths that differ, NaN or infinite entries, labels outside [0, C), both or none of
+        `test` and `test_fraction`.
+      TypeError: entries that are no numbers.
+    """
+    if (test is None) == (test_fraction is None):
+        raise ValueError(
+            "give exactly one of test and test_fraction, got "
+            f"{'both' if test is not None else 'neither'}. test_fraction=0.2 holds out a fifth."
+        )
+    if shift is not None and scale is None:
+        raise ValueError("shift needs scale, got scale=None. Pass scale=1.0 to shift alone.")
+    for argument, value in (("scale", scale), ("shift", shift)):
+        if value is not None:
+            validation.real(argument, value)
+    inputs, labels = _checked("inputs", inputs, "labels", labels)
+    if test is not None:
+        test = _checked("test[0]", test[0], "test[1]", test[1])
+        _same_kind(inputs, labels, *test)
+    parts = [labels] if test is None else [labels, test[1]]
+    classes = _classes(parts, classes)
+    affine = (
+        None if scale is None else jnp.asarray(scale, jnp.float32),
+        None if shift is None else jnp.asarray(shift, jnp.float32),
+    )
+    train = Dataset(
+        jax.tree.map(jnp.asarray, inputs), jnp.asarray(labels), *affine, classes=classes, name=name
+    )
+    if test is None:
+        return split(train, test_fraction, seed)
+    held_out = dataclasses.replace(
+        train, inputs=jax.tree.map(jnp.asarray, test[0]), labels=jnp.asarray(test[1])
+    )
+    return Split(train, held_out)
+
+
+def split(data: Dataset, test_fraction: float, seed: int = 0) -> Split:
+    """Hold out ceil(test_fraction N) random examples.
+
+    Where labels are classes the split is stratified: of a class with N_c examples the test set gets
+    test_fraction N_c, rounded down or up.
+
+    Args:
+      data: N examples.
+      test_fraction: in (0, 1).
+      seed: of the choice.
+
+    Returns:
+      The `Split`; both parts keep the order of `data`.
+
+    Raises:
+      ValueError: a fraction out of range, or one that leaves a part empty.
+    """
+    validation.real(
+        "test_fraction", test_fraction, low=0.0, high=1.0, low_open=True, high_open=True
+    )
+    validation.integer("seed", seed, low=0)
+    labels = np.asarray(data.labels)
+    # The product's last bit must not add an example: 0.1 * 30 is just above 3.
+    held_out = math.ceil(test_fraction * len(labels) - 1e-9)
+    if not 0 < held_out < len(labels):
+        raise ValueError(
+            f"test_fraction must leave both parts an example, got {test_fraction} of {len(labels)}: "
+            f"{held_out} would be held out."
+        )
+    strata = labels if data.classes is not None and labels.ndim == 1 else np.zeros(len(labels), int)
+    counts = np.bincount(strata)
+    quotas = _largest_remainders(counts, held_out)
+    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), strata))
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = np.zeros(len(labels), bool)
+    chosen[order[rank < np.repeat(quotas, counts)]] = True
+    return Split(_rows(data, np.flatnonzero(~chosen)), _rows(data, np.flatnonzero(chosen)))
+
+
+def _rows(data: Dataset, indices: np.ndarray) -> Dataset:
+    return dataclasses.replace(
+        data,
+        inputs=jax.tree.map(lambda x: x[indices], data.inputs),
+        labels=data.labels[indices],
+    )
+
+
+def _largest_remainders(counts: np.ndarray, total: int) -> np.ndarray:
+    """Integers that sum to `total`, in proportion to `counts` to within one."""
+    exact = counts * (total / counts.sum())
+    quotas = np.floor(exact + 1e-9).astype(np.int64)
+    short = total - quotas.sum()
+    quotas[np.argsort(quotas - exact, kind="stable")[:short]] += 1
+    return quotas
+
+
+def _checked(
+    inputs_name: str, inputs: PyTree[Array], labels_name: str, labels: Array
+) -> tuple[PyTree[np.ndarray], np.ndarray]:
+    """Both as arrays of at most 32 bits, after all checks that need no second data set."""
+    inputs = jax.tree.map(lambda leaf: _numbers(inputs_name, leaf), inputs)
+    labels = _numbers(labels_name, labels)
+    if labels.dtype == bool:
+        labels = labels.astype(np.int32)
+    length = validation.leading_axis(labels_name, labels)
+    if length == 0:
+        raise ValueError(f"{labels_name} must hold at least one example, got none.")
+    validation.leading_axis(inputs_name, inputs, length)
+    if np.issubdtype(labels.dtype, np.integer):
+        labels = labels.astype(np.int32)
+    return inputs, labels
+
+
+def _numbers(name: str, leaf: Array) -> np.ndarray:
+    array = np.asarray(leaf)
+    if array.dtype == np.bool_ or jnp.issubdtype(array.dtype, np.integer):
+        wide = array.dtype.itemsize == 8 or array.dtype == np.uint32
+        if wide and array.size and max(-int(array.min()), int(array.max())) > LARGEST_INTEGER:
+            raise ValueError(
+                f"{name} must fit 32-bit integers, got {array.min()} to {array.max()}. "
+                "Number the values anew, for example with numpy.unique(..., return_inverse=True)."
+            )
+        return array.astype(np.int32) if wide else array
+    if jnp.issubdtype(array.dtype, np.floating):
+        if array.dtype.itemsize > 4:
+            # What overflows is refused below, with a message of its own.
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float32)
+        finite = np.isfinite(array)
+        if not finite.all():
+            raise ValueError(
+                f"{name} must be finite, got {int((~finite).sum())} NaN or infinite entries (64-bit "
+                "numbers become 32-bit). Drop or fill these examples first."
+            )
+        return array
+    raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}.")
+
+
+def _classes(parts: list[np.ndarray], classes: int | None) -> int | None:
+    integers = np.issubdtype(parts[0].dtype, np.integer)
+    if classes is not None:
+        validation.integer("classes", classes, low=1)
+        if not integers:
+            raise TypeError(
+                f"labels must be integers in [0, {classes}) if classes is given, got dtype "
+                f"{parts[0].dtype}."
+            )
+    if not integers:
+        return None
+    low, high = min(int(p.min()) for p in parts), max(int(p.max()) for p in parts)
+    if classes is None and parts[0].ndim == 1:
+        classes = high + 1
+    if classes is not None and (low < 0 or high >= classes):
+        raise ValueError(f"labels must lie in [0, {max(classes, 1)}), got {low} to {high}.")
+    return classes
+
+
+def _same_kind(
+    inputs: PyTree[np.ndarray],
+    labels: np.ndarray,
+    test_inputs: PyTree[np.ndarray],
+    test_labels: np.ndarray,
+) -> None:
+    def kind(tree: PyTree[np.ndarray]) -> tuple:
+        return jax.tree.structure(tree), [(x.shape[1:], x.dtype) for x in jax.tree.leaves(tree)]
+
+    for name, train, test in (
+        ("inputs", inputs, test_inputs),
+        ("labels", labels, test_labels),
+    ):
+        if kind(train) != kind(test):
+            raise ValueError(
+                f"test must have {name} of the same structure, shapes and dtypes as training, got "
+                f"{kind(test)} for {kind(train)}."
+            )

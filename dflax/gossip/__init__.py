@@ -1,0 +1,23 @@
+"""Mixers: how decentralized clients combine their models."""
+
+from dflax.gossip.chebyshev import chebyshev
+from dflax.gossip.choose import mixer
+from dflax.gossip.families import (
+    erdos_renyi,
+    exponential,
+    geometric,
+    hypercube,
+    one_peer_exponential,
+    random_matching,
+    random_neighbours,
+    random_regular,
+    random_regular_each_round,
+    ring,
+    star,
+    torus,
+)
+from dflax.gossip.fixed import complete, dense, edges, identity, shifts, slots
+from dflax.gossip.mixer import Mixer, MixerState, Models
+from dflax.gossip.push_sum import PushSumState, push_sum
+from dflax.gossip.repeat import repeat
+from dflax.gossip.varying import alternate, scheduled

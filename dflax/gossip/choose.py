@@ -1,0 +1,159 @@
+"""From a topology to the mixer that suits its structure."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from dflax.gossip import fixed
+from dflax.gossip.mixer import Mixer
+from dflax.gossip.repeat import repeat
+from dflax.gossip.varying import alternate, scheduled
+from dflax.topology import (
+    Graph,
+    MixingMatrix,
+    Schedule,
+    from_dense,
+    metropolis,
+    periodic,
+    uniform,
+)
+
+Topology = (
+    Graph
+    | MixingMatrix
+    | Schedule
+    | Float[np.ndarray, "n n"]
+    | Sequence[Graph | MixingMatrix | Float[np.ndarray, "n n"]]
+)
+Kind = Literal["shifts", "slots", "dense", "edges", "complete"]
+
+MOST_SHIFTS = 32
+MOST_SLOTS = 64
+# Multiplying by W costs 2 n operations per number mixed, hearing k neighbours moves 4 k bytes: on the
+# machines measured the two meet near n = 32 k.
+DENSE_PER_SLOT = 32
+LARGEST_DENSE = 1 << 12
+KINDS: dict[str, Callable[[MixingMatrix], Mixer]] = {
+    "shifts": fixed.shifts,
+    "slots": fixed.slots,
+    "dense": fixed.dense,
+    "edges": fixed.edges,
+}
+
+
+def mixer(
+    topology: Topology,
+    *,
+    weights: Callable[[Graph], MixingMatrix] | None = None,
+    steps: int = 1,
+    kind: Kind | None = None,
+) -> Mixer:
+    """The mixer of a graph, a mixing matrix, or a sequence or schedule of them.
+
+    Args:
+      topology: a `Graph`; a `MixingMatrix`; an array `[n, n]`, >= 0 and doubly stochastic; a
+        sequence of these, used in turn; or a `Schedule`.
+      weights: from graph to mixing matrix, such as `topology.uniform`; only for graphs. None:
+        Metropolis–Hastings, and uniform weights on directed regular graphs.
+      steps: gossip steps per round, >= 1 (see `repeat`).
+      kind: how W is multiplied by. None chooses: one product for exact averaging; rolls ("shifts") on
+        rings, tori, hypercubes and circulant graphs of few neighbours; a product with W ("dense") when n
+        is at most 32 times the largest degree; else a sum over neighbours ("slots"), or over edges
+        ("edges") when few nodes have most of them.
+
+    Returns:
+      A `Mixer`.
+
+    Raises:
+      TypeError: a topology of another type, or `weights` beside anything but a graph.
+      ValueError: a kind that is unknown or does not fit, a matrix that is not stochastic, a directed
+        graph that is not regular, or `steps` below 1.
+    """
+    if isinstance(topology, Mixer):
+        raise TypeError(
+            "topology must be a graph or a matrix, got a Mixer. Repeat one with repeat()."
+        )
+    if isinstance(topology, Schedule):
+        if weights is not None or kind is not None:
+            raise TypeError(
+                "weights and kind must be None beside a Schedule, which draws its own W."
+            )
+        return repeat(scheduled(topology), steps)
+    if isinstance(topology, (list, tuple)):
+        matrices = [as_matrix(one, weights) for one in topology]
+        if kind is None and not all(_rolls(matrix) or matrix.averages for matrix in matrices):
+            return repeat(scheduled(periodic(matrices)), steps)
+        return repeat(alternate([_of_kind(matrix, kind) for matrix in matrices]), steps)
+    return repeat(_of_kind(as_matrix(topology, weights), kind), steps)
+
+
+def as_matrix(
+    topology: Any, weights: Callable[[Graph], MixingMatrix] | None = None
+) -> MixingMatrix:
+    """A graph with its weights, a mixing matrix, or an array `[n, n]`, as a `MixingMatrix`.
+
+    Raises:
+      TypeError: a topology of another type, or `weights` beside anything but a graph.
+      ValueError: a directed graph that is not regular and comes without weights, or an array that is
+        not doubly stochastic.
+    """
+    if isinstance(topology, Graph):
+        if weights is not None:
+            return weights(topology)
+        if not topology.directed:
+            return metropolis(topology)
+        if topology.regular:
+            return uniform(topology)
+        raise ValueError(
+            f"weights must be given for the directed graph {topology.name}, which is not regular. Use "
+            "gossip.push_sum, which averages exactly over it, or "
+            "functools.partial(topology.uniform, row_stochastic=True)."
+        )
+    if weights is not None:
+        raise TypeError("weights must be None beside a matrix, which has its own.")
+    if isinstance(topology, MixingMatrix):
+        return topology
+    if hasattr(topology, "shape"):
+        return from_dense(np.asarray(topology), name="topology")
+    raise TypeError(
+        f"topology must be a Graph, a MixingMatrix, a Schedule, an array [n, n] or a sequence of such, "
+        f"got {type(topology).__name__}. Make a graph with dflax.topology, for example ring(20)."
+    )
+
+
+def fits_slots(matrix: MixingMatrix) -> bool:
+    """Whether a table `[n, k]` of neighbours is short and not mostly padding."""
+    most = int(matrix.graph.in_degrees.max())
+    return most <= MOST_SLOTS and most * matrix.nodes <= 4 * len(matrix.weights) + matrix.nodes
+
+
+def _of_kind(matrix: MixingMatrix, kind: Kind | None) -> Mixer:
+    if kind is None:
+        kind = _best(matrix)
+    if kind == "complete":
+        if not matrix.averages:
+            raise ValueError(
+                f"kind must not be 'complete' unless every weight is 1/n, got {matrix.graph.name}."
+            )
+        return fixed.complete(matrix.nodes)
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {[*KINDS, 'complete']} or None, got {kind!r}.")
+    return KINDS[kind](matrix)
+
+
+def _best(matrix: MixingMatrix) -> Kind:
+    if matrix.averages:
+        return "complete"
+    if _rolls(matrix):
+        return "shifts"
+    most = int(matrix.graph.in_degrees.max())
+    if matrix.nodes <= min(DENSE_PER_SLOT * most, LARGEST_DENSE):
+        return "dense"
+    return "slots" if fits_slots(matrix) else "edges"
+
+
+def _rolls(matrix: MixingMatrix) -> bool:
+    shifts = matrix.graph.shifts
+    return shifts is not None and len(shifts) <= MOST_SHIFTS and matrix.shift_weights is not None

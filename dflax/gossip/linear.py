@@ -1,0 +1,114 @@
+"""What all linear mixers share: one plan per mixing, the same for every leaf."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from dflax import validation
+from dflax.algorithm import Metrics
+from dflax.gossip.mixer import Mixer, MixerState, Models
+
+Rows = Callable[[Float[Array, "n ..."]], Float[Array, "n ..."]]
+Plan = Callable[
+    [Any, Key[Array, ""], Int[Array, ""], Bool[Array, " n"] | None],
+    tuple[Rows, Float[Array, ""] | float],
+]
+
+
+def linear(clients: int, tables: PyTree[Array], plan: Plan) -> Mixer:
+    """A mixer `X <- W X` from a way of multiplying by W.
+
+    Leaves are mixed in float32, or in their own precision where that is higher, and come back in
+    their own dtype. Rows of inactive clients never enter a sum, not even at weight 0, so that their
+    NaNs do not spread; they come back bit for bit.
+
+    Args:
+      clients: n.
+      tables: pytree of arrays that the plan reads; `init` moves them to the device, into the state.
+      plan: `plan(tables, key, index, active) -> (rows, models_sent)`, where `rows(x)` is `W x` for an
+        array `[n, ...]`. With a mask, W is the masked one, `w_ij a_i a_j` off the diagonal and what is
+        left of each row on it.
+
+    Returns:
+      The `Mixer`; its state is the tables.
+    """
+
+    def init(models: Models) -> MixerState:
+        require_models(models, clients)
+        return jax.tree.map(jnp.asarray, tables)
+
+    def apply(
+        models: Models,
+        state: MixerState,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        active: Array | None = None,
+    ) -> tuple[Models, MixerState, Metrics]:
+        require_models(models, clients)
+        mask = as_mask(active, clients)
+        rows, sent = plan(state, key, index, mask)
+        mixed = jax.tree.map(lambda leaf: mix_leaf(rows, leaf, mask), models)
+        return mixed, state, {"models_sent": jnp.asarray(sent, jnp.float32)}
+
+    return Mixer(clients, init, apply)
+
+
+def mix_leaf(rows: Rows, leaf: Array, mask: Bool[Array, " n"] | None) -> Array:
+    """`rows(leaf)` in at least float32 and back, keeping the rows of inactive clients."""
+    leaf = jnp.asarray(leaf)
+    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    if mask is None:
+        return rows(wide).astype(leaf.dtype)
+    takes_part = along(mask, leaf)
+    mixed = rows(jnp.where(takes_part, wide, 0)).astype(leaf.dtype)
+    return jnp.where(takes_part, mixed, leaf)
+
+
+def along(vector: Array, leaf: Array) -> Array:
+    """A vector `[n]` shaped to broadcast against a leaf `[n, ...]`."""
+    return vector.reshape(vector.shape + (1,) * (leaf.ndim - 1))
+
+
+def as_mask(active: Array | None, clients: int) -> Bool[Array, " n"] | None:
+    """The mask of active clients as booleans: a client is active where `active > 0`.
+
+    Raises:
+      ValueError: a mask that does not have shape `[n]`.
+    """
+    if active is None:
+        return None
+    if jnp.shape(active) != (clients,):
+        raise ValueError(
+            f"active must be a mask of shape ({clients},), got {jnp.shape(active)}. It has one entry "
+            "per client of the mixer."
+        )
+    return jnp.asarray(active) > 0
+
+
+def require_models(models: Models, clients: int) -> None:
+    """Refuse models that are not real numbers with one row per client.
+
+    Raises:
+      TypeError: a leaf that does not hold real floating-point numbers.
+      ValueError: a leaf without rows, or with a number of rows other than n.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(models):
+        dtype = jax.dtypes.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"models{jax.tree_util.keystr(path)} must hold real numbers, got {dtype}. Keep "
+                "counters and keys out of what is mixed."
+            )
+    validation.leading_axis("models", models, clients)
+
+
+def require_topology_sums(sums_to_one: bool, name: str) -> None:
+    """Refuse a matrix whose rows do not sum to 1 where agreement must be kept."""
+    if not sums_to_one:
+        raise ValueError(
+            f"topology must have rows that sum to 1, got weights on {name} whose rows do not. Use "
+            "metropolis or uniform weights; for column-stochastic ones use gossip.push_sum."
+        )

@@ -1,0 +1,127 @@
+"""Exact averaging over directed graphs by push-sum."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from dflax.algorithm import Metrics
+from dflax.gossip.choose import fits_slots
+from dflax.gossip.linear import along, as_mask, mix_leaf, require_models
+from dflax.gossip.mixer import Mixer, Models
+from dflax.gossip.products import count_sent, edge_rows, slot_rows
+from dflax.gossip.repeat import repeat
+from dflax.topology import Graph, MixingMatrix, column_stochastic
+
+
+class PushSumState(NamedTuple):
+    """What push-sum carries between mixings.
+
+    Attributes:
+      tables: the column-stochastic matrix A: diagonal `[n]`, and its neighbours and weights `[n, k]`
+        or its senders, receivers and weights `[E]`.
+      weights: `[n]` push-sum weights w, > 0, that always sum to n.
+      excess: leaves `[n, ...]`, the numerators less the models, `x - z`, in float32 or wider, so that
+        what rounding a narrow model loses is not lost to the sum.
+    """
+
+    tables: tuple[Array, ...]
+    weights: Float[Array, " n"]
+    excess: PyTree[Array]
+
+
+def push_sum(topology: Graph | MixingMatrix, *, steps: int = 1) -> Mixer:
+    """Push-sum: `x <- A x`, `w <- A w`, `z = x / w`, with a column-stochastic A.
+
+    On a directed graph that is not regular no local choice of weights is doubly stochastic, and
+    plain mixing averages with the wrong weights. Push-sum keeps `sum_i x_i` and divides out the
+    weights, so that every z_i tends to the exact mean of the first models.
+
+    What goes in and comes out are the models z. Between mixings the state keeps x - z, and what a
+    client adds to its model is added to its numerator: `x_i <- x_i + (z_i' - z_i)`. That is
+    stochastic gradient push: the sum over clients of the numerators moves by the plain sum of the
+    local changes, whatever the graph. One state serves one mixed quantity.
+
+    Args:
+      topology: a strongly connected graph (a node shares equally among itself and its out-neighbours),
+        or a column-stochastic mixing matrix.
+      steps: gossip steps per round, >= 1.
+
+    Returns:
+      A `Mixer` with a `PushSumState`. An inactive client keeps model and weight; what would have been
+      sent to it, or by it, stays with the sender.
+
+    Raises:
+      ValueError: columns that do not sum to 1, a zero on the diagonal, or `steps` below 1.
+
+    References:
+      Assran et al., Stochastic Gradient Push for Distributed Deep Learning, arXiv 1811.10792;
+      Nedić & Olshevsky, arXiv 1303.2289.
+    """
+    matrix = column_stochastic(topology) if isinstance(topology, Graph) else topology
+    graph, clients = matrix.graph, matrix.nodes
+    if not matrix.column_stochastic:
+        raise ValueError(
+            f"topology must have columns that sum to 1, got weights on {graph.name} whose columns do "
+            "not. Pass the graph itself, or topology.column_stochastic(graph)."
+        )
+    if matrix.self_weights.min() <= 0:
+        raise ValueError(
+            f"topology must keep a share of every client's own model, got a diagonal entry of "
+            f"{matrix.self_weights.min():g} on {graph.name}. Use topology.lazy of the matrix."
+        )
+    compact = fits_slots(matrix)
+    tables = matrix.slots() if compact else (graph.senders, graph.receivers, matrix.weights)
+
+    def init(models: Models) -> PushSumState:
+        require_models(models, clients)
+        own = jnp.asarray(matrix.self_weights)
+        excess = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf)), models)
+        return PushSumState(
+            (own, *(jnp.asarray(table) for table in tables)), jnp.ones(clients, own.dtype), excess
+        )
+
+    def apply(
+        models: Models,
+        state: PushSumState,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        active: Array | None = None,
+    ) -> tuple[Models, PushSumState, Metrics]:
+        require_models(models, clients)
+        mask = as_mask(active, clients)
+        own, *others = state.tables
+        if compact:
+            senders, given = others
+            receivers = jnp.arange(clients)[:, None]
+        else:
+            senders, receivers, given = others
+        if mask is not None:
+            kept = jnp.where(mask[senders] & mask[receivers], given, 0)
+            own = own.at[senders].add(given - kept)
+            given = kept
+        if compact:
+            rows, sent = slot_rows(senders, given, None, own)
+        else:
+            rows = edge_rows(senders, receivers, given, own)
+            sent = count_sent(given)
+        weights = mix_leaf(rows, state.weights, mask)
+
+        numerators = jax.tree.map(
+            lambda z, e: mix_leaf(rows, jnp.asarray(z, e.dtype) + e, mask), models, state.excess
+        )
+
+        def unbiased(x: Array, z: Array) -> Array:
+            ratio = (x / along(weights, x).astype(x.dtype)).astype(z.dtype)
+            return ratio if mask is None else jnp.where(along(mask, x), ratio, z)
+
+        mixed = jax.tree.map(unbiased, numerators, models)
+        excess = jax.tree.map(jnp.subtract, numerators, mixed)
+        return mixed, PushSumState(state.tables, weights, excess), {"models_sent": sent}
+
+    return repeat(Mixer(clients, init, apply), steps)
+
+
+def _wide(leaf: Array) -> jnp.dtype:
+    return jnp.promote_types(leaf.dtype, jnp.float32)

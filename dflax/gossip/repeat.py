@@ -1,0 +1,58 @@
+"""Several gossip steps in one round."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from dflax import validation
+from dflax.algorithm import Metrics
+from dflax.gossip.mixer import Mixer, MixerState, Models
+
+
+def repeat(mixer: Mixer, steps: int) -> Mixer:
+    """`X <- W_{Q t + Q - 1} ... W_{Q t} X`: Q mixings in round t, `W^Q X` on a fixed graph.
+
+    Gossip step q of round t sees the index `Q t + q` and a key of its own, so a schedule advances
+    with every gossip step: Q = log2 n steps of the one-peer exponential graph average exactly in
+    every round. A function of the index, such as the r of `random_neighbours`, counts gossip steps.
+
+    Args:
+      mixer: what is repeated.
+      steps: Q >= 1, static; 1 returns the mixer itself.
+
+    Returns:
+      A `Mixer` whose metrics are summed over the steps.
+
+    Raises:
+      ValueError: `steps` below 1.
+
+    References:
+      Shi et al., Improving the Model Consistency of Decentralized Federated Learning,
+      arXiv 2302.04083 (multiple gossip steps).
+    """
+    validation.integer("steps", steps, low=1)
+    if steps == 1:
+        return mixer
+
+    def apply(
+        models: Models,
+        state: MixerState,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        active: Array | None = None,
+    ) -> tuple[Models, MixerState, Metrics]:
+        def once(
+            carry: tuple[Models, MixerState], step: Int[Array, ""]
+        ) -> tuple[tuple[Models, MixerState], Metrics]:
+            models, state = carry
+            step_key = None if key is None else jax.random.fold_in(key, step)
+            models, state, metrics = mixer.apply(
+                models, state, step_key, index * steps + step, active
+            )
+            return (models, state), metrics
+
+        models = jax.tree.map(jnp.asarray, models)
+        (models, state), metrics = jax.lax.scan(once, (models, state), jnp.arange(steps))
+        return models, state, jax.tree.map(lambda values: values.sum(0), metrics)
+
+    return Mixer(mixer.clients, mixer.init, apply)

@@ -1,0 +1,67 @@
+"""Mixing over graphs that change from round to round."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from dflax.algorithm import Metrics
+from dflax.gossip.linear import Rows, linear
+from dflax.gossip.mixer import Mixer, MixerState, Models
+from dflax.gossip.products import dense_rows, slot_rows
+from dflax.topology import Schedule, Slots
+
+
+def scheduled(schedule: Schedule) -> Mixer:
+    """`X <- W_t X` with the matrix that a schedule draws for round t from the mixing's key."""
+
+    def plan(tables: object, key: Array, index: Array, active: Array | None) -> tuple[Rows, Array]:
+        drawn = schedule.draw(tables, key, index)
+        if isinstance(drawn, Slots):
+            return slot_rows(drawn.neighbours, drawn.weights, active)
+        return dense_rows(drawn, active)
+
+    return linear(schedule.nodes, schedule.tables, plan)
+
+
+def alternate(mixers: Sequence[Mixer]) -> Mixer:
+    """Mixer number `t mod T` in round t; each keeps its own structure and its own state.
+
+    Args:
+      mixers: T >= 1 mixers of the same number of clients.
+
+    Returns:
+      A `Mixer` whose state is the tuple of theirs.
+
+    Raises:
+      ValueError: no mixers, or numbers of clients that differ.
+    """
+    if not mixers:
+        raise ValueError("mixers must hold at least one mixer, got none.")
+    sizes = [mixer.clients for mixer in mixers]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"mixers must be of one number of clients, got {sizes}.")
+
+    def init(models: Models) -> MixerState:
+        return tuple(mixer.init(models) for mixer in mixers)
+
+    def apply(
+        models: Models,
+        state: MixerState,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        active: Array | None = None,
+    ) -> tuple[Models, MixerState, Metrics]:
+        def take_turn(turn: int) -> Callable[..., tuple[Models, MixerState, Metrics]]:
+            def mix(models: Models, state: MixerState) -> tuple[Models, MixerState, Metrics]:
+                models, new, metrics = mixers[turn].apply(models, state[turn], key, index, active)
+                return models, (*state[:turn], new, *state[turn + 1 :]), metrics
+
+            return mix
+
+        models = jax.tree.map(jnp.asarray, models)
+        turns = [take_turn(turn) for turn in range(len(mixers))]
+        return jax.lax.switch(jnp.asarray(index) % len(mixers), turns, models, state)
+
+    return Mixer(sizes[0], init, apply)

@@ -1,0 +1,95 @@
+"""The named graphs of decentralized learning."""
+
+import numpy as np
+
+from dflax import validation
+from dflax.topology.graph import Graph, from_edges, from_shifts
+
+
+def ring(nodes: int, *, directed: bool = False) -> Graph:
+    """The cycle: i and i + 1 (mod n) are linked; directed: i only sends to i + 1."""
+    validation.integer("nodes", nodes, low=2)
+    shifts = ((1,),) if directed else ((1,), (-1,))
+    return from_shifts((nodes,), shifts, f"{'directed ' if directed else ''}ring of {nodes}")
+
+
+def path(nodes: int) -> Graph:
+    """The line 0 - 1 - ... - (n-1)."""
+    validation.integer("nodes", nodes, low=2)
+    first = np.arange(nodes - 1)
+    return from_edges(nodes, np.stack([first, first + 1], axis=1), name=f"path of {nodes}")
+
+
+def torus(rows: int, columns: int) -> Graph:
+    """The periodic grid: node `r columns + c` is linked to its four neighbours in row and column."""
+    validation.integer("rows", rows, low=2)
+    validation.integer("columns", columns, low=2)
+    shifts = ((1, 0), (-1, 0), (0, 1), (0, -1))
+    return from_shifts((rows, columns), shifts, f"torus of {rows} x {columns}")
+
+
+def hypercube(nodes: int) -> Graph:
+    """Nodes are linked when their numbers differ in one bit; n is a power of two."""
+    validation.integer("nodes", nodes, low=2)
+    bits = int(nodes).bit_length() - 1
+    if 1 << bits != nodes:
+        raise ValueError(
+            f"nodes must be a power of two for a hypercube, got {nodes}. Use {1 << bits} or "
+            f"{2 << bits} nodes, or the exponential graph, which takes any number."
+        )
+    shifts = tuple(tuple(int(axis == bit) for axis in range(bits)) for bit in range(bits))
+    return from_shifts((2,) * bits, shifts, f"hypercube of {nodes}")
+
+
+def star(nodes: int) -> Graph:
+    """Node 0 is linked to every other node."""
+    validation.integer("nodes", nodes, low=2)
+    leaves = np.arange(1, nodes)
+    pairs = np.stack([np.zeros_like(leaves), leaves], axis=1)
+    return from_edges(nodes, pairs, name=f"star of {nodes}")
+
+
+def complete(nodes: int) -> Graph:
+    """Every two nodes are linked: n (n-1) edges (`gossip.complete` averages without listing them)."""
+    validation.integer("nodes", nodes, low=2)
+    shifts = tuple((offset,) for offset in range(1, nodes))
+    return from_shifts((nodes,), shifts, f"complete graph of {nodes}")
+
+
+def exponential(nodes: int) -> Graph:
+    """The static exponential graph: i sends to i + 1, i + 2, i + 4, ... (mod n), offsets below n.
+
+    It is directed and regular, so its uniform weights are doubly stochastic. Its spectral gap is
+    `2 / (1 + ceil(log2 n))` for even n and larger for odd n.
+
+    Args:
+      nodes: n >= 2.
+
+    Returns:
+      The circulant `Graph` with ceil(log2 n) out-neighbours a node.
+
+    Raises:
+      ValueError: fewer than two nodes.
+
+    References:
+      Ying et al., Exponential Graph is Provably Efficient for Decentralized Deep Training,
+      arXiv 2110.13363.
+    """
+    validation.integer("nodes", nodes, low=2)
+    shifts = tuple((offset,) for offset in exponential_offsets(nodes))
+    return from_shifts((nodes,), shifts, f"exponential graph of {nodes}")
+
+
+def circulant(nodes: int, offsets: tuple[int, ...], *, directed: bool = False) -> Graph:
+    """Node i sends to i + o (mod n) for each offset o, and to i - o unless directed."""
+    validation.integer("nodes", nodes, low=2)
+    for offset in offsets:
+        validation.integer("offsets", offset, low=1 - nodes, high=nodes - 1)
+    both = tuple(offsets) if directed else (*offsets, *(-offset for offset in offsets))
+    kind = "directed circulant" if directed else "circulant"
+    return from_shifts((nodes,), tuple((o,) for o in both), f"{kind} {tuple(offsets)} of {nodes}")
+
+
+def exponential_offsets(nodes: int) -> tuple[int, ...]:
+    """The powers of two below n: 1, 2, 4, ..., ceil(log2 n) of them."""
+    return tuple(1 << bit for bit in range((nodes - 1).bit_length()))

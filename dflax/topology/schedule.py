@@ -1,0 +1,272 @@
+"""Graphs that change from round to round, drawn inside the compiled program."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from dflax import validation
+from dflax.topology.graph import Graph
+from dflax.topology.mixing_matrix import MixingMatrix
+from dflax.topology.random_graphs import require_even
+
+# Up to this many neighbours, drawing them one by one beats ranking all n x n pairs.
+MOST_DRAWN_SINGLY = 16
+
+
+class Slots(NamedTuple):
+    """A mixing matrix as k weighted neighbours a node: `w_ii = 1 - sum_k weights[i, k]`.
+
+    Attributes:
+      neighbours: `[n, k]` int32, whom node i hears.
+      weights: `[n, k]` >= 0, rows that sum to at most 1; 0 for a slot that is not used.
+    """
+
+    neighbours: Int[Array, "n k"]
+    weights: Float[Array, "n k"]
+
+
+class Schedule(NamedTuple):
+    """A row-stochastic mixing matrix per round.
+
+    Attributes:
+      nodes: n.
+      tables: pytree of host arrays that `draw` reads; a mixer carries them in its state, so that they
+        are data of the compiled program.
+      draw: `draw(tables, key, index) -> W`, pure: the matrix of round `index` (`[]` int32), as `Slots`
+        or as an array `[n, n]`. Periodic schedules ignore the key, random ones need it.
+      symmetric: whether every W is symmetric, hence doubly stochastic.
+    """
+
+    nodes: int
+    tables: PyTree[np.ndarray]
+    draw: Callable[[Any, Key[Array, ""], Int[Array, ""]], Slots | Float[Array, "n n"]]
+    symmetric: bool
+
+
+def periodic(matrices: Sequence[MixingMatrix]) -> Schedule:
+    """Matrix number `t mod T` in round t.
+
+    Args:
+      matrices: T >= 1 row-stochastic matrices of the same n.
+
+    Returns:
+      A `Schedule` whose tables are `[T, n, k]`, k the largest in-degree of them all.
+
+    Raises:
+      ValueError: no matrices, sizes that differ, or rows that do not sum to 1.
+    """
+    if not matrices:
+        raise ValueError("matrices must hold at least one mixing matrix, got none.")
+    sizes = [matrix.nodes for matrix in matrices]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"matrices must be of one size, got {sizes} nodes.")
+    for number, matrix in enumerate(matrices):
+        if not matrix.row_stochastic:
+            raise ValueError(
+                f"matrices must have rows that sum to 1, got number {number} on {matrix.graph.name} "
+                "whose rows do not."
+            )
+    pairs = [matrix.slots() for matrix in matrices]
+    most = max(neighbours.shape[1] for neighbours, _ in pairs)
+    own = np.arange(sizes[0], dtype=np.int32)[:, None]
+    tables = (
+        np.stack([_padded(table, own, most) for table, _ in pairs]),
+        np.stack([_padded(table, np.zeros((sizes[0], 1)), most) for _, table in pairs]),
+    )
+
+    def draw(tables: Any, key: Key[Array, ""], index: Int[Array, ""]) -> Slots:
+        neighbours, weights = map(jnp.asarray, tables)
+        return Slots(neighbours[index % len(matrices)], weights[index % len(matrices)])
+
+    return Schedule(sizes[0], tables, draw, all(matrix.symmetric for matrix in matrices))
+
+
+def random_matching(nodes: int, probability: float | Float[Array, ""] = 1.0) -> Schedule:
+    """Each round a uniformly random pairing of the nodes; both ends of a pair take their mean.
+
+    `E[W] = I - (p / 2) (I - (11' - I) / (n - 1))` for even n; with odd n one node, a random one, is
+    left alone. Every W is symmetric, so the mean is kept in every round.
+
+    Args:
+      nodes: n >= 2.
+      probability: p in [0, 1] with which each pair meets, independently; traceable. A node then hears
+        p others on average, the symmetric counterpart of `random_neighbours` with r = p.
+
+    Returns:
+      A `Schedule` with one slot a node.
+
+    Raises:
+      ValueError: arguments out of range.
+
+    References:
+      Boyd et al., Randomized gossip algorithms, IEEE Trans. Inf. Theory 52, 2006.
+    """
+    validation.integer("nodes", nodes, low=2)
+    validation.real("probability", probability, low=0.0, high=1.0)
+
+    def draw(tables: None, key: Key[Array, ""], index: Int[Array, ""]) -> Slots:
+        order_key, meet_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, nodes)
+        pairs = order[: nodes // 2 * 2].reshape(-1, 2)
+        partner = jnp.arange(nodes).at[pairs].set(pairs[:, ::-1], unique_indices=True)
+        meet = jax.random.uniform(meet_key, (nodes // 2, 1)) < probability
+        weights = (
+            jnp.zeros(nodes)
+            .at[pairs]
+            .set(jnp.broadcast_to(jnp.where(meet, 0.5, 0.0), pairs.shape), unique_indices=True)
+        )
+        return Slots(partner[:, None], weights[:, None])
+
+    return Schedule(nodes, None, draw, symmetric=True)
+
+
+def random_neighbours(
+    nodes: int,
+    r: float | Float[Array, ""] | Callable[[Int[Array, ""]], Float[Array, ""]],
+    *,
+    most: int | None = None,
+    base: Graph | None = None,
+) -> Schedule:
+    """Each round every node hears r random others on average and takes the plain mean with its own.
+
+    Node i draws c_i = floor(r) + Bernoulli(r - floor(r)) distinct others uniformly, independently of
+    the other nodes: `w_ij = 1 / (1 + c_i)` for them and for j = i. Directed: only the rows of W sum
+    to 1, so the mean is kept in expectation alone. `r >= n - 1` is exact averaging.
+
+    Args:
+      nodes: n >= 2.
+      r: expected number of others, >= 0: a number (traceable), or a function of the `[]` round index
+        that returns one, such as an `optax` schedule. An integer r gives r in-neighbours redrawn in
+        every round, as some experiments of decentralized learning do.
+      most: static bound on the neighbours a node can draw; a larger r counts as `most`. None:
+        ceil(r) for a plain number, else all n - 1. Above 16, or when more than half of the others can
+        be drawn, W is drawn as an n x n array.
+      base: draw among this graph's neighbours only; a node with fewer than c_i hears them all.
+
+    Returns:
+      A `Schedule`; not symmetric.
+
+    Raises:
+      TypeError: r that is neither a number nor a function.
+      ValueError: arguments out of range, or a base graph of another size.
+
+    References:
+      Zhu et al., A Single Merging Suffices, arXiv 2507.06542.
+    """
+    validation.integer("nodes", nodes, low=2)
+    if not callable(r):
+        validation.real("r", r, low=0.0, fix="It counts other nodes; 0 is no communication.")
+    if most is not None:
+        validation.integer("most", most, low=1, high=nodes - 1)
+    elif callable(r) or validation.is_traced(r):
+        most = nodes - 1
+    else:
+        most = max(1, min(math.ceil(float(np.max(np.asarray(r)))), nodes - 1))
+    if base is not None and base.nodes != nodes:
+        raise ValueError(f"base must have nodes={nodes} nodes, got {base.name} with {base.nodes}.")
+
+    def counts(key: Key[Array, ""], index: Int[Array, ""], shape: tuple[int, ...]) -> Array:
+        expected = r(index) if callable(r) else r
+        expected = jnp.clip(jnp.asarray(expected, jnp.float32), 0.0, float(most))
+        whole = jnp.floor(expected)
+        return whole + (jax.random.uniform(key, shape) < expected - whole)
+
+    def few(tables: None, key: Key[Array, ""], index: Int[Array, ""]) -> Slots:
+        count_key, choice_key = jax.random.split(key)
+        drawn = counts(count_key, index, (nodes, 1))
+        others = _distinct(choice_key, nodes - 1, most, nodes)
+        own = jnp.arange(nodes, dtype=jnp.int32)[:, None]
+        neighbours = others + (others >= own)
+        used = jnp.arange(most) < drawn
+        return Slots(neighbours, jnp.where(used, 1.0 / (1.0 + drawn), 0.0))
+
+    def many(tables: None, key: Key[Array, ""], index: Int[Array, ""]) -> Float[Array, "n n"]:
+        count_key, choice_key = jax.random.split(key)
+        drawn = counts(count_key, index, (nodes, 1))
+        score = jax.random.uniform(choice_key, (nodes, nodes))
+        itself = jnp.eye(nodes, dtype=bool)
+        rank = jnp.argsort(jnp.argsort(jnp.where(itself, -1.0, score), axis=1), axis=1)
+        return jnp.where(rank <= drawn, 1.0 / (1.0 + drawn), 0.0)
+
+    def among(tables: Any, key: Key[Array, ""], index: Int[Array, ""]) -> Slots:
+        count_key, choice_key = jax.random.split(key)
+        neighbours, links = map(jnp.asarray, tables)
+        linked = links > 0
+        degrees = linked.sum(1, keepdims=True)
+        drawn = jnp.minimum(counts(count_key, index, (nodes, 1)), degrees)
+        score = jnp.where(linked, jax.random.uniform(choice_key, linked.shape), 2.0)
+        used = jnp.argsort(jnp.argsort(score, axis=1), axis=1) < drawn
+        return Slots(neighbours, jnp.where(used, 1.0 / (1.0 + drawn), 0.0))
+
+    if base is not None:
+        ones = MixingMatrix(base, np.ones(len(base.senders)), np.ones(nodes))
+        return Schedule(nodes, ones.slots(), among, symmetric=False)
+    singly = most <= MOST_DRAWN_SINGLY and 2 * most < nodes
+    return Schedule(nodes, None, few if singly else many, symmetric=False)
+
+
+def random_regular_each_round(nodes: int, degree: int) -> Schedule:
+    """Each round a new regular graph: random cyclic shifts under a random numbering of the nodes.
+
+    With a random permutation p and distinct random offsets s, node p(q) is linked to p(q + s) and
+    p(q - s) (mod n); an odd degree adds the offset n / 2. All weights are `1 / (degree + 1)`: W is
+    symmetric and doubly stochastic. A single round's graph may be disconnected.
+
+    Args:
+      nodes: n >= 2; n times the degree must be even.
+      degree: number of neighbours, in [1, n - 1].
+
+    Returns:
+      A `Schedule` with `degree` slots a node.
+
+    Raises:
+      ValueError: arguments out of range or an odd product of nodes and degree.
+    """
+    validation.integer("nodes", nodes, low=2)
+    validation.integer("degree", degree, low=1, high=nodes - 1)
+    require_even(nodes, degree)
+
+    def draw(tables: None, key: Key[Array, ""], index: Int[Array, ""]) -> Slots:
+        order_key, offset_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, nodes)
+        place = (
+            jnp.zeros(nodes, jnp.int32)
+            .at[order]
+            .set(jnp.arange(nodes, dtype=jnp.int32), unique_indices=True)
+        )
+        half = jax.random.permutation(offset_key, (nodes - 1) // 2)[: degree // 2] + 1
+        middle = [nodes // 2] if degree % 2 else []
+        offsets = jnp.concatenate([half, -half, jnp.array(middle, half.dtype)])
+        neighbours = order[(place[:, None] + offsets) % nodes]
+        return Slots(neighbours, jnp.full((nodes, degree), 1.0 / (degree + 1)))
+
+    return Schedule(nodes, None, draw, symmetric=True)
+
+
+def _distinct(key: Key[Array, ""], items: int, count: int, rows: int) -> Int[Array, "rows count"]:
+    """Per row, `count` distinct numbers below `items` in random order.
+
+    The j-th draw is a rank among the items not yet taken; stepping over the taken ones in rising
+    order turns it into an item. Any prefix of a row is then a uniform subset as well.
+    """
+    taken: list[Array] = []
+    chosen: list[Array] = []
+    for j, draw_key in enumerate(jax.random.split(key, count)):
+        item = jax.random.randint(draw_key, (rows,), 0, items - j, jnp.int32)
+        for earlier in taken:
+            item = item + (item >= earlier)
+        chosen.append(item)
+        for place, earlier in enumerate(taken):
+            taken[place], item = jnp.minimum(earlier, item), jnp.maximum(earlier, item)
+        taken.append(item)
+    return jnp.stack(chosen, axis=1)
+
+
+def _padded(table: np.ndarray, filling: np.ndarray, most: int) -> np.ndarray:
+    extra = np.repeat(filling, most - table.shape[1], axis=1)
+    return np.concatenate([table, extra.astype(table.dtype)], axis=1)

@@ -1,0 +1,126 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dflax.data import Dataset, Split, from_arrays, split
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1)).astype(np.uint8)
+LABELS = np.arange(30) % 3
+
+
+def test_fetch_decodes():
+    data = Dataset(jnp.asarray(IMAGES), jnp.asarray(LABELS), jnp.float32(2.0), jnp.float32(-1.0))
+    batch = data.fetch(jnp.array([3, 3, 7]))
+    assert batch.inputs.dtype == jnp.float32
+    np.testing.assert_array_equal(batch.inputs, IMAGES[[3, 3, 7]] * 2.0 - 1.0)
+    np.testing.assert_array_equal(batch.labels, [0, 0, 1])
+    assert batch.mask is None
+    assert len(data) == 30
+    assert data.example.shape == (1, 4, 4, 1)
+
+
+def test_fetch_without_scale_hands_out_what_is_stored():
+    data = Dataset({"a": jnp.asarray(IMAGES), "b": jnp.arange(30)}, jnp.asarray(LABELS))
+    inputs = data.fetch(jnp.array([5])).inputs
+    assert inputs["a"].dtype == jnp.uint8
+    assert inputs["b"].tolist() == [5]
+
+
+def test_transform_runs_only_with_a_key():
+    def flip(batch, key):
+        return batch._replace(inputs=-batch.inputs + jax.random.uniform(key))
+
+    data = Dataset(jnp.ones((3, 2)), jnp.zeros(3), transform=flip)
+    np.testing.assert_array_equal(data.fetch(jnp.array([0])).inputs, 1.0)
+    key = jax.random.key(0)
+    changed = data.fetch(jnp.array([0]), key).inputs
+    np.testing.assert_array_equal(changed, -1.0 + jax.random.uniform(key) * jnp.ones((1, 2)))
+
+
+def test_a_dataset_is_an_argument_of_compiled_programs():
+    data = from_arrays(IMAGES, LABELS, test_fraction=0.2, scale=1 / 255).train
+    fetch = jax.jit(lambda data, indices: data.fetch(indices))
+    np.testing.assert_allclose(
+        fetch(data, jnp.array([1])).inputs, data.fetch(jnp.array([1])).inputs, rtol=1e-6
+    )
+    text = fetch.lower(data, jnp.array([1])).as_text()
+    assert "tensor<24x4x4x1xui8>" in text.split("\n")[1] + text.split("\n")[0]
+    assert dataclasses.asdict(data)["classes"] == 3
+
+
+def test_split_shortcuts():
+    both = from_arrays(IMAGES, LABELS, test=(IMAGES[:5], LABELS[:5]), name="small")
+    assert (both.classes, both.name, len(both.train), len(both.test)) == (3, "small", 30, 5)
+    assert both.labels is both.train.labels
+    np.testing.assert_array_equal(both.example, IMAGES[:1])
+    assert both.train.inputs.dtype == jnp.uint8
+    assert both.train.labels.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.33, 0.5, 0.9])
+def test_split_is_stratified_and_a_partition(fraction):
+    counts = np.array([50, 31, 7, 2])
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(4), counts))
+    data = Dataset(jnp.arange(90), jnp.asarray(labels), classes=4)
+    train, test = split(data, fraction, seed=3)
+    assert len(test) == int(np.ceil(fraction * 90 - 1e-9))
+    both = np.concatenate([train.inputs, test.inputs])
+    np.testing.assert_array_equal(np.sort(both), np.arange(90))
+    np.testing.assert_array_equal(test.labels, labels[np.asarray(test.inputs)])
+    assert np.all(np.abs(np.bincount(test.labels, minlength=4) - fraction * counts) < 1)
+    again, other = split(data, fraction, seed=3), split(data, fraction, seed=4)
+    np.testing.assert_array_equal(test.inputs, again.test.inputs)
+    assert not np.array_equal(test.inputs, other.test.inputs)
+
+
+def test_split_of_targets_is_random():
+    both = from_arrays({"x": np.zeros((10, 2))}, np.arange(10.0), test_fraction=0.3)
+    assert isinstance(both, Split)
+    assert both.classes is None
+    assert (len(both.train), len(both.test)) == (7, 3)
+    assert both.train.inputs["x"].shape == (7, 2)
+    assert both.train.labels.dtype == jnp.float32
+
+
+def test_from_arrays_keeps_sequence_labels_without_classes():
+    tokens = np.arange(20).reshape(5, 4)
+    both = from_arrays(tokens, tokens, test_fraction=0.2)
+    assert both.classes is None
+    assert both.labels.shape == (4, 4)
+    assert from_arrays(tokens, tokens, test_fraction=0.2, classes=20).classes == 20
+
+
+def test_booleans_are_two_classes():
+    assert from_arrays(np.eye(4), np.array([True, False] * 2), test_fraction=0.5).classes == 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "options", "error", "message"),
+    [
+        (IMAGES, LABELS, {}, ValueError, "neither"),
+        (IMAGES, LABELS, {"test": (IMAGES, LABELS), "test_fraction": 0.1}, ValueError, "both"),
+        (IMAGES[:7], LABELS, {"test_fraction": 0.1}, ValueError, "inputs.*30, got 7"),
+        (IMAGES, LABELS - 1, {"test_fraction": 0.1}, ValueError, "got -1 to 1"),
+        (IMAGES, LABELS, {"test_fraction": 0.1, "classes": 2}, ValueError, r"\[0, 2\), got 0 to 2"),
+        (IMAGES, LABELS * 1.0, {"test_fraction": 0.1, "classes": 3}, TypeError, "integers"),
+        (np.full((30, 2), np.nan), LABELS, {"test_fraction": 0.1}, ValueError, "60 NaN"),
+        (IMAGES, np.full(30, np.inf), {"test_fraction": 0.1}, ValueError, "labels must be finite"),
+        (np.full((30, 1), 1e300), LABELS, {"test_fraction": 0.1}, ValueError, "finite"),
+        (np.full((30, 1), 2**40), LABELS, {"test_fraction": 0.1}, ValueError, "32-bit"),
+        (np.array(["a"] * 30), LABELS, {"test_fraction": 0.1}, TypeError, "real numbers"),
+        (IMAGES, LABELS, {"test_fraction": 1.0}, ValueError, "test_fraction"),
+        (IMAGES[:2], LABELS[:2], {"test_fraction": 0.9}, ValueError, "both parts"),
+        (IMAGES, LABELS, {"test_fraction": 0.1, "shift": 1.0}, ValueError, "shift needs scale"),
+        (IMAGES, LABELS, {"test_fraction": 0.1, "scale": np.nan}, ValueError, "scale"),
+        (IMAGES, LABELS, {"test": (IMAGES[:, :2], LABELS)}, ValueError, "same structure"),
+        (IMAGES, LABELS, {"test": (IMAGES, LABELS * 1.0)}, ValueError, "same structure"),
+        (IMAGES[:0], LABELS[:0], {"test_fraction": 0.1}, ValueError, "at least one"),
+        ({}, LABELS, {"test_fraction": 0.1}, ValueError, "inputs"),
+    ],
+)
+def test_from_arrays_refuses(inputs, labels, options, error, message):
+    with pytest.raises(error, match=message):
+        from_arrays(inputs, labels, **options)

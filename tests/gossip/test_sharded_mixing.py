@@ -1,0 +1,76 @@
+"""Mixing with the clients dealt over eight devices."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dflax import gossip, topology
+
+CLIENTS = 32
+KEY = jax.random.key(1)
+MODELS = np.random.default_rng(0).standard_normal((CLIENTS, 6)).astype(np.float32)
+ACTIVE = np.arange(CLIENTS) % 5 != 2
+GATHERS = ("all-gather", "all-to-all", "all-reduce")
+
+BY_ROLLS = {
+    "ring": gossip.ring(CLIENTS),
+    "wide torus": gossip.torus(4, 8),
+    "tall torus": gossip.torus(16, 2),
+    "hypercube": gossip.hypercube(CLIENTS),
+    "exponential": gossip.exponential(CLIENTS),
+    "one-peer exponential": gossip.one_peer_exponential(CLIENTS),
+    "three ring steps": gossip.ring(CLIENTS, steps=3),
+    "chebyshev on a ring": gossip.chebyshev(topology.ring(CLIENTS), 3),
+}
+OTHERS = {
+    "average": gossip.complete(CLIENTS),
+    "identity": gossip.identity(CLIENTS),
+    "star": gossip.star(CLIENTS),
+    "edges": gossip.mixer(topology.star(CLIENTS), kind="edges"),
+    "slots": gossip.mixer(topology.random_regular(CLIENTS, 3), kind="slots"),
+    "matching": gossip.random_matching(CLIENTS),
+    "random neighbours": gossip.random_neighbours(CLIENTS, 1.5),
+    "dense random neighbours": gossip.random_neighbours(CLIENTS, 1.5, most=31),
+    "regular each round": gossip.random_regular_each_round(CLIENTS, 4),
+    "push-sum": gossip.push_sum(topology.exponential(CLIENTS)),
+}
+EVERY = {**BY_ROLLS, **OTHERS}
+
+
+@pytest.fixture(scope="module")
+def clients():
+    assert jax.device_count() == 8, "set XLA_FLAGS=--xla_force_host_platform_device_count=8"
+    mesh = jax.make_mesh((8,), ("clients",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec("clients"))
+
+
+def program(mixer, sharding, active=None):
+    def mix(models, state):
+        return mixer.apply(models, state, KEY, jnp.int32(0), active)[0]
+
+    state = mixer.init(jnp.asarray(MODELS))
+    shape = jax.ShapeDtypeStruct(MODELS.shape, MODELS.dtype, sharding=sharding)
+    return jax.jit(mix, out_shardings=sharding).lower(shape, state).compile(), state
+
+
+@pytest.mark.parametrize("name", BY_ROLLS)
+def test_graphs_of_shifts_exchange_boundary_rows_alone(name, clients):
+    compiled, _ = program(BY_ROLLS[name], clients)
+    found = compiled.as_text()
+    assert re.search(r"collective-permute(-start)?\(", found)
+    assert not [kind for kind in GATHERS if re.search(rf"{kind}(-start)?\(", found)]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_devices_do_not_change_the_result(name, clients):
+    mixer = EVERY[name]
+    compiled, state = program(mixer, clients, jnp.asarray(ACTIVE))
+    sharded = compiled(jax.device_put(MODELS, clients), state)
+    alone, _, _ = jax.jit(mixer.apply)(
+        jnp.asarray(MODELS), state, KEY, jnp.int32(0), jnp.asarray(ACTIVE)
+    )
+    np.testing.assert_allclose(sharded, alone, atol=1e-6)
