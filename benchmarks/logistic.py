@@ -37,7 +37,7 @@ def logits(params: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
 def ours(rounds: int) -> float:
     """Milliseconds per round of `dx.server.fedavg`, a thousand rounds to a compiled call."""
     inputs, labels = examples()
-    data = dx.data.from_arrays(inputs, labels, classes=CLASSES, test_fraction=None).train
+    data = dx.data.Dataset(jnp.asarray(inputs), jnp.asarray(labels), classes=CLASSES)
     federation = dx.Federation(
         data,
         dx.data.from_indices(np.array_split(np.arange(EXAMPLES), CLIENTS)),
@@ -54,9 +54,8 @@ def ours(rounds: int) -> float:
 
 def fedjax_round(rounds: int) -> float:
     """Milliseconds per round of FedJAX's federated averaging on its jit backend."""
-    if not hasattr(jax, "tree_map"):
-        # FedJAX 0.0.17 was written for a jax that still had this name.
-        jax.tree_map = jax.tree.map
+    # FedJAX 0.0.17 was written for a jax that still had this name.
+    vars(jax).setdefault("tree_map", jax.tree.map)
     import fedjax
     from fedjax.algorithms import fed_avg
 

@@ -1,9 +1,13 @@
-"""Losses `(params, batch, key) -> (scalar, metrics)`, means over a batch that respect its mask."""
+"""Losses `loss(params, batch, key) -> (scalar, metrics)` of models of any library.
 
-from collections.abc import Callable
+`batch` is a `dflax.data.dataset.Batch`; `key` is a typed key while training and None in evaluation.
+Loss and metrics come from one forward pass and are means over the batch weighted by `batch.mask`,
+zero when the mask is zero everywhere.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,163 +16,162 @@ from jaxtyping import Array, Float, Key
 from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Batch
-from dflax.local.oracle import Loss
-from dflax.models.apply import STATISTICS, Apply, as_apply, has_statistics, is_linen
+from dflax.models.apply import Model, as_apply
 
-PerExample = Callable[[Array, Batch], dict[str, Float[Array, " B"]]]
+Loss = Callable[[Params, Batch, Key[Array, ""] | None], tuple[Float[Array, ""], Metrics]]
 
 
-def classification(apply: nn.Module | Apply, *, label_smoothing: float = 0.0) -> Loss:
-    """Mean softmax cross-entropy of class scores.
+def classification(model: Model, *, label_smoothing: float | Array = 0.0) -> Loss:
+    """Softmax cross-entropy of class numbers, with the accuracy.
 
-    With scores z and target distribution p = (1 - s) onehot(y) + s / C:
-    `loss = - mean over examples of sum_c p_c log softmax(z)_c`.
+    loss = mean of -sum_c q_c log softmax(z)_c, where q = (1 - s) onehot(label) + s / C.
 
     Args:
-      apply: the model, see `dflax.models.as_apply`; gives scores `[B, ..., C]` for labels `[B, ...]`.
-      label_smoothing: s in [0, 1); traceable.
+      model: a linen module, its `apply`, or a function, see `dflax.models.as_apply`; its outputs are
+        logits z `[B, C]` for labels `[B]`.
+      label_smoothing: s in [0, 1).
 
     Returns:
-      A loss with the metrics "loss" (as above) and "accuracy".
+      A loss with the metrics "loss" and "accuracy".
 
     Raises:
-      TypeError, ValueError: naming the argument.
+      TypeError: `model` cannot be called.
+      ValueError: `label_smoothing` is out of range.
     """
+    apply = as_apply(model)
     validation.real("label_smoothing", label_smoothing, low=0.0, high=1.0, high_open=True)
-
-    def per_example(scores: Array, batch: Batch) -> dict[str, Array]:
-        plain = optax.softmax_cross_entropy_with_integer_labels(scores, batch.labels)
-        # The smoothed target's second part: uniform over classes.
-        uniform = -jax.nn.log_softmax(scores).mean(-1) if _present(label_smoothing) else 0.0
-        losses = (1.0 - label_smoothing) * plain + label_smoothing * uniform
-        hits = scores.argmax(-1) == batch.labels
-        return {"loss": _over_positions(losses), "accuracy": _over_positions(hits)}
-
-    return from_examples(apply, per_example)
-
-
-def language_modelling(apply: nn.Module | Apply) -> Loss:
-    """Mean cross-entropy of the next token.
-
-    `loss = - mean over examples and positions t < L - 1 of log softmax(z_t)[token_(t+1)]`, with the
-    scores z_t that the model gives after seeing tokens 0, ..., t.
-
-    Args:
-      apply: the model; gives scores `[B, L, V]` for tokens `batch.inputs` `[B, L]`. Labels are not read.
-
-    Returns:
-      A loss with the metrics "loss" (in nats per token) and "accuracy" of the most likely token.
-    """
-
-    def per_example(scores: Array, batch: Batch) -> dict[str, Array]:
-        ahead, scores = jnp.asarray(batch.inputs)[:, 1:], scores[:, :-1]
-        losses = optax.softmax_cross_entropy_with_integer_labels(scores, ahead)
-        hits = scores.argmax(-1) == ahead
-        return {"loss": _over_positions(losses), "accuracy": _over_positions(hits)}
-
-    return from_examples(apply, per_example)
-
-
-def squared_error(apply: nn.Module | Apply) -> Loss:
-    """Half the mean squared error: `mean over examples of (1/2) |prediction - label|^2`.
-
-    Args:
-      apply: the model; gives predictions of the labels' shape `[B, ...]` (a last axis of length 1 is
-        dropped where the labels have none).
-
-    Returns:
-      A loss with the metric "loss".
-    """
-
-    def per_example(predictions: Array, batch: Batch) -> dict[str, Array]:
-        labels = jnp.asarray(batch.labels)
-        if predictions.ndim == labels.ndim + 1 and predictions.shape[-1] == 1:
-            predictions = predictions[..., 0]
-        if predictions.shape != labels.shape:
-            raise ValueError(
-                f"apply must give predictions of the labels' shape {labels.shape}, got "
-                f"{predictions.shape}."
-            )
-        squares = 0.5 * jnp.square(predictions - labels)
-        return {"loss": squares.reshape(squares.shape[0], -1).sum(1)}
-
-    return from_examples(apply, per_example)
-
-
-def with_l2(loss: Loss, strength: float) -> Loss:
-    """Adds `(strength / 2) |params|^2`; the metrics gain "l2", the penalty, and "loss" stays bare.
-
-    Args:
-      loss: any loss.
-      strength: >= 0; traceable. Running statistics of normalisation layers are left out.
-    """
-    validation.function("loss", loss)
-    validation.real("strength", strength, low=0.0)
-
-    def penalised(
-        params: Params, batch: Batch, key: Key[Array, ""] | None
-    ) -> tuple[Float[Array, ""], Metrics]:
-        value, metrics = loss(params, batch, key)
-        weights = params["params"] if has_statistics(params) else params
-        penalty = 0.5 * strength * optax.tree.norm(weights, squared=True)
-        return value + penalty, metrics | {"l2": penalty}
-
-    return penalised
-
-
-def from_examples(apply: nn.Module | Apply, per_example: PerExample) -> Loss:
-    """A loss from what is measured on each example; what every loss here is made with.
-
-    Args:
-      apply: the model.
-      per_example: `(outputs, batch) -> {"loss": [B], name: [B], ...}`.
-
-    Returns:
-      The loss: the mean of "loss" over the batch, weighted by `batch.mask` where there is one, and the
-      means of all entries as metrics. An empty batch (mask all 0) has loss 0. With running
-      statistics among the params (see `dflax.models.with_statistics`), the gradient with respect to
-      them is old - new, so that a step of rate 1 replaces them.
-    """
-    function = as_apply(apply)
-    linen = is_linen(apply)
+    plain = isinstance(label_smoothing, (int, float)) and label_smoothing == 0
 
     def loss(
-        params: Params, batch: Batch, key: Key[Array, ""] | None
+        params: Params, batch: Batch, key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
-        moves = linen and key is not None and has_statistics(params)
-        outputs = function(params, batch.inputs, key)
-        outputs, statistics = outputs if moves else (outputs, None)
-        metrics = {
-            name: _mean(values, batch.mask) for name, values in per_example(outputs, batch).items()
-        }
-        value = metrics["loss"]
-        if moves:
-            value = value + _replace(params[STATISTICS], statistics)
-        return value, metrics
+        logits, carry = apply.forward(params, batch.inputs, key)
+        _check_logits(logits, batch.labels)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        if not plain:
+            uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+            losses = (1.0 - label_smoothing) * losses + label_smoothing * uniform
+        weights = _weights(batch, losses)
+        mean = _mean(losses, weights)
+        hits = (jnp.argmax(logits, axis=-1) == batch.labels).astype(losses.dtype)
+        return mean + carry, {"loss": mean, "accuracy": _mean(hits, weights)}
 
     return loss
 
 
-def _replace(old: Any, new: Any) -> Float[Array, ""]:
-    """Zero, with gradient old - new with respect to the running statistics."""
-    frozen = jax.lax.stop_gradient
-    terms = jax.tree.map(lambda o, n: jnp.sum(frozen(o - n) * (o - frozen(o))), old, new)
-    return jnp.sum(jnp.stack(jax.tree.leaves(terms)))
+def language_modelling(model: Model) -> Loss:
+    """Cross-entropy per token of a causal language model, with the accuracy of its best guess.
+
+    loss = mean over b, t with labels[b, t] >= 0 of -log softmax(z[b, t])_{labels[b, t]}
+
+    The labels are the tokens that follow: of sequences `[B, L + 1]` the inputs are `tokens[:, :-1]`
+    and the labels `tokens[:, 1:]`. Negative labels (padding) do not count. The perplexity of a test
+    set is exp("loss") of the whole set; it is no mean, so it is no metric here.
+
+    Args:
+      model: as in `classification`; its outputs are logits z `[B, L, V]` for inputs `[B, L]`.
+
+    Returns:
+      A loss with the metrics "loss" (nats per token) and "accuracy".
+
+    Raises:
+      TypeError: `model` cannot be called.
+    """
+    apply = as_apply(model)
+
+    def loss(
+        params: Params, batch: Batch, key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        logits, carry = apply.forward(params, batch.inputs, key)
+        _check_logits(logits, batch.labels)
+        counted = batch.labels >= 0
+        labels = jnp.where(counted, batch.labels, 0)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        weights = _weights(batch, losses) * counted
+        mean = _mean(losses, weights)
+        hits = (jnp.argmax(logits, axis=-1) == labels).astype(losses.dtype)
+        return mean + carry, {"loss": mean, "accuracy": _mean(hits, weights)}
+
+    return loss
 
 
-def _mean(values: Float[Array, " B"], mask: Float[Array, " B"] | None) -> Float[Array, ""]:
-    if mask is None:
-        return values.mean()
-    total = mask.sum()
-    # Selected rather than multiplied: what a padded example yields may not be finite.
-    kept = jnp.where(mask > 0, values, 0.0) * mask
-    return jnp.where(total > 0, kept.sum() / jnp.where(total > 0, total, 1.0), 0.0)
+def squared_error(model: Model) -> Loss:
+    """Mean squared error: mean over examples and entries of (output - label)^2.
+
+    Args:
+      model: as in `classification`; its outputs have the shape of the labels, `[B, ...]`.
+
+    Returns:
+      A loss with the metric "loss".
+
+    Raises:
+      TypeError: `model` cannot be called.
+    """
+    apply = as_apply(model)
+
+    def loss(
+        params: Params, batch: Batch, key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        outputs, carry = apply.forward(params, batch.inputs, key)
+        if outputs.shape != batch.labels.shape:
+            raise ValueError(
+                f"labels must have the shape of the outputs, {outputs.shape}, got "
+                f"{batch.labels.shape}. Reshape one of them."
+            )
+        errors = optax.squared_error(outputs, batch.labels)
+        mean = _mean(errors, _weights(batch, errors))
+        return mean + carry, {"loss": mean}
+
+    return loss
 
 
-def _over_positions(values: Array) -> Float[Array, " B"]:
-    """The mean of `[B, ...]` over everything but the examples."""
-    return values.astype(jnp.float32).reshape(values.shape[0], -1).mean(1)
+def with_l2(loss: Loss, strength: float | Array) -> Loss:
+    """Adds (strength / 2) |weights|^2 to a loss; its metrics stay those of the data.
+
+    Args:
+      loss: any `(params, batch, key) -> (scalar, metrics)`.
+      strength: >= 0. Of a variables dict only "params" is regularised, no running statistics.
+
+    Raises:
+      TypeError: `loss` cannot be called.
+      ValueError: `strength` is negative or not finite.
+    """
+    validation.function("loss", loss, "Make one for example with dflax.losses.classification.")
+    validation.real("strength", strength, low=0.0)
+
+    def regularized(
+        params: Params, batch: Batch, key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        value, metrics = loss(params, batch, key)
+        whole = isinstance(params, Mapping) and "params" in params
+        weights = params["params"] if whole else params
+        return value + 0.5 * strength * optax.tree.norm(weights, squared=True), metrics
+
+    return regularized
 
 
-def _present(value: Any) -> bool:
-    return validation.is_traced(value) or bool(value != 0.0)
+def _weights(batch: Batch, losses: Array) -> Float[Array, "B ..."]:
+    """The mask, or ones, broadcast to the shape of the losses."""
+    if batch.mask is None:
+        return jnp.ones_like(losses)
+    if batch.mask.shape != losses.shape[:1]:
+        raise ValueError(
+            f"mask must have one weight per example, shape {losses.shape[:1]}, got "
+            f"{batch.mask.shape}."
+        )
+    mask = batch.mask.astype(losses.dtype)
+    return jnp.broadcast_to(mask.reshape(-1, *(1,) * (losses.ndim - 1)), losses.shape)
+
+
+def _mean(values: Float[Array, "B ..."], weights: Float[Array, "B ..."]) -> Float[Array, ""]:
+    """Weighted mean, zero when all weights are zero."""
+    total = jnp.sum(weights)
+    return jnp.sum(values * weights) / jnp.where(total > 0, total, 1.0)
+
+
+def _check_logits(logits: Any, labels: Array) -> None:
+    if logits.shape[:-1] != labels.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels must be integers with the shape of the logits less their last axis, "
+            f"{logits.shape[:-1]}, got {labels.dtype} {labels.shape}."
+        )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,7 +52,11 @@ def load(name: str) -> dx.data.Split:
             return dx.data.fashion_mnist()
         except FileNotFoundError:
             return dx.data.digits()
-    return {"fashion_mnist": dx.data.fashion_mnist, "digits": dx.data.digits}[name]()
+    sources: dict[str, Callable[[], dx.data.Split]] = {
+        "fashion_mnist": dx.data.fashion_mnist,
+        "digits": dx.data.digits,
+    }
+    return sources[name]()
 
 
 def study(config: Config) -> Summary:
@@ -59,6 +64,7 @@ def study(config: Config) -> Summary:
     data = load(config.data)
     labels = np.asarray(data.labels)
     partition = dx.data.dirichlet(labels, config.clients, config.alpha, seed=config.seed)
+    assert data.classes is not None, "the studies classify"
     model = dx.models.MLP((config.hidden,), classes=data.classes)
     loss = dx.losses.classification(model.apply)
     data_key, model_key, run_key = jax.random.split(jax.random.key(config.seed), 3)

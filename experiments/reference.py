@@ -26,6 +26,8 @@ class Config:
       batch_size: examples per local step.
       learning_rate: of the local SGD.
       hidden: width of the perceptron's hidden layer.
+      averaged: the accuracy is the mean over so many last rounds, as single rounds of a small cohort
+        jitter by several points.
       seeds: repetitions; each draws partition, model and minibatches anew.
     """
 
@@ -38,23 +40,12 @@ class Config:
     batch_size: int = 20
     learning_rate: float = 0.1
     hidden: int = 100
+    averaged: int = 10
     seeds: int = 3
 
 
 class NumPyPerceptron:
     """A perceptron with one hidden layer, its gradient written out, and nothing of JAX in it."""
-
-    def __init__(self, inputs: int, hidden: int, classes: int, generator: np.random.Generator):
-        def uniform(rows: int, columns: int) -> np.ndarray:
-            bound = np.sqrt(6 / (rows + columns))
-            return generator.uniform(-bound, bound, (rows, columns)).astype(np.float32)
-
-        self.params = [
-            uniform(inputs, hidden),
-            np.zeros(hidden, np.float32),
-            uniform(hidden, classes),
-            np.zeros(classes, np.float32),
-        ]
 
     @staticmethod
     def gradient(params: list[np.ndarray], x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
@@ -77,7 +68,9 @@ class NumPyPerceptron:
         return float((scores.argmax(1) == y).mean())
 
 
-def numpy_loops(config: Config, data: dx.data.Split, seed: int) -> dict[str, float]:
+def numpy_loops(
+    config: Config, data: dx.data.Split, seed: int, start: list[np.ndarray]
+) -> dict[str, float]:
     """FedAvg and DFedAvg on the exponential graph as Python loops over rounds and clients."""
     generator = np.random.default_rng(1000 + seed)
     scale = float(np.asarray(data.train.scale))
@@ -86,7 +79,6 @@ def numpy_loops(config: Config, data: dx.data.Split, seed: int) -> dict[str, flo
     test_x = np.asarray(data.test.inputs).reshape(len(data.test), -1).astype(np.float32) * scale
     test_y = np.asarray(data.test.labels)
     owned = dx.data.dirichlet(y, config.clients, config.alpha, seed=seed).as_lists()
-    start = NumPyPerceptron(x.shape[1], config.hidden, data.classes or 10, generator).params
     streams: list[list[int]] = [[] for _ in owned]
 
     def local_steps(params: list[np.ndarray], client: int) -> list[np.ndarray]:
@@ -99,8 +91,11 @@ def numpy_loops(config: Config, data: dx.data.Split, seed: int) -> dict[str, flo
             params = [p - config.learning_rate * g for p, g in zip(params, seen, strict=True)]
         return params
 
-    server = start
-    for _ in range(config.rounds):
+    def late(round: int) -> bool:
+        return round >= config.rounds - config.averaged
+
+    server, at_server = start, []
+    for round in range(config.rounds):
         cohort = generator.choice(config.clients, config.cohort, replace=False)
         weights = np.array([len(owned[client]) for client in cohort], np.float32)
         models = [local_steps(server, client) for client in cohort]
@@ -109,30 +104,38 @@ def numpy_loops(config: Config, data: dx.data.Split, seed: int) -> dict[str, flo
             sum(w * leaf for w, leaf in zip(share, leaves, strict=True))
             for leaves in zip(*models, strict=True)
         ]
+        if late(round):
+            at_server.append(NumPyPerceptron.accuracy(server, test_x, test_y))
 
     n = config.clients
     offsets = [0] + [2**k for k in range(int(np.ceil(np.log2(n))))]
-    models = [start] * n
-    for _ in range(config.rounds):
-        models = [local_steps(model, client) for client, model in enumerate(models)]
-        models = [
-            [
-                sum(models[(i + offset) % n][leaf] for offset in offsets) / len(offsets)
-                for leaf in range(4)
-            ]
-            for i in range(n)
-        ]
     part = slice(0, min(1000, len(test_y)))
-    mean_local = np.mean([NumPyPerceptron.accuracy(m, test_x[part], test_y[part]) for m in models])
+    stacked, at_clients = [np.stack([leaf] * n) for leaf in start], []
+    for round in range(config.rounds):
+        models = [local_steps([leaf[i] for leaf in stacked], i) for i in range(n)]
+        stacked = [np.stack(leaves) for leaves in zip(*models, strict=True)]
+        stacked = [
+            sum(np.roll(leaf, -offset, 0) for offset in offsets) / np.float32(len(offsets))
+            for leaf in stacked
+        ]
+        if late(round):
+            accuracies = [
+                NumPyPerceptron.accuracy([leaf[i] for leaf in stacked], test_x[part], test_y[part])
+                for i in range(n)
+            ]
+            at_clients.append(np.mean(accuracies))
     return {
-        "FedAvg": NumPyPerceptron.accuracy(server, test_x, test_y),
-        "DFedAvg, exponential": float(mean_local),
+        "FedAvg": float(np.mean(at_server)),
+        "DFedAvg, exponential": float(np.mean(at_clients)),
     }
 
 
-def compiled(config: Config, data: dx.data.Split, seed: int) -> dict[str, float]:
-    """The same two methods as compiled rounds."""
+def compiled(
+    config: Config, data: dx.data.Split, seed: int
+) -> tuple[dict[str, float], list[np.ndarray]]:
+    """The same two methods as compiled rounds, and the model that both implementations start from."""
     partition = dx.data.dirichlet(np.asarray(data.labels), config.clients, config.alpha, seed=seed)
+    assert data.classes is not None, "the studies classify"
     model = dx.models.MLP((config.hidden,), classes=data.classes)
     loss = dx.losses.classification(model.apply)
     model_key, key = jax.random.split(jax.random.key(seed))
@@ -167,10 +170,13 @@ def compiled(config: Config, data: dx.data.Split, seed: int) -> dict[str, float]
             rounds=config.rounds,
             key=key,
             evaluate=measure,
+            every=1,
             title=f"{name}, seed {seed}",
         )
-        accuracies[name] = float(history.evaluations["accuracy"][-1])
-    return accuracies
+        accuracies[name] = float(history.evaluations["accuracy"][-config.averaged :].mean())
+    layers = [params["Dense_0"], params["Dense_1"]]
+    start = [np.asarray(layer[name]) for layer in layers for name in ("kernel", "bias")]
+    return accuracies, start
 
 
 def study(config: Config) -> Summary:
@@ -179,9 +185,11 @@ def study(config: Config) -> Summary:
     ours: dict[str, list[float]] = {}
     theirs: dict[str, list[float]] = {}
     for seed in range(config.seeds):
-        for found, run in ((ours, compiled), (theirs, numpy_loops)):
-            for name, accuracy in run(config, data, seed).items():
-                found.setdefault(name, []).append(accuracy)
+        accuracies, start = compiled(config, data, seed)
+        plain = numpy_loops(config, data, seed, start)
+        for name in accuracies:
+            ours.setdefault(name, []).append(accuracies[name])
+            theirs.setdefault(name, []).append(plain[name])
         last = {name: (ours[name][-1], theirs[name][-1]) for name in ours}
         print(f"seed {seed}: (dflax, NumPy) {last}", flush=True)
     rows, claims = {}, []

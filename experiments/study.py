@@ -61,7 +61,7 @@ def main(study: Callable[[Any], Summary], config: type, file: str) -> None:
     import tyro
 
     name = pathlib.Path(file).stem
-    options = tyro.cli(config, prog=f"python -m experiments.{name}")
+    options: Any = tyro.cli(config, prog=f"python -m experiments.{name}")
     remember_compilations()
     began = time.perf_counter()
     summary = study(options)
@@ -129,7 +129,7 @@ def figure(width: float = 6.4, height: float = 4.0, **options: Any) -> Iterator[
     matplotlib.use("Agg", force=False)
     from matplotlib import pyplot as plt
 
-    look = {
+    look: dict[Any, Any] = {
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,

@@ -1,3 +1,3 @@
 """What happens to messages on their way."""
 
-from dflax.channel.channel import Channel, chain, gaussian_noise, lossy, perfect
+from dflax.channel.channel import Channel, chain, finite_only, gaussian_noise, lossy, perfect

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics
+from dflax.clients import select
 
 Messages = PyTree[Array]
 
@@ -23,7 +24,7 @@ class Channel(NamedTuple):
       init: `init(message) -> state` of ONE client, from one message's shape; the algorithm keeps one
         per client (error feedback remembers what a client has not sent yet).
       apply: `apply(messages, weights, state, key) -> (messages, weights, state, metrics)` with leaves
-        `[m, ...]` and weights `[m]`; a lost message gets weight 0.
+        `[m, ...]` and weights `[m]`; a lost message gets weight 0, and zeros in its place.
     """
 
     init: Callable[[Messages], Any]
@@ -102,6 +103,34 @@ def lossy(rate: float) -> Channel:
     ) -> tuple[Messages, Float[Array, " m"], tuple[()], Metrics]:
         lost = jax.random.bernoulli(key, rate, weights.shape) & (weights > 0)
         metrics = {"messages_lost": lost.sum().astype(jnp.float32)}
-        return messages, jnp.where(lost, 0.0, weights), state, metrics
+        return (*_without(lost, messages, weights), state, metrics)
 
     return Channel(lambda message: (), apply)
+
+
+def finite_only() -> Channel:
+    """Drops messages that hold a NaN or an infinity, so that a diverged client poisons nobody else.
+
+    The metric `messages_dropped` counts them among the reporting clients.
+    """
+
+    def apply(
+        messages: Messages, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+    ) -> tuple[Messages, Float[Array, " m"], tuple[()], Metrics]:
+        whole = [
+            jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(1)
+            for leaf in jax.tree.leaves(messages)
+        ]
+        broken = ~jnp.stack(whole).all(0)
+        metrics = {"messages_dropped": jnp.sum(broken & (weights > 0)).astype(jnp.float32)}
+        return (*_without(broken, messages, weights), state, metrics)
+
+    return Channel(lambda message: (), apply)
+
+
+def _without(
+    gone: Bool[Array, " m"], messages: Messages, weights: Float[Array, " m"]
+) -> tuple[Messages, Float[Array, " m"]]:
+    """Weight 0 for messages that are gone, and zeros in their place: 0 times NaN would be NaN."""
+    nothing = jax.tree.map(jnp.zeros_like, messages)
+    return select(gone, nothing, messages), jnp.where(gone, 0.0, weights)

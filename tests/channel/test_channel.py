@@ -46,6 +46,16 @@ def test_a_lossy_channel_loses_reports_at_its_rate_and_counts_them():
     assert abs(lost / 4000 - 0.25) < 0.03
 
 
+def test_messages_that_are_not_finite_are_dropped_and_counted():
+    messages = {"a": jnp.ones((5, 2)).at[1, 0].set(jnp.nan), "b": jnp.ones(5).at[3].set(jnp.inf)}
+    weights = jnp.array([1.0, 1.0, 1.0, 1.0, 0.0])
+    out, arrived, _, metrics = channel.finite_only().apply(messages, weights, (), KEY)
+    np.testing.assert_array_equal(arrived, [1, 0, 1, 0, 0])
+    assert metrics["messages_dropped"] == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(out))
+    np.testing.assert_array_equal(out["a"][0], 1.0)
+
+
 def test_channels_compose_in_order_and_keep_their_own_memory():
     def counting(factor):
         def apply(messages, weights, state, key):

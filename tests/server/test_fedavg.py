@@ -162,6 +162,37 @@ def test_a_diverged_client_that_does_not_report_poisons_nobody():
     assert np.isfinite(np.asarray(metrics["loss"])).all()
 
 
+def test_a_reporting_client_that_diverged_is_dropped_when_asked_for():
+    def explodes(params, batch, key):
+        gradient, _ = jax.grad(half_square, has_aux=True)(params, batch, key)
+        bad = batch.inputs[0, 0] == TASK.centers[2, 0]
+        return jnp.where(bad, jnp.inf, gradient), {"loss": jnp.float32(1)}
+
+    oracle = dx.local.Oracle(explodes)
+    state, metrics = advance(
+        dx.server.fedavg(oracle, optax.sgd(1.0), channel=channel.finite_only()),
+        TASK.federation(),
+        2,
+    )
+    others = np.delete(TASK.centers, 2, axis=0).mean(0)
+    np.testing.assert_allclose(state.server.params, others, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(metrics["messages_dropped"], 1.0)
+    np.testing.assert_array_equal(metrics["clients_reporting"], 5.0)
+    poisoned, _ = advance(dx.server.fedavg(oracle, optax.sgd(1.0)), TASK.federation(), 2)
+    assert not np.isfinite(np.asarray(poisoned.server.params)).all()
+
+
+def test_a_cohort_of_which_four_fifths_drop_out_still_trains():
+    task = regression()
+    rule = participation.dropout(participation.everyone(), 0.8)
+    federation = dx.Federation(
+        task.data, task.partition, batch_size=8, local_steps=4, participation=rule
+    )
+    state, _ = advance(dx.server.fedavg(softmax_loss, optax.sgd(0.3)), federation, 60, task.params)
+    _, measured = softmax_loss(state.server.params, task.data.fetch(jnp.arange(240)), None)
+    assert measured["accuracy"] > 0.85
+
+
 def test_sharded_clients_equal_one_device():
     task = regression()
     algorithm = dx.server.fedavg(softmax_loss, optax.sgd(0.3, momentum=0.9), optax.adam(0.05))

@@ -1,0 +1,222 @@
+"""Sweeps over real hyper-parameters and seeds as one compiled program."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from dflax import validation
+from dflax.algorithm import Algorithm, Metrics, Source, State
+from dflax.run import History, run
+
+POINTS = "points"
+
+
+class Sweep(NamedTuple):
+    """What a sweep measured, labelled.
+
+    Attributes:
+      axes: the swept values by name, in order, the last one "seed"; their lengths are the leading
+        shape `[g_1, ..., g_k, s]` of everything below.
+      metrics: the algorithm's metrics, leaves `[g_1, ..., g_k, s, T, ...]`.
+      evaluated: `[E]` the rounds after which the states were evaluated, counted from 1.
+      evaluations: the evaluation's metrics, leaves `[g_1, ..., g_k, s, E, ...]`.
+      states: the final states, leaves `[g_1, ..., g_k, s, ...]`.
+      seconds: time spent in rounds and evaluations.
+      compile_seconds: time spent tracing and compiling, once for all points.
+    """
+
+    axes: dict[str, np.ndarray]
+    metrics: PyTree[np.ndarray]
+    evaluated: Int[np.ndarray, " E"]
+    evaluations: PyTree[np.ndarray]
+    states: State
+    seconds: float
+    compile_seconds: float
+
+    def table(self) -> list[dict[str, float]]:
+        """One row per point: its values, and mean and deviation over seeds of the last evaluation.
+
+        Without an evaluation the metrics of the last round take its place.
+        """
+        measured = self.evaluations if len(jax.tree.leaves(self.evaluations)) else self.metrics
+        depth = len(self.axes)
+        last = {
+            name: values[..., -1]
+            for name, values in measured.items()
+            if isinstance(values, np.ndarray) and values.ndim == depth + 1
+        }
+        names = list(self.axes)[:-1]
+        rows = []
+        for place in itertools.product(*(range(len(self.axes[name])) for name in names)):
+            row = {name: float(self.axes[name][i]) for name, i in zip(names, place, strict=True)}
+            for name, values in last.items():
+                row |= {
+                    name: float(values[place].mean()),
+                    f"{name}_std": float(values[place].std()),
+                }
+            rows.append(row)
+        return rows
+
+
+class _Points(NamedTuple):
+    """The state of a sweep: every leaf leads with the P points, but for the round they share."""
+
+    round: Int[Array, ""]
+    values: dict[str, Float[Array, " P"]]
+    keys: Key[Array, " P"]
+    states: State
+
+
+class _Shared(NamedTuple):
+    """Hands the one source to all points; each draws from it with its own key."""
+
+    source: Source
+
+    def draw(self, key: Key[Array, ""], index: Int[Array, ""]) -> Any:
+        return self.source, index
+
+
+def sweep(
+    factory: Callable[..., Algorithm],
+    start: Callable[[Algorithm, Key[Array, ""]], State],
+    source: Source,
+    *,
+    grid: Mapping[str, Sequence[float]],
+    key: Key[Array, ""],
+    rounds: int,
+    seeds: int = 1,
+    evaluate: Callable[[State], Metrics] | None = None,
+    every: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    **options: Any,
+) -> Sweep:
+    """Runs an algorithm at every point of a grid, with several seeds, as one compiled program.
+
+    Point (v_1, ..., v_k, seed) is `factory(name_1=v_1, ..., name_k=v_k)` run on `source` with the key
+    `jax.random.fold_in(key, seed)`: for each of them the result is that of its own
+    `run(algorithm, start(algorithm, own_key), source, rounds=rounds, key=own_key)`, up to
+    floating-point rounding. Seeds are paired: all points share the seeds' draws.
+
+    Args:
+      factory: makes the algorithm from the swept values, passed by name as traced scalars; whatever
+        is not real-valued it closes over.
+      start: `(algorithm, key) -> state`, for example
+        `lambda algorithm, key: algorithm.init(key, params)`.
+      source: hands out the rounds, for example a `Federation`.
+      grid: for each name the real values to try, at least one.
+      key: the sweep's typed key.
+      rounds: how many, >= 0.
+      seeds: repetitions of every point, >= 1.
+      evaluate: `state -> metrics` of one point, see `dflax.evaluation`.
+      every: rounds between evaluations; default only after the last.
+      devices: devices to split the points over; default all. Points are padded to fill them evenly.
+      **options: of `dflax.run`: `progress`, `title`, `sinks`, `chunk`.
+
+    Returns:
+      A `Sweep`.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.function("factory", factory)
+    validation.function("start", start)
+    validation.integer("seeds", seeds, low=1)
+    validation.typed_key("key", key)
+    if not grid:
+        raise ValueError("grid must name at least one hyper-parameter, got an empty one.")
+    for name, tried in grid.items():
+        validation.real(f"grid[{name!r}]", tried)
+        if np.ndim(tried) != 1 or len(tried) == 0:
+            raise ValueError(f"grid[{name!r}] must list at least one number, got {tried!r}.")
+    axes = {name: np.asarray(tried) for name, tried in grid.items()} | {"seed": np.arange(seeds)}
+    shape = tuple(len(tried) for tried in axes.values())
+    devices = jax.devices() if devices is None else list(devices)
+    mesh = jax.make_mesh((len(devices),), (POINTS,), axis_types=(AxisType.Auto,), devices=devices)
+    count = int(np.prod(shape))
+    # The last point is repeated until every device has as many.
+    places = np.minimum(np.arange(count + -count % len(devices)), count - 1)
+    index = np.unravel_index(places, shape)
+    split, whole = PartitionSpec(POINTS), PartitionSpec()
+
+    def over_points(function: Callable[..., Any], *specs: PartitionSpec) -> Callable[..., Any]:
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+
+    def begin(values: dict[str, Array], own_key: Key[Array, ""]) -> State:
+        return start(factory(**values), own_key)
+
+    def step(points: _Points, drawn: Any) -> tuple[_Points, Metrics]:
+        source, number = drawn
+
+        def several(values: Any, keys: Any, states: Any, source: Any, number: Any) -> Any:
+            def one(values: Any, own_key: Any, state: Any) -> Any:
+                return factory(**values).step(state, source.draw(own_key, number))
+
+            return jax.vmap(one)(values, keys, states)
+
+        states, metrics = over_points(several, split, split, split, whole, whole)(
+            points.values, points.keys, points.states, source, number
+        )
+        return points._replace(round=points.round + 1, states=states), metrics
+
+    values = {
+        name: jnp.asarray(axes[name][own], jnp.float32)
+        for name, own in zip(grid, index, strict=False)
+    }
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(index[-1]))
+    values, keys = jax.device_put((values, keys), NamedSharding(mesh, split))
+    states = jax.jit(over_points(jax.vmap(begin), split, split))(values, keys)
+    points = _Points(jnp.int32(0), values, keys, states)
+    measure = None if evaluate is None else _measure(evaluate, over_points, split, whole)
+    points, history = run(
+        Algorithm(init=begin, step=step),
+        points,
+        _Shared(source),
+        rounds=rounds,
+        key=key,
+        evaluate=measure,
+        every=every,
+        donate=True,
+        **options,
+    )
+    return _labelled(axes, points, history, count, shape)
+
+
+def _measure(
+    evaluate: Callable[[State], Metrics], over_points: Any, split: Any, whole: Any
+) -> Partial:
+    """The evaluation of all points at once; its test set stays an argument of the program."""
+    evaluate = evaluate if isinstance(evaluate, Partial) else Partial(evaluate)
+
+    def measure(evaluate: Partial, points: _Points) -> Metrics:
+        def several(states: State, evaluate: Partial) -> Metrics:
+            return jax.vmap(evaluate)(states)
+
+        return over_points(several, split, whole)(points.states, evaluate)
+
+    return Partial(measure, evaluate)
+
+
+def _labelled(
+    axes: dict[str, np.ndarray], points: _Points, history: History, count: int, shape: Any
+) -> Sweep:
+    def grid_first(leaf: np.ndarray) -> np.ndarray:
+        # From [T, P, ...] to [g_1, ..., g_k, s, T, ...], without the points of the padding.
+        leaf = np.moveaxis(leaf[:, :count], 1, 0)
+        return leaf.reshape(*shape, *leaf.shape[1:])
+
+    return Sweep(
+        axes,
+        jax.tree.map(grid_first, history.metrics),
+        history.evaluated,
+        jax.tree.map(grid_first, history.evaluations),
+        jax.tree.map(lambda leaf: leaf[:count].reshape(*shape, *leaf.shape[1:]), points.states),
+        history.seconds,
+        history.compile_seconds,
+    )

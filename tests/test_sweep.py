@@ -1,0 +1,123 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tasks import assert_trees_close, regression, softmax_loss
+
+import dflax as dx
+from dflax import evaluation, participation
+from dflax.sweep import sweep
+
+KEY = jax.random.key(0)
+TASK = regression()
+FEDERATION = dx.Federation(
+    TASK.data, TASK.partition, batch_size=6, local_steps=2, participation=participation.uniform(4)
+)
+MEASURE = evaluation.server_model(evaluation.on(softmax_loss, TASK.data))
+
+
+def fedavg(rate, momentum):
+    return dx.server.fedavg(softmax_loss, optax.sgd(rate), optax.sgd(1.0, momentum=momentum))
+
+
+def start(algorithm, key):
+    params = jax.tree.map(lambda leaf: 0.1 * jax.random.normal(key, leaf.shape), TASK.params)
+    return algorithm.init(key, params)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_each_element_equals_its_single_run(devices):
+    grid = {"rate": [0.05, 0.2, 0.5], "momentum": [0.0, 0.5]}
+    swept = sweep(
+        fedavg,
+        start,
+        FEDERATION,
+        grid=grid,
+        seeds=3,
+        key=KEY,
+        rounds=5,
+        evaluate=MEASURE,
+        every=2,
+        devices=jax.devices()[:devices],
+    )
+    assert list(swept.axes) == ["rate", "momentum", "seed"]
+    assert swept.metrics["loss"].shape == (3, 2, 3, 5)
+    assert swept.evaluations["accuracy"].shape == (3, 2, 3, 3)
+    assert swept.evaluated.tolist() == [2, 4, 5]
+    for i, j, s in ((0, 0, 0), (1, 1, 2), (2, 0, 1)):
+        key = jax.random.fold_in(KEY, s)
+        algorithm = fedavg(grid["rate"][i], grid["momentum"][j])
+        state, history = dx.run(
+            algorithm,
+            start(algorithm, key),
+            FEDERATION,
+            rounds=5,
+            key=key,
+            evaluate=MEASURE,
+            every=2,
+        )
+        assert_trees_close(
+            jax.tree.map(lambda leaf: leaf[i, j, s], swept.states),  # noqa: B023
+            state,
+            rtol=1e-4,
+            atol=1e-5,
+        )
+        np.testing.assert_allclose(
+            swept.metrics["loss"][i, j, s], history.metrics["loss"], rtol=1e-4
+        )
+        np.testing.assert_allclose(
+            swept.evaluations["loss"][i, j, s], history.evaluations["loss"], rtol=1e-4
+        )
+
+
+def test_decentralized_algorithms_sweep_as_well():
+    mixer = dx.gossip.ring(8)
+
+    def dfedavg(rate):
+        return dx.decentralized.dfedavg(softmax_loss, optax.sgd(rate), mixer)
+
+    swept = sweep(dfedavg, start, FEDERATION, grid={"rate": [0.1, 0.3]}, key=KEY, rounds=3)
+    algorithm, key = dfedavg(0.3), jax.random.fold_in(KEY, 0)
+    state, _ = dx.run(algorithm, start(algorithm, key), FEDERATION, rounds=3, key=key)
+    assert_trees_close(
+        jax.tree.map(lambda leaf: leaf[1, 0], swept.states.clients.params),
+        state.clients.params,
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_the_table_has_a_row_per_point_with_the_spread_over_seeds():
+    swept = sweep(
+        fedavg,
+        start,
+        FEDERATION,
+        grid={"rate": [0.1, 0.3], "momentum": [0.5]},
+        seeds=2,
+        key=KEY,
+        rounds=2,
+        evaluate=MEASURE,
+    )
+    rows = swept.table()
+    assert [row["rate"] for row in rows] == [0.1, 0.3]
+    last = swept.evaluations["accuracy"][1, 0, :, -1]
+    np.testing.assert_allclose(rows[1]["accuracy"], last.mean(), rtol=1e-6)
+    np.testing.assert_allclose(rows[1]["accuracy_std"], last.std(), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": {}}, "grid must name at least one hyper-parameter"),
+        ({"grid": {"rate": []}}, r"grid\['rate'\] must list at least one number"),
+        ({"grid": {"rate": [0.1, jnp.nan]}}, r"grid\['rate'\] must be a finite number"),
+        ({"seeds": 0}, "seeds must be an integer >= 1, got 0"),
+        ({"key": 1}, "key must be one typed JAX key, got 1"),
+        ({"rounds": -1}, "rounds must be an integer >= 0"),
+    ],
+)
+def test_bad_arguments_are_refused(changes, message):
+    arguments = {"grid": {"rate": [0.1], "momentum": [0.0]}, "key": KEY, "rounds": 1} | changes
+    with pytest.raises((TypeError, ValueError), match=message):
+        sweep(fedavg, start, FEDERATION, **arguments)
