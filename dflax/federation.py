@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from dflax import counter, validation
-from dflax.data.dataset import Dataset, Split
+from dflax.data.dataset import AnyArray, Dataset, Split
 from dflax.participation import Participation, everyone
 
 
@@ -39,6 +39,7 @@ class Round(NamedTuple):
       number: `[]` int32, which round of the run this is, from 0.
       cohort: `[m]` int32 ids of the invited clients, distinct; None for all n clients in order.
       weights: `[m]` float32 aggregation weights; 0 for a client that was invited but did not report.
+      reports: `[m]` 1 for clients that report, 0 for the others; None when every one of them does.
       assignments: the clients' work, leaves `[m, ...]`.
       data: the data set that the assignments' indices point into.
       clients: n, the number of all clients; static.
@@ -48,6 +49,7 @@ class Round(NamedTuple):
     number: Int[Array, ""]
     cohort: Int[Array, " m"] | None
     weights: Float[Array, " m"]
+    reports: Float[Array, " m"] | None
     assignments: Assignment
     data: Dataset
     clients: Count
@@ -88,7 +90,7 @@ class Federation:
         local_steps: int | None = None,
         local_epochs: float | None = None,
         participation: Participation | None = None,
-        weights: Float[Array, " n"] | None = None,
+        weights: Float[AnyArray, " n"] | None = None,
         replacement: bool = False,
     ):
         data = data.train if isinstance(data, Split) else data
@@ -165,14 +167,19 @@ class Federation:
             self.batch_size,
             self.replacement,
         )
-        local_steps = jnp.ceil(cohort.effort * self.steps[ids] - 1e-5).astype(jnp.int32)
-        local_steps = jnp.where(cohort.reports > 0, local_steps, 0)
+        local_steps, weights = self.steps[ids], self.weights[ids]
+        if cohort.effort is not None:
+            local_steps = jnp.ceil(cohort.effort * local_steps - 1e-5).astype(jnp.int32)
+        if cohort.reports is not None:
+            local_steps = jnp.where(cohort.reports > 0, local_steps, 0)
+            weights = weights * cohort.reports
         client_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(clients_key, ids)
         return Round(
             key=step_key,
             number=index,
             cohort=cohort.clients,
-            weights=self.weights[ids] * cohort.reports,
+            weights=weights,
+            reports=cohort.reports,
             assignments=Assignment(minibatches, local_steps, client_keys),
             data=self.data,
             clients=Count(self.clients),

@@ -26,13 +26,15 @@ class Cohort(NamedTuple):
 
     Attributes:
       clients: `[m]` distinct int32 client ids; None for all n clients in order.
-      reports: `[m]` 1 for a client that sends its result, 0 for one that was invited and did not.
-      effort: `[m]` in [0, 1], the share of its local steps that a client manages.
+      reports: `[m]` 1 for a client that sends its result, 0 for one that was invited and did not;
+        None when all of them report.
+      effort: `[m]` in [0, 1], the share of its local steps that a client manages; None when everyone
+        manages all.
     """
 
     clients: Int[Array, " m"] | None
-    reports: Float[Array, " m"]
-    effort: Float[Array, " m"]
+    reports: Float[Array, " m"] | None = None
+    effort: Float[Array, " m"] | None = None
 
 
 Participation = Callable[[Key[Array, ""], Int[Array, ""], int], Cohort]
@@ -158,14 +160,12 @@ def distinct(key: Key[Array, ""], count: int, population: int) -> Int[Array, " m
 
 
 def _everyone(key: Key[Array, ""], index: Int[Array, ""], clients: int) -> Cohort:
-    ones = jnp.ones(clients, jnp.float32)
-    return Cohort(None, ones, ones)
+    return Cohort(None)
 
 
 def _uniform(cohort: int, key: Key[Array, ""], index: Int[Array, ""], clients: int) -> Cohort:
     _at_most(cohort, clients)
-    ones = jnp.ones(cohort, jnp.float32)
-    return Cohort(distinct(key, cohort, clients), ones, ones)
+    return Cohort(distinct(key, cohort, clients))
 
 
 def _bernoulli(
@@ -186,7 +186,7 @@ def _bernoulli(
         first = jax.random.categorical(first_key, logits)
         joined = jnp.where(order > first, joined, order == first)
     if capacity is None:
-        return Cohort(None, joined.astype(jnp.float32), jnp.ones(clients, jnp.float32))
+        return Cohort(None, joined.astype(jnp.float32))
     _at_most(capacity, clients, "capacity")
     return _first(order_key, joined, capacity)
 
@@ -202,8 +202,7 @@ def _weighted(
     _table_width("probabilities", probabilities.shape[0], clients)
     scores = jnp.log(probabilities) + jax.random.gumbel(key, (clients,))
     _, ids = jax.lax.top_k(scores, cohort)
-    ones = jnp.ones(cohort, jnp.float32)
-    return Cohort(ids.astype(jnp.int32), ones, ones)
+    return Cohort(ids.astype(jnp.int32))
 
 
 def _availability(
@@ -227,8 +226,9 @@ def _dropout(
 ) -> Cohort:
     inner_key, drop_key = jax.random.split(key)
     cohort = participation(inner_key, index, clients)
-    stays = ~jax.random.bernoulli(drop_key, rate, cohort.reports.shape)
-    return cohort._replace(reports=cohort.reports * stays)
+    size = clients if cohort.clients is None else cohort.clients.shape[0]
+    stays = 1.0 - jax.random.bernoulli(drop_key, rate, (size,))
+    return cohort._replace(reports=stays if cohort.reports is None else cohort.reports * stays)
 
 
 def _stragglers(
@@ -244,10 +244,11 @@ def _stragglers(
     if least.ndim:
         _table_width("least", least.shape[0], clients)
         least = least if cohort.clients is None else least[cohort.clients]
-    shape = cohort.effort.shape
-    share = least + (1.0 - least) * jax.random.uniform(share_key, shape)
-    slow = jax.random.bernoulli(slow_key, rate, shape)
-    return cohort._replace(effort=cohort.effort * jnp.where(slow, share, 1.0))
+    size = clients if cohort.clients is None else cohort.clients.shape[0]
+    share = least + (1.0 - least) * jax.random.uniform(share_key, (size,))
+    slow = jax.random.bernoulli(slow_key, rate, (size,))
+    effort = jnp.where(slow, share, 1.0)
+    return cohort._replace(effort=effort if cohort.effort is None else cohort.effort * effort)
 
 
 def _first(key: Key[Array, ""], present: Bool[Array, " n"], places: int) -> Cohort:
@@ -255,7 +256,7 @@ def _first(key: Key[Array, ""], present: Bool[Array, " n"], places: int) -> Coho
     scores = jax.random.uniform(key, present.shape) + present
     _, ids = jax.lax.top_k(scores, places)
     reports = present[ids].astype(jnp.float32)
-    return Cohort(ids.astype(jnp.int32), reports, jnp.ones(places, jnp.float32))
+    return Cohort(ids.astype(jnp.int32), reports)
 
 
 def _at_most(cohort: int, clients: int, name: str = "cohort") -> None:

@@ -198,7 +198,7 @@ def gossip_averaging(
                 at_once=at_once,
             )
             after = scatter(before, round.cohort, rows)
-            return after, weighted_mean(measured, (round.weights > 0).astype(jnp.float32))
+            return after, weighted_mean(measured, round.reports)
 
         def mix(models: Params) -> tuple[Params, Any, Metrics]:
             return mixer.apply(models, mixing, round.key, round.number, active)
@@ -216,16 +216,17 @@ def gossip_averaging(
             mixed = jax.tree.map(lambda w, y, x: w + (y - x), mixed, after.params, models)
             if active is not None:
                 mixed = select(active > 0, mixed, models)
-        metrics |= {"clients_active": jnp.sum(round.weights > 0).astype(jnp.float32)}
+        present = round.weights.shape[0] if round.reports is None else round.reports.sum()
+        metrics |= {"clients_active": jnp.asarray(present, jnp.float32)}
         clients = Clients(mixed, after.optimizer)
         return FederatedState(state.round + 1, Server(mixing), clients), metrics | sent
 
     return Algorithm(init, step)
 
 
-def _active(round: Round, clients: int) -> Float[Array, " n"]:
-    """The mask of clients that take part in this round."""
-    reports = (round.weights > 0).astype(jnp.float32)
+def _active(round: Round, clients: int) -> Float[Array, " n"] | None:
+    """The mask of clients that take part in this round; None when all do, whatever is drawn."""
     if round.cohort is None:
-        return reports
+        return round.reports
+    reports = jnp.ones(round.cohort.shape) if round.reports is None else round.reports
     return jnp.zeros(clients, jnp.float32).at[round.cohort].set(reports, unique_indices=True)
