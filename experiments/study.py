@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 RESULTS = pathlib.Path("results")
@@ -71,10 +72,13 @@ def main(study: Callable[[Any], Summary], config: type, file: str) -> None:
 
 
 def remember_compilations() -> None:
-    """Keeps compiled programs on disk, so that a second run starts at once."""
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or home) / "dflax" / "jax"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    """Keeps compiled programs on disk, so that a second run starts at once.
+
+    JAX_COMPILATION_CACHE_DIR says where, else it is `dflax/jax` in the user's cache.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "dflax" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
@@ -89,7 +93,8 @@ def save(name: str, config: Any, summary: Summary) -> pathlib.Path:
         "claims": [dataclasses.asdict(claim) for claim in summary.claims],
     }
     unfinished = folder / "summary.json.tmp"
-    unfinished.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
+    text = json.dumps(_plain(content), indent=2, allow_nan=False)
+    unfinished.write_text(text + "\n")
     unfinished.replace(folder / "summary.json")
     for stem, figure in summary.figures.items():
         figure.savefig(folder / f"{stem}.png", dpi=150, bbox_inches="tight")
@@ -117,7 +122,8 @@ def claims_table(claims: dict[str, list[Claim]]) -> Table:
     for study, stated in claims.items():
         for claim in stated:
             verdict = "[green]yes[/green]" if claim.holds else "[bold red]NO[/bold red]"
-            table.add_row(study, claim.claim, verdict, _shown(claim.ours), _shown(claim.reference))
+            numbers = _shown(claim.ours), _shown(claim.reference)
+            table.add_row(study, escape(claim.claim), verdict, *map(escape, numbers))
     return table
 
 
@@ -153,5 +159,15 @@ def _shown(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    """The same in JSON's own types; numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
     array = np.asarray(value)
-    return array.item() if array.ndim == 0 else array.tolist()
+    if array.ndim:
+        return _plain(array.tolist())
+    number = array.item()
+    return None if isinstance(number, float) and not np.isfinite(number) else number

@@ -2,13 +2,15 @@
 
 from dflax.data.arrays import from_arrays, split
 from dflax.data.cifar import cifar10, cifar100
+from dflax.data.class_laws import ClassLaws, resample
 from dflax.data.composition import class_counts, label_distribution
 from dflax.data.dataset import Batch, Dataset, Split
+from dflax.data.dealt import Dealt, deal
 from dflax.data.figures import partition_figure
 from dflax.data.idx import read_idx
 from dflax.data.laws import dirichlet_laws
 from dflax.data.logistic import Logistic, logistic, logistic_loss
-from dflax.data.partition import ClassLaws, Partition, from_indices, resample
+from dflax.data.partition import Partition, from_indices
 from dflax.data.partitioners import (
     by_group,
     dirichlet,

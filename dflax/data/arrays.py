@@ -6,23 +6,23 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from dflax import validation
-from dflax.data.dataset import Dataset, Split
+from dflax.data.dataset import AnyArray, Dataset, Split
 
 LARGEST_INTEGER = 2**31 - 1
 
 
 def from_arrays(
-    inputs: PyTree[Array],
-    labels: Array,
+    inputs: PyTree[AnyArray],
+    labels: AnyArray,
     *,
-    test: tuple[PyTree[Array], Array] | None = None,
+    test: tuple[PyTree[AnyArray], AnyArray] | None = None,
     test_fraction: float | None = None,
     classes: int | None = None,
-    scale: Float[Array, "..."] | float | None = None,
-    shift: Float[Array, "..."] | float | None = None,
+    scale: Float[AnyArray, "..."] | float | None = None,
+    shift: Float[AnyArray, "..."] | float | None = None,
     name: str = "",
     seed: int = 0,
 ) -> Split:
@@ -74,8 +74,9 @@ def from_arrays(
     train = Dataset(
         jax.tree.map(jnp.asarray, inputs), jnp.asarray(labels), *affine, classes=classes, name=name
     )
-    if test is None:
+    if test_fraction is not None:
         return split(train, test_fraction, seed)
+    assert test is not None  # as exactly one of the two is given
     held_out = dataclasses.replace(
         train, inputs=jax.tree.map(jnp.asarray, test[0]), labels=jnp.asarray(test[1])
     )
@@ -139,7 +140,7 @@ def _largest_remainders(counts: np.ndarray, total: int) -> np.ndarray:
 
 
 def _checked(
-    inputs_name: str, inputs: PyTree[Array], labels_name: str, labels: Array
+    inputs_name: str, inputs: PyTree[AnyArray], labels_name: str, labels: AnyArray
 ) -> tuple[PyTree[np.ndarray], np.ndarray]:
     """Both as arrays of at most 32 bits, after all checks that need no second data set."""
     inputs = jax.tree.map(lambda leaf: _numbers(inputs_name, leaf), inputs)
@@ -155,7 +156,7 @@ def _checked(
     return inputs, labels
 
 
-def _numbers(name: str, leaf: Array) -> np.ndarray:
+def _numbers(name: str, leaf: AnyArray) -> np.ndarray:
     array = np.asarray(leaf)
     if array.dtype == np.bool_ or jnp.issubdtype(array.dtype, np.integer):
         wide = array.dtype.itemsize == 8 or array.dtype == np.uint32

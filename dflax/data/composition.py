@@ -1,14 +1,16 @@
 """What clients own: examples of each class, and the laws these amount to."""
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from dflax import validation
-from dflax.data.partition import ClassLaws, Partition
+from dflax.data.class_laws import ClassLaws
+from dflax.data.dataset import AnyArray
+from dflax.data.partition import Partition
 
 
 def class_counts(
-    partition: Partition, labels: Int[Array, " N"], classes: int | None = None
+    partition: Partition, labels: Int[AnyArray, " N"], classes: int | None = None
 ) -> Int[np.ndarray, "n C"]:
     """Examples of each class that each client owns.
 
@@ -52,7 +54,9 @@ def class_counts(
 
 
 def label_distribution(
-    owned: Partition | ClassLaws, labels: Int[Array, " N"] | None = None, classes: int | None = None
+    owned: Partition | ClassLaws,
+    labels: Int[AnyArray, " N"] | None = None,
+    classes: int | None = None,
 ) -> Float[np.ndarray, "n C"]:
     """Each client's law over classes: shares of its examples, or the law it draws from.
 

@@ -6,7 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
+
+# What functions that run on the host take: device and NumPy arrays serve alike.
+AnyArray = Array | np.ndarray
 
 
 class Batch(NamedTuple):

@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from dflax import validation
 from dflax.data.composition import class_counts
+from dflax.data.dataset import AnyArray
 from dflax.data.partition import Partition
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ LABELLED_CLASSES = 20
 
 def partition_figure(
     partition: Partition,
-    labels: Int[Array, " N"],
+    labels: Int[AnyArray, " N"],
     classes: int | None = None,
     ax: "Axes | None" = None,
     *,
@@ -42,7 +43,7 @@ def partition_figure(
       sort: order the clients by their largest class and by its share; else by number.
 
     Returns:
-      The matplotlib figure; save it with `figure.savefig(path)`.
+      The whole matplotlib figure; save it with `figure.savefig(path)`.
 
     Raises:
       ValueError, TypeError: an argument out of range, or labels that do not fit the partition.
@@ -96,7 +97,7 @@ def partition_figure(
     ax.spines[:].set_color("0.75")
 
     # The room that tick labels need does not grow with the axes.
-    inch = 1 / (ax.get_position().width * ax.figure.get_figwidth())
+    inch = ax.figure.dpi / ax.bbox.width
     bars = ax.inset_axes((0.0, 1.03, 1.0, 0.26), sharex=ax)
     bars.bar(np.arange(columns), sizes[shown], width=0.8 if columns <= 50 else 1.0, color="0.55")
     bars.tick_params(axis="x", labelbottom=False, length=0)
@@ -112,7 +113,7 @@ def partition_figure(
     legend.tick_params(labelsize=8)
 
     histogram = ax.inset_axes((1.0 + 1.1 * inch, 0.0, 0.22, 1.0))
-    histogram.hist(sizes, bins=_bins(sizes), orientation="horizontal", color="0.55")
+    histogram.hist(sizes, bins=_bins(sizes).tolist(), orientation="horizontal", color="0.55")
     histogram.axhline(float(np.median(sizes)), color="tab:red", linewidth=1)
     histogram.set_title(f"median size {np.median(sizes):g}", fontsize=9, loc="left")
     histogram.set_xlabel("clients")
@@ -120,7 +121,7 @@ def partition_figure(
     histogram.yaxis.set_major_locator(MaxNLocator(8, integer=True))
     histogram.tick_params(labelsize=8)
     histogram.spines[["top", "right"]].set_visible(False)
-    return ax.figure
+    return ax.figure.figure
 
 
 def _by_largest_class(counts: Int[np.ndarray, "n C"]) -> Int[np.ndarray, " n"]:

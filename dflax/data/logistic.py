@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.data.dataset import Batch, Dataset, Split
+from dflax.data.dataset import AnyArray, Batch, Dataset, Split
 from dflax.data.newton import softmax_optimum
 from dflax.data.partition import Partition
 from dflax.data.synthetic import equal_clients, masked_mean, seeded
@@ -27,8 +27,8 @@ class Linear(NamedTuple):
       bias: `[C]`.
     """
 
-    weights: Float[Array, "d C"]
-    bias: Float[Array, " C"]
+    weights: Float[AnyArray, "d C"]
+    bias: Float[AnyArray, " C"]
 
 
 class Logistic(NamedTuple):
@@ -79,7 +79,7 @@ class Logistic(NamedTuple):
     def gradient_norm(self, x: Linear) -> Float[Array, ""]:
         """|grad f(x)|."""
         batch = Batch(self.data.train.inputs, self.data.train.labels)
-        gradient = jax.grad(lambda x: logistic_loss(self.l2)(x, batch)[0])(x)
+        gradient = jax.grad(lambda x: logistic_loss(self.l2)(x, batch, None)[0])(x)
         return optax.tree.norm(gradient)
 
 

@@ -43,7 +43,7 @@ def softmax_optimum(
     x = np.zeros((rows.shape[1], targets.shape[1]))
     value, gradient, probabilities = evaluate(x)
     for _ in range(NEWTON_STEPS):
-        norm = np.linalg.norm(gradient)
+        norm = float(np.linalg.norm(gradient))
         if norm <= GRADIENT_TOLERANCE:
             return x, value
 

@@ -3,9 +3,10 @@
 import math
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.data.laws import dirichlet_rows
 from dflax.data.partition import Partition, from_indices
 
@@ -13,7 +14,7 @@ from dflax.data.partition import Partition, from_indices
 REDRAWS = 20
 
 
-def iid(examples: int | Shaped[Array, "N ..."], clients: int, seed: int = 0) -> Partition:
+def iid(examples: int | Shaped[AnyArray, "N ..."], clients: int, seed: int = 0) -> Partition:
     """Examples dealt at random, N / n to each client, rounded down or up.
 
     Args:
@@ -34,7 +35,7 @@ def iid(examples: int | Shaped[Array, "N ..."], clients: int, seed: int = 0) -> 
 
 
 def dirichlet(
-    labels: Int[Array, " N"], clients: int, alpha: float, seed: int = 0, min_size: int = 1
+    labels: Int[AnyArray, " N"], clients: int, alpha: float, seed: int = 0, min_size: int = 1
 ) -> Partition:
     """Label skew: the shares of the n clients in each class are drawn from Dirichlet(alpha 1_n).
 
@@ -79,7 +80,7 @@ def dirichlet(
 
 
 def quantity_skew(
-    examples: int | Shaped[Array, "N ..."],
+    examples: int | Shaped[AnyArray, "N ..."],
     clients: int,
     alpha: float,
     seed: int = 0,
@@ -109,7 +110,7 @@ def quantity_skew(
 
 
 def label_shards(
-    labels: Int[Array, " N"], clients: int, shards_per_client: int = 2, seed: int = 0
+    labels: Int[AnyArray, " N"], clients: int, shards_per_client: int = 2, seed: int = 0
 ) -> Partition:
     """The pathological split: examples sorted by label, cut into shards, s shards to each client.
 
@@ -143,7 +144,7 @@ def label_shards(
     return _deal(owner, clients, generator)
 
 
-def by_group(groups: Shaped[np.ndarray, " N"], seed: int = 0) -> Partition:
+def by_group(groups: Shaped[AnyArray, " N"], seed: int = 0) -> Partition:
     """Natural clients: one for each distinct id, in sorted order of the ids.
 
     Args:
@@ -202,14 +203,14 @@ def train_test_per_client(
     )
 
 
-def _examples(examples: int | Shaped[Array, "N ..."]) -> int:
+def _examples(examples: int | Shaped[AnyArray, "N ..."]) -> int:
     if np.ndim(examples) == 0:
         validation.integer("examples", examples, low=1, fix="Pass N or the labels.")
         return int(examples)
     return np.shape(examples)[0]
 
 
-def _labels(labels: Int[Array, " N"]) -> np.ndarray:
+def _labels(labels: Int[AnyArray, " N"]) -> np.ndarray:
     numbers = np.asarray(labels)
     if numbers.ndim != 1 or len(numbers) == 0:
         raise ValueError(f"labels must have shape [N] with N >= 1, got {numbers.shape}.")

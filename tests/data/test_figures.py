@@ -34,6 +34,21 @@ def test_unsorted_picture_holds_the_counts():
     )
 
 
+def test_a_part_of_a_figure_gives_the_whole_and_the_same_room():
+    partition = data.dirichlet(LABELS, 12, 0.3)
+    alone = plt.figure(figsize=(10, 4))
+    whole = plt.figure(figsize=(20, 4))
+    part, _ = whole.subfigures(1, 2)
+    place = (0.1, 0.1, 0.6, 0.6)
+    assert data.partition_figure(partition, LABELS, ax=alone.add_axes(place)) is alone
+    assert data.partition_figure(partition, LABELS, ax=part.add_axes(place)) is whole
+    widths = []
+    for figure, axes in ((alone, alone.axes[0]), (whole, part.axes[0])):
+        figure.canvas.draw()
+        widths.append([child.get_window_extent().width for child in axes.child_axes])
+    np.testing.assert_allclose(*widths)
+
+
 def test_sorted_picture_is_a_staircase():
     figure = data.partition_figure(data.dirichlet(LABELS, 30, 0.2), LABELS)
     largest = shown(figure).argmax(1)

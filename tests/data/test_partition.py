@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dflax.data import Partition, from_indices, resample
+from dflax.data import Partition, from_indices
 from dflax.data.partition import _strides
 
 SEED = jnp.array([123, 456], jnp.uint32)
@@ -184,47 +184,3 @@ def test_the_seed_of_from_indices_sets_the_order():
 def test_from_indices_refuses(owned, options, message):
     with pytest.raises(ValueError, match=message):
         from_indices(owned, **options)
-
-
-def test_class_laws_draw_by_their_laws():
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 4, 200)
-    labels[:4] = np.arange(4)
-    laws = np.array([[0.5, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 1.0, 0.0]])
-    owned = resample(labels, laws)
-    draws = np.asarray(owned.minibatches(SEED, jnp.arange(3), jnp.int32(0), 10, 2_000))
-    assert draws.shape == (3, 10, 2_000)
-    assert owned.clients == 3
-    for client in range(3):
-        found = np.bincount(labels[draws[client].ravel()], minlength=4) / 20_000
-        # Five standard deviations of a frequency over 20,000 draws are at most 0.018.
-        np.testing.assert_allclose(found, laws[client], atol=0.018)
-        np.testing.assert_array_equal(found[laws[client] == 0], 0.0)
-    members = np.flatnonzero(labels == 2)
-    counts = np.bincount(draws[2].ravel(), minlength=200)[members]
-    expected = 20_000 / len(members)
-    degrees = len(members) - 1
-    assert ((counts - expected) ** 2 / expected).sum() < degrees + 6 * np.sqrt(2 * degrees)
-
-
-def test_class_laws_differ_by_round_and_client():
-    owned = resample(np.arange(100) % 2, np.full((2, 2), 0.5))
-    first = np.asarray(owned.minibatches(SEED, jnp.arange(2), jnp.int32(0), 1, 200))
-    later = np.asarray(owned.minibatches(SEED, jnp.arange(2), jnp.int32(200), 1, 200))
-    assert np.mean(first[0] == first[1]) < 0.1
-    assert np.mean(first == later) < 0.1
-
-
-@pytest.mark.parametrize(
-    ("labels", "laws", "message"),
-    [
-        ([0, 1], [0.5, 0.5], r"\[clients, classes\]"),
-        ([0, 1], [[1.5, -0.5]], "laws"),
-        ([0, 1], [[0.5, 0.4]], "sum to 1"),
-        ([0, 2], [[0.5, 0.5]], r"\[0, 2\)"),
-        ([0, 0], [[0.5, 0.5]], "without examples"),
-    ],
-)
-def test_resample_refuses(labels, laws, message):
-    with pytest.raises(ValueError, match=message):
-        resample(np.array(labels), np.array(laws))

@@ -1,0 +1,92 @@
+import json
+import types
+
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import measure
+from benchmarks.measure import Row, milliseconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that moves only when told to."""
+
+    class Clock:
+        now = 0.0
+
+    monkeypatch.setattr(measure, "time", types.SimpleNamespace(perf_counter=lambda: Clock.now))
+    return Clock
+
+
+def test_a_row_relates_our_time_to_the_peers_and_to_the_hardwares():
+    row = Row("round", ours_ms=4.0, peer="other 1.0", peer_ms=10.0, limit_ms=1.0)
+    assert row.ratio == 2.5
+    assert row.share_of_limit == 0.25
+
+
+def test_a_row_without_peer_or_limit_leaves_them_open():
+    row = Row("round", ours_ms=4.0)
+    assert row.ratio is None
+    assert row.share_of_limit is None
+    slower = Row("round", ours_ms=4.0, peer="other 1.0", peer_ms=1.0)
+    assert (slower.ratio, slower.share_of_limit) == (0.25, None)
+    bounded = Row("round", ours_ms=4.0, limit_ms=4.0)
+    assert (bounded.ratio, bounded.share_of_limit) == (None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            Row("a", 4.0, "other 1.0", 10.0, 1.0),
+            {
+                "name": "a",
+                "ours_ms": 4.0,
+                "peer": "other 1.0",
+                "peer_ms": 10.0,
+                "ratio": 2.5,
+                "limit_ms": 1.0,
+                "share_of_limit": 0.25,
+            },
+        ),
+        (
+            Row("b", 2.0),
+            {
+                "name": "b",
+                "ours_ms": 2.0,
+                "peer": None,
+                "peer_ms": None,
+                "ratio": None,
+                "limit_ms": None,
+                "share_of_limit": None,
+            },
+        ),
+    ],
+)
+def test_the_file_has_exactly_the_promised_entries(row, expected):
+    assert json.loads(json.dumps(row.as_json())) == expected
+
+
+def test_milliseconds_is_the_least_per_unit_after_a_warm_up(clock):
+    seconds = iter([100.0, 3.0, 2.0, 4.0])
+
+    def work():
+        clock.now += next(seconds)
+        return jnp.zeros(())
+
+    assert milliseconds(work, repeats=3, units=10) == pytest.approx(200.0)
+    assert next(seconds, None) is None
+
+
+def test_milliseconds_waits_for_what_the_work_returns(clock, monkeypatch):
+    waited = []
+
+    def block_until_ready(result):
+        waited.append(result)
+        clock.now += 0.5
+        return result
+
+    monkeypatch.setattr(measure.jax, "block_until_ready", block_until_ready)
+    assert milliseconds(lambda: "result", repeats=2) == pytest.approx(500.0)
+    assert waited == ["result"] * 3
