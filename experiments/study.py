@@ -167,6 +167,8 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, bool, int)):
         return value
     array = np.asarray(value)
+    if array.dtype == object:
+        raise TypeError(f"a summary holds numbers, text, lists and dicts, got {value!r}.")
     if array.ndim:
         return _plain(array.tolist())
     number = array.item()
