@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks.measure import Row
 
-NAMES = ("logistic", "population", "sweeping", "startup")
+NAMES = ("collectives", "logistic", "population", "sweeping", "startup")
 RESULTS = pathlib.Path("results")
 
 

@@ -6,12 +6,14 @@ from dflax import (
     data,
     decentralized,
     evaluation,
+    export,
     gossip,
     local,
     losses,
     mesh,
     models,
     participation,
+    profile,
     server,
     sinks,
     topology,
@@ -21,5 +23,6 @@ from dflax.clients import gather, map_clients, replicate, scatter, select, weigh
 from dflax.federation import Assignment, Federation, Round
 from dflax.mesh import client_mesh
 from dflax.run import History, run
+from dflax.sweep import Sweep, sweep
 
 __version__ = "0.1.0"

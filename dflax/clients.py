@@ -11,9 +11,12 @@ from jaxtyping import Array, Float, Int, PyTree
 from dflax import validation
 
 CLIENTS = "clients"
-# Below this many elements per client, one vectorised program beats a loop over clients on a CPU:
-# the cost of a step is then that of launching its operations, not of the arithmetic in them.
+# On a CPU, clients with fewer elements than the first number run all at once: a step then costs the
+# launching of its operations, not the arithmetic in them. Up to the second number, chunks of
+# clients keep all cores busy; beyond, one client after another keeps the caches warm.
 SMALL_CLIENT = 1 << 14
+MEDIUM_CLIENT = 1 << 17
+CHUNK = 32
 
 
 def map_clients(
@@ -35,8 +38,8 @@ def map_clients(
         over devices. Pass arrays here rather than close over them: under a mesh, what is closed over
         is laid out for all devices together and cannot be copied or differentiated within one.
       at_once: clients that one device computes at the same time: 1 is one after another, m or more
-        all at once. None chooses: everything at once on accelerators and for clients of fewer than
-        2^14 elements; else one after another, which keeps a CPU's caches warm.
+        all at once. None chooses: all at once on accelerators; on a CPU all for clients of fewer
+        than 2^14 elements, chunks of 32 below 2^17, else one after another.
 
     Returns:
       What `function` returns, each leaf with the leading axis m.
@@ -60,13 +63,13 @@ def map_clients(
         # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
         return jax.lax.map(one, stacked, batch_size=None if width == 1 else width)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if CLIENTS not in mesh.axis_names or mesh.shape[CLIENTS] == 1 or _inside_shard_map(mesh):
+    devices = client_devices()
+    if devices == 1:
         return several(stacked, shared)
-    padding = -count % mesh.shape[CLIENTS]
+    padding = -count % devices
     dealt = jax.shard_map(
         several,
-        in_specs=(PartitionSpec(CLIENTS), PartitionSpec()),
+        in_specs=(PartitionSpec(CLIENTS), _layout(shared, devices)),
         out_specs=PartitionSpec(CLIENTS),
         axis_names={CLIENTS},
         check_vma=False,
@@ -76,10 +79,22 @@ def map_clients(
 
 
 def gather(tree: PyTree[Array], cohort: Int[Array, " m"] | None) -> PyTree[Array]:
-    """The cohort's rows of per-client state: `[n, ...]` to `[m, ...]`; all rows when it is None."""
+    """The cohort's rows of per-client state: `[n, ...]` to `[m, ...]`; all rows when it is None.
+
+    Where n clients are dealt over devices, each device gives the rows it owns and zeros for the
+    others, and a sum deals the rows over the devices again: what travels is of the cohort's size,
+    never of the population's.
+
+    Args:
+      tree: leaves `[n, ...]`.
+      cohort: `[m]` client ids in [0, n), or None.
+
+    Returns:
+      Leaves `[m, ...]`.
+    """
     if cohort is None:
         return tree
-    return jax.tree.map(lambda leaf: leaf[cohort], tree)
+    return jax.tree.map(lambda leaf: _gather_rows(leaf, cohort), tree)
 
 
 def scatter(
@@ -89,6 +104,9 @@ def scatter(
     reported: Array | None = None,
 ) -> PyTree[Array]:
     """Write the cohort's new rows into per-client state; every other row stays as it is, bit for bit.
+
+    Where n clients are dealt over devices, the cohort's rows go to every device, which writes those
+    that it owns.
 
     Args:
       tree: leaves `[n, ...]`.
@@ -102,10 +120,9 @@ def scatter(
 
     def write(leaf: Array, new: Array) -> Array:
         new = new.astype(leaf.dtype)
-        if reported is not None:
-            old = leaf if cohort is None else leaf[cohort]
-            new = jnp.where(_against(reported > 0, new), new, old)
-        return new if cohort is None else leaf.at[cohort].set(new, unique_indices=True)
+        if cohort is not None:
+            return _scatter_rows(leaf, cohort, new, reported)
+        return new if reported is None else jnp.where(_against(reported > 0, new), new, leaf)
 
     return jax.tree.map(write, tree, rows)
 
@@ -164,6 +181,99 @@ def select(condition: Array, chosen: PyTree[Array], otherwise: PyTree[Array]) ->
     )
 
 
+def everywhere(tree: PyTree[Array]) -> PyTree[Array]:
+    """The tree held whole by every device of the ambient mesh; the tree itself where there is none."""
+    if client_devices() == 1:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
+
+
+def client_devices(count: int | None = None) -> int:
+    """Over how many devices the ambient mesh deals (`count`) clients; 1 if it does not or cannot."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if CLIENTS not in mesh.axis_names or _inside_shard_map(mesh):
+        return 1
+    devices = mesh.shape[CLIENTS]
+    return devices if count is None or count % devices == 0 else 1
+
+
+def _gather_rows(leaf: Array, cohort: Int[Array, " m"]) -> Array:
+    devices = client_devices(leaf.shape[0])
+    if devices == 1:
+        return leaf[cohort]
+    # Neither keys nor booleans can be added up.
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        rows = _gather_rows(jax.random.key_data(leaf), cohort)
+        return jax.random.wrap_key_data(rows, impl=jax.random.key_impl(leaf))
+    if leaf.dtype == bool:
+        return _gather_rows(leaf.astype(jnp.uint8), cohort).astype(bool)
+    even = cohort.shape[0] % devices == 0
+
+    def give(own: Array, cohort: Array) -> Array:
+        place, mine = _places(own, cohort)
+        rows = jnp.where(_against(mine, own), own[jnp.where(mine, place, 0)], 0)
+        rows = rows.astype(leaf.dtype)
+        if not even:
+            return jax.lax.psum(rows, CLIENTS)
+        return jax.lax.psum_scatter(rows, CLIENTS, scatter_dimension=0, tiled=True)
+
+    return _on_owners(give, PartitionSpec(CLIENTS if even else None))(leaf, cohort)
+
+
+def _scatter_rows(
+    leaf: Array, cohort: Int[Array, " m"], rows: Array, reported: Array | None
+) -> Array:
+    members = jnp.arange(cohort.shape[0], dtype=cohort.dtype)
+
+    def write(own: Array, place: Array, writes: Array, rows: Array) -> Array:
+        # Rows not to be written get places behind the end, all different, and are dropped.
+        place = jnp.where(writes, place, own.shape[0] + members)
+        return own.at[place].set(rows, mode="drop", unique_indices=True)
+
+    def take(own: Array, cohort: Array, reports: Array, rows: Array) -> Array:
+        place, mine = _places(own, cohort)
+        return write(own, place, mine & reports, rows)
+
+    reports = jnp.ones(cohort.shape, bool) if reported is None else reported > 0
+    if client_devices(leaf.shape[0]) == 1:
+        return write(leaf, cohort, reports, rows)
+    return _on_owners(take, PartitionSpec(CLIENTS))(leaf, cohort, reports, rows)
+
+
+def _places(own: Array, cohort: Int[Array, " m"]) -> tuple[Array, Array]:
+    """Where the cohort's rows are among a device's own, and which of them are there at all."""
+    place = cohort - jax.lax.axis_index(CLIENTS).astype(cohort.dtype) * own.shape[0]
+    return place, (place >= 0) & (place < own.shape[0])
+
+
+def _on_owners(function: Callable[..., Array], out: PartitionSpec) -> Callable[..., Array]:
+    """Runs a function on every device's own rows; its other arguments are replicated."""
+
+    def dealt(leaf: Array, *others: Array) -> Array:
+        return jax.shard_map(
+            function,
+            in_specs=(PartitionSpec(CLIENTS), *(PartitionSpec() for _ in others)),
+            out_specs=out,
+            axis_names={CLIENTS},
+            check_vma=False,
+        )(leaf, *others)
+
+    return dealt
+
+
+def _layout(shared: Any, devices: int) -> Any:
+    """Where what is shared lies: everywhere, except data that say they are dealt with their clients."""
+
+    def is_dealt(node: Any) -> bool:
+        return hasattr(node, "layout")
+
+    return jax.tree.map(
+        lambda node: node.layout(devices) if is_dealt(node) else PartitionSpec(),
+        shared,
+        is_leaf=is_dealt,
+    )
+
+
 def _against(mask: Array, leaf: Array) -> Array:
     return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
 
@@ -172,7 +282,9 @@ def _repeat_first(leaf: Array, padding: int) -> Array:
     if not padding:
         return leaf
     extra = jnp.broadcast_to(leaf[:1], (padding, *leaf.shape[1:]))
-    return jnp.concatenate([leaf, extra])
+    # Put together on every device and then dealt: an axis that the devices do not divide would
+    # else be cut up and sent around piece by piece.
+    return everywhere(jnp.concatenate([leaf, extra]))
 
 
 def _inside_shard_map(mesh: Any) -> bool:
@@ -192,4 +304,11 @@ def _clients_at_once(one: Callable[[Any], Any], stacked: Any) -> int:
         return count
     into = sum(leaf.size for leaf in leaves) // count
     out_of = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(one, _row(stacked))))
-    return count if max(into, out_of) < SMALL_CLIENT else 1
+    size = max(into, out_of)
+    if size < SMALL_CLIENT:
+        return count
+    if size >= MEDIUM_CLIENT:
+        return 1
+    # Chunks that divide the clients spare the program a second copy of itself for the remainder.
+    even = max(width for width in range(1, CHUNK + 1) if count % width == 0)
+    return even if 4 * even >= CHUNK else CHUNK

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from dflax import counter, validation
+from dflax.clients import everywhere
 from dflax.data.dataset import AnyArray, Dataset, Split
 from dflax.participation import Participation, everyone
 
@@ -155,7 +156,8 @@ class Federation:
         cohort_key, clients_key, batch_key, step_key = jax.vmap(
             jax.random.fold_in, in_axes=(None, 0)
         )(key, numbers)
-        cohort = self.participation(cohort_key, index, self.clients)
+        # A few numbers that every device needs whole: cut up they would travel time and again.
+        cohort = everywhere(self.participation(cohort_key, index, self.clients))
         ids = cohort.clients
         ids = jnp.arange(self.clients, dtype=jnp.int32) if ids is None else ids
         # Without replacement the stream must outlive the round, so its seed is the run's.

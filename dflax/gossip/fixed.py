@@ -1,12 +1,16 @@
 """One mixing with a fixed matrix, by the product that suits its structure."""
 
+import math
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from dflax import validation
-from dflax.gossip.linear import Rows, linear, require_topology_sums
+from dflax.clients import client_devices
+from dflax.gossip.linear import Rows, along, linear, require_topology_sums
 from dflax.gossip.mixer import Mixer
 from dflax.gossip.products import count_sent, dense_rows, edge_rows, slot_rows
 from dflax.topology import MixingMatrix
@@ -62,7 +66,8 @@ def shifts(matrix: MixingMatrix) -> Mixer:
     """`X <- w_0 X + sum_s w_s roll(X, s)` on the periodic grid of the nodes.
 
     For rings, tori, hypercubes and circulant graphs. When clients are sharded over devices, each
-    roll exchanges the boundary rows alone (a collective permute).
+    roll exchanges the boundary rows alone (a collective permute). Least is sent where a device has
+    whole rows of the grid, or each row lies on whole devices.
 
     Raises:
       ValueError: a graph that is not one of shifts, or weights that vary over the nodes.
@@ -76,25 +81,23 @@ def shifts(matrix: MixingMatrix) -> Mixer:
         )
     sides, moves = graph.shape, graph.shifts
 
-    def roll(grid: Array, move: tuple[int, ...]) -> Array:
-        axes = tuple(axis for axis, step in enumerate(move) if step)
-        return jnp.roll(grid, tuple(move[axis] for axis in axes), axes)
-
     def plan(
         table: Array, key: Array, index: Array, active: Array | None
     ) -> tuple[Rows, Array | float]:
+        blocks = _are_blocks(sides, client_devices(matrix.nodes))
+        shape, roll = (sides, _roll) if blocks else ((matrix.nodes,), partial(_roll_flat, sides))
         if active is None:
             own: Array = table[0]
             heard: list[Array] = [table[1 + o] for o in range(len(moves))]
             sent: Array | float = float(matrix.nodes * np.count_nonzero(weights[1:]))
         else:
-            grid = active.reshape(sides)
+            grid = active.reshape(shape)
             heard = [jnp.where(grid & roll(grid, s), table[1 + o], 0) for o, s in enumerate(moves)]
-            own = 1 - sum(heard, jnp.zeros(sides, table.dtype))
+            own = 1 - sum(heard, jnp.zeros(shape, table.dtype))
             sent = sum((count_sent(weight) for weight in heard), jnp.float32(0))
 
         def rows(x: Array) -> Array:
-            grid = x.reshape(*sides, *x.shape[1:])
+            grid = x.reshape(*shape, *x.shape[1:])
             spread = (...,) + (None,) * (x.ndim - 1)
             total = own.astype(x.dtype)[spread] * grid
             for move, weight in zip(moves, heard, strict=True):
@@ -158,3 +161,42 @@ def identity(clients: int) -> Mixer:
         return (lambda x: x), 0.0
 
     return linear(clients, None, plan)
+
+
+def _roll(grid: Array, move: tuple[int, ...]) -> Array:
+    axes = tuple(axis for axis, step in enumerate(move) if step)
+    return jnp.roll(grid, tuple(move[axis] for axis in axes), axes)
+
+
+def _roll_flat(sides: tuple[int, ...], x: Array, move: tuple[int, ...]) -> Array:
+    """`_roll` on the nodes in a row: two rolls for an axis, of those that wrap around and the others."""
+    nodes = x.shape[0]
+    for axis, step in enumerate(move):
+        side, stride = sides[axis], math.prod(sides[axis + 1 :])
+        step %= side
+        # The direction that crosses the grid's edge for fewer nodes.
+        step = step - side if 2 * step > side else step
+        if not step:
+            continue
+        inside = jnp.roll(x, step * stride, 0)
+        if axis:
+            wrapped = jnp.roll(x, (step - side if step > 0 else step + side) * stride, 0)
+            place = jnp.arange(nodes) // stride % side
+            stays = place >= step if step > 0 else place < side + step
+            inside = jnp.where(along(stays, x), inside, wrapped)
+        x = inside
+    return x
+
+
+def _are_blocks(sides: tuple[int, ...], devices: int) -> bool:
+    """Whether the nodes of a device, which follow each other, are a block of the grid.
+
+    Where they are not, XLA would bring all nodes of several devices to each of them to reshape.
+    """
+    own = math.prod(sides) // devices
+    strides = [math.prod(sides[axis + 1 :]) for axis in range(len(sides))]
+    return any(
+        own % stride == 0 and side % (own // stride) == 0
+        for side, stride in zip(sides, strides, strict=True)
+        if stride <= own
+    )

@@ -159,28 +159,6 @@ def test_a_function_gives_independent_starts():
     assert len(np.unique(np.asarray(state.clients.params))) == 24
 
 
-@pytest.mark.parametrize("make", [dfedavg, dpsgd])
-def test_sharded_clients_equal_one_device(make):
-    task = regression()
-    algorithm = make(softmax_loss, optax.sgd(0.3, momentum=0.9), dx.gossip.exponential(8))
-    for rule in (participation.everyone(), participation.uniform(5)):
-        federation = dx.Federation(
-            task.data, task.partition, batch_size=8, local_steps=3, participation=rule
-        )
-        alone, _ = dx.run(
-            algorithm, algorithm.init(KEY, task.params), federation, rounds=4, key=KEY
-        )
-        dealt, _ = dx.run(
-            algorithm,
-            algorithm.init(KEY, task.params),
-            federation,
-            rounds=4,
-            key=KEY,
-            mesh=dx.client_mesh(),
-        )
-        assert_trees_close(dealt.clients.params, alone.clients.params, rtol=1e-4, atol=1e-5)
-
-
 def test_a_sweep_over_rates_is_one_program():
     def final(rate):
         algorithm = dfedavg(half_square, optax.sgd(rate), dx.gossip.ring(8))

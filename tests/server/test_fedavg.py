@@ -193,28 +193,6 @@ def test_a_cohort_of_which_four_fifths_drop_out_still_trains():
     assert measured["accuracy"] > 0.85
 
 
-def test_sharded_clients_equal_one_device():
-    task = regression()
-    algorithm = dx.server.fedavg(softmax_loss, optax.sgd(0.3, momentum=0.9), optax.adam(0.05))
-    for rule in (participation.everyone(), participation.uniform(5)):
-        federation = dx.Federation(
-            task.data, task.partition, batch_size=8, local_steps=3, participation=rule
-        )
-        alone, history = dx.run(
-            algorithm, algorithm.init(KEY, task.params), federation, rounds=5, key=KEY
-        )
-        dealt, spread = dx.run(
-            algorithm,
-            algorithm.init(KEY, task.params),
-            federation,
-            rounds=5,
-            key=KEY,
-            mesh=dx.client_mesh(),
-        )
-        assert_trees_close(dealt.server.params, alone.server.params, rtol=1e-4, atol=1e-5)
-        assert_trees_close(spread.metrics, history.metrics, rtol=1e-4, atol=1e-5)
-
-
 def test_a_sweep_over_rates_and_seeds_is_one_program():
     task = regression()
     federation = dx.Federation(

@@ -1,0 +1,217 @@
+"""Which data a compiled program moves between devices, read from the program's text."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
+
+_INSTRUCTION = re.compile(
+    rf"^\s*(?:ROOT )?%?[\w.\-]+ = (?P<shape>[^%\"]*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\("
+)
+_COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) .*\{$")
+_CALLED = re.compile(
+    r"\b(body|condition|calls|to_apply|branch_computations|true_computation|false_computation|"
+    r"called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_ARRAY = re.compile(r"(\w+)\[([^\]]*)\]")
+
+
+class Collective(NamedTuple):
+    """One exchange between devices in a compiled program.
+
+    Attributes:
+      kind: XLA's name without "-start", one of `KINDS`.
+      shapes: the shapes of its results on one device; several when XLA merged several exchanges.
+      dtypes: XLA's names of their dtypes, such as "f32".
+      bytes: size of the array worked on, as one device holds it: what goes into a reduce-scatter,
+        what comes out of every other kind.
+      devices: p, how many devices exchange with each other.
+      groups: the groups of devices, or the pairs of a permutation, as XLA writes them.
+      in_loop: whether a loop contains it.
+      times: how often a run of the program executes it; None in a loop whose length is only known
+        when it runs. A branch of a conditional counts as taken.
+      op_name: the JAX operation that it comes from.
+    """
+
+    kind: str
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+    bytes: int
+    devices: int
+    groups: str
+    in_loop: bool
+    times: int | None
+    op_name: str
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends, in one execution, when the network is used best.
+
+        For b bytes on p devices: all-reduce `2 b (p - 1) / p` (a reduce-scatter, then an all-gather);
+        all-gather, reduce-scatter and all-to-all `b (p - 1) / p`; permutation and broadcast b.
+        """
+        if self.kind.startswith("collective-"):
+            return float(self.bytes)
+        passes = 2 if self.kind == "all-reduce" else 1
+        return passes * self.bytes * (self.devices - 1) / self.devices
+
+    def __str__(self) -> str:
+        pairs = zip(self.dtypes, self.shapes, strict=True)
+        arrays = ", ".join(f"{dtype}[{','.join(map(str, shape))}]" for dtype, shape in pairs)
+        times = "? times" if self.times is None else f"{self.times} times"
+        return f"{self.kind} {arrays} ({self.bytes} bytes{', ' + times if self.in_loop else ''})"
+
+
+def collectives(compiled: Any) -> list[Collective]:
+    """The collectives of a compiled program.
+
+    Each instruction is listed once for every place it is called from, with the number of times it
+    runs. Asynchronous pairs (`all-gather-start`, `all-gather-done`) are one collective.
+
+    Args:
+      compiled: what `jax.jit(f).lower(...).compile()` returns, or its text.
+
+    Returns:
+      The collectives in the order of the program, of one device.
+
+    Raises:
+      TypeError: neither text nor a program that has one.
+      ValueError: text of something that is not compiled yet.
+    """
+    text = compiled.as_text() if hasattr(compiled, "as_text") else compiled
+    if not isinstance(text, str):
+        raise TypeError(
+            f"compiled must be a compiled program or its text, got {type(compiled).__name__}. "
+            "Make one with jax.jit(f).lower(...).compile()."
+        )
+    if "HloModule" not in text[:200]:
+        raise ValueError(
+            "compiled must be the text of a compiled program, which starts with HloModule, got "
+            f"{text[:40]!r}. Pass jax.jit(f).lower(...).compile(): there are no collectives before."
+        )
+    entry, computations = _computations(text)
+    return list(_walk(entry, computations, _devices(text), False, 1))
+
+
+def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
+    """The name of the entry computation and the instructions of every computation."""
+    entry, name = "", ""
+    computations: dict[str, list[str]] = {"": []}
+    for line in text.splitlines():
+        header = None if line[:1].isspace() else _COMPUTATION.match(line)
+        if header is not None and not line.startswith("HloModule"):
+            name = header["name"]
+            computations[name] = []
+            entry = name if header["entry"] else entry
+        else:
+            computations[name].append(line)
+    return entry, computations
+
+
+def _walk(
+    name: str,
+    computations: dict[str, list[str]],
+    devices: int,
+    in_loop: bool,
+    times: int | None,
+) -> Iterator[Collective]:
+    for line in computations.get(name, ()):
+        found = _INSTRUCTION.match(line)
+        if found is not None:
+            yield _collective(found, line, devices, in_loop, times)
+            continue
+        for role, names in _CALLED.findall(line):
+            inside, count = in_loop, times
+            if role in ("body", "condition"):
+                trips = _TRIPS.search(line)
+                inside = True
+                count = None if trips is None or times is None else times * int(trips[1])
+            for called in re.findall(r"[\w.\-]+", names):
+                yield from _walk(called, computations, devices, inside, count)
+
+
+def _collective(
+    found: re.Match[str], line: str, devices: int, in_loop: bool, times: int | None
+) -> Collective:
+    kind = found["kind"]
+    arrays = _ARRAY.findall(_result(found["shape"], kind, found["start"] is not None))
+    shapes = tuple(tuple(int(n.lstrip("<=")) for n in dims.split(",") if n) for _, dims in arrays)
+    dtypes = tuple(dtype for dtype, _ in arrays)
+    size = sum(
+        -(-_bits(dtype) * math.prod(shape) // 8)
+        for dtype, shape in zip(dtypes, shapes, strict=True)
+    )
+    groups, width = _groups(line, devices)
+    op_name = re.search(r'op_name="([^"]*)"', line)
+    return Collective(
+        kind,
+        shapes,
+        dtypes,
+        size * width if kind == "reduce-scatter" else size,
+        width,
+        groups,
+        in_loop,
+        times,
+        "" if op_name is None else op_name[1],
+    )
+
+
+def _result(shape: str, kind: str, start: bool) -> str:
+    """The part of an instruction's shape that is its result, without layouts and comments."""
+    shape = re.sub(r"/\*.*?\*/|\{[^{}]*\}", "", shape).strip()
+    # The start of an all-reduce has the result's own shape, that of any other is a tuple of
+    # operands, results and bookkeeping.
+    if not start or kind == "all-reduce" or not shape.startswith("("):
+        return shape
+    parts, depth = [""], 0
+    for letter in shape[1:-1]:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts[1]
+
+
+def _bits(dtype: str) -> int:
+    """Bits of one number: "pred" is stored in a byte, every other name says its width."""
+    width = re.search(r"\d+", dtype)
+    return 8 if dtype == "pred" else 0 if width is None else int(width[0])
+
+
+def _groups(line: str, devices: int) -> tuple[str, int]:
+    """The groups as written and how many devices are in one."""
+    pairs = re.search(r"source_target_pairs=(\{\{.*?\}\}|\{\})", line)
+    if pairs is not None:
+        return pairs[1], len(set(re.findall(r"\d+", pairs[1])))
+    listed = re.search(r"replica_groups=(\{\{.*?\}\}|\{\})", line)
+    if listed is not None:
+        first = re.findall(r"\d+", listed[1].split("}")[0])
+        return listed[1], len(first) or devices
+    counted = re.search(r"replica_groups=(\[\d+,(\d+)\]<=\[[\d,]+\](?:T\([\d,]+\))?)", line)
+    if counted is not None:
+        return counted[1], int(counted[2])
+    named = re.search(r"replica_groups=(mesh\[(.*?)\].*? \{(.*?)\})", line)
+    if named is None:
+        return "", devices
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[2]))
+    axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", named[3])
+    return named[1], math.prod(int(part or sizes[axis]) for axis, part in axes)
+
+
+def _devices(text: str) -> int:
+    """How many devices run the program."""
+    header = text.split("\n", 1)[0]
+    counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", header)
+    return math.prod(map(int, counts))

@@ -1,0 +1,258 @@
+"""What one round costs, ahead of time: arithmetic, memory and the data that devices exchange."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Key
+
+from dflax import validation
+from dflax.algorithm import Algorithm, Metrics, Source, State
+from dflax.collectives import Collective, collectives
+from dflax.mesh import state_sharding
+
+__all__ = ["Collective", "Profile", "collectives", "round"]
+
+FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP")
+# Operations that move numbers without computing any.
+MOVES = frozenset(
+    (
+        *("broadcast_in_dim", "concatenate", "copy", "device_put", "iota", "pad", "reshape", "rev"),
+        *(
+            "slice",
+            "dynamic_slice",
+            "dynamic_update_slice",
+            "gather",
+            "scatter",
+            "split",
+            "squeeze",
+        ),
+        *("select_n", "sort", "transpose", "stop_gradient", "optimization_barrier", "name"),
+        *("convert_element_type", "bitcast_convert_type", "sharding_constraint"),
+        *("all_gather", "all_to_all", "ppermute"),
+    )
+)
+
+
+class Profile(NamedTuple):
+    """The costs of a compiled round; sizes are bytes on one device.
+
+    Attributes:
+      devices: how many devices run the program together.
+      flops: floating-point operations of a round on all devices: 2 for a product and its addition,
+        1 for every other elementwise result, loops multiplied out (a loop of unknown length counts
+        once, the dearest branch of a conditional counts).
+      bytes_accessed: reads and writes of memory as XLA estimates them, the body of a loop counted
+        once; None where the backend does not say.
+      argument_bytes: state, data set and partition.
+      output_bytes: the new state and the metrics.
+      alias_bytes: the part of the output that takes the place of an argument: the donated state.
+      temporary_bytes: what is needed in between.
+      peak_bytes: what must fit at once, `argument + output - alias + temporary`.
+      compile_seconds: tracing and compiling; short when a compilation cache had the program.
+      collectives: what the devices exchange.
+    """
+
+    devices: int
+    flops: float
+    bytes_accessed: float | None
+    argument_bytes: int
+    output_bytes: int
+    alias_bytes: int
+    temporary_bytes: int
+    peak_bytes: int
+    compile_seconds: float
+    collectives: tuple[Collective, ...]
+
+    @property
+    def sent_bytes(self) -> float:
+        """Bytes that one device sends in a round; a loop of unknown length counts once."""
+        return sum(c.sent * (1 if c.times is None else c.times) for c in self.collectives)
+
+    def __str__(self) -> str:
+        accessed = self.bytes_accessed
+        traffic = "not reported" if accessed is None else _bytes(accessed)
+        rows = [
+            ("devices", str(self.devices)),
+            ("arithmetic, all devices", _scaled(self.flops, 1000, FLOPS)),
+            ("memory traffic, loops once", traffic),
+            ("arguments", _bytes(self.argument_bytes)),
+            ("outputs", f"{_bytes(self.output_bytes)}, {_bytes(self.alias_bytes)} in place"),
+            ("temporaries", _bytes(self.temporary_bytes)),
+            ("peak memory", _bytes(self.peak_bytes)),
+            ("sent per device", _bytes(self.sent_bytes)),
+            ("compiled in", f"{self.compile_seconds:.2f} s"),
+            *((f"  {c.kind}", str(c).removeprefix(c.kind).strip()) for c in self.collectives),
+        ]
+        return "\n".join(f"{name:<28}{value}" for name, value in rows)
+
+
+def round(
+    algorithm: Algorithm,
+    state: State,
+    source: Source,
+    *,
+    key: Key[Array, ""] | None = None,
+    mesh: Mesh | None = None,
+) -> Profile:
+    """Compiles one round, `algorithm.step(state, source.draw(key, t))`, and reports what it costs.
+
+    Nothing is executed and nothing is put on a device, so shapes are enough: a state from
+    `jax.eval_shape(algorithm.init, key, params)` profiles a federation that this machine could not
+    hold. The state is donated, as `dflax.run` does.
+
+    Args:
+      algorithm: whose step is profiled.
+      state: arrays, or `jax.ShapeDtypeStruct`s in their place.
+      source: hands out the rounds, for example a `Federation`; a pytree of arrays or of shapes.
+        With a mesh it is replicated, but for arrays that lie on the mesh already.
+      key: the run's typed key, of which only the kind matters; default that of `jax.random.key(0)`.
+      mesh: devices to deal the clients over, by `dflax.mesh.state_sharding`; a mesh with the axis
+        "clients". Default: one device.
+
+    Returns:
+      A `Profile`; print it for a table.
+
+    Raises:
+      TypeError: arguments of other types.
+      ValueError: a mesh without the axis "clients".
+    """
+    if not isinstance(algorithm, Algorithm):
+        raise TypeError(
+            f"algorithm must be an Algorithm, got {type(algorithm).__name__}. Pass what a factory "
+            "such as dflax.server.fedavg returns."
+        )
+    if not hasattr(source, "draw"):
+        raise TypeError(
+            f"source must have a method draw(key, index), got {type(source).__name__}. Pass a "
+            "dflax.Federation."
+        )
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"mesh must be a jax Mesh or None, got {type(mesh).__name__}. Make one with "
+            "dflax.client_mesh()."
+        )
+    if key is not None:
+        validation.typed_key("key", key)
+
+    def one_round(
+        state: State, source: Source, key: Array, index: Int[Array, ""]
+    ) -> tuple[State, Metrics]:
+        return algorithm.step(state, source.draw(key, index))
+
+    one_key = jax.eval_shape(lambda: jax.random.key(0)) if key is None else key
+    given = _shapes((state, source, one_key, jnp.int32(0)))
+    if mesh is None:
+        return _measure(jax.jit(one_round, donate_argnums=0), given)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    layout = state_sharding(given[0], mesh)
+    placed = jax.tree.map(
+        lambda leaf: leaf.sharding if _lies_on(leaf, mesh) else everywhere,
+        (source, one_key, jnp.int32(0)),
+    )
+    laid_out = jax.tree.map(
+        lambda leaf, sharding: leaf.update(sharding=sharding), given, (layout, *placed)
+    )
+    # Metrics are read by the host, so they are wanted whole.
+    program = jax.jit(one_round, donate_argnums=0, out_shardings=(layout, everywhere))
+    with jax.set_mesh(mesh):
+        return _measure(program, laid_out)
+
+
+def _measure(program: Any, arguments: tuple[Any, ...]) -> Profile:
+    began = time.perf_counter()
+    traced = program.trace(*arguments)
+    compiled = traced.lower().compile()
+    seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    costs = compiled.cost_analysis() or {}
+    shardings = jax.tree.leaves(compiled.input_shardings)
+    return Profile(
+        devices=max((len(sharding.device_set) for sharding in shardings), default=1),
+        flops=_flops(traced.jaxpr.jaxpr),
+        bytes_accessed=costs.get("bytes accessed"),
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        alias_bytes=memory.alias_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes,
+        compile_seconds=seconds,
+        collectives=tuple(collectives(compiled)),
+    )
+
+
+def _shapes(tree: Any) -> Any:
+    """The tree with shapes for arrays, wherever these lie."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type),
+        jax.eval_shape(lambda tree: tree, tree),
+    )
+
+
+def _lies_on(leaf: Any, mesh: Mesh) -> bool:
+    """Whether an array has been dealt over this mesh already, and stays where it is."""
+    sharding = getattr(leaf, "sharding", None)
+    return isinstance(sharding, NamedSharding) and sharding.mesh == mesh
+
+
+def _flops(jaxpr: Any) -> float:
+    """Floating-point operations of a traced program; XLA's own count takes every loop body once."""
+    return math.fsum(_flops_of(equation) for equation in jaxpr.eqns)
+
+
+def _flops_of(equation: Any) -> float:
+    name, parameters = equation.primitive.name, equation.params
+    inner = [_flops(body) for body in _bodies(parameters)]
+    if name == "cond":
+        return max(inner, default=0.0)
+    if name == "shard_map":
+        # The body is one device's share.
+        width = math.prod(
+            parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"]
+        )
+        return width * sum(inner)
+    if inner:
+        return parameters.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
+    results = sum(
+        math.prod(variable.aval.shape)
+        for variable in equation.outvars
+        if jnp.issubdtype(getattr(variable.aval, "dtype", jnp.int32), jnp.inexact)
+    )
+    if name == "dot_general":
+        (contracted, _), _ = parameters["dimension_numbers"]
+        return 2.0 * results * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval
+        features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * results * math.prod(kernel.shape) / features
+    if name.startswith("reduce_"):
+        return float(math.prod(equation.invars[0].aval.shape)) if results else 0.0
+    return 0.0 if name in MOVES else float(results)
+
+
+def _bodies(parameters: dict[str, Any]) -> Iterator[Any]:
+    """The programs inside an equation."""
+    for value in parameters.values():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            body = getattr(part, "jaxpr", part)
+            if hasattr(body, "eqns"):
+                yield body
+
+
+def _bytes(size: float) -> str:
+    return _scaled(size, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def _scaled(number: float, step: int, units: tuple[str, ...]) -> str:
+    """A number in the unit that leaves few digits, such as 1.69 MiB."""
+    power = 0
+    while abs(number) >= step and power < len(units) - 1:
+        number, power = number / step, power + 1
+    return f"{number:.4g} {units[power]}"

@@ -1,0 +1,298 @@
+"""What rounds exchange between eight devices, and that it does not change their results."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+from tasks import assert_trees_close, assert_trees_equal, half_square, quadratics
+
+import dflax as dx
+from benchmarks.collectives import rows_that_leave
+from dflax import profile, topology
+from dflax.aggregation.coordinates import gram, map_coordinates
+from dflax.gossip.fixed import _are_blocks, _roll_flat
+
+DEVICES = 8
+WIDTH = 256
+MODEL = 4 * WIDTH
+# Counters, metrics and the mask of a round; a model is far larger.
+SMALL = 64
+KEY = jax.random.key(0)
+START = jnp.ones(WIDTH)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    assert jax.device_count() == DEVICES, "XLA_FLAGS=--xla_force_host_platform_device_count=8"
+    return dx.client_mesh()
+
+
+def federation(clients, cohort=None):
+    rule = None if cohort is None else dx.participation.uniform(cohort)
+    return quadratics(clients, WIDTH).federation(2, participation=rule)
+
+
+def fedavg():
+    return dx.server.fedavg(half_square, optax.sgd(0.1))
+
+
+def dfedavg(mixer):
+    return dx.decentralized.dfedavg(half_square, optax.sgd(0.1), mixer)
+
+
+def exchanged(algorithm, source, mesh):
+    """The collectives of one round as (all, those larger than counters and metrics)."""
+    state = jax.eval_shape(algorithm.init, KEY, START)
+    found = profile.round(algorithm, state, source, mesh=mesh).collectives
+    return found, [one for one in found if one.bytes > SMALL]
+
+
+@pytest.mark.parametrize(("clients", "cohort"), [(32, None), (20, None), (32, 16), (32, 10)])
+def test_a_fedavg_round_is_one_all_reduce_of_the_model(clients, cohort, mesh):
+    found, large = exchanged(fedavg(), federation(clients, cohort), mesh)
+    assert {one.kind for one in found} == {"all-reduce"}
+    assert len(large) == 1
+    assert MODEL <= large[0].bytes <= MODEL + SMALL
+    assert sum(one.bytes for one in found) <= MODEL + SMALL
+
+
+# Rows that each device sends, four clients to a device (three on the torus that is cut across rows).
+GOSSIP = {
+    "ring": (lambda: dx.gossip.ring(32), 2),
+    "three ring steps": (lambda: dx.gossip.ring(32, steps=3), 6),
+    "torus, a row to a device": (lambda: dx.gossip.torus(8, 4), 8),
+    "torus, half a row to a device": (lambda: dx.gossip.torus(4, 8), 10),
+    "torus, three quarters of a row to a device": (lambda: dx.gossip.torus(6, 4), 14),
+    "exponential": (lambda: dx.gossip.exponential(32), 1 + 2 + 4 + 4 + 4),
+    "hypercube": (lambda: dx.gossip.hypercube(32), 4 + 4 + 4),
+}
+
+
+@pytest.mark.parametrize("name", GOSSIP)
+def test_gossip_on_a_graph_of_shifts_permutes_boundary_rows_alone(name, mesh):
+    make, rows = GOSSIP[name]
+    mixer = make()
+    found, large = exchanged(dfedavg(mixer), federation(mixer.clients), mesh)
+    assert {one.kind for one in large} == {"collective-permute"}
+    assert sum(one.sent * one.times for one in large) == rows * MODEL
+    rest = [one for one in found if one.bytes <= SMALL]
+    assert {one.kind for one in rest} <= {"all-reduce"}
+    assert sum(one.bytes for one in rest) <= SMALL
+
+
+def test_gossip_on_the_complete_graph_is_one_all_reduce_of_the_model(mesh):
+    found, large = exchanged(dfedavg(dx.gossip.complete(32)), federation(32), mesh)
+    assert {one.kind for one in found} == {"all-reduce"}
+    assert len(large) == 1
+    assert MODEL <= large[0].bytes <= MODEL + SMALL
+
+
+def test_an_absent_client_adds_no_more_than_the_mask(mesh):
+    rule = dx.participation.dropout(dx.participation.everyone(), 0.5)
+    source = quadratics(32, WIDTH).federation(2, participation=rule)
+    found, large = exchanged(dfedavg(dx.gossip.ring(32)), source, mesh)
+    assert {one.kind for one in large} == {"collective-permute"}
+    assert sum(one.sent for one in large) == 2 * MODEL
+    assert sum(one.bytes for one in found if one.bytes <= SMALL) <= SMALL
+
+
+@pytest.mark.parametrize("clients", [64, 256])
+def test_a_cohort_brings_its_own_rows_alone_however_large_the_population(clients, mesh):
+    cohort = 16
+    found, large = exchanged(dfedavg(dx.gossip.ring(clients)), federation(clients, cohort), mesh)
+    sizes = {
+        kind: sum(c.bytes for c in large if c.kind == kind) for kind in {c.kind for c in large}
+    }
+    assert sizes == {
+        "reduce-scatter": cohort * MODEL,
+        "all-gather": cohort * MODEL,
+        "collective-permute": 2 * MODEL,
+    }
+    assert sum(one.bytes for one in found if one.bytes <= SMALL) <= SMALL
+
+
+def test_a_cohort_that_devices_do_not_divide_stays_below_twice_its_size(mesh):
+    found, _ = exchanged(dfedavg(dx.gossip.ring(64)), federation(64, 10), mesh)
+    sent = sum(one.sent for one in found if one.kind != "collective-permute")
+    assert sent <= 2 * 10 * MODEL + 16 * MODEL
+    assert max(one.bytes for one in found) <= 16 * MODEL
+
+
+def test_state_stays_dealt_from_round_to_round(mesh):
+    algorithm, source = dfedavg(dx.gossip.torus(6, 4)), federation(24, 8)
+    state = dx.mesh.shard(algorithm.init(KEY, START), mesh)
+    rounds = functools.partial(dx.rollout, algorithm, rounds=5)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(rounds).lower(state, source, KEY).compile()
+    assert compiled.output_shardings[0].clients.params.spec == PartitionSpec("clients")
+    found = profile.collectives(compiled)
+    assert max(one.bytes for one in found) == 8 * MODEL
+    assert {one.times for one in found if one.bytes > SMALL} == {5}
+
+
+@pytest.mark.parametrize(("clients", "cohort"), [(24, None), (24, 8), (20, 10)])
+def test_eight_devices_and_one_train_the_same_models(clients, cohort, mesh):
+    algorithm = dfedavg(dx.gossip.torus(clients // 4, 4))
+    source = federation(clients, cohort)
+    state = algorithm.init(KEY, lambda key: jax.random.normal(key, (WIDTH,)))
+    rounds = jax.jit(functools.partial(dx.rollout, algorithm, rounds=3))
+    alone, told = rounds(state, source, KEY)
+    with jax.set_mesh(mesh):
+        dealt, heard = rounds(dx.mesh.shard(state, mesh), source, KEY)
+    assert_trees_close(dealt.clients.params, alone.clients.params, rtol=1e-5, atol=1e-6)
+    assert_trees_close(heard, told, rtol=1e-5, atol=1e-6)
+
+
+def every_kind_of_leaf(clients):
+    numbers = jnp.arange(clients, dtype=jnp.int32)
+    models = jax.random.normal(KEY, (clients, 2, 3))
+    return {
+        "models": models.at[1].set(jnp.nan),
+        "half": models[:, 0].astype(jnp.bfloat16),
+        "count": numbers,
+        "flag": numbers % 3 == 0,
+        "key": jax.random.split(KEY, clients),
+    }
+
+
+def numbers(tree):
+    def plain(leaf):
+        key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if key else leaf)
+
+    return jax.tree.map(plain, tree)
+
+
+@pytest.mark.parametrize(("clients", "members"), [(32, 8), (32, 5), (20, 8)])
+def test_cohorts_are_read_and_written_as_on_one_device(clients, members, mesh):
+    tree = every_kind_of_leaf(clients)
+    cohort = jax.random.permutation(KEY, clients)[:members].at[0].set(1)
+    reported = jnp.arange(members) % 2
+
+    def move(tree, cohort, reported):
+        rows = dx.gather(tree, cohort)
+        others = jax.tree.map(lambda leaf: leaf[::-1], rows)
+        return rows, dx.scatter(tree, cohort, others), dx.scatter(tree, cohort, others, reported)
+
+    alone = jax.jit(move)(tree, cohort, reported)
+    layout = NamedSharding(mesh, PartitionSpec("clients" if clients % DEVICES == 0 else None))
+    with jax.set_mesh(mesh):
+        dealt = jax.jit(move)(jax.device_put(tree, layout), cohort, reported)
+    rows, written, some = numbers(dealt)
+    assert_trees_equal((rows, written, some), numbers(alone))
+    before = numbers(tree)
+    untouched = np.setdiff1d(np.arange(clients), cohort[reported > 0])
+    assert_trees_equal(
+        jax.tree.map(lambda leaf: leaf[untouched], some),
+        jax.tree.map(lambda leaf: leaf[untouched], before),
+    )
+
+
+@pytest.mark.parametrize("members", [8, 5])
+def test_gradients_flow_through_cohorts_over_devices(members, mesh):
+    models = jax.random.normal(KEY, (32, 3))
+    cohort = jnp.arange(members) * 3
+
+    def objective(models, scales):
+        rows = dx.gather(models, cohort) * scales[:, None]
+        return jnp.sum(jnp.sin(dx.scatter(models, cohort, rows)))
+
+    slope = jax.jit(jax.vmap(jax.grad(objective, (0, 1)), in_axes=(None, 0)))
+    scales = jnp.linspace(1.0, 2.0, 2 * members).reshape(2, members)
+    alone = slope(models, scales)
+    with jax.set_mesh(mesh):
+        split = NamedSharding(mesh, PartitionSpec("clients"))
+        dealt = slope(jax.device_put(models, split), scales)
+    assert_trees_close(dealt, alone, rtol=1e-6, atol=1e-6)
+
+
+def stacked(clients):
+    return {
+        "w": jax.random.normal(KEY, (clients, 3, 5)),
+        "b": jax.random.normal(jax.random.key(1), (clients, 4)).astype(jnp.bfloat16),
+    }
+
+
+def gram_and_median(models, scale):
+    models = dx.map_clients(lambda row: jax.tree.map(lambda x: 2 * x, row), models)
+    scaled = map_coordinates(lambda values, scale: scale * jnp.median(values, 0), models, scale)
+    return gram(models), scaled
+
+
+@pytest.mark.parametrize("clients", [16, 10])
+def test_gram_and_coordinate_rules_deal_models_by_coordinates_once(clients, mesh):
+    models = stacked(clients)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(gram_and_median).lower(models, 3.0).compile()
+        products, medians = compiled(models, 3.0)
+    found = {one.kind: one.bytes for one in profile.collectives(compiled)}
+    padded, width = -(-clients // DEVICES), 24
+    # 19 parameters are filled up to 24, three to a device.
+    assert found == {
+        "all-to-all": 4 * padded * width,
+        "all-reduce": 4 * clients**2,
+        "all-gather": 4 * width,
+    }
+    flat = np.concatenate(
+        [2 * np.asarray(models[name], np.float64).reshape(clients, -1) for name in ("b", "w")], 1
+    )
+    np.testing.assert_allclose(products, flat @ flat.T, rtol=1e-5, atol=1e-4)
+    middle = 3 * np.median(flat, 0)
+    np.testing.assert_allclose(medians["w"], middle[4:].reshape(3, 5), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(medians["b"].astype(np.float32), middle[:4], rtol=1e-2)
+    assert medians["b"].dtype == jnp.bfloat16
+    alone = jax.jit(gram_and_median)(models, 3.0)
+    assert_trees_close(products, alone[0], rtol=1e-5, atol=1e-5)
+    assert_trees_equal(medians, alone[1])
+
+
+def test_coordinate_rules_refuse_what_they_cannot_combine():
+    with pytest.raises(TypeError, match="rule must be a function"):
+        map_coordinates(1.0, jnp.ones((3, 2)))
+    with pytest.raises(TypeError, match=r"stacked\['n'\] must hold real numbers, got int32"):
+        gram({"n": jnp.ones((3, 2), jnp.int32)})
+    with pytest.raises(ValueError, match="stacked must have leaves that share one leading axis"):
+        map_coordinates(lambda values: values[0], [jnp.ones((3, 2)), jnp.ones((4, 2))])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.integers(-7, 7)), min_size=1, max_size=3),
+)
+def test_rolls_of_nodes_in_a_row_are_rolls_of_the_grid(axes):
+    sides, move = zip(*axes, strict=True)
+    nodes = np.arange(np.prod(sides))
+    expected = np.roll(nodes.reshape(sides), move, tuple(range(len(sides)))).reshape(-1)
+    np.testing.assert_array_equal(_roll_flat(sides, jnp.asarray(nodes), move), expected)
+
+
+def test_blocks_of_a_grid():
+    assert _are_blocks((4, 6), 8)
+    assert _are_blocks((4, 6), 2)
+    assert not _are_blocks((6, 4), 8)
+    assert not _are_blocks((5, 8), 8)
+    assert _are_blocks((2,) * 5, 8)
+    assert _are_blocks((5, 7), 1)
+
+
+@pytest.mark.parametrize(
+    ("graph", "devices", "rows"),
+    [
+        (topology.ring(512), 256, 2),
+        (topology.torus(16, 16), 256, 4),
+        (topology.torus(32, 16), 256, 6),
+        (topology.exponential(256), 256, 8),
+        (topology.exponential(512), 256, 16),
+        # Each of its two rows goes to three other devices.
+        (topology.complete(8), 4, 6),
+        (topology.star(8), 4, 3),
+    ],
+)
+def test_the_least_that_a_graph_has_to_send(graph, devices, rows):
+    assert rows_that_leave(graph, devices) == rows
