@@ -1,8 +1,6 @@
-"""Losses `loss(params, batch, key) -> (scalar, metrics)` of models of any library.
+"""Losses `(params, batch, key) -> (scalar, metrics)`, means over a batch that respect its mask.
 
-`batch` is a `dflax.data.dataset.Batch`; `key` is a typed key while training and None in evaluation.
-Loss and metrics come from one forward pass and are means over the batch weighted by `batch.mask`,
-zero when the mask is zero everywhere.
+`key` is a typed key in training and None in evaluation; loss and metrics share one forward pass.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,90 +14,75 @@ from jaxtyping import Array, Float, Key
 from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Batch
+from dflax.local.oracle import Loss
 from dflax.models.apply import Model, as_apply
 
-Loss = Callable[[Params, Batch, Key[Array, ""] | None], tuple[Float[Array, ""], Metrics]]
+PerExample = Callable[[Array, Batch], dict[str, Float[Array, "B ..."]]]
 
 
 def classification(model: Model, *, label_smoothing: float | Array = 0.0) -> Loss:
-    """Softmax cross-entropy of class numbers, with the accuracy.
+    """Mean softmax cross-entropy of class scores.
 
-    loss = mean of -sum_c q_c log softmax(z)_c, where q = (1 - s) onehot(label) + s / C.
+    With scores z and target distribution q = (1 - s) onehot(y) + s / C:
+    `loss = - mean over examples of sum_c q_c log softmax(z)_c`.
 
     Args:
-      model: a linen module, its `apply`, or a function, see `dflax.models.as_apply`; its outputs are
-        logits z `[B, C]` for labels `[B]`.
-      label_smoothing: s in [0, 1).
+      model: see `dflax.models.as_apply`; gives scores `[B, ..., C]` for integer labels `[B, ...]`.
+      label_smoothing: s in [0, 1); traceable.
 
     Returns:
-      A loss with the metrics "loss" and "accuracy".
+      A loss with the metrics "loss" (as above) and "accuracy".
 
     Raises:
       TypeError: `model` cannot be called.
       ValueError: `label_smoothing` is out of range.
     """
-    apply = as_apply(model)
     validation.real("label_smoothing", label_smoothing, low=0.0, high=1.0, high_open=True)
-    plain = isinstance(label_smoothing, (int, float)) and label_smoothing == 0
 
-    def loss(
-        params: Params, batch: Batch, key: Key[Array, ""] | None = None
-    ) -> tuple[Float[Array, ""], Metrics]:
-        logits, carry = apply.forward(params, batch.inputs, key)
-        _check_logits(logits, batch.labels)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        if not plain:
-            uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-            losses = (1.0 - label_smoothing) * losses + label_smoothing * uniform
-        weights = _weights(batch, losses)
-        mean = _mean(losses, weights)
-        hits = (jnp.argmax(logits, axis=-1) == batch.labels).astype(losses.dtype)
-        return mean + carry, {"loss": mean, "accuracy": _mean(hits, weights)}
+    def per_example(scores: Array, batch: Batch) -> dict[str, Array]:
+        measures = _cross_entropy(scores, batch.labels)
+        if _present(label_smoothing):
+            uniform = -jnp.mean(jax.nn.log_softmax(scores), axis=-1)
+            kept = (1.0 - label_smoothing) * measures["loss"]
+            measures["loss"] = kept + label_smoothing * uniform
+        return measures
 
-    return loss
+    return from_examples(model, per_example)
 
 
 def language_modelling(model: Model) -> Loss:
-    """Cross-entropy per token of a causal language model, with the accuracy of its best guess.
+    """Mean cross-entropy of the tokens that follow.
 
-    loss = mean over b, t with labels[b, t] >= 0 of -log softmax(z[b, t])_{labels[b, t]}
+    `loss = - mean over b, t with y[b, t] >= 0 of log softmax(z[b, t])_{y[b, t]}`.
 
-    The labels are the tokens that follow: of sequences `[B, L + 1]` the inputs are `tokens[:, :-1]`
-    and the labels `tokens[:, 1:]`. Negative labels (padding) do not count. The perplexity of a test
-    set is exp("loss") of the whole set; it is no mean, so it is no metric here.
+    The labels y are the next tokens: of sequences `[B, L + 1]`, inputs are `tokens[:, :-1]` and labels
+    `tokens[:, 1:]`. Negative labels (padding) do not count. Perplexity is exp of the loss over a whole
+    test set; it is no mean over batches, so it is no metric here.
 
     Args:
-      model: as in `classification`; its outputs are logits z `[B, L, V]` for inputs `[B, L]`.
+      model: gives scores z `[B, L, V]` for tokens `[B, L]`.
 
     Returns:
-      A loss with the metrics "loss" (nats per token) and "accuracy".
+      A loss with the metrics "loss" (in nats per token) and "accuracy" of the most likely token.
 
     Raises:
       TypeError: `model` cannot be called.
     """
-    apply = as_apply(model)
 
-    def loss(
-        params: Params, batch: Batch, key: Key[Array, ""] | None = None
-    ) -> tuple[Float[Array, ""], Metrics]:
-        logits, carry = apply.forward(params, batch.inputs, key)
-        _check_logits(logits, batch.labels)
+    def per_example(scores: Array, batch: Batch) -> dict[str, Array]:
         counted = batch.labels >= 0
-        labels = jnp.where(counted, batch.labels, 0)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        weights = _weights(batch, losses) * counted
-        mean = _mean(losses, weights)
-        hits = (jnp.argmax(logits, axis=-1) == labels).astype(losses.dtype)
-        return mean + carry, {"loss": mean, "accuracy": _mean(hits, weights)}
+        measures = _cross_entropy(scores, jnp.where(counted, batch.labels, 0))
+        return {**measures, "weight": counted.astype(jnp.float32)}
 
-    return loss
+    return from_examples(model, per_example)
 
 
 def squared_error(model: Model) -> Loss:
-    """Mean squared error: mean over examples and entries of (output - label)^2.
+    """Half the mean squared error: `mean over examples of (1/2) |prediction - label|^2`.
 
     Args:
-      model: as in `classification`; its outputs have the shape of the labels, `[B, ...]`.
+      model: gives predictions of the labels' shape `[B, ...]` (a last axis of length 1 is dropped
+        where the labels have none).
 
     Returns:
       A loss with the metric "loss".
@@ -107,30 +90,28 @@ def squared_error(model: Model) -> Loss:
     Raises:
       TypeError: `model` cannot be called.
     """
-    apply = as_apply(model)
 
-    def loss(
-        params: Params, batch: Batch, key: Key[Array, ""] | None = None
-    ) -> tuple[Float[Array, ""], Metrics]:
-        outputs, carry = apply.forward(params, batch.inputs, key)
-        if outputs.shape != batch.labels.shape:
+    def per_example(predictions: Array, batch: Batch) -> dict[str, Array]:
+        labels = batch.labels
+        if predictions.ndim == labels.ndim + 1 and predictions.shape[-1] == 1:
+            predictions = predictions[..., 0]
+        if predictions.shape != labels.shape:
             raise ValueError(
-                f"labels must have the shape of the outputs, {outputs.shape}, got "
-                f"{batch.labels.shape}. Reshape one of them."
+                f"model must give predictions of the labels' shape {labels.shape}, got "
+                f"{predictions.shape}. Reshape one of them."
             )
-        errors = optax.squared_error(outputs, batch.labels)
-        mean = _mean(errors, _weights(batch, errors))
-        return mean + carry, {"loss": mean}
+        squares = optax.l2_loss(predictions, labels)
+        return {"loss": squares.reshape(squares.shape[0], -1).sum(1)}
 
-    return loss
+    return from_examples(model, per_example)
 
 
 def with_l2(loss: Loss, strength: float | Array) -> Loss:
-    """Adds (strength / 2) |weights|^2 to a loss; its metrics stay those of the data.
+    """Adds `(strength / 2) |weights|^2`; the metrics gain "l2", the penalty, and "loss" stays bare.
 
     Args:
-      loss: any `(params, batch, key) -> (scalar, metrics)`.
-      strength: >= 0. Of a variables dict only "params" is regularised, no running statistics.
+      loss: any loss.
+      strength: >= 0; traceable. Of a whole variables dict only "params" is regularised.
 
     Raises:
       TypeError: `loss` cannot be called.
@@ -139,39 +120,84 @@ def with_l2(loss: Loss, strength: float | Array) -> Loss:
     validation.function("loss", loss, "Make one for example with dflax.losses.classification.")
     validation.real("strength", strength, low=0.0)
 
-    def regularized(
+    def penalised(
         params: Params, batch: Batch, key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
         value, metrics = loss(params, batch, key)
         whole = isinstance(params, Mapping) and "params" in params
         weights = params["params"] if whole else params
-        return value + 0.5 * strength * optax.tree.norm(weights, squared=True), metrics
+        penalty = 0.5 * strength * optax.tree.norm(weights, squared=True)
+        return value + penalty, metrics | {"l2": penalty}
 
-    return regularized
+    return penalised
 
 
-def _weights(batch: Batch, losses: Array) -> Float[Array, "B ..."]:
-    """The mask, or ones, broadcast to the shape of the losses."""
-    if batch.mask is None:
-        return jnp.ones_like(losses)
-    if batch.mask.shape != losses.shape[:1]:
+def from_examples(model: Model, per_example: PerExample) -> Loss:
+    """A loss from what is measured on each example; what every loss here is made with.
+
+    `metrics[name] = sum_b w_b values[name]_b / sum_b w_b`, w the mask, or ones; 0 where w is 0.
+
+    Args:
+      model: see `dflax.models.as_apply`.
+      per_example: `(outputs, batch) -> {"loss": [B, ...], name: [B, ...], ...}`; an entry "weight"
+        `[B, ...]` multiplies the mask and is no metric.
+
+    Returns:
+      The loss, the mean of "loss", and the means of all entries as metrics. With running statistics
+      among the params (`dflax.models.with_statistics`), its gradient with respect to them is
+      old - new, so that a step of rate 1 replaces them.
+
+    Raises:
+      TypeError: `model` or `per_example` cannot be called.
+    """
+    apply = as_apply(model)
+    validation.function("per_example", per_example)
+
+    def loss(
+        params: Params, batch: Batch, key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        outputs, carry = apply.forward(params, batch.inputs, key)
+        measures = dict(per_example(outputs, batch))
+        extra = measures.pop("weight", None)
+        metrics = {name: _mean(values, batch.mask, extra) for name, values in measures.items()}
+        return metrics["loss"] + carry, metrics
+
+    return loss
+
+
+def _cross_entropy(scores: Array, labels: Array) -> dict[str, Array]:
+    if scores.shape[:-1] != labels.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
-            f"mask must have one weight per example, shape {losses.shape[:1]}, got "
-            f"{batch.mask.shape}."
+            "labels must be integers with the shape of the scores less their last axis, "
+            f"{scores.shape[:-1]}, got {labels.dtype} {labels.shape}."
         )
-    mask = batch.mask.astype(losses.dtype)
-    return jnp.broadcast_to(mask.reshape(-1, *(1,) * (losses.ndim - 1)), losses.shape)
+    # At least float32: the sum over many classes loses its tail in half precision.
+    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    losses = optax.softmax_cross_entropy_with_integer_labels(wide, labels)
+    return {"loss": losses, "accuracy": (scores.argmax(-1) == labels).astype(losses.dtype)}
 
 
-def _mean(values: Float[Array, "B ..."], weights: Float[Array, "B ..."]) -> Float[Array, ""]:
-    """Weighted mean, zero when all weights are zero."""
+def _mean(
+    values: Float[Array, "B ..."],
+    mask: Float[Array, " B"] | None,
+    extra: Float[Array, "B ..."] | None,
+) -> Float[Array, ""]:
+    """Mean weighted by the mask and the extra weights, zero where they are zero everywhere."""
+    if mask is None and extra is None:
+        return jnp.mean(values)
+    weights = jnp.ones_like(values) if extra is None else extra.astype(values.dtype)
+    if mask is not None:
+        if mask.shape != values.shape[:1]:
+            raise ValueError(
+                f"mask must have one weight per example, shape {values.shape[:1]}, got {mask.shape}."
+            )
+        weights = weights * mask.reshape(-1, *(1,) * (values.ndim - 1)).astype(values.dtype)
     total = jnp.sum(weights)
-    return jnp.sum(values * weights) / jnp.where(total > 0, total, 1.0)
+    # Selected rather than multiplied: what a padded example yields may not be finite.
+    kept = jnp.where(weights > 0, values, 0.0) * weights
+    return jnp.sum(kept) / jnp.where(total > 0, total, 1.0)
 
 
-def _check_logits(logits: Any, labels: Array) -> None:
-    if logits.shape[:-1] != labels.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(
-            f"labels must be integers with the shape of the logits less their last axis, "
-            f"{logits.shape[:-1]}, got {labels.dtype} {labels.shape}."
-        )
+def _present(value: Any) -> bool:
+    """Whether a hyper-parameter may differ from zero."""
+    return isinstance(value, jax.Array) or bool(value)

@@ -1,0 +1,11 @@
+"""Models whose cost is right under a client axis, and what connects any library's models to dflax."""
+
+from dflax.models.apply import Apply, as_apply
+from dflax.models.cnn import CNN
+from dflax.models.convolution import Conv, convolve
+from dflax.models.mlp import MLP, Linear
+from dflax.models.normalization import GroupNorm
+from dflax.models.pooling import avg_pool, max_pool
+from dflax.models.resnet import BasicBlock, ResNet18
+from dflax.models.statistics import recalibrate, with_statistics
+from dflax.models.transformer import Block, TransformerClassifier, TransformerLM, attention

@@ -1,0 +1,158 @@
+"""Losses against float64 references, masks, and the errors at the door."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from dflax import losses
+from dflax.data.dataset import Batch
+
+
+def scores_of(params, inputs):
+    return inputs @ params
+
+
+def batch_of(seed=0, shape=(7,), classes=4, mask=None):
+    generator = np.random.default_rng(seed)
+    inputs = jnp.asarray(generator.normal(size=(*shape, 3)), jnp.float32)
+    labels = jnp.asarray(generator.integers(0, classes, shape), jnp.int32)
+    return Batch(inputs, labels, None if mask is None else jnp.asarray(mask, jnp.float32))
+
+
+PARAMS = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4)), jnp.float32)
+
+
+def log_softmax(batch):
+    scores = np.asarray(batch.inputs, np.float64) @ np.asarray(PARAMS, np.float64)
+    return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("mask", [None, [1, 1, 0, 1, 0, 0.5, 2]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_classification_is_the_weighted_cross_entropy(mask, smoothing):
+    batch = batch_of(mask=mask)
+    value, metrics = losses.classification(scores_of, label_smoothing=smoothing)(
+        PARAMS, batch, None
+    )
+    logs = log_softmax(batch)
+    targets = (1 - smoothing) * np.eye(4)[np.asarray(batch.labels)] + smoothing / 4
+    expected = np.average(-(targets * logs).sum(-1), weights=mask)
+    hits = np.average(logs.argmax(-1) == np.asarray(batch.labels), weights=mask)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"], hits, rtol=1e-6)
+
+
+def test_label_smoothing_can_be_swept():
+    batch = batch_of()
+
+    def value(smoothing):
+        return losses.classification(scores_of, label_smoothing=smoothing)(PARAMS, batch, None)[0]
+
+    swept = jax.vmap(value)(jnp.array([0.0, 0.3]))
+    np.testing.assert_allclose(swept, [value(0.0), value(0.3)], rtol=1e-6)
+
+
+def test_language_modelling_leaves_negative_labels_out():
+    batch = batch_of(shape=(3, 5), mask=[1, 0, 1])
+    batch = batch._replace(labels=batch.labels.at[0, 2:].set(-1))
+    value, metrics = losses.language_modelling(scores_of)(PARAMS, batch, None)
+    logs, labels = log_softmax(batch), np.asarray(batch.labels)
+    weights = (labels >= 0) * np.array([1, 0, 1])[:, None]
+    picked = -np.take_along_axis(logs, np.maximum(labels, 0)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(value, np.average(picked, weights=weights), rtol=1e-5)
+    hits = np.average(logs.argmax(-1) == labels, weights=weights)
+    np.testing.assert_allclose(metrics["accuracy"], hits, rtol=1e-6)
+
+
+def test_squared_error_is_half_the_mean_of_squared_distances():
+    batch = batch_of(mask=[1, 0, 1, 1, 1, 0, 3])
+    labels = jnp.ones((7, 4))
+    value, metrics = losses.squared_error(scores_of)(PARAMS, batch._replace(labels=labels), None)
+    distances = np.square(np.asarray(batch.inputs @ PARAMS) - 1.0).sum(1)
+    np.testing.assert_allclose(value, np.average(distances, weights=batch.mask) / 2, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], value)
+
+
+def test_squared_error_drops_a_last_axis_of_one():
+    batch = batch_of()._replace(labels=jnp.zeros(7))
+    value, _ = losses.squared_error(scores_of)(PARAMS[:, :1], batch, None)
+    expected = np.square(np.asarray(batch.inputs @ PARAMS[:, 0])).mean() / 2
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [losses.classification, losses.language_modelling])
+def test_an_empty_batch_has_loss_and_gradient_zero(make):
+    batch = batch_of(mask=np.zeros(7))
+    (value, metrics), gradient = jax.value_and_grad(make(scores_of), has_aux=True)(
+        PARAMS, batch, None
+    )
+    assert value == 0
+    assert metrics["loss"] == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_padded_examples_may_be_infinite():
+    batch = batch_of(mask=[1, 1, 1, 1, 1, 1, 0])
+    broken = batch._replace(inputs=batch.inputs.at[-1].set(jnp.inf))
+    loss = losses.classification(scores_of)
+    np.testing.assert_allclose(loss(PARAMS, broken, None)[0], loss(PARAMS, batch, None)[0])
+
+
+def test_l2_adds_half_the_squared_norm_of_weights_alone():
+    batch = batch_of()
+    loss = losses.classification(scores_of)
+    plain, _ = loss(PARAMS, batch, None)
+    value, metrics = losses.with_l2(loss, 0.3)(PARAMS, batch, None)
+    penalty = 0.15 * np.square(np.asarray(PARAMS)).sum()
+    np.testing.assert_allclose(value - plain, penalty, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], plain)
+    np.testing.assert_allclose(metrics["l2"], penalty, rtol=1e-6)
+
+    whole = {"params": PARAMS, "batch_stats": 100 * jnp.ones(3)}
+    of_dict = losses.with_l2(lambda p, b, k: loss(p["params"], b, k), 0.3)
+    np.testing.assert_allclose(of_dict(whole, batch, None)[0], value, rtol=1e-6)
+
+
+def test_training_draws_dropout_and_evaluation_does_not():
+    class Dropped(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Dense(4)(nn.Dropout(0.5, deterministic=not train)(x))
+
+    module, batch = Dropped(), batch_of()
+    params = module.init(jax.random.key(0), batch.inputs)["params"]
+    loss = losses.classification(module)
+    first, second = (loss(params, batch, jax.random.key(i))[0] for i in range(2))
+    assert first != second
+    expected = losses.classification(lambda p, x: module.apply({"params": p}, x))
+    np.testing.assert_allclose(loss(params, batch, None)[0], expected(params, batch, None)[0])
+
+
+def test_arguments_are_refused_at_the_door():
+    with pytest.raises(ValueError, match=r"label_smoothing must be .* got 1\.0"):
+        losses.classification(scores_of, label_smoothing=1.0)
+    with pytest.raises(TypeError, match="model must be a function"):
+        losses.squared_error(3)
+    with pytest.raises(ValueError, match=r"strength must be .* got -1"):
+        losses.with_l2(losses.classification(scores_of), -1)
+    with pytest.raises(TypeError, match="loss must be a function"):
+        losses.with_l2(None, 1.0)
+    with pytest.raises(TypeError, match="per_example must be a function"):
+        losses.from_examples(scores_of, None)
+
+
+def test_shapes_that_do_not_fit_are_named():
+    batch = batch_of()
+    with pytest.raises(ValueError, match="labels must be integers"):
+        losses.classification(scores_of)(PARAMS, batch._replace(labels=jnp.zeros(7)), None)
+    with pytest.raises(ValueError, match="labels must be integers"):
+        losses.language_modelling(scores_of)(
+            PARAMS, batch._replace(labels=batch.labels[:, None]), None
+        )
+    with pytest.raises(ValueError, match=r"labels' shape \(7,\), got \(7, 4\)"):
+        losses.squared_error(scores_of)(PARAMS, batch, None)
+    with pytest.raises(ValueError, match="mask must have one weight per example"):
+        losses.classification(scores_of)(PARAMS, batch._replace(mask=jnp.ones((7, 1))), None)
