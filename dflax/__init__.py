@@ -3,6 +3,7 @@
 from dflax import (
     aggregation,
     channel,
+    checkpoint,
     data,
     decentralized,
     evaluation,

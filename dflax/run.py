@@ -1,23 +1,27 @@
-"""The host loop: compiled chunks of rounds, progress, evaluation on a schedule, metric sinks."""
+"""The host loop: compiled chunks of rounds, progress, evaluation, metric sinks, checkpoints."""
 
 import contextlib
 import functools
-import sys
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, Sharding
 from jax.tree_util import Partial
 from jaxtyping import Array, Int, Key, PyTree
 
-from dflax import validation
+from dflax import fingerprint, validation
 from dflax.algorithm import Algorithm, Metrics, Source, State
-from dflax.mesh import shard
-from dflax.sinks import Sink, flatten
+from dflax.checkpoint import Checkpoints, Store
+from dflax.interrupt import held_signals, obey
+from dflax.mesh import collect, replicate_source, shard, state_sharding
+from dflax.progress import progress_bar
+from dflax.sinks import Sink
 
 # Rounds whose metrics one compiled call can hand back.
 CAPACITY = 1024
@@ -66,12 +70,22 @@ def run(
     title: str = "",
     mesh: Mesh | None = None,
     donate: bool = False,
+    checkpoint: str | os.PathLike | Checkpoints | None = None,
 ) -> tuple[State, History]:
     """Runs `rounds` rounds and tells about them.
 
     Rounds run inside one compiled program, several to a call; the state is donated from call to
     call, so it exists once. The program's size, the memory it needs and its results do not depend on
     how many rounds a call does.
+
+    With `checkpoint`, a run that was killed is taken up again by the same call: from the newest good
+    checkpoint, on any number of devices. Its state and history are those of a run that was never
+    interrupted, bit for bit on devices of the same kind and number; its times add up over all
+    attempts. `state` is then only the run's identity and shape. The last state is always saved. A
+    call for more rounds than were done goes on, one for as many returns what is stored. (The last
+    round of a shorter run was evaluated: that stays in the history.) Sinks get the rounds between
+    the checkpoint and the kill twice. A SIGTERM or Ctrl-C ends the run after the chunk at hand, with
+    a checkpoint; a second one ends it at once.
 
     Args:
       algorithm: what is run.
@@ -86,17 +100,23 @@ def run(
       every: rounds between evaluations, >= 1; default: only after the last round.
       chunk: most rounds per compiled call, in [1, 1024]; default: as many as take half a second.
       sinks: each is called with the rounds of a chunk and their metrics, evaluations under "evaluation".
+        On several hosts those of process 0 only.
       progress: show a bar with rounds per second and the last metrics; default: on a terminal only.
       title: the bar's label.
       mesh: devices to deal the clients over; a mesh with the axis "clients".
       donate: give the buffers of `state` to the run instead of a copy: saves memory, and `state` must
         not be used afterwards.
+      checkpoint: a folder of this run's own, saved to every minute, or `dflax.checkpoint.Checkpoints`
+        for another cadence; default: nothing is saved.
 
     Returns:
       The state after the last round, and the `History`.
 
     Raises:
-      TypeError, ValueError: naming the argument, before anything is compiled.
+      TypeError, ValueError: naming the argument, before anything is compiled; the folder holds
+        another run, or one that has done more rounds than are asked for.
+      dflax.interrupt.Terminated: a SIGTERM came and the checkpoint is safe; a `SystemExit` with
+        code 143. After Ctrl-C it is a `KeyboardInterrupt`. With `checkpoint` only.
     """
     if not isinstance(algorithm, Algorithm):
         raise TypeError(f"algorithm must be an Algorithm, got {algorithm!r}.")
@@ -112,49 +132,88 @@ def run(
     if evaluate is not None:
         validation.function("evaluate", evaluate)
         evaluate = evaluate if isinstance(evaluate, Partial) else Partial(evaluate)
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
+        checkpoint = Checkpoints(checkpoint)
 
     stop = start + rounds
-    every = max(stop, 1) if every is None else every
-    state = jax.tree.map(jnp.asarray, state) if donate else jax.tree.map(jnp.copy, state)
+    period = max(stop, 1) if every is None else every
+    done, seconds, compile_seconds = start, 0.0, 0.0
+    gathered: list[Any] = []
+    received: list[int] = []
     with contextlib.ExitStack() as stack:
+        store = saved = None
+        if checkpoint is not None:
+            received = stack.enter_context(held_signals())
+            state = jax.tree.map(jnp.asarray, state)
+            identity, row = fingerprint.run(
+                algorithm, state, source, evaluate, key=key, start=start, every=every
+            )
+            store = Store(checkpoint, identity, row)
+            stack.callback(store.close)
+            saved = store.newest(state, _places(state, mesh))
+        if saved is None:
+            state = jax.tree.map(jnp.asarray if donate else jnp.copy, state)
+        else:
+            done, state, rows, seconds, compile_seconds = saved
+            gathered.append(rows)
+            validation.integer(
+                "rounds",
+                rounds,
+                low=done - start,
+                fix="So many are done in this checkpoint's folder; ask for more, or choose another.",
+            )
         if mesh is not None:
-            state, source = shard(state, mesh), jax.device_put(source, _replicated(mesh))
-            evaluate = jax.device_put(evaluate, _replicated(mesh))
+            state, source = shard(state, mesh), replicate_source(source, mesh)
+            evaluate = replicate_source(evaluate, mesh)
             stack.enter_context(jax.set_mesh(mesh))
         advance = functools.partial(_chunk, algorithm)
-        began = time.perf_counter()
-        # No rounds: compiles, and measures how long that takes, without touching the state.
-        state, metrics, evaluations = advance(
-            state, source, evaluate, key, start, start, stop, every
-        )
-        jax.block_until_ready(state)
-        compile_seconds = time.perf_counter() - began
+        if done < stop or saved is None:
+            began = time.perf_counter()
+            # No rounds: compiles, and measures how long that takes, without touching the state.
+            state, metrics, evaluations = advance(
+                state, source, evaluate, key, done, done, stop, period
+            )
+            jax.block_until_ready(state)
+            compile_seconds += time.perf_counter() - began
+            gathered.append((*_rows((metrics, evaluations), slice(0, 0)), np.zeros(0, bool)))
 
-        gathered = [_rows((metrics, evaluations), slice(0, 0))]
-        show = stack.enter_context(_bar(progress, title, rounds))
-        seconds, length, done = 0.0, chunk or 1, start
-        while done < stop:
+        show = stack.enter_context(progress_bar(progress, title, rounds))
+        length, signal = chunk or 1, 0
+        while done < stop and not signal:
             until = min(done + length, stop)
+            if store is not None:
+                until = store.cut(done, until)
             began = time.perf_counter()
             state, metrics, evaluations = advance(
-                state, source, evaluate, key, done, until, stop, every
+                state, source, evaluate, key, done, until, stop, period
             )
             rows = _rows((metrics, evaluations), slice(0, until - done))
             took = time.perf_counter() - began
             seconds += took
-            gathered.append(rows)
             numbers = np.arange(done, until) + 1
-            evaluated = _scheduled(numbers, stop, every)
-            for sink in sinks:
+            evaluated = _scheduled(numbers, stop, period)
+            gathered.append((*rows, evaluated & (evaluate is not None)))
+            for sink in sinks if jax.process_index() == 0 else ():
                 sink(numbers, _with_evaluations(rows, evaluated, evaluate is not None))
             show(until - start, seconds, rows, evaluated)
             if chunk is None:
                 fitting = int(SECONDS_PER_CHUNK * (until - done) / max(took, 1e-9))
                 length = min(max(fitting, 1), 2 * length, CAPACITY)
             done = until
+            due = False
+            if store is not None:
+                store.record(gathered[-1])
+                due = store.due(done)
+            length, due, signal = _agreed(length, due, received[0] if received else 0)
+            if store is not None and due:
+                store.save(state, done, seconds, compile_seconds)
+        if store is not None:
+            store.save(state, done, seconds, compile_seconds)
+            store.wait()
+            if signal or received:
+                obey(signal or received[0])
+    metrics, evaluations, evaluated = jax.tree.map(lambda *rows: np.concatenate(rows), *gathered)
     numbers = np.arange(start, stop) + 1
-    metrics, evaluations = jax.tree.map(lambda *parts: np.concatenate(parts), *gathered)
-    evaluated = _scheduled(numbers, stop, every) & (evaluate is not None)
     return state, History(
         numbers,
         metrics,
@@ -207,12 +266,23 @@ def _chunk(
     return jax.lax.fori_loop(start, until, body, (state, *buffers))
 
 
-def _replicated(mesh: Mesh) -> jax.sharding.NamedSharding:
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+def _places(state: State, mesh: Mesh | None) -> list[Sharding | None]:
+    """Where each leaf of a restored state goes; None where a new array would go."""
+    if mesh is not None:
+        return jax.tree.leaves(state_sharding(state, mesh))
+    return [leaf.sharding if leaf.committed else None for leaf in jax.tree.leaves(state)]
+
+
+def _agreed(length: int, due: bool, signal: int) -> tuple[int, bool, int]:
+    """What all processes do next: their clocks differ, and so do the signals that reach them."""
+    if jax.process_count() == 1:
+        return length, due, signal
+    everyones = multihost_utils.process_allgather(np.array([length, due, signal]))
+    return int(everyones[:, 0].min()), bool(everyones[:, 1].any()), int(everyones[:, 2].max())
 
 
 def _rows(tree: Any, rows: slice) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tree)
+    return jax.tree.map(lambda leaf: leaf[rows], collect(tree))
 
 
 def _scheduled(numbers: np.ndarray, stop: int, every: int) -> np.ndarray:
@@ -230,49 +300,3 @@ def _with_evaluations(rows: Any, evaluated: np.ndarray, wanted: bool) -> Any:
         return np.where(mask, leaf.astype(np.float64), np.nan)
 
     return {**metrics, "evaluation": jax.tree.map(blank, evaluations)}
-
-
-@contextlib.contextmanager
-def _bar(progress: bool | None, title: str, rounds: int) -> Iterator[Callable[..., None]]:
-    """A progress bar on the terminal's error stream, or nothing."""
-    if not (sys.stderr.isatty() if progress is None else progress):
-        yield lambda *_: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[last]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title or "rounds", total=rounds, speed="compiling", last="")
-        latest: dict[str, str] = {}
-
-        def show(done: int, seconds: float, rows: Any, evaluated: np.ndarray) -> None:
-            metrics, evaluations = rows
-            named = {name: leaf[-1] for name, leaf in flatten(metrics).items() if leaf.ndim == 1}
-            if evaluated.any():
-                last = np.flatnonzero(evaluated)[-1]
-                for name, leaf in flatten(evaluations).items():
-                    if leaf.ndim == 1:
-                        named[f"test {name}"] = leaf[last]
-            latest.update({name: f"{name} {value:.4g}" for name, value in named.items()})
-            bar.update(
-                task,
-                completed=done,
-                speed=f"{done / max(seconds, 1e-9):.1f} rounds/s",
-                last="  ".join(list(latest.values())[:4]),
-            )
-
-        yield show
