@@ -163,7 +163,7 @@ def study(config: Config) -> Summary:
             fedavg["accuracy"],
         ),
         Claim(
-            "D-PSGD talks after every step and is at least as good as DFedAvg less 2 points",
+            "D-PSGD, which talks after every step, ends within 2 points of DFedAvg or above",
             dpsgd["accuracy"] >= exponential_row["accuracy"] - 0.02,
             dpsgd["accuracy"],
             exponential_row["accuracy"],
