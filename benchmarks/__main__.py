@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks.measure import Row
 
-NAMES = ("collectives", "logistic", "population", "sweeping", "startup")
+NAMES = ("logistic", "compilation", "population", "sweeping", "collectives", "startup")
 RESULTS = pathlib.Path("results")
 
 

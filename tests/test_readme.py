@@ -24,6 +24,10 @@ def test_the_readmes_programs_run_and_learn(programs):
     assert names["history"].evaluations["accuracy"][-1] > 0.85
     state = names["state"]
     assert state.round == 60
+    exec(compile(programs[2], "README.md", "exec"), names)
+    rows = names["swept"].table()
+    assert [round(row["rate"], 2) for row in rows] == [0.03, 0.1, 0.3]
+    assert rows[2]["accuracy"] > rows[0]["accuracy"] > 0.3
     # SCAFFOLD's invariant: the server's control is the mean of the clients' controls.
     for control, own in zip(
         names["jax"].tree.leaves(state.server.control),
