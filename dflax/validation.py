@@ -24,6 +24,7 @@ def real(
     high: float = math.inf,
     low_open: bool = False,
     high_open: bool = False,
+    scalar: bool = False,
     fix: str = "",
 ) -> None:
     """Refuse a real hyper-parameter (number or array) that is NaN, infinite or outside its range.
@@ -35,12 +36,15 @@ def real(
       high: largest allowed value.
       low_open: whether `low` itself is refused.
       high_open: whether `high` itself is refused.
+      scalar: whether only a single number will do, also of a tracer.
       fix: a closing sentence that tells what to do.
 
     Raises:
       TypeError: `value` is not a real number or an array of real numbers.
       ValueError: some entry is NaN, infinite or out of range.
     """
+    if scalar and np.ndim(value) != 0:
+        raise ValueError(_message(name, value, "a single real number", fix))
     if is_traced(value):
         return
     allowed = _interval(low, high, low_open, high_open)
@@ -81,6 +85,21 @@ def function(name: str, value: Any, fix: str = "") -> None:
     """Refuse a value that cannot be called."""
     if not callable(value):
         raise TypeError(_message(name, value, "a function", fix))
+
+
+def instance(name: str, value: Any, kind: type | tuple[type, ...], fix: str = "") -> None:
+    """Refuse a value of another kind; the message names the kind that is wanted and the one given."""
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        wanted = " or ".join(k.__name__ for k in kinds)
+        given = f"of type {wanted}, not {type(value).__name__}"
+        raise TypeError(_message(name, value, given, fix))
+
+
+def flag(name: str, value: Any) -> None:
+    """Refuse a switch that is neither True nor False: what is merely true-ish is often a mistake."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(_message(name, value, "True or False", ""))
 
 
 def leading_axis(name: str, tree: Any, size: int | None = None) -> int:

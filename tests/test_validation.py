@@ -1,0 +1,66 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dflax import validation
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-0.1, r"rate must be a finite number in \[0, 1\), got -0.1"),
+        (1.0, r"rate must be a finite number in \[0, 1\), got 1.0"),
+        (float("nan"), "rate must be a finite number"),
+        ([0.5, 2.0], r"got \[0.5, 2.0\]"),
+        ("fast", "rate must be a real number"),
+    ],
+)
+def test_reals_out_of_range_are_refused(value, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        validation.real("rate", value, low=0.0, high=1.0, high_open=True)
+
+
+def test_a_scalar_is_one_number_also_when_traced():
+    validation.real("rate", 0.5, scalar=True)
+    validation.real("rate", jnp.float32(0.5), scalar=True)
+    with pytest.raises(ValueError, match="rate must be a single real number"):
+        validation.real("rate", [0.1, 0.2], scalar=True)
+
+    def inside(value):
+        validation.real("rate", value, low=10.0)
+        validation.real("rate", value, scalar=True)
+        return value
+
+    assert jax.jit(inside)(1.0) == 1.0
+    with pytest.raises(ValueError, match="rate must be a single real number"):
+        jax.jit(inside)(jnp.ones(2))
+
+
+@pytest.mark.parametrize("value", [0, 1.0, True, "2", None])
+def test_counts_are_integers_in_their_range(value):
+    with pytest.raises((TypeError, ValueError), match="rounds must be an integer >= 1, got"):
+        validation.integer("rounds", value, low=1)
+    validation.integer("rounds", np.int64(3), low=1, high=3)
+
+
+def test_kinds_flags_and_functions():
+    validation.instance("graph", 3, int)
+    with pytest.raises(
+        TypeError, match=r"graph must be of type int or str, not float, got 3.0. Do"
+    ):
+        validation.instance("graph", 3.0, (int, str), "Do better.")
+    validation.flag("strict", True)
+    with pytest.raises(TypeError, match="strict must be True or False, got 'no'"):
+        validation.flag("strict", "no")
+    with pytest.raises(TypeError, match="loss must be a function, got 3"):
+        validation.function("loss", 3)
+
+
+def test_leading_axes_are_shared():
+    assert validation.leading_axis("tree", {"a": np.ones((3, 2)), "b": np.ones(3)}) == 3
+    for tree in ({}, {"a": np.ones(3), "b": np.ones(4)}, {"a": np.float32(1)}):
+        with pytest.raises(ValueError, match="tree must have leaves that share one leading axis"):
+            validation.leading_axis("tree", tree)
+    with pytest.raises(ValueError, match="tree must have a leading axis of length 4, got 3"):
+        validation.leading_axis("tree", np.ones(3), 4)
