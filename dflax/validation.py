@@ -102,6 +102,27 @@ def flag(name: str, value: Any) -> None:
         raise TypeError(_message(name, value, "True or False", ""))
 
 
+def model(name: str, params: Any) -> None:
+    """Refuse a model that is no pytree of real-valued arrays: it could be neither trained nor averaged.
+
+    Raises:
+      TypeError: no leaves, or a leaf that holds no real numbers; the message names the leaf.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for path, leaf in leaves:
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+            given = f"{type(leaf).__name__}" if dtype is None else f"{dtype}"
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} must be an array of real numbers, got {given}. "
+                'For a linen model pass model.init(key, inputs)["params"].'
+            )
+    if not leaves:
+        raise TypeError(
+            f"{name} must be a pytree with at least one array of real numbers, got {params!r}."
+        )
+
+
 def leading_axis(name: str, tree: Any, size: int | None = None) -> int:
     """The common length of the leading axes of all leaves; refuses a tree in which they differ.
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
+from dflax.channel.channel import Channel
 from dflax.clients import gather, map_clients, replicate, scatter, select, weighted_mean
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment, Round
@@ -45,10 +46,12 @@ class Clients(NamedTuple):
     Attributes:
       params: its model, leaves `[n, ...]`.
       optimizer: its optimiser's state, leaves `[n, ...]`; None when it is fresh in every round.
+      channel: its channel's memory, leaves `[n, ...]`; None without a channel.
     """
 
     params: Params
     optimizer: PyTree[Array] | None
+    channel: PyTree[Array] | None = None
 
 
 def dpsgd(
@@ -57,6 +60,7 @@ def dpsgd(
     mixer: Mixer,
     *,
     order: Order = Order.PARALLEL,
+    channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
     """Decentralized parallel SGD: each client takes its step while it averages with its neighbours.
@@ -73,6 +77,8 @@ def dpsgd(
       optimizer: every client's optax optimiser; or a function of the round's number.
       mixer: the gossip, see `dflax.gossip`; its number of clients must be the federation's.
       order: `PARALLEL` as published; `ADAPT_THEN_COMBINE` or `COMBINE_THEN_ADAPT`.
+      channel: what happens to the models on the way; default nothing. Everyone, the sender too, mixes
+        what was sent; a model that is lost or dropped is mixed by nobody, and its owner keeps it.
       at_once: see `dflax.map_clients`.
 
     Returns:
@@ -87,7 +93,13 @@ def dpsgd(
       Lian et al., Can Decentralized Algorithms Outperform Centralized Algorithms?, arXiv 1705.09056.
     """
     return gossip_averaging(
-        loss, optimizer, mixer, order=order, keep_optimizer=True, at_once=at_once
+        loss,
+        optimizer,
+        mixer,
+        order=order,
+        keep_optimizer=True,
+        channel=channel,
+        at_once=at_once,
     )
 
 
@@ -98,6 +110,7 @@ def dfedavg(
     *,
     order: Order = Order.ADAPT_THEN_COMBINE,
     keep_optimizer: bool = False,
+    channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
     """Decentralized federated averaging (DFedAvg): K local steps, then gossip.
@@ -113,6 +126,7 @@ def dfedavg(
       mixer: the gossip, see `dflax.gossip`; give it `steps=Q` for several gossip steps a round.
       order: see `Order`.
       keep_optimizer: keep each client's optimiser state from round to round instead of a fresh one.
+      channel: as in `dpsgd`.
       at_once: see `dflax.map_clients`.
 
     Returns:
@@ -125,7 +139,13 @@ def dfedavg(
       Sun, Li and Wang, Decentralized Federated Averaging, arXiv 2104.11375.
     """
     return gossip_averaging(
-        loss, optimizer, mixer, order=order, keep_optimizer=keep_optimizer, at_once=at_once
+        loss,
+        optimizer,
+        mixer,
+        order=order,
+        keep_optimizer=keep_optimizer,
+        channel=channel,
+        at_once=at_once,
     )
 
 
@@ -136,6 +156,7 @@ def gossip_averaging(
     *,
     order: Order,
     keep_optimizer: bool,
+    channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
     """Local steps and gossip in a given order: what `dpsgd` and `dfedavg` have in common.
@@ -151,6 +172,9 @@ def gossip_averaging(
             f"mixer must be a Mixer, got {type(mixer).__name__}. Make one with dflax.gossip, for "
             "example dflax.gossip.ring(n) or dflax.gossip.mixer(W)."
         )
+    validation.flag("keep_optimizer", keep_optimizer)
+    if channel is not None:
+        validation.instance("channel", channel, Channel, "Make one with dflax.channel.")
     if not isinstance(order, Order):
         raise TypeError(f"order must be one of {[str(o) for o in Order]}, got {order!r}.")
     if at_once is not None:
@@ -159,14 +183,22 @@ def gossip_averaging(
 
     def init(key: Key[Array, ""], params: Params | Callable[..., Params]) -> FederatedState:
         validation.typed_key("key", key)
-        if callable(params):
+        # A function is a leaf of its own; a model that can be called (equinox) has arrays for leaves.
+        if callable(params) and jax.tree_util.all_leaves([params]):
             models = jax.vmap(params)(jax.random.split(key, mixer.clients))
+            validation.model("params", models)
         else:
+            validation.model("params", params)
             models = replicate(params, mixer.clients)
-        memory = None
+        memory = sent = None
         if keep_optimizer:
             memory = jax.vmap(optimizer_at(optimizer, jnp.int32(0)).init)(models)
-        return FederatedState(jnp.int32(0), Server(mixer.init(models)), Clients(models, memory))
+        if channel is not None:
+            one = jax.tree.map(lambda leaf: leaf[0], models)
+            sent = replicate(channel.init(one), mixer.clients)
+        return FederatedState(
+            jnp.int32(0), Server(mixer.init(models)), Clients(models, memory, sent)
+        )
 
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
         if round.clients != mixer.clients:
@@ -200,25 +232,37 @@ def gossip_averaging(
             after = scatter(before, round.cohort, rows)
             return after, weighted_mean(measured, round.reports)
 
-        def mix(models: Params) -> tuple[Params, Any, Metrics]:
-            return mixer.apply(models, mixing, round.key, round.number, active)
+        def mix(models: Params) -> tuple[Params, Any, Any, Metrics]:
+            if channel is None:
+                mixed, tables, metrics = mixer.apply(
+                    models, mixing, round.key, round.number, active
+                )
+                return mixed, tables, None, metrics
+            channel_key, mixer_key = jax.random.split(round.key)
+            weights = jnp.ones(mixer.clients) if active is None else active
+            sent, weights, memory, counted = channel.apply(
+                models, weights, state.clients.channel, channel_key
+            )
+            mixed, tables, metrics = mixer.apply(sent, mixing, mixer_key, round.number, weights)
+            memory = memory if active is None else select(active > 0, memory, state.clients.channel)
+            return select(weights > 0, mixed, models), tables, memory, metrics | counted
 
         if order is Order.ADAPT_THEN_COMBINE:
             after, metrics = train(models)
-            mixed, mixing, sent = mix(after.params)
+            mixed, mixing, memory, sent = mix(after.params)
         elif order is Order.COMBINE_THEN_ADAPT:
-            mixed, mixing, sent = mix(models)
+            mixed, mixing, memory, sent = mix(models)
             after, metrics = train(mixed)
             mixed = after.params
         else:
             after, metrics = train(models)
-            mixed, mixing, sent = mix(models)
+            mixed, mixing, memory, sent = mix(models)
             mixed = jax.tree.map(lambda w, y, x: w + (y - x), mixed, after.params, models)
             if active is not None:
                 mixed = select(active > 0, mixed, models)
         present = round.weights.shape[0] if round.reports is None else round.reports.sum()
         metrics |= {"clients_active": jnp.asarray(present, jnp.float32)}
-        clients = Clients(mixed, after.optimizer)
+        clients = Clients(mixed, after.optimizer, memory)
         return FederatedState(state.round + 1, Server(mixing), clients), metrics | sent
 
     return Algorithm(init, step)

@@ -87,12 +87,19 @@ def fedavg(
     aggregator = mean() if aggregator is None else aggregator
     channel = perfect() if channel is None else channel
     check_optimizer("server_optimizer", server_optimizer)
+    validation.instance(
+        "aggregator", aggregator, Aggregator, "For example dflax.aggregation.mean()."
+    )
+    validation.instance("channel", channel, Channel, "For example dflax.channel.finite_only().")
+    if clients is not None:
+        validation.integer("clients", clients, low=1)
     if at_once is not None:
         validation.integer("at_once", at_once, low=1)
     solve = solver(loss, optimizer)
 
     def init(key: Key[Array, ""], params: Params) -> FederatedState:
         validation.typed_key("key", key)
+        validation.model("params", params)
         memory = channel.init(params)
         if jax.tree.leaves(memory):
             if clients is None:
@@ -100,7 +107,6 @@ def fedavg(
                     "clients must be given, the number of clients of the federation, because the "
                     "channel keeps a memory for each of them; got None."
                 )
-            validation.integer("clients", clients, low=1)
             memory = replicate(memory, clients)
         server = Server(
             params,
@@ -110,6 +116,8 @@ def fedavg(
         return FederatedState(jnp.int32(0), server, Clients(memory))
 
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
+        if jax.tree.leaves(state.clients):
+            validation.leading_axis("the channel's memory", state.clients, round.clients)
         channel_key, aggregator_key = jax.random.split(round.key)
         server = state.server
 

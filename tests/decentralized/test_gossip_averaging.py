@@ -153,6 +153,74 @@ def test_partial_participation_still_averages():
     assert np.std(after, axis=0).max() < 0.1 * np.std(before, axis=0).min()
 
 
+@pytest.mark.parametrize("order", list(Order))
+def test_a_diverged_client_poisons_nobody_when_its_models_are_checked(order):
+    def explodes(params, batch, key):
+        gradient, _ = jax.grad(half_square, has_aux=True)(params, batch, key)
+        bad = batch.inputs[0, 0] == TASK.centers[2, 0]
+        return jnp.where(bad, jnp.nan, gradient), {"loss": jnp.float32(1)}
+
+    oracle = dx.local.Oracle(explodes)
+    checked = dfedavg(
+        oracle, optax.sgd(RATE), dx.gossip.ring(8), order=order, channel=dx.channel.finite_only()
+    )
+    state, metrics = advance(checked, TASK.federation(2), 6)
+    others = np.delete(np.asarray(state.clients.params), 2, axis=0)
+    assert np.isfinite(others).all()
+    assert metrics["messages_dropped"][-1] == 1
+    unchecked = dfedavg(oracle, optax.sgd(RATE), dx.gossip.ring(8), order=order)
+    state, _ = advance(unchecked, TASK.federation(2), 6)
+    assert np.isnan(np.asarray(state.clients.params)).any(axis=1).sum() > 1
+
+
+def test_a_perfect_channel_is_no_channel_and_a_lost_model_is_mixed_by_nobody():
+    ring = dx.gossip.ring(8)
+    plain, _ = advance(dfedavg(half_square, optax.sgd(RATE), ring), TASK.federation(2), 3)
+    through, _ = advance(
+        dfedavg(half_square, optax.sgd(RATE), ring, channel=dx.channel.perfect()),
+        TASK.federation(2),
+        3,
+    )
+    assert_trees_close(through.clients.params, plain.clients.params, rtol=1e-5, atol=1e-6)
+    alone, _ = advance(
+        dfedavg(half_square, optax.sgd(RATE), dx.gossip.identity(8)), TASK.federation(2), 3
+    )
+    lost, metrics = advance(
+        dfedavg(half_square, optax.sgd(RATE), ring, channel=dx.channel.lossy(1.0)),
+        TASK.federation(2),
+        3,
+    )
+    assert_trees_close(lost.clients.params, alone.clients.params, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(metrics["messages_lost"], 8.0)
+    np.testing.assert_array_equal(metrics["models_sent"], 0.0)
+
+
+def test_a_channels_memory_stays_with_its_client():
+    def apply(messages, weights, state, key):
+        return messages, weights, state + 1, {}
+
+    counting = dx.channel.Channel(lambda message: jnp.int32(0), apply)
+    federation = TASK.federation(participation=participation.uniform(3))
+    algorithm = dfedavg(half_square, optax.sgd(RATE), dx.gossip.ring(8), channel=counting)
+    state, _ = advance(algorithm, federation, 5)
+    times = np.zeros(8, int)
+    for t in range(5):
+        times[np.asarray(federation.draw(KEY, t).cohort)] += 1
+    np.testing.assert_array_equal(state.clients.channel, times)
+
+
+def test_four_fifths_dropping_out_still_trains():
+    task = regression()
+    rule = participation.dropout(participation.everyone(), 0.8)
+    federation = dx.Federation(
+        task.data, task.partition, batch_size=8, local_steps=4, participation=rule
+    )
+    algorithm = dfedavg(softmax_loss, optax.sgd(0.3), dx.gossip.exponential(8))
+    state, _ = advance(algorithm, federation, 80, task.params)
+    mean = dx.weighted_mean(state.clients.params)
+    assert softmax_loss(mean, task.data.fetch(jnp.arange(240)), None)[1]["accuracy"] > 0.85
+
+
 def test_a_function_gives_independent_starts():
     algorithm = dfedavg(half_square, optax.sgd(RATE), dx.gossip.ring(8))
     state = algorithm.init(KEY, lambda key: jax.random.normal(key, (3,)))
@@ -177,6 +245,10 @@ def test_bad_arguments_are_refused(make):
     ring = dx.gossip.ring(8)
     with pytest.raises(TypeError, match=r"mixer must be a Mixer.*dflax.gossip.ring"):
         make(half_square, optax.sgd(0.1), np.eye(8))
+    with pytest.raises(TypeError, match="channel must be of type Channel, not str"):
+        make(half_square, optax.sgd(0.1), ring, channel="lossy")
+    with pytest.raises(TypeError, match="must be an array of real numbers, got int32"):
+        make(half_square, optax.sgd(0.1), ring).init(KEY, jnp.ones(3, jnp.int32))
     with pytest.raises(TypeError, match="order must be one of"):
         make(half_square, optax.sgd(0.1), ring, order="adapt")
     with pytest.raises(TypeError, match="optimizer must be an optax optimiser"):

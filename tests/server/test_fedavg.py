@@ -140,6 +140,14 @@ def test_a_channels_memory_stays_with_its_client():
         assert metrics["sent"] == 1.0
 
 
+def test_a_memory_for_another_number_of_clients_is_refused():
+    for rule in (participation.everyone(), participation.uniform(2)):
+        federation = TASK.federation(participation=rule)
+        algorithm = dx.server.fedavg(half_square, optax.sgd(1.0), channel=remembering(), clients=4)
+        with pytest.raises(ValueError, match="memory must have a leading axis of length 6, got 4"):
+            algorithm.step(algorithm.init(KEY, ONES), federation.draw(KEY, 0))
+
+
 def test_a_message_lost_on_the_way_does_not_count():
     algorithm = dx.server.fedavg(half_square, optax.sgd(1.0), channel=channel.lossy(1.0))
     state, metrics = advance(algorithm, TASK.federation(), 1)
@@ -239,6 +247,26 @@ def test_a_sweep_over_rates_and_seeds_is_one_program():
         (
             lambda: dx.server.fedavg(half_square, optax.sgd(0.1)).init(0, ONES),
             "key must be one typed JAX key",
+        ),
+        (
+            lambda: dx.server.fedavg(half_square, optax.sgd(0.1), aggregator=dx.aggregation.mean),
+            "aggregator must be of type Aggregator, not function",
+        ),
+        (
+            lambda: dx.server.fedavg(half_square, optax.sgd(0.1), channel=channel.perfect),
+            "channel must be of type Channel, not function",
+        ),
+        (
+            lambda: dx.server.fedavg(half_square, optax.sgd(0.1), clients=0),
+            "clients must be an integer >= 1, got 0",
+        ),
+        (
+            lambda: dx.server.fedavg(half_square, optax.sgd(0.1)).init(KEY, {"w": "x"}),
+            r"params\['w'\] must be an array of real numbers, got str",
+        ),
+        (
+            lambda: dx.server.fedavg(half_square, optax.sgd(0.1)).init(KEY, None),
+            "params must be a pytree with at least one array",
         ),
     ],
 )
