@@ -23,6 +23,8 @@ FEATURES, CLASSES = 784, 10
 MODEL = 4 * (FEATURES + 1) * CLASSES
 STEPS, BATCH = 2, 4
 RESULTS = pathlib.Path("results")
+# What a round of a server mean or of a graph of shifts may send, as a multiple of the least.
+MOST = 1.1
 
 
 def grid(clients: int) -> tuple[int, int]:
@@ -139,8 +141,33 @@ def table(found: list[dict[str, Any]]) -> Table:
     return lines
 
 
+def refuse_excess(found: list[dict[str, Any]]) -> None:
+    """Refuse an audit in which a round sends more than `MOST` times the least.
+
+    Raises:
+      RuntimeError: naming every such round and what its program exchanges.
+    """
+    excess = [
+        f"{line['algorithm']} with {line['clients']} clients on {line['devices']} devices sends "
+        f"{line['sent_bytes']:.0f} bytes, {line['sent_bytes'] / line['least_bytes']:.3f} times the "
+        f"least ({'; '.join(line['collectives'])})"
+        for line in found
+        if line["sent_bytes"] > MOST * line["least_bytes"]
+    ]
+    if excess:
+        raise RuntimeError(
+            f"a round must send at most {MOST} times the least, but {', and '.join(excess)}. Look "
+            "for a mixing or a mean that XLA no longer compiles to permutes or one all-reduce."
+        )
+
+
 def rows(quick: bool) -> list[Row]:
-    """Prints the audit, writes results/collectives.json, and gives the time that compiling took."""
+    """Prints the audit, writes results/collectives.json, and gives the time that compiling took.
+
+    Raises:
+      RuntimeError: some round sends more than `MOST` times the least; the audit is printed and
+        written all the same.
+    """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     sizes = (DEVICES,) if quick else (DEVICES, 2 * DEVICES)
@@ -150,6 +177,7 @@ def rows(quick: bool) -> list[Row]:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "collectives.json").write_text(json.dumps(found, indent=2) + "\n")
     Console(width=None if sys.stdout.isatty() else 120).print(table(found))
+    refuse_excess(found)
     compiling = float(np.median([line["compile_seconds"] for line in found]))
     return [Row(f"compiling a round for {DEVICES} devices, median", 1e3 * compiling)]
 

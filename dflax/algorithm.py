@@ -1,11 +1,14 @@
 """The protocol that every system follows, and rounds as one scan."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
+
+from dflax import validation
 
 Params = PyTree[Array]
 State = Any
@@ -56,20 +59,39 @@ class Source(Protocol):
         ...
 
 
-class Events(NamedTuple):
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
+class Events:
     """A source that replays a table drawn beforehand, one row a step (asynchronous systems).
 
     Attributes:
       table: pytree of arrays `[T, ...]`: times, kinds, participants, delays, ... Row `t` is handed to
         step `t`; the table is data of the compiled program, not a constant in it.
+
+    Raises:
+      ValueError: no columns, a scalar column, or columns of different lengths.
     """
 
     table: PyTree[Array]
+
+    def __post_init__(self):
+        validation.leading_axis("table", self.table)
 
     def draw(self, key: Key[Array, ""], index: Int[Array, ""]) -> Any:
         """Row `index` of the table and the step's own key, as `(row, key)`."""
         row = jax.tree.map(lambda column: column[index], self.table)
         return row, jax.random.fold_in(key, index)
+
+    def tree_flatten_with_keys(self) -> tuple[Any, None]:
+        """The table as the only child."""
+        return ((jax.tree_util.GetAttrKey("table"), self.table),), None
+
+    @classmethod
+    def tree_unflatten(cls, static: None, children: Any) -> "Events":
+        """Rebuilds the source without checking again: its leaves may be anything."""
+        events = object.__new__(cls)
+        object.__setattr__(events, "table", children[0])
+        return events
 
 
 def rollout(
@@ -95,9 +117,47 @@ def rollout(
 
     Returns:
       The state after the last round, and the metrics with a leading axis `[rounds]`.
+
+    Raises:
+      TypeError, ValueError: naming the argument; an `Events` table with too few rows.
     """
+    verify_algorithm("algorithm", algorithm)
+    validation.integer("rounds", rounds, low=0)
+    validation.typed_key("key", key)
+    verify_source(source, None if validation.is_traced(start) else int(start) + rounds)
 
     def one_round(state: State, index: Int[Array, ""]) -> tuple[State, Metrics]:
         return algorithm.step(state, source.draw(key, index))
 
     return jax.lax.scan(one_round, state, start + jnp.arange(rounds, dtype=jnp.int32))
+
+
+def verify_algorithm(name: str, value: Any) -> None:
+    """Refuse what is no `Algorithm`."""
+    fix = "Pass what a factory such as dflax.server.fedavg returns."
+    validation.instance(name, value, Algorithm, fix)
+
+
+def verify_source(source: Any, stop: int | None = None) -> None:
+    """Refuse what draws no rounds, or a table of events that ends before round `stop`.
+
+    Args:
+      source: of a run.
+      stop: number of the last round, counted from 1; None when it is not known yet.
+
+    Raises:
+      TypeError: the source has no method `draw`.
+      ValueError: it is an `Events` with fewer than `stop` rows.
+    """
+    if isinstance(source, type) or not callable(getattr(source, "draw", None)):
+        raise TypeError(
+            f"source must have a method draw(key, index), got {type(source).__name__}. Pass a "
+            "dflax.Federation, made of the data and the partition, or dflax.Events."
+        )
+    if isinstance(source, Events) and stop is not None:
+        rows = validation.leading_axis("source.table", source.table)
+        if stop > rows:
+            raise ValueError(
+                f"rounds must not go beyond the {rows} rows of the source's table, got a last round "
+                f"{stop}. Ask for fewer rounds, or draw a longer table."
+            )

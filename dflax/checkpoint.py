@@ -55,7 +55,8 @@ class Checkpoints:
       strict: refuse to resume a run whose algorithm, hyper-parameters, data, key, evaluation or
         initial values differ from the stored run's. False checks only the number of the first round
         and the shapes and types of state and metrics: to change a setting in the middle of a run, or
-        the number of devices that `dflax.data.dealt` dealt the data over.
+        the kind of device (clients then run together or in turn: another program), or the number of
+        devices that `dflax.data.dealt` dealt the data over.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -91,6 +92,7 @@ class Checkpoints:
         if self.every_rounds is not None:
             validation.integer("every_rounds", self.every_rounds, low=1)
         validation.integer("keep", self.keep, low=1)
+        validation.flag("strict", self.strict)
 
 
 class Saved(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -47,6 +48,7 @@ def map_clients(
     Raises:
       ValueError: leading axes that differ, or `at_once` below 1.
     """
+    validation.function("function", function)
     count = validation.leading_axis("stacked", stacked)
     if at_once is not None:
         validation.integer("at_once", at_once, low=1)
@@ -128,7 +130,8 @@ def scatter(
 
 
 def replicate(tree: PyTree[Array], clients: int) -> PyTree[Array]:
-    """The same tree for every client: each leaf broadcast to `[n, ...]`."""
+    """The same tree for every client: each leaf broadcast to `[n, ...]`, n >= 1."""
+    validation.integer("clients", clients, low=1)
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (clients, *jnp.shape(leaf))), tree)
 
 
@@ -146,14 +149,20 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
       Leaves `[...]` in their own dtype.
 
     Raises:
-      ValueError: leaves whose leading axes differ.
+      ValueError: leaves whose leading axes differ, weights of another shape or below 0.
       TypeError: an integer leaf, of which there is no mean.
     """
+    if weights is not None:
+        validation.real("weights", weights, low=0.0)
+        if np.ndim(weights) != 1:
+            raise ValueError(
+                f"weights must be one number per row of tree, [m], got shape {np.shape(weights)}."
+            )
+        weights = jnp.asarray(weights, jnp.float32)
     count = validation.leading_axis("tree", tree, None if weights is None else weights.shape[0])
     if weights is None:
         share = jnp.full((count,), 1.0 / count, jnp.float32)
     else:
-        weights = weights.astype(jnp.float32)
         total = weights.sum()
         share = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 0.0)
 
@@ -172,6 +181,15 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
         return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(mean, tree)
+
+
+def mean_metrics(metrics: PyTree[Array], weights: Float[Array, " m"]) -> PyTree[Array]:
+    """The weighted mean of what clients measured, `[m, ...]`, over those of positive weight.
+
+    Whatever a client of weight 0 holds, a NaN even, does not count.
+    """
+    counted = jax.tree.map(lambda leaf: jnp.where(_against(weights > 0, leaf), leaf, 0), metrics)
+    return weighted_mean(counted, weights)
 
 
 def select(condition: Array, chosen: PyTree[Array], otherwise: PyTree[Array]) -> PyTree[Array]:

@@ -26,7 +26,9 @@ def on(loss: Loss, data: Dataset, *, batch_size: int = 500, examples: int | None
     """The metrics of one model on a data set: `params -> metrics`.
 
     The set is read in batches, the last one filled up with masked examples, so the result is the
-    exact mean over all of them.
+    exact mean over all of them, of metrics that are means over examples. (Of means over tokens, as
+    `losses.language_modelling` gives where sequences are padded, it is the mean over batches; with
+    `batch_size=1` each sequence then counts the same.)
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)` whose metrics are means over the batch that
@@ -55,7 +57,15 @@ def server_model(measure: Measure) -> Callable[[FederatedState], Metrics]:
 def client_models(
     measure: Measure, *, at_once: int | None = None
 ) -> Callable[[FederatedState], Metrics]:
-    """Measures every client's model: mean over clients, `NAME_min`, `NAME_max` and `NAME_std`."""
+    """Measures every client's model: mean over clients, `NAME_min`, `NAME_max` and `NAME_std`.
+
+    Args:
+      measure: `params -> metrics`, see `on`.
+      at_once: clients that one device measures at the same time, >= 1; None chooses as `map_clients`
+        does.
+    """
+    if at_once is not None:
+        validation.integer("at_once", at_once, low=1)
     return Partial(functools.partial(_client_models, at_once), _as_partial(measure))
 
 
@@ -73,6 +83,11 @@ def together(
     *measures: Callable[[FederatedState], Metrics],
 ) -> Callable[[FederatedState], Metrics]:
     """Several evaluations as one; of two metrics with the same name the later one stays."""
+    if not measures:
+        raise ValueError(
+            "measures must name at least one evaluation, got none. Pass for example "
+            "server_model(on(loss, test))."
+        )
     return Partial(_together, *(_as_partial(measure) for measure in measures))
 
 

@@ -5,12 +5,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
 from dflax import counter, validation
 from dflax.clients import everywhere
 from dflax.data.dataset import AnyArray, Dataset, Split
-from dflax.participation import Participation, everyone
+from dflax.data.partition import Partition
+from dflax.participation import Cohort, Participation, everyone
+
+LARGEST = 2**31 - 1
 
 
 class Assignment(NamedTuple):
@@ -75,8 +79,8 @@ class Federation:
       weights: `[n]` aggregation weights, >= 0; default the clients' numbers of examples. Pass
         `jnp.ones(n)` to weigh clients the same.
       replacement: draw minibatches with replacement; default epochs without replacement, each in an
-        order of its own, that go on from round to round (round t starts at example t K B of every
-        client's stream).
+        order of its own. With `local_steps` the epochs go on from round to round (round t starts at
+        example t K B of every client's stream); with `local_epochs` each round starts new ones.
 
     Raises:
       ValueError, TypeError: naming the argument, before anything is compiled.
@@ -100,39 +104,65 @@ class Federation:
                 f"data must be a Dataset or a Split of two, got {type(data).__name__}. "
                 "Make one with dflax.data.from_arrays(inputs, labels)."
             )
+        _verify_examples(data)
+        sizes = _sizes(partition, len(data))
         validation.integer("batch_size", batch_size, low=1)
-        sizes = np.asarray(partition.sizes)
+        validation.flag("replacement", replacement)
+        if participation is not None:
+            validation.function(
+                "participation",
+                participation,
+                "Use one of dflax.participation, such as uniform(10).",
+            )
         if (local_steps is None) == (local_epochs is None):
             raise ValueError(
                 f"give exactly one of local_steps and local_epochs, got local_steps={local_steps} "
                 f"and local_epochs={local_epochs}."
             )
         if local_epochs is not None:
-            validation.real("local_epochs", local_epochs, low=0.0, low_open=True)
-            steps = np.ceil(local_epochs * sizes / batch_size - 1e-9).astype(np.int64)
-            steps = np.maximum(steps, 1)
+            validation.real("local_epochs", local_epochs, low=0.0, low_open=True, scalar=True)
+            steps = np.maximum(np.ceil(float(local_epochs) * sizes / batch_size - 1e-9), 1.0)
         else:
             validation.integer("local_steps", local_steps, low=1)
             steps = np.full(sizes.shape, local_steps)
-        _within(partition, len(data))
+        if int(steps.max()) * int(batch_size) > LARGEST:
+            raise ValueError(
+                f"local_steps * batch_size must be at most 2^31 - 1 examples a round, got "
+                f"{int(steps.max())} * {batch_size}. Use fewer local steps or epochs."
+            )
         if weights is None:
             weights = jnp.asarray(sizes, jnp.float32)
         validation.real("weights", weights, low=0.0)
         validation.leading_axis("weights", weights, partition.clients)
+        if np.ndim(weights) != 1:
+            raise ValueError(
+                f"weights must have shape ({partition.clients},), one number per client, got "
+                f"{np.shape(weights)}."
+            )
         if not validation.is_traced(weights) and float(np.sum(weights)) <= 0.0:
             raise ValueError("weights must be positive for at least one client, got zeros only.")
 
         self.data = data
         self.partition = partition
-        self.participation = everyone() if participation is None else participation
+        participation = everyone() if participation is None else participation
+        # A plain function is no pytree; wrapped, it becomes part of the structure.
+        plain = jax.tree_util.all_leaves([participation])
+        self.participation = Partial(participation) if plain else participation
         self.weights = jnp.asarray(weights, jnp.float32)
         self.steps = jnp.asarray(steps, jnp.int32)
+        # How far every client's stream moves on from round to round: whole epochs where they count.
+        self.strides = jnp.asarray(
+            steps * batch_size if local_epochs is None else -(-steps * batch_size // sizes) * sizes,
+            jnp.int32,
+        )
         self.local_steps = int(steps.max())
         self.batch_size = int(batch_size)
         self.replacement = bool(replacement)
         # Refuses a cohort larger than the federation, and tells m.
         drawn = jax.eval_shape(self.draw, jax.random.key(0), jnp.int32(0))
         self.cohort_size = drawn.weights.shape[0]
+        if self.cohort_size == 0:
+            raise ValueError("participation must invite at least one client, got a cohort of 0.")
 
     @property
     def clients(self) -> int:
@@ -157,14 +187,18 @@ class Federation:
             jax.random.fold_in, in_axes=(None, 0)
         )(key, numbers)
         # A few numbers that every device needs whole: cut up they would travel time and again.
-        cohort = everywhere(self.participation(cohort_key, index, self.clients))
+        cohort = self.participation(cohort_key, index, self.clients)
+        validation.instance(
+            "what participation returns", cohort, Cohort, "See dflax.participation.Cohort."
+        )
+        cohort = everywhere(cohort)
         ids = cohort.clients
         ids = jnp.arange(self.clients, dtype=jnp.int32) if ids is None else ids
         # Without replacement the stream must outlive the round, so its seed is the run's.
         minibatches = self.partition.minibatches(
             counter.seed_of(batch_key if self.replacement else key),
             ids,
-            index * (self.local_steps * self.batch_size),
+            index * self.strides[ids],
             self.local_steps,
             self.batch_size,
             self.replacement,
@@ -194,7 +228,7 @@ class Federation:
             f"batch_size={self.batch_size})"
         )
 
-    _arrays = ("data", "partition", "participation", "weights", "steps")
+    _arrays = ("data", "partition", "participation", "weights", "steps", "strides")
     _static = ("local_steps", "batch_size", "replacement", "cohort_size")
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
@@ -211,10 +245,59 @@ class Federation:
         return federation
 
 
-def _within(partition: Any, examples: int) -> None:
-    largest = int(np.max(np.asarray(partition.indices), initial=-1))
-    if largest >= examples:
+def _verify_examples(data: Dataset) -> None:
+    """As many inputs as labels, and labels that are classes; values are only looked at if known."""
+    validation.leading_axis(
+        "data.inputs", data.inputs, validation.leading_axis("data.labels", data.labels)
+    )
+    known = isinstance(data.labels, (jax.Array, np.ndarray)) and not validation.is_traced(
+        data.labels
+    )
+    if data.classes is None or not known or not jnp.issubdtype(data.labels.dtype, jnp.integer):
+        return
+    low, high = int(data.labels.min()), int(data.labels.max())
+    if low < 0 or high >= data.classes:
         raise ValueError(
-            f"partition must hold indices in [0, {examples}), the data set's examples, got "
-            f"{largest}. Partition the labels of the data set that you pass, not another's."
+            f"data.labels must lie in [0, {data.classes}), the data set's classes, got {low} to "
+            f"{high}. Number the labels from 0, or give the right number of classes."
         )
+
+
+def _sizes(partition: Any, examples: int) -> np.ndarray:
+    """The clients' numbers of examples, after all checks of who owns what."""
+    missing = [n for n in ("clients", "sizes", "minibatches") if not hasattr(partition, n)]
+    if missing:
+        raise TypeError(
+            f"partition must have clients, sizes and minibatches, got a {type(partition).__name__} "
+            f"without {', '.join(missing)}. Make one with dflax.data, such as iid(labels, 10), or "
+            "from lists of example numbers with dflax.data.from_indices."
+        )
+    sizes = np.asarray(partition.sizes)
+    if sizes.shape != (partition.clients,) or sizes.size == 0 or sizes.min() < 1:
+        raise ValueError(
+            f"partition must give each of at least one client a size >= 1, got sizes of shape "
+            f"{sizes.shape} from {sizes.min(initial=0)}. Leave out clients without examples."
+        )
+    indices = getattr(partition, "indices", None)
+    if indices is not None:
+        owned = np.asarray(indices)
+        low, high = int(owned.min(initial=0)), int(owned.max(initial=0))
+        if low < 0 or high >= examples:
+            raise ValueError(
+                f"partition must hold indices in [0, {examples}), the data set's examples, got "
+                f"{low if low < 0 else high}. Partition the labels of the data set that you pass, "
+                "not another's."
+            )
+    if isinstance(partition, Partition):
+        offsets = np.asarray(partition.offsets)
+        if (
+            offsets.shape != sizes.shape
+            or (offsets < 0).any()
+            or (offsets + sizes > owned.size).any()
+        ):
+            raise ValueError(
+                f"partition must have offsets and sizes within its {owned.size} indices, got ends up "
+                f"to {int(np.max(offsets)) + int(np.max(sizes))}. Build it with "
+                "dflax.data.from_indices."
+            )
+    return sizes

@@ -30,7 +30,8 @@ def run(
 ) -> tuple[dict[str, Any], PyTree[jax.ShapeDtypeStruct]]:
     """What makes a run the run it is, in JSON's types, and the shapes of what it measures in a round.
 
-    Neither depends on the number of rounds, on chunks, or on the devices.
+    Neither depends on the number of rounds, on chunks, or on the number of devices; programs do
+    depend on their kind, as on a CPU large clients run one after another.
 
     Args:
       algorithm: hashed as the operations and constants of one round.

@@ -27,7 +27,8 @@ def classification(model: Model, *, label_smoothing: float | Array = 0.0) -> Los
     `loss = - mean over examples of sum_c q_c log softmax(z)_c`.
 
     Args:
-      model: see `dflax.models.as_apply`; gives scores `[B, ..., C]` for integer labels `[B, ...]`.
+      model: see `dflax.models.as_apply`; gives scores `[B, ..., C]` for integer labels `[B, ...]`
+        in [0, C). The loss of an example with another label is NaN.
       label_smoothing: s in [0, 1); traceable.
 
     Returns:
@@ -37,7 +38,9 @@ def classification(model: Model, *, label_smoothing: float | Array = 0.0) -> Los
       TypeError: `model` cannot be called.
       ValueError: `label_smoothing` is out of range.
     """
-    validation.real("label_smoothing", label_smoothing, low=0.0, high=1.0, high_open=True)
+    validation.real(
+        "label_smoothing", label_smoothing, low=0.0, high=1.0, high_open=True, scalar=True
+    )
 
     def per_example(scores: Array, batch: Batch) -> dict[str, Array]:
         measures = _cross_entropy(scores, batch.labels)
@@ -56,11 +59,11 @@ def language_modelling(model: Model) -> Loss:
     `loss = - mean over b, t with y[b, t] >= 0 of log softmax(z[b, t])_{y[b, t]}`.
 
     The labels y are the next tokens: of sequences `[B, L + 1]`, inputs are `tokens[:, :-1]` and labels
-    `tokens[:, 1:]`. Negative labels (padding) do not count. Perplexity is exp of the loss over a whole
-    test set; it is no mean over batches, so it is no metric here.
+    `tokens[:, 1:]`. Negative labels (padding) do not count. Perplexity is exp of the mean
+    loss, which is no mean over batches, so it is no metric here.
 
     Args:
-      model: gives scores z `[B, L, V]` for tokens `[B, L]`.
+      model: gives scores z `[B, L, V]` for tokens `[B, L]`. The loss of a label >= V is NaN.
 
     Returns:
       A loss with the metrics "loss" (in nats per token) and "accuracy" of the most likely token.
@@ -118,7 +121,7 @@ def with_l2(loss: Loss, strength: float | Array) -> Loss:
       ValueError: `strength` is negative or not finite.
     """
     validation.function("loss", loss, "Make one for example with dflax.losses.classification.")
-    validation.real("strength", strength, low=0.0)
+    validation.real("strength", strength, low=0.0, scalar=True)
 
     def penalised(
         params: Params, batch: Batch, key: Key[Array, ""] | None = None
@@ -175,8 +178,11 @@ def _cross_entropy(scores: Array, labels: Array) -> dict[str, Array]:
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     # The label's score is picked by comparison: looked up, its gradient would be a scatter, which on
     # a CPU costs more than the rest of a small model's step.
-    chosen = jnp.arange(wide.shape[-1]) == labels[..., None]
+    classes = wide.shape[-1]
+    chosen = jnp.arange(classes) == labels[..., None]
     losses = jax.nn.logsumexp(wide, axis=-1) - jnp.sum(jnp.where(chosen, wide, 0.0), axis=-1)
+    # A label that no score belongs to (too narrow a model) would give a plausible number.
+    losses = jnp.where((labels >= 0) & (labels < classes), losses, jnp.nan)
     return {"loss": losses, "accuracy": (scores.argmax(-1) == labels).astype(losses.dtype)}
 
 

@@ -71,8 +71,15 @@ def client_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) 
       model: devices that share each model, >= 1 and a divisor of their number; 1 leaves the axis out.
 
     Raises:
-      TypeError, ValueError: `model` is no such number.
+      TypeError, ValueError: `model` is no such number; `devices` are no devices.
     """
+    if devices is not None:
+        fix = "Pass for example jax.devices()[:2]."
+        validation.instance("devices", devices, (Sequence, np.ndarray), fix)
+        for place, device in enumerate(devices):
+            validation.instance(f"devices[{place}]", device, jax.Device, fix)
+        if not len(devices):
+            raise ValueError(f"devices must list at least one device, got none. {fix}")
     devices = jax.devices() if devices is None else list(devices)
     validation.integer("model", model, low=1, high=len(devices))
     if len(devices) % model:
@@ -98,8 +105,10 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
       mesh: a mesh with the axis "clients".
 
     Raises:
-      ValueError: the mesh has no such axis.
+      TypeError: `mesh` is none.
+      ValueError: the mesh has no such axis, or a leaf under `clients` has no axis of clients.
     """
+    validation.instance("mesh", mesh, Mesh, "Make one with dflax.client_mesh().")
     if CLIENTS not in mesh.axis_names:
         raise ValueError(
             f'mesh must have an axis named "{CLIENTS}", got axes {mesh.axis_names}. '
@@ -118,6 +127,11 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*over_model(leaf.shape)))
 
     def per_client(leaf: Any) -> NamedSharding:
+        if not leaf.shape:
+            raise ValueError(
+                "state.clients must have leaves with the leading axis n, got a scalar. Put what "
+                "exists once under state.server."
+            )
         lead = CLIENTS if leaf.shape[0] % mesh.shape[CLIENTS] == 0 else None
         return NamedSharding(mesh, PartitionSpec(lead, *over_model(leaf.shape[1:])))
 
@@ -205,6 +219,7 @@ def host_clients(clients: int, mesh: Mesh, process: int | None = None) -> range:
       TypeError: a count that is not an integer.
     """
     validation.integer("clients", clients, low=1)
+    validation.instance("mesh", mesh, Mesh, "Make one with dflax.client_mesh().")
     process = jax.process_index() if process is None else process
     validation.integer("process", process, low=0)
     owners = np.array([device.process_index for device in mesh.devices.flat])

@@ -19,6 +19,7 @@ from dflax import counter, validation
 
 # Up to this many clients, sorting random bits is cheaper than Floyd's sampling step by step.
 SORTED_DRAW = 4096
+PARTICIPATION_FIX = "Make one with dflax.participation, for example uniform(10) or everyone()."
 
 
 class Cohort(NamedTuple):
@@ -67,8 +68,10 @@ def bernoulli(
         do no local step. None computes all n clients and cuts nobody off.
       nonempty: draw from the law conditioned on at least one client joining.
     """
-    lowest_open = nonempty
-    validation.real("probability", probability, low=0.0, high=1.0, low_open=lowest_open)
+    validation.flag("nonempty", nonempty)
+    validation.real(
+        "probability", probability, low=0.0, high=1.0, low_open=bool(nonempty), scalar=True
+    )
     if capacity is not None:
         validation.integer("capacity", capacity, low=1)
     return Partial(functools.partial(_bernoulli, capacity, nonempty), probability)
@@ -85,6 +88,11 @@ def weighted(cohort: int, probabilities: Float[Array, " n"]) -> Participation:
     """
     validation.integer("cohort", cohort, low=1)
     validation.real("probabilities", probabilities, low=0.0)
+    if np.ndim(probabilities) != 1:
+        raise ValueError(
+            f"probabilities must have shape [clients], got {np.shape(probabilities)}. Give one number "
+            "per client."
+        )
     if not validation.is_traced(probabilities):
         positive = int(np.count_nonzero(np.asarray(probabilities)))
         if positive < cohort:
@@ -99,11 +107,21 @@ def availability(cohort: int, table: Bool[Array, "T n"]) -> Participation:
 
     Args:
       cohort: m, in [1, n]. When fewer are available, the places left over hold clients of weight 0.
-      table: `[T, n]` booleans; round t reads row t mod T.
+      table: `[T, n]` booleans or zeros and ones, T >= 1; round t reads row t mod T.
     """
     validation.integer("cohort", cohort, low=1)
-    if np.ndim(table) != 2:
-        raise ValueError(f"table must have shape [rounds, clients], got {np.shape(table)}.")
+    if np.ndim(table) != 2 or np.shape(table)[0] < 1:
+        raise ValueError(
+            f"table must have shape [rounds, clients], got {np.shape(table)}. Give one row per round, "
+            "at least one; they repeat."
+        )
+    fix = "Say 1 where a client is there and 0 where not; threshold probabilities first."
+    validation.real("table", table, low=0.0, high=1.0, fix=fix)
+    if not validation.is_traced(table):
+        values = np.asarray(table)
+        other = values[~np.isin(values, (0, 1))]
+        if other.size:
+            raise ValueError(f"table must hold booleans or zeros and ones, got {other[0]!r}. {fix}")
     return Partial(functools.partial(_availability, cohort), jnp.asarray(table, bool))
 
 
@@ -114,7 +132,8 @@ def dropout(participation: Participation, rate: float) -> Participation:
       participation: who is invited.
       rate: probability of failing, in [0, 1]; traceable.
     """
-    validation.real("rate", rate, low=0.0, high=1.0)
+    validation.function("participation", participation, PARTICIPATION_FIX)
+    validation.real("rate", rate, low=0.0, high=1.0, scalar=True)
     return Partial(_dropout, participation, rate)
 
 
@@ -131,8 +150,14 @@ def stragglers(
       rate: probability of being slow, in [0, 1]; traceable.
       least: smallest share, in [0, 1]: one number, or `[n]`, one per client.
     """
-    validation.real("rate", rate, low=0.0, high=1.0)
+    validation.function("participation", participation, PARTICIPATION_FIX)
+    validation.real("rate", rate, low=0.0, high=1.0, scalar=True)
     validation.real("least", least, low=0.0, high=1.0)
+    if np.ndim(least) > 1:
+        raise ValueError(
+            f"least must be one number or have shape [clients], got shape {np.shape(least)}. Give one "
+            "share for all clients or one per client."
+        )
     return Partial(_stragglers, participation, rate, jnp.asarray(least, jnp.float32))
 
 
@@ -142,7 +167,23 @@ def distinct(key: Key[Array, ""], count: int, population: int) -> Int[Array, " m
     Small populations sort random bits. Large ones use Floyd's algorithm, whose cost depends on
     `count` alone: for j = N - m, ..., N - 1 draw t in [0, j] and take t unless it is taken, else j;
     the result is then put in random order.
+
+    Args:
+      key: one typed key.
+      count: m, in [1, N], static.
+      population: N >= 1, static.
+
+    Returns:
+      `[m]` int32.
+
+    Raises:
+      TypeError: a key that is not typed, or counts that are no integers.
+      ValueError: counts out of range.
     """
+    validation.typed_key("key", key)
+    validation.integer("population", population, low=1)
+    fix = f"Only {population} distinct numbers exist: draw fewer or raise population."
+    validation.integer("count", count, low=1, high=population, fix=fix)
     if population <= SORTED_DRAW:
         return jnp.argsort(counter.bits(key, population))[:count].astype(jnp.int32)
     draw_key, order_key = jax.random.split(key)

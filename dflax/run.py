@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Int, Key, PyTree
 
 from dflax import fingerprint, validation
-from dflax.algorithm import Algorithm, Metrics, Source, State
+from dflax.algorithm import Algorithm, Metrics, Source, State, verify_algorithm, verify_source
 from dflax.checkpoint import Checkpoints, Store
 from dflax.interrupt import held_signals, obey
 from dflax.mesh import collect, replicate_source, shard, state_sharding
@@ -25,6 +25,8 @@ from dflax.sinks import Sink
 
 # Rounds whose metrics one compiled call can hand back.
 CAPACITY = 1024
+# Rounds are numbered in int32.
+LARGEST = 2**31 - 1
 # The loop looks up (progress, sinks, interrupts) about so often.
 SECONDS_PER_CHUNK = 0.5
 
@@ -97,7 +99,7 @@ def run(
       start: number of the first round; default `state.round` where the state has one, else 0.
       evaluate: `state -> metrics`, part of the compiled program; see `dflax.evaluation`. It runs
         after the rounds whose number (from 1) `every` divides, and after the last.
-      every: rounds between evaluations, >= 1; default: only after the last round.
+      every: rounds between evaluations, >= 1; default: only after the last round. Needs `evaluate`.
       chunk: most rounds per compiled call, in [1, 1024]; default: as many as take half a second.
       sinks: each is called with the rounds of a chunk and their metrics, evaluations under "evaluation".
         On several hosts those of process 0 only.
@@ -105,7 +107,8 @@ def run(
       title: the bar's label.
       mesh: devices to deal the clients over; a mesh with the axis "clients".
       donate: give the buffers of `state` to the run instead of a copy: saves memory, and `state` must
-        not be used afterwards.
+        not be used afterwards. Nor must `params`, where `algorithm.init(key, params)` put the very
+        same arrays into the state, as most do.
       checkpoint: a folder of this run's own, saved to every minute, or `dflax.checkpoint.Checkpoints`
         for another cadence; default: nothing is saved.
 
@@ -118,17 +121,36 @@ def run(
       dflax.interrupt.Terminated: a SIGTERM came and the checkpoint is safe; a `SystemExit` with
         code 143. After Ctrl-C it is a `KeyboardInterrupt`. With `checkpoint` only.
     """
-    if not isinstance(algorithm, Algorithm):
-        raise TypeError(f"algorithm must be an Algorithm, got {algorithm!r}.")
+    verify_algorithm("algorithm", algorithm)
     validation.integer("rounds", rounds, low=0)
     validation.typed_key("key", key)
     if every is not None:
         validation.integer("every", every, low=1)
+        if evaluate is None:
+            raise ValueError(f"every needs evaluate, got every={every} and nothing to evaluate.")
     if chunk is not None:
         validation.integer("chunk", chunk, low=1, high=CAPACITY)
+    verify_state(state)
     if start is None:
-        start = int(getattr(state, "round", 0))
+        number = getattr(state, "round", 0)
+        # Of a state that is a bare array, `round` is the method that rounds.
+        start = 0 if callable(number) else int(number)
     validation.integer("start", start, low=0)
+    if start + rounds > LARGEST:
+        raise ValueError(
+            f"start + rounds must be at most 2^31 - 1, got {start} + {rounds}. Rounds are numbered "
+            "in 32 bits."
+        )
+    verify_source(source, start + rounds)
+    validation.instance("sinks", sinks, Sequence, "Pass a list, such as [dflax.sinks.jsonl(path)].")
+    for place, sink in enumerate(sinks):
+        validation.function(f"sinks[{place}]", sink, "It is called with rounds and metrics.")
+    if mesh is not None:
+        validation.instance("mesh", mesh, Mesh, "Make one with dflax.client_mesh().")
+    if progress is not None:
+        validation.flag("progress", progress)
+    validation.flag("donate", donate)
+    validation.instance("title", title, str)
     if evaluate is not None:
         validation.function("evaluate", evaluate)
         evaluate = evaluate if isinstance(evaluate, Partial) else Partial(evaluate)
@@ -145,9 +167,10 @@ def run(
         if checkpoint is not None:
             received = stack.enter_context(held_signals())
             state = jax.tree.map(jnp.asarray, state)
-            identity, row = fingerprint.run(
-                algorithm, state, source, evaluate, key=key, start=start, every=every
-            )
+            with _explained("algorithm.step or evaluate"):
+                identity, row = fingerprint.run(
+                    algorithm, state, source, evaluate, key=key, start=start, every=every
+                )
             store = Store(checkpoint, identity, row)
             stack.callback(store.close)
             saved = store.newest(state, _places(state, mesh))
@@ -258,12 +281,53 @@ def _chunk(
         write = functools.partial(jax.tree.map, lambda buffer, new: buffer.at[row].set(new))
         return state, write(metrics, measured), write(evaluations, evaluated)
 
-    _, measured = jax.eval_shape(one_round, state, start)
+    # Before anything is compiled: a state, source or evaluation that do not fit are refused here.
+    with _explained("algorithm.step"):
+        after, measured = jax.eval_shape(one_round, state, start)
+        stays = [
+            (jax.tree_util.keystr(path), jnp.shape(leaf))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        ]
+        if stays != [
+            (jax.tree_util.keystr(path), leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(after)
+        ]:
+            raise TypeError("the state after a round differs from the one before in its structure")
+    with _explained("evaluate"):
+        evaluated = jax.eval_shape(measure, state)
     buffers = jax.tree.map(
-        lambda leaf: jnp.zeros((CAPACITY, *leaf.shape), leaf.dtype),
-        (measured, jax.eval_shape(measure, state)),
+        lambda leaf: jnp.zeros((CAPACITY, *leaf.shape), leaf.dtype), (measured, evaluated)
     )
     return jax.lax.fori_loop(start, until, body, (state, *buffers))
+
+
+def verify_state(state: Any) -> None:
+    """Refuse a state that is no pytree of arrays and numbers, such as None."""
+    leaves = jax.tree.leaves(state)
+    numbers = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+    odd = [leaf for leaf in leaves if not isinstance(leaf, numbers)]
+    if odd or not leaves:
+        raise TypeError(
+            f"state must be a pytree of arrays, got {type(state).__name__}"
+            f"{f' with a leaf of type {type(odd[0]).__name__}' if odd else ' without any'}. Make one "
+            "with algorithm.init(key, params)."
+        )
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Errors in tracing what the caller handed in, with a hint; those of value checks as they are."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise TypeError(
+            f"{what} does not fit the state and source of this run: {type(error).__name__}: {error}. "
+            "The state must come from this algorithm's init, the source must draw what its step "
+            "takes, and evaluate must measure what the state has: evaluation.server_model for a model "
+            "at the server, client_models, mean_model or consensus for models of the clients."
+        ) from error
 
 
 def _places(state: State, mesh: Mesh | None) -> list[Sharding | None]:

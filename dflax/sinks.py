@@ -1,11 +1,14 @@
 """Where a run's numbers go while it runs: JSON lines, TensorBoard, or any function of this shape."""
 
 import json
+import os
 import pathlib
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+
+from dflax import validation
 
 
 class Sink(Protocol):
@@ -21,8 +24,16 @@ def jsonl(path: str | pathlib.Path) -> Sink:
 
     Scalars become numbers, arrays lists, numbers that are not finite null; nested names are joined
     by "/". Each chunk is written in one go, so a reader never sees half a line of an earlier one.
+
+    Raises:
+      TypeError, ValueError: `path` is no path, or that of a folder.
     """
+    validation.instance("path", path, (str, os.PathLike))
     path = pathlib.Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"path must be a file's, got the folder {str(path)!r}. Append a name, such as run.jsonl."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(rounds: np.ndarray, metrics: Any) -> None:
@@ -41,8 +52,10 @@ def tensorboard(folder: str | pathlib.Path) -> Sink:
     """Writes every scalar metric as a TensorBoard curve (needs the extra `tensorboard`).
 
     Raises:
+      TypeError: `folder` is no path.
       ImportError: tensorboardX is not installed.
     """
+    validation.instance("folder", folder, (str, os.PathLike))
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:

@@ -1,5 +1,6 @@
 """Sweeps over real hyper-parameters and seeds as one compiled program."""
 
+import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,10 +13,15 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import validation
-from dflax.algorithm import Algorithm, Metrics, Source, State
+from dflax.algorithm import Algorithm, Metrics, Source, State, verify_algorithm, verify_source
 from dflax.run import History, run
 
 POINTS = "points"
+OPTIONS = ("progress", "title", "sinks", "chunk", "checkpoint")
+REASONS = {
+    "mesh": " A sweep deals its points, not the clients, over devices: pass devices.",
+    "donate": " A sweep makes its states itself and always donates them.",
+}
 
 
 class Sweep(NamedTuple):
@@ -110,14 +116,15 @@ def sweep(
       start: `(algorithm, key) -> state`, for example
         `lambda algorithm, key: algorithm.init(key, params)`.
       source: hands out the rounds, for example a `Federation`.
-      grid: for each name the real values to try, at least one.
+      grid: for each name the real values to try, at least one; "seed" is taken by `seeds`.
       key: the sweep's typed key.
       rounds: how many, >= 0.
       seeds: repetitions of every point, >= 1.
       evaluate: `state -> metrics` of one point, see `dflax.evaluation`.
       every: rounds between evaluations; default only after the last.
       devices: devices to split the points over; default all. Points are padded to fill them evenly.
-      **options: of `dflax.run`: `progress`, `title`, `sinks`, `chunk`.
+      **options: of `dflax.run`: `progress`, `title`, `sinks`, `chunk`, and `checkpoint`, with which a
+        killed sweep is taken up again by the same call.
 
     Returns:
       A `Sweep`.
@@ -129,15 +136,26 @@ def sweep(
     validation.function("start", start)
     validation.integer("seeds", seeds, low=1)
     validation.typed_key("key", key)
+    validation.integer("rounds", rounds, low=0)
+    verify_source(source, rounds)
+    if evaluate is not None:
+        validation.function("evaluate", evaluate)
+    elif every is not None:
+        raise ValueError(f"every needs evaluate, got every={every} and nothing to evaluate.")
+    if every is not None:
+        validation.integer("every", every, low=1)
+    _verify_options(options)
+    devices = _devices(devices)
+    validation.instance("grid", grid, Mapping, 'For example {"rate": [0.1, 0.3]}.')
     if not grid:
         raise ValueError("grid must name at least one hyper-parameter, got an empty one.")
     for name, tried in grid.items():
         validation.real(f"grid[{name!r}]", tried)
         if np.ndim(tried) != 1 or len(tried) == 0:
             raise ValueError(f"grid[{name!r}] must list at least one number, got {tried!r}.")
+    _verify_names(factory, list(grid))
     axes = {name: np.asarray(tried) for name, tried in grid.items()} | {"seed": np.arange(seeds)}
     shape = tuple(len(tried) for tried in axes.values())
-    devices = jax.devices() if devices is None else list(devices)
     mesh = jax.make_mesh((len(devices),), (POINTS,), axis_types=(AxisType.Auto,), devices=devices)
     count = int(np.prod(shape))
     # The last point is repeated until every device has as many.
@@ -148,15 +166,20 @@ def sweep(
     def over_points(function: Callable[..., Any], *specs: PartitionSpec) -> Callable[..., Any]:
         return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
 
+    def build(values: dict[str, Array]) -> Algorithm:
+        algorithm = factory(**values)
+        verify_algorithm("what factory returns", algorithm)
+        return algorithm
+
     def begin(values: dict[str, Array], own_key: Key[Array, ""]) -> State:
-        return start(factory(**values), own_key)
+        return start(build(values), own_key)
 
     def step(points: _Points, drawn: Any) -> tuple[_Points, Metrics]:
         source, number = drawn
 
         def several(values: Any, keys: Any, states: Any, source: Any, number: Any) -> Any:
             def one(values: Any, own_key: Any, state: Any) -> Any:
-                return factory(**values).step(state, source.draw(own_key, number))
+                return build(values).step(state, source.draw(own_key, number))
 
             return jax.vmap(one)(values, keys, states)
 
@@ -186,6 +209,49 @@ def sweep(
         **options,
     )
     return _labelled(axes, points, history, count, shape)
+
+
+def _verify_names(factory: Callable[..., Algorithm], names: list[str]) -> None:
+    """Refuse names that the factory does not know, and the one that the seeds have."""
+    if "seed" in names:
+        raise ValueError(
+            'grid must not name "seed", the axis of the repetitions. Say how many with seeds, or '
+            "rename the factory's argument."
+        )
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:
+        # Some functions written in C do not tell.
+        return
+    try:
+        signature.bind(**dict.fromkeys(names, 0.0))
+    except TypeError as error:
+        raise TypeError(
+            f"grid must name the arguments of factory{signature}, got {names}: {error}. Close over "
+            "arguments that are not swept."
+        ) from error
+
+
+def _verify_options(options: dict[str, Any]) -> None:
+    for name in options:
+        if name not in OPTIONS:
+            raise TypeError(
+                f"{name} is no option of a sweep, got {options[name]!r}. Allowed are "
+                f"{', '.join(OPTIONS)}.{REASONS.get(name, '')}"
+            )
+
+
+def _devices(devices: Sequence[jax.Device] | None) -> list[jax.Device]:
+    """All devices by default; else the ones given, at least one."""
+    if devices is None:
+        return jax.devices()
+    fix = "Pass for example jax.devices()[:2]."
+    validation.instance("devices", devices, Sequence, fix)
+    for place, device in enumerate(devices):
+        validation.instance(f"devices[{place}]", device, jax.Device, fix)
+    if not devices:
+        raise ValueError(f"devices must list at least one device, got none. {fix}")
+    return list(devices)
 
 
 def _measure(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tasks import quadratics
 
 import dflax as dx
@@ -66,3 +67,37 @@ def test_events_hand_out_fresh_keys():
         tuple(jax.random.key_data(events.draw(KEY, jnp.int32(t))[1]).tolist()) for t in range(3)
     }
     assert len(keys) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithm": 3}, "algorithm must be of type Algorithm, not int, got 3"),
+        ({"rounds": -1}, "rounds must be an integer >= 0, got -1"),
+        ({"key": 0}, "key must be one typed JAX key, got 0"),
+        ({"source": 3}, "source must have a method draw.*got int"),
+        ({"source": dx.Events}, "source must have a method draw"),
+        ({"start": 2}, "rounds must not go beyond the 3 rows .* got a last round 5"),
+    ],
+)
+def test_rollout_refuses(changes, message):
+    algorithm = dx.Algorithm(lambda key, params: params, lambda state, row: (state, {}))
+    arguments = {"algorithm": algorithm, "state": jnp.zeros(2), "source": dx.Events(jnp.arange(3))}
+    with pytest.raises((TypeError, ValueError), match=message):
+        dx.rollout(**(arguments | {"key": KEY, "rounds": 3} | changes))
+
+
+def test_event_tables_are_checked_once_and_stay_pytrees():
+    with pytest.raises(ValueError, match="table must have leaves that share one leading axis"):
+        dx.Events({"a": jnp.zeros(3), "b": jnp.zeros(4)})
+    events = dx.Events({"a": jnp.zeros(3), "b": jnp.ones((3, 2))})
+    shapes = jax.tree.map(jnp.shape, events, is_leaf=lambda leaf: False)
+    assert isinstance(shapes, dx.Events)
+    row, _ = jax.jit(lambda events: events.draw(KEY, 1))(events)
+    np.testing.assert_array_equal(row["b"], [1.0, 1.0])
+
+
+def test_run_refuses_more_rounds_than_events():
+    algorithm = dx.Algorithm(lambda key, params: params, lambda state, row: (state, {}))
+    with pytest.raises(ValueError, match="rounds must not go beyond the 3 rows"):
+        dx.run(algorithm, jnp.zeros(2), dx.Events(jnp.arange(3)), rounds=4, key=KEY)

@@ -130,3 +130,28 @@ def test_weighted_mean_over_sharded_clients_is_one_all_reduce_of_the_model():
     assert len(of_the_model) == 1
     assert "f32[64]" in of_the_model[0] or "f32[1,64]" in of_the_model[0]
     assert "all-gather" not in text
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: dx.map_clients(3, jnp.ones(3)), "function must be a function, got 3"),
+        (lambda: dx.replicate(jnp.ones(2), 0), "clients must be an integer >= 1, got 0"),
+        (
+            lambda: dx.weighted_mean(jnp.ones((2, 3)), jnp.array([1.0, -1.0])),
+            "weights must be a finite number",
+        ),
+        (
+            lambda: dx.weighted_mean(jnp.ones((2, 3)), jnp.ones((2, 1))),
+            r"weights must be one number per row of tree, \[m\], got shape \(2, 1\)",
+        ),
+        (lambda: dx.weighted_mean(jnp.ones((2, 3)), "ab"), "weights must be a real number"),
+    ],
+)
+def test_bad_arguments_are_refused(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_weights_may_be_a_list():
+    np.testing.assert_array_equal(dx.weighted_mean(jnp.arange(2.0), [1.0, 3.0]), 0.75)

@@ -86,6 +86,18 @@ def test_local_epochs_give_every_client_its_own_number_of_steps():
     np.testing.assert_array_equal(federation.draw(KEY, 0).assignments.local_steps, [4, 10, 1])
 
 
+def test_local_epochs_show_every_example_once_an_epoch_in_every_round():
+    sizes = (15, 10, 35, 4)
+    owned = np.split(np.arange(64), np.cumsum(sizes)[:-1])
+    data = Dataset(jnp.zeros((64, 1)), jnp.zeros(64, jnp.int32))
+    federation = dx.Federation(data, from_indices(owned), batch_size=5, local_epochs=1)
+    for t in range(4):
+        work = federation.draw(KEY, t).assignments
+        for client, size in enumerate(sizes):
+            seen = np.asarray(work.minibatches)[client, : int(work.local_steps[client])].ravel()
+            assert len(set(seen[:size])) == size
+
+
 def test_effort_and_dropout_reach_the_round(task):
     tired = dx.Federation(
         task.data,
@@ -170,6 +182,26 @@ def test_the_compiled_round_holds_no_data_set_and_no_stack_of_examples():
         ({"weights": jnp.zeros(6)}, "weights must be positive for at least one client"),
         ({"weights": -jnp.ones(6)}, "weights must be a finite number"),
         ({"weights": jnp.ones(5)}, "weights must have a leading axis of length 6, got 5"),
+        ({"weights": jnp.ones((6, 2))}, r"weights must have shape \(6,\), .* got \(6, 2\)"),
+        ({"local_steps": None, "local_epochs": np.ones(6)}, "local_epochs must be a single real"),
+        ({"local_steps": 2**40}, "local_steps .* batch_size must be at most 2.31 - 1"),
+        ({"local_steps": None, "local_epochs": 1e300}, "must be at most 2.31 - 1"),
+        ({"replacement": "yes"}, "replacement must be True or False, got 'yes'"),
+        ({"participation": "all"}, "participation must be a function, got 'all'.*uniform"),
+        ({"participation": 3}, "participation must be a function, got 3"),
+        ({"participation": lambda *_: 3}, "what participation returns must be of type Cohort"),
+        (
+            {"participation": lambda *_: participation.Cohort(jnp.zeros(0, jnp.int32))},
+            "participation must invite at least one client, got a cohort of 0",
+        ),
+        (
+            {"data": Dataset(jnp.ones((6, 2)), jnp.arange(7))},
+            "data.inputs must have a leading axis of length 7, got 6",
+        ),
+        (
+            {"data": Dataset(jnp.ones((6, 2)), jnp.arange(6) % 5, classes=2)},
+            r"data.labels must lie in \[0, 2\).* got 0 to 4",
+        ),
         ({"participation": participation.uniform(7)}, r"cohort must be .* in \[1, 6\].* got 7"),
         ({"data": np.ones(3)}, "data must be a Dataset or a Split"),
         ({"data": quadratics(5).data}, r"partition must hold indices in \[0, 5\)"),
@@ -188,3 +220,36 @@ def test_a_raw_integer_is_no_key(task):
         federation.draw(0, 0)
     with pytest.raises(TypeError, match="key must be one typed JAX key"):
         federation.draw(jax.random.PRNGKey(0), 0)
+
+
+def by_hand(sizes, indices=None):
+    """A partition of 6 clients as a user may put it together, around the checks of `from_indices`."""
+    numbers = jnp.arange(6) if indices is None else jnp.asarray(indices)
+    return dx.data.Partition(
+        numbers.astype(jnp.int32), jnp.arange(6), jnp.asarray(sizes), jnp.ones(1, jnp.uint32)
+    )
+
+
+@pytest.mark.parametrize(
+    ("partition", "message"),
+    [
+        (3, "partition must have clients, sizes and minibatches, got a int"),
+        (None, "got a NoneType without clients, sizes, minibatches.*from_indices"),
+        ([[0, 1]], "partition must have clients"),
+        (by_hand([1, 1, 0, 1, 1, 1]), "size >= 1, got sizes of shape .6,. from 0"),
+        (by_hand([1] * 6, [0, 1, -1, 3, 4, 5]), r"indices in \[0, 6\).* got -1"),
+        (by_hand([1, 1, 1, 1, 1, 2]), "offsets and sizes within its 6 indices"),
+    ],
+)
+def test_bad_partitions_are_refused(partition, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        dx.Federation(quadratics(6).data, partition, batch_size=1, local_steps=1)
+
+
+def test_a_plain_function_is_a_participation():
+    def first_two(key, index, clients):
+        return participation.Cohort(jnp.arange(2, dtype=jnp.int32))
+
+    federation = quadratics(6).federation(participation=first_two)
+    drawn = jax.jit(lambda federation: federation.draw(KEY, 0))(federation)
+    np.testing.assert_array_equal(drawn.cohort, [0, 1])

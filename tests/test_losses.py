@@ -156,3 +156,40 @@ def test_shapes_that_do_not_fit_are_named():
         losses.squared_error(scores_of)(PARAMS, batch, None)
     with pytest.raises(ValueError, match="mask must have one weight per example"):
         losses.classification(scores_of)(PARAMS, batch._replace(mask=jnp.ones((7, 1))), None)
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_without_a_score_makes_the_loss_nan(label):
+    batch = batch_of()
+    bad = batch._replace(labels=batch.labels.at[2].set(label))
+    value, metrics = losses.classification(scores_of)(PARAMS, bad, None)
+    assert np.isnan(value)
+    assert np.isnan(metrics["loss"])
+    smoothed, _ = losses.classification(scores_of, label_smoothing=0.1)(PARAMS, bad, None)
+    assert np.isnan(smoothed)
+    hidden = bad._replace(mask=jnp.ones(7).at[2].set(0.0))
+    kept, _ = losses.classification(scores_of)(PARAMS, hidden, None)
+    rows = np.delete(np.arange(7), 2)
+    reference = -log_softmax(batch)[rows, np.asarray(batch.labels)[rows]].mean()
+    np.testing.assert_allclose(kept, reference, rtol=1e-6)
+
+
+def test_a_token_beyond_the_vocabulary_makes_the_loss_nan_and_padding_does_not():
+    batch = batch_of(shape=(2, 5))
+    padded = batch._replace(labels=batch.labels.at[0, 1].set(-1))
+    loss = losses.language_modelling(scores_of)
+    assert np.isfinite(loss(PARAMS, padded, None)[0])
+    beyond = batch._replace(labels=batch.labels.at[0, 1].set(4))
+    assert np.isnan(loss(PARAMS, beyond, None)[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: losses.classification(scores_of, label_smoothing=np.zeros(2)), "label_smoothing"),
+        (lambda: losses.with_l2(losses.classification(scores_of), np.ones(2)), "strength"),
+    ],
+)
+def test_arrays_where_one_number_is_meant_are_refused(make, name):
+    with pytest.raises(ValueError, match=f"{name} must be a single real number"):
+        make()

@@ -8,7 +8,7 @@ from tasks import assert_trees_close, regression, softmax_loss
 
 import dflax as dx
 from dflax import participation
-from dflax.mesh import shard, state_sharding
+from dflax.mesh import host_clients, shard, state_sharding
 
 KEY = jax.random.key(0)
 
@@ -22,10 +22,13 @@ def algorithms(clients):
     }
 
 
-def meshes(clients):
-    if clients == 11:
+def meshes(clients, name, rule):
+    if clients == 11 or name == "dpsgd" or rule is FAILING:
         return [dx.client_mesh()]
     return [dx.client_mesh(jax.devices()[:2]), dx.client_mesh(), dx.client_mesh(model=2)]
+
+
+FAILING = participation.stragglers(participation.dropout(participation.uniform(6), 0.3), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,9 @@ def meshes(clients):
         (8, "fedavg", participation.uniform(5)),
         (8, "dfedavg", participation.everyone()),
         (8, "dfedavg", participation.uniform(5)),
+        (8, "dfedavg", FAILING),
+        (8, "dpsgd", participation.everyone()),
+        (8, "dpsgd", participation.uniform(5)),
         (11, "fedavg", participation.everyone()),
         (11, "dpsgd", participation.everyone()),
     ],
@@ -47,7 +53,7 @@ def test_the_same_seed_gives_the_same_result_on_any_mesh(clients, name, rule):
     algorithm = algorithms(clients)[name]
     start = algorithm.init(KEY, task.params)
     alone, history = dx.run(algorithm, start, federation, rounds=3, key=KEY)
-    for mesh in meshes(clients):
+    for mesh in meshes(clients, name, rule):
         dealt, metrics = dx.run(algorithm, start, federation, rounds=3, key=KEY, mesh=mesh)
         assert_trees_close(
             (dealt.server, dealt.clients), (alone.server, alone.clients), rtol=1e-4, atol=1e-5
@@ -85,3 +91,22 @@ def test_bad_meshes_are_refused():
     other = jax.make_mesh((8,), ("x",))
     with pytest.raises(ValueError, match='mesh must have an axis named "clients"'):
         state_sharding({"x": jnp.ones(8)}, other)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: dx.client_mesh(8), "devices must be of type Sequence or ndarray, not int, got 8"),
+        (lambda: dx.client_mesh(["a"]), r"devices\[0\] must be of type Device, not str, got 'a'"),
+        (lambda: dx.client_mesh([]), "devices must list at least one device, got none"),
+        (lambda: state_sharding(jnp.ones(3), 3), "mesh must be of type Mesh, not int, got 3"),
+        (lambda: host_clients(3, 3), "mesh must be of type Mesh, not int, got 3"),
+        (
+            lambda: shard(dx.FederatedState(jnp.int32(0), (), jnp.float32(1)), dx.client_mesh()),
+            "state.clients must have leaves with the leading axis n, got a scalar",
+        ),
+    ],
+)
+def test_what_is_no_mesh_is_refused(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()

@@ -132,6 +132,36 @@ def test_least_can_differ_from_client_to_client():
         ),
         (lambda: participation.dropout(participation.everyone(), float("nan")), "rate must be"),
         (lambda: participation.stragglers(participation.everyone(), 0.1, 2.0), "least must be"),
+        (lambda: participation.bernoulli(np.ones(3)), "probability must be a single real number"),
+        (lambda: participation.bernoulli(0.5, nonempty="no"), "nonempty must be True or False"),
+        (lambda: participation.weighted(1, np.ones((2, 3))), r"shape \[clients\], got \(2, 3\)"),
+        (lambda: participation.weighted(1, 1.0), r"shape \[clients\], got \(\)"),
+        (
+            lambda: participation.availability(1, np.ones((0, 3))),
+            r"shape \[rounds, clients\], got \(0, 3\)",
+        ),
+        (lambda: participation.availability(1, np.full((2, 3), 0.5)), "zeros and ones, got .*0.5"),
+        (lambda: participation.availability(1, np.full((2, 3), np.nan)), "table must be a finite"),
+        (lambda: participation.availability(1, -np.ones((2, 3))), "table must be a finite"),
+        (lambda: participation.availability(1, [["a"]]), "table must be a real number"),
+        (lambda: participation.dropout(3, 0.1), r"participation must be a function.*uniform\(10\)"),
+        (
+            lambda: participation.dropout(participation.everyone(), np.ones(2)),
+            "rate must be a single",
+        ),
+        (lambda: participation.stragglers(None, 0.1), "participation must be a function"),
+        (
+            lambda: participation.stragglers(participation.everyone(), np.ones(2)),
+            "rate must be a single",
+        ),
+        (
+            lambda: participation.stragglers(participation.everyone(), 0.1, np.zeros((2, 2))),
+            "least must be one number",
+        ),
+        (lambda: distinct(jax.random.key(0), 4, 3), r"count must be an integer in \[1, 3\], got 4"),
+        (lambda: distinct(jax.random.key(0), 9000, 8000), "count must be.*draw fewer"),
+        (lambda: distinct(jax.random.key(0), 0, 3), "count must be an integer"),
+        (lambda: distinct(0, 1, 3), "key must be one typed JAX key"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):

@@ -207,7 +207,7 @@ def test_measures_on_a_data_set_are_exact_means(batch_size):
         ({"chunk": 0}, r"chunk must be an integer in \[1, 1024\], got 0"),
         ({"every": 0}, "every must be an integer >= 1, got 0"),
         ({"evaluate": 3}, "evaluate must be a function, got 3"),
-        ({"algorithm": 3}, "algorithm must be an Algorithm, got 3"),
+        ({"algorithm": 3}, "algorithm must be of type Algorithm, not int, got 3"),
     ],
 )
 def test_bad_arguments_are_refused(setting, changes, message):
@@ -223,3 +223,76 @@ def test_evaluation_refuses_what_it_cannot_measure_on():
         evaluation.on(softmax_loss, np.ones(3))
     with pytest.raises(ValueError, match=r"examples must be an integer in \[1, 240\], got 241"):
         evaluation.on(softmax_loss, task.data, examples=241)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": 3}, "source must have a method draw.*got int.*dflax.Federation"),
+        ({"source": regression().partition}, "source must have a method draw.*got Partition"),
+        ({"state": None}, "state must be a pytree of arrays, got NoneType"),
+        ({"state": 3}, r"algorithm.step does not fit the state and source.*algorithm's init"),
+        ({"state": (jnp.ones(3), print)}, "state .* with a leaf of type builtin_function"),
+        ({"sinks": 3}, r"sinks must be of type Sequence, not int, got 3"),
+        ({"sinks": print}, "sinks must be of type Sequence"),
+        ({"sinks": [3]}, r"sinks\[0\] must be a function, got 3"),
+        ({"mesh": 3}, "mesh must be of type Mesh, not int, got 3.*client_mesh"),
+        ({"donate": "yes"}, "donate must be True or False, got 'yes'"),
+        ({"progress": "yes"}, "progress must be True or False, got 'yes'"),
+        ({"title": 3}, "title must be of type str"),
+        ({"every": 2}, "every needs evaluate, got every=2"),
+        ({"start": 2**31 - 1}, r"start \+ rounds must be at most 2\^31 - 1, got 2147483647 \+ 1"),
+        (
+            {"evaluate": evaluation.on(softmax_loss, regression().data)},
+            "evaluate does not fit the state.*evaluation.server_model",
+        ),
+        (
+            {"evaluate": evaluation.client_models(lambda params: {})},
+            "evaluate does not fit the state.*AttributeError",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_run_is_refused(setting, changes, message):
+    _, federation, algorithm, state = setting
+    arguments = {"state": state, "source": federation, "rounds": 1, "key": KEY} | changes
+    with pytest.raises((TypeError, ValueError), match=message):
+        dx.run(algorithm, arguments.pop("state"), arguments.pop("source"), **arguments)
+
+
+def test_the_state_of_another_algorithm_is_refused_and_the_cause_told(setting, tmp_path):
+    task, federation, algorithm, _ = setting
+    other = dx.decentralized.dpsgd(softmax_loss, optax.sgd(0.1), dx.gossip.ring(8))
+    for checkpoint in (None, tmp_path):
+        with pytest.raises(TypeError, match=r"algorithm.step .*does not fit") as refused:
+            dx.run(
+                algorithm,
+                other.init(KEY, task.params),
+                federation,
+                rounds=1,
+                key=KEY,
+                checkpoint=checkpoint,
+            )
+        assert isinstance(refused.value.__cause__, AttributeError)
+
+
+def test_errors_of_value_checks_come_through_unchanged(setting):
+    _, federation, algorithm, state = setting
+
+    def step(state, round):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match=r"^mine"):
+        dx.run(algorithm._replace(step=step), state, federation, rounds=1, key=KEY)
+
+
+def test_evaluations_and_sinks_refuse_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match="at_once must be an integer >= 1, got 0"):
+        evaluation.client_models(lambda params: {}, at_once=0)
+    with pytest.raises(ValueError, match="measures must name at least one evaluation"):
+        evaluation.together()
+    with pytest.raises(TypeError, match="folder must be of type str or PathLike, not int, got 3"):
+        sinks.tensorboard(3)
+    with pytest.raises(TypeError, match="path must be of type str or PathLike, not int, got 3"):
+        sinks.jsonl(3)
+    with pytest.raises(ValueError, match="path must be a file's, got the folder"):
+        sinks.jsonl(tmp_path)

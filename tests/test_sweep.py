@@ -71,14 +71,15 @@ def test_each_element_equals_its_single_run(devices):
         )
 
 
-def test_decentralized_algorithms_sweep_as_well():
+@pytest.mark.parametrize("make", [dx.decentralized.dfedavg, dx.decentralized.dpsgd])
+def test_decentralized_algorithms_sweep_as_well(make):
     mixer = dx.gossip.ring(8)
 
-    def dfedavg(rate):
-        return dx.decentralized.dfedavg(softmax_loss, optax.sgd(rate), mixer)
+    def algorithm_at(rate):
+        return make(softmax_loss, optax.sgd(rate, momentum=0.9), mixer)
 
-    swept = sweep(dfedavg, start, FEDERATION, grid={"rate": [0.1, 0.3]}, key=KEY, rounds=3)
-    algorithm, key = dfedavg(0.3), jax.random.fold_in(KEY, 0)
+    swept = sweep(algorithm_at, start, FEDERATION, grid={"rate": [0.1, 0.3]}, key=KEY, rounds=3)
+    algorithm, key = algorithm_at(0.3), jax.random.fold_in(KEY, 0)
     state, _ = dx.run(algorithm, start(algorithm, key), FEDERATION, rounds=3, key=key)
     assert_trees_close(
         jax.tree.map(lambda leaf: leaf[1, 0], swept.states.clients.params),
@@ -121,3 +122,38 @@ def test_bad_arguments_are_refused(changes, message):
     arguments = {"grid": {"rate": [0.1], "momentum": [0.0]}, "key": KEY, "rounds": 1} | changes
     with pytest.raises((TypeError, ValueError), match=message):
         sweep(fedavg, start, FEDERATION, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": [("rate", 0.1)]}, "grid must be of type Mapping, not list"),
+        ({"grid": {"typo": [0.1]}}, r"grid must name the arguments of factory\(rate, momentum\)"),
+        ({"grid": {"seed": [0.1]}}, 'grid must not name "seed"'),
+        ({"devices": []}, "devices must list at least one device, got none"),
+        ({"devices": 3}, "devices must be of type Sequence, not int, got 3"),
+        ({"devices": ["a"]}, r"devices\[0\] must be of type Device, not str"),
+        ({"source": 3}, "source must have a method draw.*got int"),
+        ({"evaluate": 3}, "evaluate must be a function, got 3"),
+        ({"every": 2}, "every needs evaluate, got every=2"),
+        ({"rounds": -1}, "rounds must be an integer >= 0, got -1"),
+        ({"factory": lambda rate, momentum: 3}, "what factory returns must be of type Algorithm"),
+        ({"nope": 3}, "nope is no option of a sweep, got 3. Allowed are progress"),
+        ({"mesh": 3}, "mesh is no option of a sweep.*not the clients.*pass devices"),
+        ({"donate": True}, "donate is no option of a sweep.*always donates"),
+    ],
+)
+def test_what_does_not_fit_a_sweep_is_refused(changes, message):
+    arguments = {"factory": fedavg, "source": FEDERATION, "rounds": 1, "key": KEY}
+    arguments |= {"grid": {"rate": [0.1], "momentum": [0.0]}} | changes
+    with pytest.raises((TypeError, ValueError), match=message):
+        sweep(arguments.pop("factory"), start, arguments.pop("source"), **arguments)
+
+
+def test_a_sweep_goes_on_from_its_checkpoint(tmp_path):
+    settings = {"grid": {"rate": [0.1, 0.2], "momentum": [0.0]}, "key": KEY}
+    settings["devices"] = jax.devices()[:1]
+    whole = sweep(fedavg, start, FEDERATION, rounds=4, **settings)
+    sweep(fedavg, start, FEDERATION, rounds=2, checkpoint=tmp_path, **settings)
+    again = sweep(fedavg, start, FEDERATION, rounds=4, checkpoint=tmp_path, **settings)
+    np.testing.assert_array_equal(again.metrics["loss"], whole.metrics["loss"])

@@ -74,7 +74,7 @@ def gaussian_noise(deviation: float) -> Channel:
     Args:
       deviation: standard deviation >= 0, in the units of the message; traceable.
     """
-    validation.real("deviation", deviation, low=0.0)
+    validation.real("deviation", deviation, low=0.0, scalar=True)
 
     def apply(
         messages: Messages, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
@@ -96,7 +96,7 @@ def lossy(rate: float) -> Channel:
     Args:
       rate: probability of losing a message, in [0, 1]; traceable.
     """
-    validation.real("rate", rate, low=0.0, high=1.0)
+    validation.real("rate", rate, low=0.0, high=1.0, scalar=True)
 
     def apply(
         messages: Messages, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]

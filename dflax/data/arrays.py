@@ -61,7 +61,15 @@ def from_arrays(
     for argument, value in (("scale", scale), ("shift", shift)):
         if value is not None:
             validation.real(argument, value)
+    if test is not None and not (isinstance(test, (tuple, list)) and len(test) == 2):
+        raise TypeError(
+            f"test must be a pair (inputs, labels), got {type(test).__name__}. To hold out a share "
+            "of the examples say test_fraction."
+        )
     inputs, labels = _checked("inputs", inputs, "labels", labels)
+    for argument, value in (("scale", scale), ("shift", shift)):
+        if value is not None:
+            _verify_broadcasts(argument, value, inputs)
     if test is not None:
         test = _checked("test[0]", test[0], "test[1]", test[1])
         _same_kind(inputs, labels, *test)
@@ -99,7 +107,9 @@ def split(data: Dataset, test_fraction: float, seed: int = 0) -> Split:
 
     Raises:
       ValueError: a fraction out of range, or one that leaves a part empty.
+      TypeError: `data` is no `Dataset`.
     """
+    validation.instance("data", data, Dataset, "Of a Split pass .train; of arrays use from_arrays.")
     validation.real(
         "test_fraction", test_fraction, low=0.0, high=1.0, low_open=True, high_open=True
     )
@@ -120,6 +130,20 @@ def split(data: Dataset, test_fraction: float, seed: int = 0) -> Split:
     chosen = np.zeros(len(labels), bool)
     chosen[order[rank < np.repeat(quotas, counts)]] = True
     return Split(_rows(data, np.flatnonzero(~chosen)), _rows(data, np.flatnonzero(chosen)))
+
+
+def _verify_broadcasts(name: str, value: AnyArray | float, inputs: PyTree[np.ndarray]) -> None:
+    for leaf in jax.tree.leaves(inputs):
+        one = leaf.shape[1:]
+        try:
+            fits = len(np.broadcast_shapes(np.shape(value), one)) == len(one)
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{name} must broadcast against one input of shape {one}, got shape "
+                f"{np.shape(value)}. Pass a number or one per entry of the last axis."
+            )
 
 
 def _rows(data: Dataset, indices: np.ndarray) -> Dataset:

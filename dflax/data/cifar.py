@@ -31,6 +31,7 @@ def cifar10(folder: str | os.PathLike[str], *, standardize: bool = False) -> Spl
       FileNotFoundError: a file is absent.
       ValueError: a file is truncated or holds labels out of range.
     """
+    validation.flag("standardize", standardize)
     train = [f"data_batch_{number}.bin" for number in range(1, 6)]
     folder = _folder(folder, "cifar-10-batches-bin", [*train, "test_batch.bin"], "CIFAR-10")
     parts = [read_cifar(folder / name, label_bytes=1, classes=10) for name in train]
@@ -56,6 +57,7 @@ def cifar100(folder: str | os.PathLike[str], *, standardize: bool = False) -> Sp
       FileNotFoundError: a file is absent.
       ValueError: a file is truncated or holds labels out of range.
     """
+    validation.flag("standardize", standardize)
     folder = _folder(folder, "cifar-100-binary", ["train.bin", "test.bin"], "CIFAR-100")
     images, labels = read_cifar(folder / "train.bin", label_bytes=2, classes=100)
     test = read_cifar(folder / "test.bin", label_bytes=2, classes=100)
@@ -101,6 +103,7 @@ def read_cifar(
 
 
 def _folder(folder: str | os.PathLike[str], inner: str, names: list[str], title: str) -> Path:
+    validation.instance("folder", folder, (str, os.PathLike))
     for candidate in (Path(folder), Path(folder) / inner):
         if all((candidate / name).is_file() for name in names):
             return candidate

@@ -42,7 +42,7 @@ class ClassLaws:
         self,
         seed: UInt32[Array, "2"],
         clients: Int[Array, " m"],
-        start: Int[Array, ""],
+        start: Int[Array, "..."],
         steps: int,
         batch_size: int,
         replacement: bool = True,
@@ -53,7 +53,9 @@ class ClassLaws:
         """
         count = steps * batch_size
         stream = counter.stream(seed, clients)[:, None]
-        position = start.astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)[None]
+        position = jnp.reshape(start, (-1, 1)).astype(jnp.uint32) + jnp.arange(
+            count, dtype=jnp.uint32
+        )
         first = counter.mix(stream + counter.mix(position))
         second = counter.mix(first ^ counter.mix(seed[1] + jnp.uint32(1)))
         uniform = (first >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
@@ -82,8 +84,12 @@ def resample(labels: Int[AnyArray, " N"], laws: Float[AnyArray, "n C"]) -> Class
       Zhu et al., A Single Merging Suffices, arXiv 2507.06542.
     """
     numbers, rows = np.asarray(labels), np.asarray(laws, np.float64)
-    if rows.ndim != 2:
-        raise ValueError(f"laws must have shape [clients, classes], got {rows.shape}.")
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(
+            f"laws must have shape [clients, classes], at least one of each, got {rows.shape}."
+        )
+    if numbers.ndim != 1 or len(numbers) == 0:
+        raise ValueError(f"labels must have shape [N] with N >= 1, got {numbers.shape}.")
     validation.real("laws", rows, low=0.0, high=1.0)
     if not np.allclose(rows.sum(1), 1.0, atol=1e-5):
         worst = int(np.abs(rows.sum(1) - 1).argmax())

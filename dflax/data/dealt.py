@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
+from dflax import validation
 from dflax.clients import CLIENTS
 from dflax.data.dataset import Batch, Dataset
 from dflax.data.partition import Partition
@@ -73,9 +74,20 @@ def deal(federation: Any, mesh: Mesh) -> Any:
       another one.
 
     Raises:
-      TypeError: the federation's partition is not a `Partition`.
-      ValueError: the data are dealt already, or cohorts put clients on other devices.
+      TypeError: no federation or no mesh, or the federation's partition is not a `Partition`.
+      ValueError: the data are dealt already, cohorts put clients on other devices, or the mesh has no
+        axis "clients".
     """
+    # Imported here, as a federation in turn needs data sets.
+    from dflax.federation import Federation
+
+    validation.instance("federation", federation, Federation)
+    validation.instance("mesh", mesh, Mesh, "Make one with dflax.client_mesh().")
+    if CLIENTS not in mesh.axis_names:
+        raise ValueError(
+            f'mesh must have an axis named "{CLIENTS}", got axes {mesh.axis_names}. '
+            "Make one with dflax.client_mesh()."
+        )
     partition, data = federation.partition, federation.data
     if not isinstance(partition, Partition):
         raise TypeError(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt32
 
-from dflax import counter
+from dflax import counter, validation
 from dflax.data.dataset import AnyArray
 
 LARGEST_CLIENT = 1 << 24
@@ -44,7 +44,7 @@ class Partition:
         self,
         seed: UInt32[Array, "2"],
         clients: Int[Array, " m"],
-        start: Int[Array, ""],
+        start: Int[Array, "..."],
         steps: int,
         batch_size: int,
         replacement: bool,
@@ -60,7 +60,7 @@ class Partition:
         Args:
           seed: `[2]` random bits. Without replacement, use the same in every round of a run.
           clients: `[m]` client numbers.
-          start: `[]` position in the streams of the first example (only used without replacement).
+          start: `[]`, or `[m]` one per client: position in the streams of the first example.
           steps: K, static.
           batch_size: B, static.
           replacement: static.
@@ -71,7 +71,9 @@ class Partition:
         count = steps * batch_size
         sizes = self.sizes[clients].astype(jnp.uint32)[:, None]
         stream = counter.stream(seed, clients)[:, None]
-        position = start.astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)[None]
+        position = jnp.reshape(start, (-1, 1)).astype(jnp.uint32) + jnp.arange(
+            count, dtype=jnp.uint32
+        )
         if replacement:
             within = counter.mix(stream + counter.mix(position)) % sizes
         else:
@@ -104,8 +106,14 @@ def from_indices(
 
     Raises:
       ValueError: no clients, a client without examples, one that is too large, an index out of range.
+      TypeError: `owned` is no list, or holds anything but lists of integers.
     """
-    lists = [np.asarray(rows, dtype=np.int64).reshape(-1) for rows in owned]
+    validation.integer("seed", seed, low=0)
+    if examples is not None:
+        validation.integer("examples", examples, low=1)
+    fix = "Pass one list of example numbers per client."
+    validation.instance("owned", owned, (Sequence, np.ndarray, jax.Array), fix)
+    lists = [_numbers(client, rows) for client, rows in enumerate(owned)]
     if not lists:
         raise ValueError("owned must list the examples of at least one client, got an empty list.")
     sizes = np.array([len(rows) for rows in lists])
@@ -132,6 +140,22 @@ def from_indices(
         jnp.asarray(sizes, jnp.int32),
         jnp.asarray(_strides(sizes), jnp.uint32),
     )
+
+
+def _numbers(client: int, rows: Int[AnyArray, " _"]) -> np.ndarray:
+    """The example numbers of one client, as they were given but for their width."""
+    numbers = np.asarray(rows)
+    if numbers.ndim != 1:
+        raise ValueError(
+            f"owned[{client}] must be one list of example numbers, got shape {numbers.shape}."
+        )
+    # An empty list, which is refused later on, has no integer type.
+    if numbers.size and not np.issubdtype(numbers.dtype, np.integer):
+        raise TypeError(
+            f"owned[{client}] must hold integers, got dtype {numbers.dtype}. Of a mask take "
+            "numpy.flatnonzero(mask)."
+        )
+    return numbers.astype(np.int64)
 
 
 def _strides(sizes: np.ndarray) -> np.ndarray:

@@ -155,11 +155,16 @@ def by_group(groups: Shaped[AnyArray, " N"], seed: int = 0) -> Partition:
       The `Partition`; client i is `numpy.unique(groups)[i]`.
 
     Raises:
-      ValueError: no examples, or ids that are not one list.
+      ValueError: no examples, ids that are not one list, or NaN among them.
     """
     ids = np.asarray(groups)
     if ids.ndim != 1 or len(ids) == 0:
         raise ValueError(f"groups must be one id per example, got an array of shape {ids.shape}.")
+    if np.issubdtype(ids.dtype, np.floating) and np.isnan(ids).any():
+        raise ValueError(
+            f"groups must tell the group of every example, got NaN for {int(np.isnan(ids).sum())} of "
+            f"{len(ids)}. Leave these examples out, or give them an id of their own."
+        )
     distinct, owner = np.unique(ids, return_inverse=True)
     return _deal(owner, len(distinct), _start(len(ids), len(distinct), 1, seed))
 
@@ -181,7 +186,9 @@ def train_test_per_client(
 
     Raises:
       ValueError: a fraction out of range, or a client with a single example.
+      TypeError: `partition` is no `Partition`.
     """
+    validation.instance("partition", partition, Partition)
     validation.real(
         "test_fraction", test_fraction, low=0.0, high=1.0, low_open=True, high_open=True
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from dflax import validation
 from dflax.data import idx
 from dflax.data.arrays import from_arrays
 from dflax.data.dataset import Split
@@ -185,8 +186,9 @@ def _chunks(rows: np.ndarray, size: int = 4096) -> list[np.ndarray]:
 def _idx_split(
     source: IdxSource, folder: str | os.PathLike[str] | None, standardize: bool
 ) -> Split:
-    if not isinstance(standardize, bool):
-        raise TypeError(f"standardize must be True or False, got {standardize!r}.")
+    validation.flag("standardize", standardize)
+    if folder is not None:
+        validation.instance("folder", folder, (str, os.PathLike))
     paths = _locate(source, folder)
     arrays = [
         idx.parse_idx(idx.verified(paths[name], source.sha256[name]), str(paths[name]))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.channel import Channel
-from dflax.clients import gather, map_clients, replicate, scatter, select, weighted_mean
+from dflax.clients import gather, map_clients, mean_metrics, replicate, scatter, select
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment, Round
 from dflax.gossip.mixer import Mixer
@@ -183,9 +183,11 @@ def gossip_averaging(
 
     def init(key: Key[Array, ""], params: Params | Callable[..., Params]) -> FederatedState:
         validation.typed_key("key", key)
+        # The rounds of a run with the same key fold in small numbers: no start shares a key with one.
+        own = jax.random.fold_in(key, 0xFFFFFFFF)
         # A function is a leaf of its own; a model that can be called (equinox) has arrays for leaves.
         if callable(params) and jax.tree_util.all_leaves([params]):
-            models = jax.vmap(params)(jax.random.split(key, mixer.clients))
+            models = jax.vmap(params)(jax.random.split(own, mixer.clients))
             validation.model("params", models)
         else:
             validation.model("params", params)
@@ -229,15 +231,14 @@ def gossip_averaging(
                 shared=(round.data, round.number),
                 at_once=at_once,
             )
-            after = scatter(before, round.cohort, rows)
-            return after, weighted_mean(measured, round.reports)
+            return scatter(before, round.cohort, rows), measured
 
-        def mix(models: Params) -> tuple[Params, Any, Any, Metrics]:
+        def mix(models: Params) -> tuple[Params, Any, Any, Any, Metrics]:
             if channel is None:
                 mixed, tables, metrics = mixer.apply(
                     models, mixing, round.key, round.number, active
                 )
-                return mixed, tables, None, metrics
+                return mixed, tables, None, None, metrics
             channel_key, mixer_key = jax.random.split(round.key)
             weights = jnp.ones(mixer.clients) if active is None else active
             sent, weights, memory, counted = channel.apply(
@@ -245,23 +246,28 @@ def gossip_averaging(
             )
             mixed, tables, metrics = mixer.apply(sent, mixing, mixer_key, round.number, weights)
             memory = memory if active is None else select(active > 0, memory, state.clients.channel)
-            return select(weights > 0, mixed, models), tables, memory, metrics | counted
+            mixed = select(weights > 0, mixed, models)
+            return mixed, tables, memory, weights, metrics | counted
 
         if order is Order.ADAPT_THEN_COMBINE:
-            after, metrics = train(models)
-            mixed, mixing, memory, sent = mix(after.params)
+            after, measured = train(models)
+            mixed, mixing, memory, arrived, sent = mix(after.params)
         elif order is Order.COMBINE_THEN_ADAPT:
-            mixed, mixing, memory, sent = mix(models)
-            after, metrics = train(mixed)
+            mixed, mixing, memory, arrived, sent = mix(models)
+            after, measured = train(mixed)
             mixed = after.params
         else:
-            after, metrics = train(models)
-            mixed, mixing, memory, sent = mix(models)
+            after, measured = train(models)
+            mixed, mixing, memory, arrived, sent = mix(models)
             mixed = jax.tree.map(lambda w, y, x: w + (y - x), mixed, after.params, models)
             if active is not None:
                 mixed = select(active > 0, mixed, models)
-        present = round.weights.shape[0] if round.reports is None else round.reports.sum()
-        metrics |= {"clients_active": jnp.asarray(present, jnp.float32)}
+        present = jnp.ones_like(round.weights) if round.reports is None else round.reports
+        counted = present * (round.assignments.local_steps > 0)
+        if arrived is not None:
+            counted *= gather(arrived, round.cohort) > 0
+        metrics = mean_metrics(measured, counted)
+        metrics |= {"clients_active": present.sum()}
         clients = Clients(mixed, after.optimizer, memory)
         return FederatedState(state.round + 1, Server(mixing), clients), metrics | sent
 

@@ -62,9 +62,12 @@ def chebyshev(
                 f"topology must have a symmetric mixing matrix, got {matrix.graph.name}. Use an "
                 "undirected graph with metropolis weights, or gossip.repeat."
             )
-        inner = mixer(matrix)
+        # Whether W mixes is told by lambda, which a caller may also give for each of its components.
+        inner = mixer(matrix, disconnected=True)
         if second_eigenvalue is None:
-            second_eigenvalue = graphs.second_eigenvalue(matrix)
+            # Rounding may leave the computed lambda of a disconnected graph a hair below 1.
+            computed = graphs.second_eigenvalue(matrix)
+            second_eigenvalue = computed if matrix.graph.connected else 1.0
     validation.real(
         "second_eigenvalue",
         second_eigenvalue,

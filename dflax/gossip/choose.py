@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from dflax import validation
 from dflax.gossip import fixed
 from dflax.gossip.mixer import Mixer
 from dflax.gossip.repeat import repeat
@@ -15,10 +16,12 @@ from dflax.topology import (
     MixingMatrix,
     Schedule,
     from_dense,
+    from_edges,
     metropolis,
     periodic,
     uniform,
 )
+from dflax.topology.graph import require_connected
 
 Topology = (
     Graph
@@ -49,6 +52,7 @@ def mixer(
     weights: Callable[[Graph], MixingMatrix] | None = None,
     steps: int = 1,
     kind: Kind | None = None,
+    disconnected: bool = False,
 ) -> Mixer:
     """The mixer of a graph, a mixing matrix, or a sequence or schedule of them.
 
@@ -62,15 +66,20 @@ def mixer(
         rings, tori, hypercubes and circulant graphs of few neighbours; a product with W ("dense") when n
         is at most 32 times the largest degree; else a sum over neighbours ("slots"), or over edges
         ("edges") when few nodes have most of them.
+      disconnected: whether a topology is accepted in which the model of some node never reaches
+        another. Of a sequence, all graphs count together: its rounds alone may be disconnected. A
+        `Schedule` is taken as it is.
 
     Returns:
       A `Mixer`.
 
     Raises:
-      TypeError: a topology of another type, or `weights` beside anything but a graph.
+      TypeError: a topology of another type, `weights` beside anything but a graph, or `weights` that
+        are no function to a `MixingMatrix`.
       ValueError: a kind that is unknown or does not fit, a matrix that is not stochastic, a directed
-        graph that is not regular, or `steps` below 1.
+        graph that is not regular, a topology that is not (strongly) connected, or `steps` below 1.
     """
+    validation.flag("disconnected", disconnected)
     if isinstance(topology, Mixer):
         raise TypeError(
             "topology must be a graph or a matrix, got a Mixer. Repeat one with repeat()."
@@ -83,10 +92,15 @@ def mixer(
         return repeat(scheduled(topology), steps)
     if isinstance(topology, (list, tuple)):
         matrices = [as_matrix(one, weights) for one in topology]
+        if not disconnected:
+            _require_connected(matrices)
         if kind is None and not all(_rolls(matrix) or matrix.averages for matrix in matrices):
             return repeat(scheduled(periodic(matrices)), steps)
         return repeat(alternate([_of_kind(matrix, kind) for matrix in matrices]), steps)
-    return repeat(_of_kind(as_matrix(topology, weights), kind), steps)
+    matrix = as_matrix(topology, weights)
+    if not disconnected:
+        _require_connected([matrix])
+    return repeat(_of_kind(matrix, kind), steps)
 
 
 def as_matrix(
@@ -95,13 +109,18 @@ def as_matrix(
     """A graph with its weights, a mixing matrix, or an array `[n, n]`, as a `MixingMatrix`.
 
     Raises:
-      TypeError: a topology of another type, or `weights` beside anything but a graph.
+      TypeError: a topology of another type, `weights` beside anything but a graph, or `weights` that
+        are no function to a `MixingMatrix`.
       ValueError: a directed graph that is not regular and comes without weights, or an array that is
         not doubly stochastic.
     """
     if isinstance(topology, Graph):
         if weights is not None:
-            return weights(topology)
+            fix = "Pass a rule such as topology.metropolis or topology.uniform."
+            validation.function("weights", weights, fix)
+            matrix = weights(topology)
+            validation.instance("weights(graph)", matrix, MixingMatrix, fix)
+            return matrix
         if not topology.directed:
             return metropolis(topology)
         if topology.regular:
@@ -116,7 +135,7 @@ def as_matrix(
     if isinstance(topology, MixingMatrix):
         return topology
     if hasattr(topology, "shape"):
-        return from_dense(np.asarray(topology), name="topology")
+        return from_dense(np.asarray(topology), disconnected=True, name="topology")
     raise TypeError(
         f"topology must be a Graph, a MixingMatrix, a Schedule, an array [n, n] or a sequence of such, "
         f"got {type(topology).__name__}. Make a graph with dflax.topology, for example ring(20)."
@@ -127,6 +146,18 @@ def fits_slots(matrix: MixingMatrix) -> bool:
     """Whether a table `[n, k]` of neighbours is short and not mostly padding."""
     most = int(matrix.graph.in_degrees.max())
     return most <= MOST_SLOTS and most * matrix.nodes <= 4 * len(matrix.weights) + matrix.nodes
+
+
+def _require_connected(matrices: Sequence[MixingMatrix]) -> None:
+    """Refuse matrices whose graphs, taken together, leave some node out of reach of another."""
+    graphs = [matrix.graph for matrix in matrices]
+    if len({graph.nodes for graph in graphs}) != 1 or any(graph.connected for graph in graphs):
+        return
+    edges = [np.stack([graph.senders, graph.receivers], axis=1) for graph in graphs]
+    union = from_edges(
+        graphs[0].nodes, np.concatenate(edges), directed=True, disconnected=True, name="topology"
+    )
+    require_connected(union)
 
 
 def _of_kind(matrix: MixingMatrix, kind: Kind | None) -> Mixer:

@@ -14,10 +14,12 @@ from dflax.gossip.linear import Rows, along, linear, require_topology_sums
 from dflax.gossip.mixer import Mixer
 from dflax.gossip.products import count_sent, dense_rows, edge_rows, slot_rows
 from dflax.topology import MixingMatrix
+from dflax.topology.mixing_matrix import require_matrix
 
 
 def dense(matrix: MixingMatrix) -> Mixer:
     """`X <- W X` as one product per leaf, at full precision: for small n or many neighbours."""
+    require_matrix("matrix", matrix)
     require_topology_sums(matrix.row_stochastic, matrix.graph.name)
 
     def plan(table: Array, key: Array, index: Array, active: Array | None) -> tuple[Rows, Array]:
@@ -31,6 +33,7 @@ def slots(matrix: MixingMatrix) -> Mixer:
 
     Costs one gather of all models per slot, whatever n is: for sparse graphs without structure.
     """
+    require_matrix("matrix", matrix)
     require_topology_sums(matrix.row_stochastic, matrix.graph.name)
 
     def plan(
@@ -47,6 +50,7 @@ def edges(matrix: MixingMatrix) -> Mixer:
     Costs one row per edge, held at once: for graphs in which few nodes have most of the edges, such
     as stars.
     """
+    require_matrix("matrix", matrix)
     require_topology_sums(matrix.row_stochastic, matrix.graph.name)
     graph = matrix.graph
 
@@ -72,6 +76,7 @@ def shifts(matrix: MixingMatrix) -> Mixer:
     Raises:
       ValueError: a graph that is not one of shifts, or weights that vary over the nodes.
     """
+    require_matrix("matrix", matrix)
     require_topology_sums(matrix.row_stochastic, matrix.graph.name)
     weights, graph = matrix.shift_weights, matrix.graph
     if weights is None or graph.shape is None or graph.shifts is None:

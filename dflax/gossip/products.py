@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dflax.clients import CLIENTS
+from dflax.clients import CLIENTS, everywhere
 from dflax.gossip.linear import Rows, along
 
 # On a CPU, a gather of rows that do not fit the cache runs several times faster in chunks of about
@@ -76,7 +76,8 @@ def edge_rows(
     """Multiplication by a matrix given as weighted edges sorted by receiver, and its diagonal."""
 
     def rows(x: Array) -> Array:
-        heard = x.at[senders].get(mode="promise_in_bounds")
+        # Held whole, each model travels once; else a row would travel for every edge.
+        heard = everywhere(x).at[senders].get(mode="promise_in_bounds")
         heard = along(weights.astype(x.dtype), heard) * heard
         total = jax.ops.segment_sum(heard, receivers, x.shape[0], indices_are_sorted=True)
         return along(own.astype(x.dtype), x) * x + total

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from dflax import validation
 from dflax.algorithm import Metrics
 from dflax.gossip.choose import fits_slots
 from dflax.gossip.linear import along, as_mask, mix_leaf, require_models
@@ -53,12 +54,15 @@ def push_sum(topology: Graph | MixingMatrix, *, steps: int = 1) -> Mixer:
       sent to it, or by it, stays with the sender.
 
     Raises:
+      TypeError: a topology of another type.
       ValueError: columns that do not sum to 1, a zero on the diagonal, or `steps` below 1.
 
     References:
       Assran et al., Stochastic Gradient Push for Distributed Deep Learning, arXiv 1811.10792;
       Nedić & Olshevsky, arXiv 1303.2289.
     """
+    fix = "Pass a graph, for example topology.ring(n) or topology.from_adjacency(array)."
+    validation.instance("topology", topology, (Graph, MixingMatrix), fix)
     matrix = column_stochastic(topology) if isinstance(topology, Graph) else topology
     graph, clients = matrix.graph, matrix.nodes
     if not matrix.column_stochastic:

@@ -24,12 +24,15 @@ def repeat(mixer: Mixer, steps: int) -> Mixer:
       A `Mixer` whose metrics are summed over the steps.
 
     Raises:
+      TypeError: anything but a mixer, or `steps` that is no integer.
       ValueError: `steps` below 1.
 
     References:
       Shi et al., Improving the Model Consistency of Decentralized Federated Learning,
       arXiv 2302.04083 (multiple gossip steps).
     """
+    fix = "Make one with dflax.gossip, for example mixer(graph)."
+    validation.instance("mixer", mixer, Mixer, fix)
     validation.integer("steps", steps, low=1)
     if steps == 1:
         return mixer

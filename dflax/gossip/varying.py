@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
+from dflax import validation
 from dflax.algorithm import Metrics
 from dflax.gossip.linear import Rows, linear
 from dflax.gossip.mixer import Mixer, MixerState, Models
@@ -15,6 +16,8 @@ from dflax.topology import Schedule, Slots
 
 def scheduled(schedule: Schedule) -> Mixer:
     """`X <- W_t X` with the matrix that a schedule draws for round t from the mixing's key."""
+    fix = "Make one with dflax.topology, for example random_matching(n); gossip.mixer takes graphs."
+    validation.instance("schedule", schedule, Schedule, fix)
 
     def plan(tables: object, key: Array, index: Array, active: Array | None) -> tuple[Rows, Array]:
         drawn = schedule.draw(tables, key, index)
@@ -35,10 +38,14 @@ def alternate(mixers: Sequence[Mixer]) -> Mixer:
       A `Mixer` whose state is the tuple of theirs.
 
     Raises:
+      TypeError: anything but mixers.
       ValueError: no mixers, or numbers of clients that differ.
     """
     if not mixers:
         raise ValueError("mixers must hold at least one mixer, got none.")
+    for number, mixer in enumerate(mixers):
+        fix = "Make one with dflax.gossip, for example mixer(graph)."
+        validation.instance(f"mixers[{number}]", mixer, Mixer, fix)
     sizes = [mixer.clients for mixer in mixers]
     if len(set(sizes)) > 1:
         raise ValueError(f"mixers must be of one number of clients, got {sizes}.")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from dflax import validation
@@ -35,10 +36,15 @@ def gradient(loss: Loss | Oracle) -> Oracle:
       loss: `(params, batch, key) -> (scalar, metrics)`.
 
     Raises:
-      TypeError: `loss` cannot be called.
+      TypeError: `loss` cannot be called, or is a model rather than a loss.
     """
     if isinstance(loss, Oracle):
         return loss
+    if isinstance(loss, nn.Module):
+        raise TypeError(
+            "loss must be a function (params, batch, key) -> (loss, metrics), got the linen module "
+            f"{type(loss).__name__}. Wrap it, for example dflax.losses.classification(model)."
+        )
     validation.function(
         "loss",
         loss,

@@ -104,8 +104,9 @@ def convolve(
     is `lax.conv_general_dilated`. The platform is that of the compiled program, not of the process.
 
     The reverse rule is JAX's own, the transpose of slices and product, so forward mode, reverse mode
-    and any composition of them work. Measured, rules written by hand gain nothing on it: patches
-    of the cotangent times the flipped kernel, and sums over rows or taps instead of whole patches.
+    and any composition of them work. A rule written by hand (patches of the
+    cotangent times the flipped kernel) was slower on the whole CNN and ResNet-18, though up to 17%
+    faster on some stacks of equal layers, so the simpler way stands.
 
     Args:
       inputs: `[..., *space, C_in]` with one or two dimensions of space; batch axes before them.

@@ -36,6 +36,7 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *space C"]:
         """The normalised inputs."""
         validation.integer("num_groups", self.num_groups, low=1)
+        validation.real("epsilon", self.epsilon, low=0.0, low_open=True, scalar=True)
         channels, groups = x.shape[-1], self.num_groups
         if channels % groups:
             raise ValueError(f"num_groups must divide the {channels} channels, got {groups}.")

@@ -37,7 +37,8 @@ def max_pool(
 
     Raises:
       TypeError: entries that are not integers.
-      ValueError: entries that are not positive, too few axes, or an unknown padding.
+      ValueError: entries that are not positive, too few axes, an unknown padding, or a
+        window larger than the inputs without padding.
     """
     window, strides = _window(inputs, window_shape, strides, padding)
     if _tiles(inputs, window, strides):
@@ -114,4 +115,10 @@ def _window(
         )
     if padding not in ("SAME", "VALID"):
         raise ValueError(f"padding must be 'SAME' or 'VALID', got {padding!r}.")
+    space = inputs.shape[-len(window) - 1 : -1]
+    if padding == "VALID" and any(w > n for n, w in zip(space, window, strict=True)):
+        raise ValueError(
+            f"window_shape must fit into the inputs' space {space} without padding, got {window}. Pool "
+            "less often, take a smaller window or padding='SAME'."
+        )
     return window, strides

@@ -58,6 +58,7 @@ class TransformerClassifier(nn.Module):
     ) -> Float[Array, "B classes"]:
         """Logits; `train` switches dropout on."""
         if self.vocabulary is not None:
+            _require_tokens("x", x)
             x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="embedding")(x)
         elif self.patch is not None:
             x = nn.Dense(self.width, dtype=self.dtype, name="embedding")(_patches(x, self.patch))
@@ -110,6 +111,7 @@ class TransformerLM(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "B L"], train: bool = False) -> Float[Array, "B L V"]:
         """Logits of the token that follows each position; `train` switches dropout on."""
+        _require_tokens("tokens", tokens)
         if tokens.ndim != 2 or tokens.shape[1] > self.length:
             raise ValueError(
                 f"tokens must have shape [B, L] with L <= length = {self.length}, got "
@@ -195,6 +197,14 @@ def _patches(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B L P"
     count, height, width, channels = images.shape
     cut = images.reshape(count, height // size, size, width // size, size, channels)
     return cut.swapaxes(2, 3).reshape(count, -1, size * size * channels)
+
+
+def _require_tokens(name: str, tokens: Int[Array, "B L"]) -> None:
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(
+            f"{name} must be token numbers (integers), got {tokens.dtype} {tokens.shape}. Cast them "
+            "with astype(jnp.int32)."
+        )
 
 
 def _validate_blocks(width: int, depth: int, heads: int, dropout: float) -> None:

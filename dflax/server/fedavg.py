@@ -11,7 +11,7 @@ from dflax import validation
 from dflax.aggregation.aggregator import Aggregator, mean
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.channel import Channel, perfect
-from dflax.clients import gather, map_clients, replicate, scatter, select, weighted_mean
+from dflax.clients import gather, map_clients, mean_metrics, replicate, scatter, select
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment, Round
 from dflax.local.oracle import Loss, Oracle
@@ -122,22 +122,26 @@ def fedavg(
         server = state.server
 
         def local_work(
-            assignment: Assignment, params: Params, data: Dataset, index: Array
+            assignment: Assignment, weight: Array, params: Params, data: Dataset, index: Array
         ) -> tuple[Params, Metrics]:
             solution = solve(Subproblem(), params, assignment, data, index=index)
-            return jax.tree.map(jnp.subtract, solution.params, params), solution.metrics
+            # Who does not count sends zeros: in a mean, 0 times NaN would be NaN.
+            change = jax.tree.map(
+                lambda y, x: jnp.where(weight > 0, y - x, 0), solution.params, params
+            )
+            return change, solution.metrics
 
         changes, measured = map_clients(
             local_work,
             round.assignments,
+            round.weights,
             shared=(server.params, round.data, round.number),
             at_once=at_once,
         )
-        metrics = weighted_mean(measured, round.weights)
-
         memory = gather(state.clients.channel, round.cohort)
         changes, weights, memory, sent = channel.apply(changes, round.weights, memory, channel_key)
         memory = scatter(state.clients.channel, round.cohort, memory, round.weights)
+        metrics = mean_metrics(measured, weights * (round.assignments.local_steps > 0))
 
         change, aggregator_state, combined = aggregator.apply(
             changes, weights, server.aggregator, aggregator_key

@@ -161,8 +161,8 @@ def from_adjacency(
     """A graph from an adjacency matrix: node i hears node j where `adjacency[i, j]` is not 0.
 
     Args:
-      adjacency: `[n, n]` booleans or numbers, an array or a `scipy.sparse` matrix. The diagonal is
-        ignored. The graph is directed when the pattern is not symmetric.
+      adjacency: `[n, n]` booleans or finite numbers >= 0, an array or a `scipy.sparse` matrix. The
+        diagonal is ignored. The graph is directed when the pattern is not symmetric.
       disconnected: whether a graph in which some node cannot reach another is accepted.
       name: for tables and figures.
 
@@ -170,9 +170,13 @@ def from_adjacency(
       The `Graph`.
 
     Raises:
-      ValueError: a matrix that is not square, or a graph that is not (strongly) connected.
+      TypeError: entries that are no numbers.
+      ValueError: a matrix that is not square, a negative entry, NaN or infinity, or a graph that is
+        not (strongly) connected.
     """
     matrix = adjacency if hasattr(adjacency, "tocoo") else np.asarray(adjacency)
+    entries = matrix.tocoo().data if hasattr(matrix, "tocoo") else matrix
+    validation.real("adjacency", entries, low=0.0, fix="Write 0 where there is no edge.")
     if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"adjacency must be square, [n, n], got shape {matrix.shape}.")
     receivers, senders = matrix.nonzero()
@@ -234,8 +238,15 @@ def from_shifts(
     return graph
 
 
+def require_graph(graph: Graph) -> None:
+    """Refuse anything that is not a graph."""
+    fix = "Make one with dflax.topology, for example ring(20) or from_adjacency(array)."
+    validation.instance("graph", graph, Graph, fix)
+
+
 def require_connected(graph: Graph) -> None:
     """Refuse a graph in which some node cannot reach another."""
+    require_graph(graph)
     if graph.connected:
         return
     labels = graph.components
@@ -245,13 +256,13 @@ def require_connected(graph: Graph) -> None:
     raise ValueError(
         f"{graph.name} must be {kind}, got {len(sizes)} components of sizes "
         f"{sorted(sizes.tolist(), reverse=True)[:8]}, the largest of which begin with the nodes "
-        f"{shown}. Add edges between them, or pass disconnected=True to from_edges or "
-        "from_adjacency if models must not spread."
+        f"{shown}. Add edges between them, or pass disconnected=True if models must not spread."
     )
 
 
 def require_undirected(graph: Graph, purpose: str) -> None:
     """Refuse a directed graph where only undirected ones make sense."""
+    require_graph(graph)
     if graph.directed:
         raise ValueError(
             f"{purpose} must be given an undirected graph, got the directed {graph.name}. Add every "

@@ -8,7 +8,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dflax import validation
-from dflax.topology.graph import Graph, from_adjacency, require_undirected
+from dflax.topology.graph import (
+    Graph,
+    from_adjacency,
+    require_connected,
+    require_graph,
+    require_undirected,
+)
 
 TOLERANCE = 1e-6
 LARGEST_DENSE = 1 << 13
@@ -167,6 +173,8 @@ def uniform(graph: Graph, *, row_stochastic: bool = False) -> MixingMatrix:
     Raises:
       ValueError: columns that do not sum to 1, unless `row_stochastic`.
     """
+    require_graph(graph)
+    validation.flag("row_stochastic", row_stochastic)
     matrix = _filled(graph, 1.0 / (1.0 + graph.in_degrees[graph.receivers]))
     if not row_stochastic:
         _require_columns(matrix, f"uniform weights on {graph.name}")
@@ -175,32 +183,43 @@ def uniform(graph: Graph, *, row_stochastic: bool = False) -> MixingMatrix:
 
 def column_stochastic(graph: Graph) -> MixingMatrix:
     """What push-sum sends: `a_ij = 1 / (1 + out-degree of j)`, so that every column sums to 1."""
+    require_graph(graph)
     shares = 1.0 / (1.0 + graph.out_degrees)
     return MixingMatrix(graph, shares[graph.senders], shares)
 
 
 def lazy(matrix: MixingMatrix) -> MixingMatrix:
     """`(I + W) / 2`: every eigenvalue of a symmetric W moves to [0, 1]."""
+    require_matrix("matrix", matrix)
     return MixingMatrix(matrix.graph, matrix.weights / 2, (1.0 + matrix.self_weights) / 2)
 
 
 def from_dense(
-    matrix: Float[np.ndarray, "n n"], *, row_stochastic: bool = False, name: str = "mixing matrix"
+    matrix: Float[np.ndarray, "n n"],
+    *,
+    row_stochastic: bool = False,
+    disconnected: bool = False,
+    name: str = "mixing matrix",
 ) -> MixingMatrix:
     """A mixing matrix of one's own.
 
     Args:
       matrix: `[n, n]`, entries >= 0, rows that sum to 1, and columns too unless `row_stochastic`.
       row_stochastic: whether a matrix that does not keep the mean is accepted.
+      disconnected: whether a matrix over whose positive entries some node cannot reach another is
+        accepted, such as one round of a schedule.
       name: for messages, tables and figures.
 
     Returns:
-      The `MixingMatrix`. Its graph need not be connected.
+      The `MixingMatrix`.
 
     Raises:
       TypeError: entries that are no numbers.
-      ValueError: a matrix that is not square, a negative entry, a row or column that does not sum to 1.
+      ValueError: a matrix that is not square, a negative entry, a row or column that does not sum to
+        1, or a graph that is not (strongly) connected.
     """
+    validation.flag("row_stochastic", row_stochastic)
+    validation.flag("disconnected", disconnected)
     validation.real(name, matrix)
     values = np.asarray(matrix, np.float64)
     if values.ndim != 2 or values.shape[0] != values.shape[1] or not values.size:
@@ -222,7 +241,18 @@ def from_dense(
         )
     if not row_stochastic:
         _require_columns(result, name)
+    if not disconnected:
+        require_connected(graph)
     return result
+
+
+def require_matrix(name: str, matrix: MixingMatrix) -> None:
+    """Refuse anything that is not a mixing matrix."""
+    if isinstance(matrix, Graph):
+        fix = "A graph has no weights yet: take some first, such as topology.metropolis(graph)."
+    else:
+        fix = "Make one with topology.metropolis(graph) or topology.from_dense(array)."
+    validation.instance(name, matrix, MixingMatrix, fix)
 
 
 def _filled(graph: Graph, weights: Float[np.ndarray, " E"]) -> MixingMatrix:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import validation
 from dflax.topology.graph import Graph
-from dflax.topology.mixing_matrix import MixingMatrix
+from dflax.topology.mixing_matrix import MixingMatrix, require_matrix
 from dflax.topology.random_graphs import require_even
 
 # Up to this many neighbours, drawing them one by one beats ranking all n x n pairs.
@@ -58,10 +58,13 @@ def periodic(matrices: Sequence[MixingMatrix]) -> Schedule:
       A `Schedule` whose tables are `[T, n, k]`, k the largest in-degree of them all.
 
     Raises:
+      TypeError: anything but mixing matrices.
       ValueError: no matrices, sizes that differ, or rows that do not sum to 1.
     """
     if not matrices:
         raise ValueError("matrices must hold at least one mixing matrix, got none.")
+    for number, matrix in enumerate(matrices):
+        require_matrix(f"matrices[{number}]", matrix)
     sizes = [matrix.nodes for matrix in matrices]
     if len(set(sizes)) > 1:
         raise ValueError(f"matrices must be of one size, got {sizes} nodes.")
@@ -107,7 +110,7 @@ def random_matching(nodes: int, probability: float | Float[Array, ""] = 1.0) -> 
       Boyd et al., Randomized gossip algorithms, IEEE Trans. Inf. Theory 52, 2006.
     """
     validation.integer("nodes", nodes, low=2)
-    validation.real("probability", probability, low=0.0, high=1.0)
+    validation.real("probability", probability, low=0.0, high=1.0, scalar=True)
 
     def draw(tables: None, key: Key[Array, ""], index: Int[Array, ""]) -> Slots:
         order_key, meet_key = jax.random.split(key)
@@ -152,7 +155,7 @@ def random_neighbours(
       A `Schedule`; not symmetric.
 
     Raises:
-      TypeError: r that is neither a number nor a function.
+      TypeError: r that is neither a number nor a function, or a base that is no graph.
       ValueError: arguments out of range, or a base graph of another size.
 
     References:
@@ -160,13 +163,17 @@ def random_neighbours(
     """
     validation.integer("nodes", nodes, low=2)
     if not callable(r):
-        validation.real("r", r, low=0.0, fix="It counts other nodes; 0 is no communication.")
+        fix = "It counts other nodes; 0 is no communication."
+        validation.real("r", r, low=0.0, scalar=True, fix=fix)
     if most is not None:
         validation.integer("most", most, low=1, high=nodes - 1)
     elif callable(r) or validation.is_traced(r):
         most = nodes - 1
     else:
-        most = max(1, min(math.ceil(float(np.max(np.asarray(r)))), nodes - 1))
+        most = max(1, min(math.ceil(float(r)), nodes - 1))
+    if base is not None:
+        fix = "Make one with dflax.topology, for example ring(n); None draws among all nodes."
+        validation.instance("base", base, Graph, fix)
     if base is not None and base.nodes != nodes:
         raise ValueError(f"base must have nodes={nodes} nodes, got {base.name} with {base.nodes}.")
 

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dflax import validation
-from dflax.topology.mixing_matrix import MixingMatrix
+from dflax.topology.mixing_matrix import MixingMatrix, require_matrix
 
 LARGEST_DENSE = 1500
 
@@ -22,8 +22,10 @@ def eigenvalues(matrix: MixingMatrix) -> Float[np.ndarray, " n"]:
       `[n]` float64 when W is symmetric, else complex128.
 
     Raises:
+      TypeError: anything but a `MixingMatrix`.
       ValueError: too many nodes.
     """
+    require_matrix("matrix", matrix)
     if matrix.shift_weights is not None:
         values = _fourier(matrix).reshape(-1)
         values = values.real if matrix.symmetric else values
@@ -47,7 +49,11 @@ def second_eigenvalue(matrix: MixingMatrix) -> float:
 
     Returns:
       lambda, in [0, 1]; 1 when the graph is disconnected or W only permutes.
+
+    Raises:
+      TypeError: anything but a `MixingMatrix`.
     """
+    require_matrix("matrix", matrix)
     if matrix.shift_weights is not None:
         moduli = np.abs(_fourier(matrix)).reshape(-1)
         return float(moduli[1:].max(initial=0.0))

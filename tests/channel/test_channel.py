@@ -78,3 +78,11 @@ def test_bad_arguments_are_refused():
         channel.lossy(1.1)
     with pytest.raises(TypeError, match=r"channels\[1\] must be a Channel"):
         channel.chain(channel.perfect(), 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"), [(channel.gaussian_noise, "deviation"), (channel.lossy, "rate")]
+)
+def test_one_number_serves_all_messages(make, name):
+    with pytest.raises(ValueError, match=f"{name} must be a single real number"):
+        make(np.array([0.1, 0.2]))

@@ -70,3 +70,11 @@ def test_damaged_files_are_refused(tmp_path):
         read_cifar(path, label_bytes=1, classes=10)
     with pytest.raises(ValueError, match="label_bytes"):
         read_cifar(path, label_bytes=3, classes=10)
+
+
+@pytest.mark.parametrize("load", [data.cifar10, data.cifar100])
+def test_a_folder_is_a_path_and_a_switch_a_boolean(load, tmp_path):
+    with pytest.raises(TypeError, match="folder must be of type str or PathLike, not int, got 3"):
+        load(3)
+    with pytest.raises(TypeError, match="standardize must be True or False, got 'no'"):
+        load(tmp_path, standardize="no")

@@ -49,3 +49,19 @@ def test_class_laws_differ_by_round_and_client():
 def test_resample_refuses(labels, laws, message):
     with pytest.raises(ValueError, match=message):
         resample(np.array(labels), np.array(laws))
+
+
+@pytest.mark.parametrize(
+    ("labels", "laws", "message"),
+    [
+        (np.arange(3), np.ones((0, 3)), r"at least one of each, got \(0, 3\)"),
+        (
+            np.zeros(0, int),
+            np.ones((2, 1)),
+            r"labels must have shape \[N\] with N >= 1, got \(0,\)",
+        ),
+    ],
+)
+def test_resample_refuses_what_is_empty(labels, laws, message):
+    with pytest.raises(ValueError, match=message):
+        resample(labels, laws)

@@ -124,3 +124,26 @@ def test_booleans_are_two_classes():
 def test_from_arrays_refuses(inputs, labels, options, error, message):
     with pytest.raises(error, match=message):
         from_arrays(inputs, labels, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"test": 3}, r"test must be a pair \(inputs, labels\), got int.*test_fraction"),
+        ({"test": (IMAGES,)}, "test must be a pair"),
+        ({"test_fraction": 0.2, "scale": np.ones((7, 1))}, r"scale must .* shape \(4, 4, 1\)"),
+        ({"test_fraction": 0.2, "scale": np.ones((30, 4, 4, 1))}, "scale must broadcast"),
+        ({"test_fraction": 0.2, "scale": 1.0, "shift": np.ones((7, 1))}, "shift must broadcast"),
+    ],
+)
+def test_from_arrays_refuses_what_does_not_fit_the_inputs(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        from_arrays(IMAGES, LABELS, **options)
+
+
+def test_split_takes_data_sets_only():
+    for data in (from_arrays(IMAGES, LABELS, test_fraction=0.2), np.ones(3)):
+        with pytest.raises(
+            TypeError, match=r"(?s)data must be of type Dataset.*Of a Split pass \.train"
+        ):
+            split(data, 0.2)

@@ -153,3 +153,12 @@ def test_dealing_twice_or_shared_examples_are_refused():
     laws = dx.data.resample(task.data.labels, np.full((8, 3), 1 / 3))
     with pytest.raises(TypeError, match="must have a Partition of examples, got ClassLaws"):
         deal(dx.Federation(task.data, laws, local_steps=1, batch_size=2), mesh)
+
+
+def test_what_is_no_federation_or_no_mesh_is_refused():
+    with pytest.raises(TypeError, match="federation must be of type Federation, not int, got 3"):
+        deal(3, dx.client_mesh())
+    with pytest.raises(TypeError, match="mesh must be of type Mesh, not int, got 3"):
+        deal(federation(), 3)
+    with pytest.raises(ValueError, match='mesh must have an axis named "clients"'):
+        deal(federation(), jax.make_mesh((1,), ("x",)))

@@ -184,3 +184,24 @@ def test_the_seed_of_from_indices_sets_the_order():
 def test_from_indices_refuses(owned, options, message):
     with pytest.raises(ValueError, match=message):
         from_indices(owned, **options)
+
+
+@pytest.mark.parametrize(
+    ("owned", "options", "message"),
+    [
+        ([[0.0, 1.5]], {}, r"owned\[0\] must hold integers, got dtype float64"),
+        ([[0], [True, False]], {}, r"owned\[1\] must hold integers, got dtype bool.*flatnonzero"),
+        (
+            [[[0, 1], [2, 3]]],
+            {},
+            r"owned\[0\] must be one list of example numbers, got shape \(2, 2\)",
+        ),
+        ([0, 1], {}, r"owned\[0\] must be one list"),
+        (3, {}, "owned must be of type Sequence.*, not int, got 3"),
+        ([[0]], {"seed": "a"}, "seed must be an integer >= 0, got 'a'"),
+        ([[0]], {"examples": 1.5}, "examples must be an integer >= 1, got 1.5"),
+    ],
+)
+def test_from_indices_takes_lists_of_integers_only(owned, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        from_indices(owned, **options)

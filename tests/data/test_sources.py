@@ -60,8 +60,8 @@ def test_idx_round_trips(tmp_path, code, zipped):
         (b"\x89PNG....", "89 50 4e 47"),
         (b"\x00\x00\x07\x01", "start as an IDX file"),
         (b"", "start as an IDX file"),
-        (gzip.compress(CONTENT[sources.FILES[0]])[:-20], "whole gzip file"),
-        (gzip.compress(b"0" * 100)[:15] + b"\xff" * 20, "whole gzip file"),
+        (gzip.compress(CONTENT[sources.FILES[0]], mtime=0)[:-20], "whole gzip file"),
+        (gzip.compress(b"0" * 100, mtime=0)[:15] + b"\xff" * 20, "whole gzip file"),
     ],
 )
 def test_damaged_idx_is_refused(tmp_path, raw, message):
@@ -180,3 +180,11 @@ def test_fashion_mnist_as_debian_has_it():
     # The mean and deviation that everyone uses for it: 0.2860, 0.3530.
     np.testing.assert_allclose(split.train.scale, 1 / (255 * 0.3530), rtol=1e-3)
     np.testing.assert_allclose(split.train.shift, -0.2860 / 0.3530, rtol=1e-3)
+
+
+@pytest.mark.parametrize("load", [data.mnist, data.fashion_mnist])
+def test_a_folder_is_a_path_and_a_switch_a_boolean(load):
+    with pytest.raises(TypeError, match="folder must be of type str or PathLike, not int, got 3"):
+        load(3)
+    with pytest.raises(TypeError, match="standardize must be True or False, got 'no'"):
+        load(standardize="no")

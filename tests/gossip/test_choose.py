@@ -8,6 +8,7 @@ import pytest
 from dflax import gossip, topology
 
 KEY = jax.random.key(0)
+BLOCKS = np.kron(np.eye(2), np.full((2, 2), 0.5))
 
 
 def text(mixer):
@@ -110,6 +111,34 @@ def test_row_stochastic_weights_can_be_asked_for():
             "beside a Schedule",
         ),
         (lambda: gossip.mixer(np.eye(3) * 0.5), ValueError, "rows that sum to 1"),
+        (lambda: gossip.mixer(np.eye(3)), ValueError, "topology must be connected, got 3"),
+        (lambda: gossip.mixer(BLOCKS), ValueError, "2 components.*disconnected=True"),
+        (
+            lambda: gossip.mixer([BLOCKS, np.eye(4)]),
+            ValueError,
+            "topology must be connected, got 2",
+        ),
+        (lambda: gossip.mixer(BLOCKS, disconnected="yes"), TypeError, "disconnected must be True"),
+        (
+            lambda: gossip.mixer(topology.ring(4), weights="metropolis"),
+            TypeError,
+            "weights must be a function.*topology.metropolis",
+        ),
+        (
+            lambda: gossip.mixer(topology.ring(4), weights=lambda graph: 3),
+            TypeError,
+            r"weights\(graph\) must be of type MixingMatrix, not int",
+        ),
+        (lambda: gossip.alternate([3]), TypeError, r"mixers\[0\] must be of type Mixer, not int"),
+        (
+            lambda: gossip.scheduled(topology.ring(4)),
+            TypeError,
+            "schedule must be of type Schedule",
+        ),
+        (lambda: gossip.dense(topology.ring(4)), TypeError, "matrix must be.*metropolis"),
+        (lambda: gossip.slots(topology.ring(4)), TypeError, "matrix must be.*metropolis"),
+        (lambda: gossip.shifts(topology.ring(4)), TypeError, "matrix must be.*metropolis"),
+        (lambda: gossip.edges(topology.ring(4)), TypeError, "matrix must be.*metropolis"),
         (
             lambda: gossip.mixer(topology.column_stochastic(DIRECTED)),
             ValueError,
@@ -126,3 +155,14 @@ def test_row_stochastic_weights_can_be_asked_for():
 def test_bad_arguments_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_disconnected_graphs_pass_when_asked_for():
+    np.testing.assert_allclose(mixed(gossip.mixer(BLOCKS, disconnected=True)), BLOCKS, atol=1e-6)
+
+
+def test_rounds_that_are_connected_only_together_pass():
+    pairs = topology.from_edges(4, np.array([[0, 1], [2, 3]]), disconnected=True)
+    across = topology.from_edges(4, np.array([[1, 2], [3, 0]]), disconnected=True)
+    assert gossip.mixer([pairs, across]).clients == 4
+    assert gossip.one_peer_exponential(6).clients == 6

@@ -106,3 +106,9 @@ def test_bad_arguments_are_refused(make, message):
 def test_integer_models_are_refused():
     with pytest.raises(TypeError, match="real numbers"):
         gossip.push_sum(GRAPH).init(jnp.zeros(5, int))
+
+
+@pytest.mark.parametrize("given", [3, np.eye(3)])
+def test_anything_but_a_graph_or_a_matrix_is_refused(given):
+    with pytest.raises(TypeError, match="topology must be of type Graph or MixingMatrix"):
+        gossip.push_sum(given)

@@ -108,6 +108,12 @@ def test_chebyshev_sweeps_its_eigenvalue():
             "second_eigenvalue must be",
         ),
         (lambda: gossip.chebyshev(np.eye(3), 2), ValueError, "disconnected"),
+        (
+            lambda: gossip.chebyshev(np.kron(np.eye(2), np.full((2, 2), 0.5)), 2),
+            ValueError,
+            "second_eigenvalue must be .* connect it",
+        ),
+        (lambda: gossip.repeat(3, 1), TypeError, "mixer must be of type Mixer, not int"),
     ],
 )
 def test_bad_arguments_are_refused(make, error, message):

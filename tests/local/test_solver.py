@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from tasks import assert_trees_close, assert_trees_equal, half_square, quadratics
 
 from dflax.federation import Assignment
@@ -143,6 +144,8 @@ def test_an_oracle_is_taken_as_it_is_and_sees_fresh_keys():
 def test_bad_arguments_are_refused():
     with pytest.raises(TypeError, match="loss must be a function"):
         solver(3.0, optax.sgd(0.1))
+    with pytest.raises(TypeError, match=r"linen module Dense.*losses.classification\(model\)"):
+        gradient(nn.Dense(2))
     with pytest.raises(TypeError, match=r"optimizer must be an optax optimiser.*got 0.1"):
         solver(half_square, 0.1)
     with pytest.raises(TypeError, match="optimizer must be an optax optimiser"):

@@ -47,3 +47,9 @@ def test_groups_must_divide_the_channels():
         GroupNorm(4).init(KEY, jnp.ones((1, 2, 6)))
     with pytest.raises(ValueError, match="num_groups must be an integer >= 1, got 0"):
         GroupNorm(0).init(KEY, jnp.ones((1, 2, 6)))
+
+
+@pytest.mark.parametrize("epsilon", [-1.0, 0.0, float("nan")])
+def test_epsilon_must_be_positive(epsilon):
+    with pytest.raises(ValueError, match=r"epsilon must be a finite number in \(0, inf\)"):
+        GroupNorm(2, epsilon=epsilon).init(KEY, jnp.ones((1, 2, 4)))

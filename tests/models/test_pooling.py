@@ -60,3 +60,11 @@ def test_bad_arguments_are_refused():
         max_pool(x, (1, 2, 2, 2))
     with pytest.raises(ValueError, match="padding must be 'SAME' or 'VALID', got 'FULL'"):
         avg_pool(x, (2, 2), (2, 2), "FULL")
+
+
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+def test_a_window_larger_than_the_image_is_refused_without_padding(pool):
+    x = jnp.ones((1, 4, 3, 2))
+    with pytest.raises(ValueError, match=r"window_shape must fit .*\(4, 3\).* got \(4, 4\)"):
+        pool(x, (4, 4))
+    assert pool(x, (4, 4), padding="SAME").shape == x.shape

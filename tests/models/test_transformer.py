@@ -123,3 +123,11 @@ def test_a_longer_input_than_at_initialisation_is_refused():
     variables = jax.jit(module.init)(KEY, jnp.zeros((1, 4), jnp.int32))
     with pytest.raises(Exception, match="positions"):
         module.apply(variables, jnp.zeros((1, 5), jnp.int32))
+
+
+@pytest.mark.parametrize(
+    "module", [TransformerLM(5), TransformerClassifier(3, vocabulary=5)], ids=["lm", "classifier"]
+)
+def test_tokens_that_are_no_integers_are_refused(module):
+    with pytest.raises(TypeError, match=r"must be token numbers \(integers\), got float32"):
+        module.init(KEY, jnp.ones((1, 4)))

@@ -174,7 +174,7 @@ def test_a_reporting_client_that_diverged_is_dropped_when_asked_for():
     def explodes(params, batch, key):
         gradient, _ = jax.grad(half_square, has_aux=True)(params, batch, key)
         bad = batch.inputs[0, 0] == TASK.centers[2, 0]
-        return jnp.where(bad, jnp.inf, gradient), {"loss": jnp.float32(1)}
+        return jnp.where(bad, jnp.inf, gradient), {"loss": jnp.where(bad, jnp.nan, 1.0)}
 
     oracle = dx.local.Oracle(explodes)
     state, metrics = advance(
@@ -186,8 +186,32 @@ def test_a_reporting_client_that_diverged_is_dropped_when_asked_for():
     np.testing.assert_allclose(state.server.params, others, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(metrics["messages_dropped"], 1.0)
     np.testing.assert_array_equal(metrics["clients_reporting"], 5.0)
+    np.testing.assert_array_equal(metrics["loss"], 1.0)
     poisoned, _ = advance(dx.server.fedavg(oracle, optax.sgd(1.0)), TASK.federation(), 2)
     assert not np.isfinite(np.asarray(poisoned.server.params)).all()
+
+
+def test_a_client_of_weight_zero_does_not_count_whatever_it_holds():
+    def explodes(params, batch, key):
+        loss, metrics = half_square(params, batch, key)
+        bad = batch.inputs[0, 0] == TASK.centers[2, 0]
+        return jnp.where(bad, jnp.inf, 1.0) * loss, metrics
+
+    federation = TASK.federation(weights=jnp.array([1.0, 1.0, 0.0, 1.0, 1.0, 1.0]))
+    state, metrics = advance(dx.server.fedavg(explodes, optax.sgd(1.0)), federation, 2)
+    others = np.delete(TASK.centers, 2, axis=0).mean(0)
+    np.testing.assert_allclose(state.server.params, others, rtol=1e-5, atol=1e-6)
+    assert np.isfinite(metrics["loss"]).all()
+
+
+def test_clients_that_did_no_step_do_not_pull_the_metrics_to_zero():
+    drawn = TASK.federation().draw(KEY, 0)
+    done = jnp.array([1, 0, 0, 0, 0, 0], jnp.int32)
+    drawn = drawn._replace(assignments=drawn.assignments._replace(local_steps=done))
+    algorithm = dx.server.fedavg(half_square, optax.sgd(1.0))
+    _, metrics = algorithm.step(algorithm.init(KEY, ONES), drawn)
+    expected = 0.5 * np.sum((1.0 - TASK.centers[0]) ** 2)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
 def test_a_cohort_of_which_four_fifths_drop_out_still_trains():

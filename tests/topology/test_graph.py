@@ -114,6 +114,9 @@ def test_a_sparse_draw_is_repeated_until_connected():
         (lambda: topology.from_edges(3, np.array([0, 1])), r"shape \[E, 2\]"),
         (lambda: topology.from_edges(3, np.array([[0, 1], [1, 2]]), directed=True), "strongly"),
         (lambda: topology.from_adjacency(np.ones((2, 3))), "square"),
+        (lambda: topology.from_adjacency(np.full((3, 3), np.nan)), "adjacency must be a finite"),
+        (lambda: topology.from_adjacency(np.eye(3) - 1), r"adjacency must be .* in \[0, inf\)"),
+        (lambda: topology.from_adjacency(-sparse.eye_array(3)), "Write 0 where there is no edge"),
         (lambda: topology.from_shifts((4, 4), ((1,),), "bad"), "2 integers each"),
         (lambda: topology.exponential(8).links, "undirected"),
     ],
@@ -131,3 +134,8 @@ def test_edges_that_are_no_integers_are_refused():
 def test_disconnected_graphs_pass_when_asked_for():
     graph = topology.from_edges(4, np.array([[0, 1], [2, 3]]), disconnected=True)
     assert not graph.connected
+
+
+def test_an_adjacency_of_words_is_refused():
+    with pytest.raises(TypeError, match="adjacency must be a real number"):
+        topology.from_adjacency(np.array([["a", "b"], ["c", "d"]]))

@@ -103,3 +103,12 @@ def test_laplacian_by_its_definition():
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [topology.laplacian, topology.chi_1, topology.chi_2, topology.effective_resistances],
+)
+def test_anything_but_a_graph_is_refused(measure):
+    with pytest.raises(TypeError, match="graph must be of type Graph, not ndarray"):
+        measure(np.ones((3, 3)))

@@ -102,9 +102,37 @@ def test_a_matrix_of_ones_own_comes_back():
         (lambda: topology.from_dense(np.eye(2) * 0.9), "rows that sum to 1, got 0.9"),
         (lambda: topology.from_dense(np.array([[0.5, 0.5], [0.25, 0.75]])), "columns"),
         (lambda: topology.from_dense(np.full((2, 2), np.nan)), "finite"),
+        (lambda: topology.from_dense(np.eye(3)), "connected, got 3 components.*disconnected=True"),
+        (
+            lambda: topology.from_dense(np.array([[1.0, 0.0], [0.5, 0.5]]), row_stochastic=True),
+            "strongly connected",
+        ),
         (lambda: topology.metropolis(topology.ring(10_000)).dense(), r"sparse\(\)"),
     ],
 )
 def test_bad_matrices_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_disconnected_matrix_passes_when_asked_for():
+    matrix = topology.from_dense(np.eye(3), disconnected=True)
+    np.testing.assert_array_equal(matrix.dense(), np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: topology.metropolis(np.ones((3, 3))), "graph must be of type Graph, not ndarray"),
+        (lambda: topology.max_degree(np.ones((3, 3))), "graph must be of type Graph"),
+        (lambda: topology.uniform(np.ones((3, 3))), "(?s)graph must be.*from_adjacency"),
+        (lambda: topology.uniform(topology.ring(4), row_stochastic="no"), "row_stochastic must be"),
+        (lambda: topology.column_stochastic(3), "graph must be of type Graph"),
+        (lambda: topology.lazy(topology.ring(4)), r"matrix must be.*topology.metropolis\(graph\)"),
+        (lambda: topology.lazy(np.eye(3)), r"(?s)matrix must be.*topology.from_dense\(array\)"),
+        (lambda: topology.from_dense(np.eye(3), disconnected=1), "disconnected must be True or"),
+    ],
+)
+def test_wrong_kinds_are_refused(make, message):
+    with pytest.raises(TypeError, match=message):
         make()

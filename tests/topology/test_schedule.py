@@ -141,7 +141,9 @@ def test_periodic_takes_turns():
     [
         (lambda: topology.random_matching(1), "nodes must be"),
         (lambda: topology.random_matching(4, 1.5), "probability must be"),
+        (lambda: topology.random_matching(4, np.array([0.5, 0.5])), "probability must be a single"),
         (lambda: topology.random_neighbours(4, -0.5), "r must be"),
+        (lambda: topology.random_neighbours(4, np.array([1.0, 2.0])), "r must be a single"),
         (lambda: topology.random_neighbours(4, 1.0, most=4), "most must be"),
         (lambda: topology.random_neighbours(4, 1.0, base=topology.ring(5)), "base must have"),
         (lambda: topology.random_regular_each_round(5, 3), "even"),
@@ -159,4 +161,17 @@ def test_periodic_takes_turns():
 )
 def test_bad_schedules_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: topology.periodic([topology.ring(4)]), r"matrices\[0\] must be.*metropolis"),
+        (lambda: topology.random_neighbours(5, 1.0, base=3), "base must be of type Graph"),
+        (lambda: topology.random_neighbours(5, "one"), "r must be a real number"),
+    ],
+)
+def test_wrong_kinds_are_refused(make, message):
+    with pytest.raises(TypeError, match=message):
         make()

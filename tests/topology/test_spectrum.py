@@ -76,7 +76,7 @@ def test_a_ring_of_any_size_has_its_closed_form():
 
 
 def test_a_disconnected_matrix_never_mixes():
-    matrix = topology.from_dense(np.kron(np.eye(2), np.full((2, 2), 0.5)))
+    matrix = topology.from_dense(np.kron(np.eye(2), np.full((2, 2), 0.5)), disconnected=True)
     assert topology.second_eigenvalue(matrix) == pytest.approx(1.0)
 
 
@@ -84,3 +84,14 @@ def test_too_many_nodes_for_all_eigenvalues_are_refused():
     matrix = topology.metropolis(topology.path(2000))
     with pytest.raises(ValueError, match="second_eigenvalue"):
         topology.eigenvalues(matrix)
+
+
+@pytest.mark.parametrize("given", [topology.ring(4), np.eye(3)])
+@pytest.mark.parametrize(
+    "measure", [topology.eigenvalues, topology.second_eigenvalue, topology.spectral_gap]
+)
+def test_anything_but_a_mixing_matrix_is_refused(measure, given):
+    with pytest.raises(
+        TypeError, match=r"(?s)matrix must be of type MixingMatrix.*topology.metropolis\(graph\)"
+    ):
+        measure(given)
