@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from dflax import validation
 
-Params = PyTree[Array]
+Params: TypeAlias = PyTree[Array]
 State = Any
 Metrics = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices and a persistent compilation cache for the whole session."""
+"""Eight virtual CPU devices and a persistent compilation cache for the whole test run."""
 
 import os
 import pathlib

@@ -389,7 +389,7 @@ def test_settings_may_change_on_request_but_shapes_may_not(setting, copied):
     assert_trees_equal(end, expected)
     assert len(history.rounds) == 14
     with pytest.raises(ValueError, match=r"evaluations\['loss'\]: stored") as refused:
-        setting.run(evaluate=None, checkpoint=loose)
+        setting.run(evaluate=None, every=None, checkpoint=loose)
     assert "strict" not in str(refused.value)
 
 

@@ -24,7 +24,7 @@ DEVICES = 8
 WIDTH = 256
 MODEL = 4 * WIDTH
 # Counters, metrics and the mask of a round; a model is far larger.
-SMALL = 64
+SMALL = 256
 KEY = jax.random.key(0)
 START = jnp.ones(WIDTH)
 

@@ -64,3 +64,17 @@ def test_leading_axes_are_shared():
             validation.leading_axis("tree", tree)
     with pytest.raises(ValueError, match="tree must have a leading axis of length 4, got 3"):
         validation.leading_axis("tree", np.ones(3), 4)
+
+
+def test_a_model_is_a_tree_of_real_numbers():
+    validation.model("params", {"w": np.ones((2, 3), np.float32), "b": jnp.ones(3, jnp.bfloat16)})
+    for params, message in (
+        ({}, "params must be a pytree with at least one array"),
+        ({"w": 3}, r"params\['w'\] must be an array of real numbers, got int"),
+        (
+            {"w": jnp.ones(3, jnp.int32)},
+            r"params\['w'\] must be an array of real numbers, got int32",
+        ),
+    ):
+        with pytest.raises(TypeError, match=message):
+            validation.model("params", params)
