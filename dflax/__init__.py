@@ -20,7 +20,15 @@ from dflax import (
     topology,
 )
 from dflax.algorithm import Algorithm, Events, FederatedState, Source, rollout
-from dflax.clients import gather, map_clients, replicate, scatter, select, weighted_mean
+from dflax.clients import (
+    gather,
+    map_clients,
+    mean_metrics,
+    replicate,
+    scatter,
+    select,
+    weighted_mean,
+)
 from dflax.federation import Assignment, Federation, Round
 from dflax.mesh import client_mesh
 from dflax.run import History, run
