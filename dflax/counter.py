@@ -7,7 +7,7 @@ would cost more than the arithmetic of the round.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array, Int, Key, UInt32
 
 
 def mix(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
@@ -26,6 +26,15 @@ def seed_of(key: Key[Array, ""]) -> UInt32[Array, "2"]:
 def stream(seed: UInt32[Array, "2"], label: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """A stream of its own for every label (a client's number, say): where its counters start."""
     return mix(mix(label.astype(jnp.uint32) ^ seed[0]) ^ seed[1])
+
+
+def positions(start: Int[Array, "..."], count: int) -> UInt32[Array, "m count"]:
+    """`count` counters of every stream from its own start, `[m]`, or from one for all, as `[1, count]`.
+
+    Counters wrap around after 2^32.
+    """
+    first = jnp.reshape(start, (-1, 1)).astype(jnp.uint32)
+    return first + jnp.arange(count, dtype=jnp.uint32)
 
 
 def bits(key: Key[Array, ""], count: int) -> UInt32[Array, " count"]:

@@ -51,11 +51,8 @@ class ClassLaws:
 
         Arguments are those of `Partition.minibatches`; draws are always with replacement.
         """
-        count = steps * batch_size
         stream = counter.stream(seed, clients)[:, None]
-        position = jnp.reshape(start, (-1, 1)).astype(jnp.uint32) + jnp.arange(
-            count, dtype=jnp.uint32
-        )
+        position = counter.positions(start, steps * batch_size)
         first = counter.mix(stream + counter.mix(position))
         second = counter.mix(first ^ counter.mix(seed[1] + jnp.uint32(1)))
         uniform = (first >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)

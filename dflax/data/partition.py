@@ -68,12 +68,9 @@ class Partition:
         Returns:
           `[m, K, B]` int32 indices into the data set.
         """
-        count = steps * batch_size
         sizes = self.sizes[clients].astype(jnp.uint32)[:, None]
         stream = counter.stream(seed, clients)[:, None]
-        position = jnp.reshape(start, (-1, 1)).astype(jnp.uint32) + jnp.arange(
-            count, dtype=jnp.uint32
-        )
+        position = counter.positions(start, steps * batch_size)
         if replacement:
             within = counter.mix(stream + counter.mix(position)) % sizes
         else:

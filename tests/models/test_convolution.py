@@ -45,7 +45,7 @@ def pair(size, strides, padding, dilation, groups, features):
     return ours, theirs, x
 
 
-def close(first, second):
+def assert_close(first, second):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), first, second)
 
 
@@ -68,7 +68,7 @@ def test_drop_in_for_flax(geometry):
 
     # One program a module: geometries differ in shape, so there is nothing to share between them.
     first, second = jax.jit(lambda: (facts(ours), facts(theirs)))()
-    close(first, second)
+    assert_close(first, second)
 
 
 @pytest.mark.parametrize("features", [3, 6])
@@ -92,8 +92,8 @@ def test_clients_with_their_own_kernels_in_a_scan(features):
         return lambda args: jax.lax.map(function, args)
 
     expected = jax.jit(lambda: trained(theirs, jax.vmap))()
-    close(jax.jit(lambda: trained(ours, jax.vmap))(), expected)
-    close(jax.jit(lambda: trained(ours, one_by_one))(), expected)
+    assert_close(jax.jit(lambda: trained(ours, jax.vmap))(), expected)
+    assert_close(jax.jit(lambda: trained(ours, one_by_one))(), expected)
 
 
 def test_gradient_of_a_mapped_gradient():
@@ -110,7 +110,7 @@ def test_gradient_of_a_mapped_gradient():
 
         return jax.jit(jax.grad(norm))(params)
 
-    close(sharpness(ours), sharpness(theirs))
+    assert_close(sharpness(ours), sharpness(theirs))
 
 
 def test_batch_axes_and_dtypes_are_as_in_flax():
