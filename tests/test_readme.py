@@ -24,6 +24,7 @@ def test_the_readmes_programs_run_and_learn(programs):
     assert names["history"].evaluations["accuracy"][-1] > 0.85
     state = names["state"]
     assert state.round == 60
+    runs_on_a_mesh_and_in_a_sweep(names)
     exec(compile(programs[2], "README.md", "exec"), names)
     rows = names["swept"].table()
     assert [round(row["rate"], 2) for row in rows] == [0.03, 0.1, 0.3]
@@ -35,6 +36,33 @@ def test_the_readmes_programs_run_and_learn(programs):
         strict=True,
     ):
         np.testing.assert_allclose(control, np.asarray(own).mean(0), atol=1e-5)
+
+
+def runs_on_a_mesh_and_in_a_sweep(names):
+    dx, key, some = names["dx"], names["key"], names["some"]
+
+    def start(algorithm, key):
+        return algorithm.init(key, names["params"])
+
+    algorithm = names["algorithm"]
+    own = names["jax"].random.fold_in(key, 0)
+    alone, _ = dx.run(algorithm, start(algorithm, own), some, rounds=3, key=own)
+    mesh = dx.client_mesh()
+    dealt, _ = dx.run(algorithm, start(algorithm, own), some, rounds=3, key=own, mesh=mesh)
+    swept = dx.sweep(
+        lambda rate: names["scaffold"](names["loss"], rate, clients=20),
+        start,
+        some,
+        grid={"rate": [0.05, 0.1]},
+        key=key,
+        rounds=3,
+    )
+    leaves = names["jax"].tree.leaves
+    for ours, there, element in zip(
+        leaves(alone.server), leaves(dealt.server), leaves(swept.states.server), strict=True
+    ):
+        np.testing.assert_allclose(there, ours, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(element[1, 0], ours, rtol=1e-4, atol=1e-5)
 
 
 def test_an_algorithm_takes_under_thirty_lines(programs):
