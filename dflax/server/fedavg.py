@@ -1,42 +1,19 @@
 """Federated averaging, with any optax optimiser on the clients and on the server."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, mean
-from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
-from dflax.channel.channel import Channel, perfect
-from dflax.clients import gather, map_clients, mean_metrics, replicate, scatter, select
+from dflax.aggregation.aggregator import Aggregator
+from dflax.algorithm import Algorithm, Metrics, Params
+from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment, Round
+from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_optimizer, optimizer_at, solver
 from dflax.local.subproblem import Subproblem
-
-
-class Server(NamedTuple):
-    """What the server of `fedavg` carries.
-
-    Attributes:
-      params: the global model.
-      optimizer: state of the server's optimiser.
-      aggregator: state of the aggregator.
-    """
-
-    params: Params
-    optimizer: PyTree[Array]
-    aggregator: PyTree[Array]
-
-
-class Clients(NamedTuple):
-    """What the clients of `fedavg` carry: the channel's memory, leaves `[n, ...]`, often none."""
-
-    channel: PyTree[Array]
+from dflax.server.protocol import Received, Report, Server, with_server
 
 
 def fedavg(
@@ -73,7 +50,8 @@ def fedavg(
       at_once: see `dflax.map_clients`.
 
     Returns:
-      An `Algorithm` on a `FederatedState`; the model is `state.server.params`. Metrics: the loss's own
+      An `Algorithm` on a `FederatedState`; the model is `state.server.params`, the
+      server's optimiser `state.server.memory`. Metrics: the loss's own
       (means over local steps, then over reporting clients by weight) and `clients_reporting`.
 
     Raises:
@@ -84,79 +62,31 @@ def fedavg(
       Adaptive Federated Optimization, arXiv 2003.00295.
     """
     server_optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
-    aggregator = mean() if aggregator is None else aggregator
-    channel = perfect() if channel is None else channel
     check_optimizer("server_optimizer", server_optimizer)
-    validation.instance(
-        "aggregator", aggregator, Aggregator, "For example dflax.aggregation.mean()."
-    )
-    validation.instance("channel", channel, Channel, "For example dflax.channel.finite_only().")
-    if clients is not None:
-        validation.integer("clients", clients, low=1)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
     solve = solver(loss, optimizer)
 
-    def init(key: Key[Array, ""], params: Params) -> FederatedState:
-        validation.typed_key("key", key)
-        validation.model("params", params)
-        memory = channel.init(params)
-        if jax.tree.leaves(memory):
-            if clients is None:
-                raise ValueError(
-                    "clients must be given, the number of clients of the federation, because the "
-                    "channel keeps a memory for each of them; got None."
-                )
-            memory = replicate(memory, clients)
-        server = Server(
-            params,
-            optimizer_at(server_optimizer, jnp.int32(0)).init(params),
-            aggregator.init(params),
-        )
-        return FederatedState(jnp.int32(0), server, Clients(memory))
+    def start(key: Key[Array, ""], params: Params) -> tuple[PyTree[Array], tuple[()]]:
+        return optimizer_at(server_optimizer, jnp.int32(0)).init(params), ()
 
-    def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
-        if jax.tree.leaves(state.clients):
-            validation.leading_axis("the channel's memory", state.clients, round.clients)
-        channel_key, aggregator_key = jax.random.split(round.key)
-        server = state.server
+    def local_work(
+        assignment: Assignment, own: tuple[()], server: Server, data: Dataset, index: Array
+    ) -> Report:
+        solution = solve(Subproblem(), server.params, assignment, data, index=index)
+        change = jax.tree.map(jnp.subtract, solution.params, server.params)
+        return Report(change, own, solution.metrics)
 
-        def local_work(
-            assignment: Assignment, weight: Array, params: Params, data: Dataset, index: Array
-        ) -> tuple[Params, Metrics]:
-            solution = solve(Subproblem(), params, assignment, data, index=index)
-            # Who does not count sends zeros: in a mean, 0 times NaN would be NaN.
-            change = jax.tree.map(
-                lambda y, x: jnp.where(weight > 0, y - x, 0), solution.params, params
-            )
-            return change, solution.metrics
+    def update(server: Server, received: Received) -> tuple[Params, PyTree[Array], Metrics]:
+        descent = optimizer_at(server_optimizer, received.number)
+        slope = jax.tree.map(jnp.negative, received.message)
+        updates, memory = descent.update(slope, server.memory, server.params)
+        return optax.apply_updates(server.params, updates), memory, {}
 
-        changes, measured = map_clients(
-            local_work,
-            round.assignments,
-            round.weights,
-            shared=(server.params, round.data, round.number),
-            at_once=at_once,
-        )
-        memory = gather(state.clients.channel, round.cohort)
-        changes, weights, memory, sent = channel.apply(changes, round.weights, memory, channel_key)
-        memory = scatter(state.clients.channel, round.cohort, memory, round.weights)
-        metrics = mean_metrics(measured, weights * (round.assignments.local_steps > 0))
-
-        change, aggregator_state, combined = aggregator.apply(
-            changes, weights, server.aggregator, aggregator_key
-        )
-        descent = optimizer_at(server_optimizer, round.number)
-        updates, optimizer_state = descent.update(
-            jax.tree.map(jnp.negative, change), server.optimizer, server.params
-        )
-        params = optax.apply_updates(server.params, updates)
-        new = Server(params, optimizer_state, aggregator_state)
-        new = select(jnp.any(weights > 0), new, server)
-        metrics |= {"clients_reporting": jnp.sum(weights > 0).astype(jnp.float32)}
-        return (
-            FederatedState(state.round + 1, new, Clients(memory)),
-            metrics | sent | combined,
-        )
-
-    return Algorithm(init, step)
+    return with_server(
+        start,
+        local_work,
+        update,
+        aggregator=aggregator,
+        channel=channel,
+        clients=clients,
+        at_once=at_once,
+    )
