@@ -1,11 +1,12 @@
 # make run    the quickstart on real data          make studies  every study, one table of claims
 # make test   the tests                            make bench    timings against peers and limits
-# make lint   ruff and mypy                        make clean    forget the environment and results
+# make lint   ruff and mypy                        make peers    environments of the peers, for bench
+# make clean  forget the environment and results
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint studies bench clean
+.PHONY: run test lint studies bench peers clean
 .DEFAULT_GOAL := run
 
 # One environment per purpose's extra; a stamp is as old as the last change of pyproject.toml.
@@ -42,5 +43,8 @@ studies: $(VENV)/.experiments
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks
 
+peers: $(VENV)/.bench
+	@$(BIN)/python -m benchmarks.peers install
+
 clean:
-	rm -rf $(VENV) results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers results .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks.measure import Row
 
-NAMES = ("logistic", "compilation", "population", "sweeping", "collectives", "startup")
+NAMES = ("logistic", "mlp", "compilation", "population", "sweeping", "collectives", "startup")
 RESULTS = pathlib.Path("results")
 
 
@@ -31,7 +31,10 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     content = json.dumps([row.as_json() for row in rows], indent=2)
     (RESULTS / "benchmarks.json").write_text(content + "\n")
-    table = Table("what", "ours ms", "peer", "peer ms", "times faster", "limit ms", "of limit")
+    table = Table(
+        *("what", "ours ms", "peer", "peer ms", "times faster", "limit ms", "of limit"),
+        *("compiled ms", "peak MB", "MFLOP", "MB moved"),
+    )
     for row in rows:
         table.add_row(
             row.name,
@@ -41,12 +44,16 @@ def main() -> None:
             _number(row.ratio),
             _number(row.limit_ms),
             _number(row.share_of_limit),
+            _number(row.compile_ms),
+            _number(row.peak_bytes, 1e6),
+            _number(row.flops, 1e6),
+            _number(row.bytes, 1e6),
         )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def _number(value: float | None, unit: float = 1.0) -> str:
+    return "" if value is None else f"{value / unit:.3g}"
 
 
 if __name__ == "__main__":

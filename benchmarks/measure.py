@@ -17,7 +17,11 @@ class Row:
       ours_ms: our time in milliseconds.
       peer: what it is compared with, and its version; None where there is nothing, or what is missing.
       peer_ms: the peer's time for the same work in the same run.
-      limit_ms: the least time the hardware needs for the work, measured in the same run.
+      limit_ms: the least time the hardware needs for the work, by ceilings measured in the same run.
+      compile_ms: tracing and compiling.
+      peak_bytes: memory that the compiled program needs at once: arguments, results, temporaries.
+      flops: operations of the work, loops multiplied out.
+      bytes: memory traffic of the compiled program as XLA estimates it, the body of a loop once.
     """
 
     name: str
@@ -25,6 +29,10 @@ class Row:
     peer: str | None = None
     peer_ms: float | None = None
     limit_ms: float | None = None
+    compile_ms: float | None = None
+    peak_bytes: int | None = None
+    flops: float | None = None
+    bytes: float | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -35,6 +43,12 @@ class Row:
     def share_of_limit(self) -> float | None:
         """Which part of the hardware's speed is reached."""
         return None if self.limit_ms is None else self.limit_ms / self.ours_ms
+
+    def beside(self, *measured: dict[str, Any] | None) -> list["Row"]:
+        """A row for each peer that `benchmarks.peers.run` measured; the row alone where none was."""
+        found = [peer for peer in measured if peer is not None]
+        rows = [dataclasses.replace(self, peer=p["peer"], peer_ms=p["ms"]) for p in found]
+        return rows or [self]
 
     def as_json(self) -> dict[str, Any]:
         """The row as it stands in results/benchmarks.json."""

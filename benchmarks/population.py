@@ -8,8 +8,9 @@ import numpy as np
 import optax
 
 import dflax as dx
-from benchmarks.logistic import CLASSES, FEATURES, logits, start
+from benchmarks.logistic import logits
 from benchmarks.measure import Row
+from benchmarks.tasks import LOGISTIC
 
 COHORT, OWNED, EXAMPLES = 100, 4, 10_000
 
@@ -28,9 +29,9 @@ def round_of(population: int, rounds: int) -> tuple[float, int]:
     """Milliseconds per round, and the bytes of the state."""
     generator = np.random.default_rng(0)
     data = dx.data.Dataset(
-        jnp.asarray(generator.normal(size=(EXAMPLES, FEATURES)), jnp.float32),
-        jnp.asarray(generator.integers(0, CLASSES, EXAMPLES), jnp.int32),
-        classes=CLASSES,
+        jnp.asarray(generator.normal(size=(EXAMPLES, LOGISTIC.features)), jnp.float32),
+        jnp.asarray(generator.integers(0, LOGISTIC.classes, EXAMPLES), jnp.int32),
+        classes=LOGISTIC.classes,
     )
     # As if from `from_indices`, without a Python list per client.
     partition = dx.data.Partition(
@@ -53,7 +54,7 @@ def round_of(population: int, rounds: int) -> tuple[float, int]:
         clients=population,
     )
     key = jax.random.key(0)
-    state = jax.jit(algorithm.init)(key, start())
+    state = jax.jit(algorithm.init)(key, jax.tree.map(jnp.asarray, LOGISTIC.layers()))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     times = []
     for _ in range(3):

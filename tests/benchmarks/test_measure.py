@@ -35,11 +35,21 @@ def test_a_row_without_peer_or_limit_leaves_them_open():
     assert (bounded.ratio, bounded.share_of_limit) == (None, 1.0)
 
 
+def test_a_row_is_repeated_for_every_peer_that_was_measured():
+    row = Row("round", ours_ms=4.0, limit_ms=1.0)
+    found = row.beside({"peer": "a 1", "ms": 8.0}, None, {"peer": "b 2", "ms": 2.0})
+    assert [(r.peer, r.ratio, r.share_of_limit) for r in found] == [
+        ("a 1", 2.0, 0.25),
+        ("b 2", 0.5, 0.25),
+    ]
+    assert row.beside(None, None) == [row]
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
         (
-            Row("a", 4.0, "other 1.0", 10.0, 1.0),
+            Row("a", 4.0, "other 1.0", 10.0, 1.0, 500.0, 1024, 3e6, 2e6),
             {
                 "name": "a",
                 "ours_ms": 4.0,
@@ -48,6 +58,10 @@ def test_a_row_without_peer_or_limit_leaves_them_open():
                 "ratio": 2.5,
                 "limit_ms": 1.0,
                 "share_of_limit": 0.25,
+                "compile_ms": 500.0,
+                "peak_bytes": 1024,
+                "flops": 3e6,
+                "bytes": 2e6,
             },
         ),
         (
@@ -60,6 +74,10 @@ def test_a_row_without_peer_or_limit_leaves_them_open():
                 "ratio": None,
                 "limit_ms": None,
                 "share_of_limit": None,
+                "compile_ms": None,
+                "peak_bytes": None,
+                "flops": None,
+                "bytes": None,
             },
         ),
     ],

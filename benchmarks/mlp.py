@@ -1,0 +1,31 @@
+"""A round of 1,000 clients, all of them: a perceptron 784-100-10, 5 local steps of 10 examples."""
+
+import jax
+import optax
+
+import dflax as dx
+from benchmarks import peers, rounds
+from benchmarks.logistic import logits
+from benchmarks.measure import Row
+from benchmarks.tasks import MLP
+
+
+def rows(quick: bool) -> list[Row]:
+    """Our round with 1 and with 5 local steps, the latter beside the peers."""
+    found = []
+    for task in (MLP._replace(steps=1), MLP):
+        algorithm = dx.server.fedavg(dx.losses.classification(logits), optax.sgd(task.rate))
+        params = jax.tree.map(jax.numpy.asarray, task.layers())
+        name = f"mlp round, {task.clients:,} clients, {task.steps} local steps"
+        own = rounds.row(
+            name, algorithm, params, rounds.federation(task), rounds=1 if quick else 3, repeats=3
+        )
+        if task.steps == 1 or quick:
+            found.append(own)
+            continue
+        found += own.beside(
+            peers.run("fedjax", "perceptron_fedjax", task=task, rounds=1),
+            peers.run("pfl", "perceptron_pfl", task=task, rounds=1),
+            peers.run("torch", "perceptron_torch", task=task, rounds=1),
+        )
+    return found

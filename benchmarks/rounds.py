@@ -1,0 +1,55 @@
+"""One algorithm's rounds as a row: what they take, what they cost, what the hardware would need."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import dflax as dx
+from benchmarks.ceilings import arithmetic_ms
+from benchmarks.measure import Row, milliseconds
+from benchmarks.tasks import Task
+
+
+def federation(task: Task) -> dx.Federation:
+    """The task's data and clients: m of n clients a round, all of them where m is n."""
+    inputs, labels = task.examples()
+    data = dx.data.Dataset(jnp.asarray(inputs), jnp.asarray(labels), classes=task.classes)
+    rule = None if task.cohort == task.clients else dx.participation.uniform(task.cohort)
+    return dx.Federation(
+        data,
+        dx.data.from_indices(task.dealt()),
+        local_steps=task.steps,
+        batch_size=task.batch,
+        participation=rule,
+    )
+
+
+def row(
+    name: str,
+    algorithm: dx.Algorithm,
+    params: Any,
+    source: dx.Federation,
+    *,
+    rounds: int,
+    repeats: int = 5,
+) -> Row:
+    """Steady time per round of `rounds` rounds in one compiled call, against the arithmetic's limit.
+
+    Compile time, memory and traffic are those of one round's program.
+    """
+    key = jax.random.key(0)
+    state = algorithm.init(key, params)
+    cost = dx.profile.round(algorithm, state, source)
+    rollout = jax.jit(functools.partial(dx.rollout, algorithm, rounds=rounds))
+    took = milliseconds(lambda: rollout(state, source, key), repeats=repeats, units=rounds)
+    return Row(
+        name,
+        took,
+        limit_ms=arithmetic_ms(cost.flops),
+        compile_ms=1e3 * cost.compile_seconds,
+        peak_bytes=cost.peak_bytes,
+        flops=cost.flops,
+        bytes=cost.bytes_accessed,
+    )

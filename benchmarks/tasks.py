@@ -1,0 +1,62 @@
+"""The benchmarks' tasks as NumPy arrays: the same for us and for every peer."""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Task(NamedTuple):
+    """A federated classification task.
+
+    Attributes:
+      clients: n; each owns as many examples as every other.
+      cohort: m <= n, clients of a round.
+      steps: K, local steps of a round.
+      batch: B, examples of a local step.
+      features: of an input, as a flat vector.
+      classes: labels are below it.
+      owned: examples of one client.
+      hidden: width of the perceptron's hidden layer; 0 for a linear model.
+      rate: learning rate of the local steps.
+    """
+
+    clients: int
+    cohort: int
+    steps: int
+    batch: int
+    features: int
+    classes: int
+    owned: int
+    hidden: int = 0
+    rate: float = 0.1
+
+    def examples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Separable inputs `[n owned, features]` and labels; client i owns the i-th run of rows."""
+        generator = np.random.default_rng(0)
+        shape = (self.clients * self.owned, self.features)
+        inputs = generator.normal(size=shape).astype(np.float32)
+        labels = (inputs @ generator.normal(size=(self.features, self.classes))).argmax(1)
+        return inputs, labels.astype(np.int32)
+
+    def layers(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Weights `[in, out]` and biases `[out]` of the model at the start, by He's law."""
+        generator = np.random.default_rng(1)
+        widths = [self.features, *([self.hidden] if self.hidden else []), self.classes]
+        return [
+            (
+                (generator.normal(size=(m, n)) * (2.0 / m) ** 0.5).astype(np.float32),
+                np.zeros(n, np.float32),
+            )
+            for m, n in itertools.pairwise(widths)
+        ]
+
+    def dealt(self) -> list[np.ndarray]:
+        """The row numbers of every client."""
+        return np.array_split(np.arange(self.clients * self.owned), self.clients)
+
+
+LOGISTIC = Task(clients=100, cohort=10, steps=5, batch=10, features=64, classes=10, owned=64)
+MLP = Task(
+    clients=1000, cohort=1000, steps=5, batch=10, features=784, classes=10, owned=50, hidden=100
+)
