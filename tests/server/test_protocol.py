@@ -132,10 +132,9 @@ def test_bad_arguments_are_refused():
         counting(channel=optax.sgd(1.0))
     with pytest.raises(TypeError, match="equal must be True or False"):
         counting(equal=1)
-    with pytest.raises(
-        ValueError, match="clients' memory must have a leading axis of length 4, got 6"
-    ):
-        data = dx.data.Dataset(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32))
-        owned = dx.data.from_indices([np.array([i]) for i in range(4)])
-        other = dx.Federation(data, owned, batch_size=1, local_steps=1)
-        counting().step(counting().init(KEY, ONES), other.draw(KEY, 0))
+    data = dx.data.Dataset(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32))
+    owned = dx.data.from_indices([np.array([i]) for i in range(4)])
+    drawn = dx.Federation(data, owned, batch_size=1, local_steps=1).draw(KEY, 0)
+    state = counting().init(KEY, ONES)
+    with pytest.raises(ValueError, match="clients' memory must have a leading axis of length 4"):
+        counting().step(state, drawn)
