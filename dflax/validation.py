@@ -102,6 +102,12 @@ def flag(name: str, value: Any) -> None:
         raise TypeError(_message(name, value, "True or False", ""))
 
 
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the names allowed."""
+    if value not in allowed:
+        raise ValueError(_message(name, value, f"one of {', '.join(map(repr, allowed))}", ""))
+
+
 def model(name: str, params: Any) -> None:
     """Refuse a model that is no pytree of real-valued arrays: it could be neither trained nor averaged.
 

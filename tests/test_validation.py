@@ -78,3 +78,9 @@ def test_a_model_is_a_tree_of_real_numbers():
     ):
         with pytest.raises(TypeError, match=message):
             validation.model("params", params)
+
+
+def test_a_choice_is_one_of_the_names():
+    validation.choice("rule", "mean", ("mean", "median"))
+    with pytest.raises(ValueError, match="rule must be one of 'mean', 'median', got 'average'"):
+        validation.choice("rule", "average", ("mean", "median"))

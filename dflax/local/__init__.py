@@ -1,6 +1,15 @@
 """What a client does between two communications."""
 
-from dflax.local.oracle import Loss, Oracle, gradient
+from dflax.local.client_gradients import client_gradients
+from dflax.local.clipping import clipped
+from dflax.local.oracle import Loss, Oracle, Remembering, gradient, remembering
 from dflax.local.sam import perturbed, sam
-from dflax.local.solver import Optimizer, Solution, check_optimizer, optimizer_at, solver
+from dflax.local.solver import (
+    Optimizer,
+    Solution,
+    check_optimizer,
+    check_pull,
+    optimizer_at,
+    solver,
+)
 from dflax.local.subproblem import Subproblem

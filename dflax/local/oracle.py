@@ -1,7 +1,7 @@
 """How a client sees its objective: gradients of a minibatch, and wrappers that change them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
@@ -27,6 +27,31 @@ class Oracle(NamedTuple):
     def __call__(self, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
         """The gradient at `params` on a minibatch, and what was measured on the way."""
         return self.evaluate(params, batch, key)
+
+
+class Remembering(NamedTuple):
+    """An oracle that carries something from one local step to the next; the solver takes it as well.
+
+    Attributes:
+      evaluate: `(params, batch, key, memory) -> (gradient, metrics, memory)`, the memory a tree of
+        the same structure in and out.
+    """
+
+    evaluate: Callable[[Params, Batch, Key[Array, ""], Any], tuple[Params, Metrics, Any]]
+
+
+def remembering(loss: Loss | Oracle | Remembering) -> Remembering:
+    """Any oracle as one that remembers; what remembers nothing hands its memory on."""
+    if isinstance(loss, Remembering):
+        return loss
+    oracle = gradient(loss)
+
+    def evaluate(
+        params: Params, batch: Batch, key: Key[Array, ""], memory: Any
+    ) -> tuple[Params, Metrics, Any]:
+        return *oracle(params, batch, key), memory
+
+    return Remembering(evaluate)
 
 
 def gradient(loss: Loss | Oracle) -> Oracle:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Batch, Dataset
 from dflax.federation import Assignment
-from dflax.local.oracle import Loss, Oracle, gradient
+from dflax.local.oracle import Loss, Oracle, Remembering, remembering
 from dflax.local.subproblem import Subproblem
 
 Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
@@ -25,12 +26,14 @@ class Solution(NamedTuple):
       optimizer: the optimiser's state, for methods that keep it from round to round.
       gradient: mean of the oracle's raw gradients over the steps done; None unless asked for.
       metrics: means over the steps done; 0 for a client that did none.
+      memory: what a `Remembering` oracle holds after the last step; () for the others.
     """
 
     params: Params
     optimizer: PyTree[Array]
     gradient: Params | None
     metrics: Metrics
+    memory: Any = ()
 
 
 def optimizer_at(optimizer: Optimizer, index: Int[Array, ""]) -> optax.GradientTransformation:
@@ -53,8 +56,32 @@ def check_optimizer(name: str, optimizer: Optimizer) -> None:
         )
 
 
+def check_pull(name: str, pull: float | Array, optimizer: Optimizer) -> None:
+    """Refuse a proximal term that a local step overshoots: rate * (pull + weight decay) < 1.
+
+    Looked at is what the optimiser does to `(pull / 2) |x|^2` alone, in round 0, from x = 1: it must
+    end above 0. That is only known for optimisers without a state, such as SGD, and values that are
+    not traced.
+
+    Raises:
+      TypeError, ValueError: naming the argument; also a pull that is not positive.
+    """
+    validation.real(name, pull, low=0.0, low_open=True, scalar=True)
+    descent, one = optimizer_at(optimizer, jnp.int32(0)), jnp.float32(1.0)
+    state = descent.init(one)
+    if validation.is_traced(pull) or jax.tree.leaves(state):
+        return
+    left = one + descent.update(jnp.float32(pull), state, one)[0]
+    if not validation.is_traced(left) and float(left) <= 0.0:
+        raise ValueError(
+            f"{name} must be so small that the local rate times ({name} + weight decay) is below 1, got "
+            f"{name}={pull}, with which one step takes a model at distance 1 of its anchor to "
+            f"{float(left):g}. Lower it, or the learning rate."
+        )
+
+
 def solver(
-    loss: Loss | Oracle, optimizer: Optimizer, *, mean_gradient: bool = False
+    loss: Loss | Oracle | Remembering, optimizer: Optimizer, *, mean_gradient: bool = False
 ) -> Callable[..., Solution]:
     """The function that does one client's local work.
 
@@ -64,17 +91,18 @@ def solver(
         x = optimiser(x, problem.direction(q, x))              one optax update
 
     Args:
-      loss: a loss, or an `Oracle`.
+      loss: a loss, an `Oracle`, or a `Remembering` one.
       optimizer: an optax optimiser; or a function of the round's number (traced) that returns one,
         for learning rates that change from round to round.
       mean_gradient: whether the solution carries the mean of the raw gradients q.
 
     Returns:
-      `solve(problem, params, assignment, data, *, index=0, optimizer_state=None) -> Solution`, for
-      one client: `problem` a `Subproblem`, `assignment` with `[K, B]` indices into `data`, `index`
-      the round's number, `optimizer_state` that of an earlier round or None for a fresh one.
+      `solve(problem, params, assignment, data, *, index=0, optimizer_state=None, memory=())
+      -> Solution`, for one client: `problem` a `Subproblem`, `assignment` with `[K, B]` indices into
+      `data`, `index` the round's number, `optimizer_state` that of an earlier round or None for a
+      fresh one, `memory` what the oracle starts from.
     """
-    oracle = gradient(loss)
+    oracle = remembering(loss)
     check_optimizer("optimizer", optimizer)
 
     def solve(
@@ -85,6 +113,7 @@ def solver(
         *,
         index: int | Int[Array, ""] = 0,
         optimizer_state: PyTree[Array] | None = None,
+        memory: Any = (),
     ) -> Solution:
         descent = optimizer_at(optimizer, jnp.asarray(index))
         if optimizer_state is None:
@@ -100,13 +129,14 @@ def solver(
             batch, oracle_key = fetch(k, minibatch)
 
             def advance(carry: Any) -> Any:
-                params, optimizer_state, total, measured = carry
-                seen, metrics = oracle(params, batch, oracle_key)
+                params, optimizer_state, total, measured, memory = carry
+                seen, metrics, memory = oracle.evaluate(params, batch, oracle_key, memory)
                 wanted = problem.direction(seen, params)
                 updates, optimizer_state = descent.update(wanted, optimizer_state, params)
                 total = None if total is None else jax.tree.map(jnp.add, total, seen)
                 measured = jax.tree.map(jnp.add, measured, metrics)
-                return optax.apply_updates(params, updates), optimizer_state, total, measured
+                params = optax.apply_updates(params, updates)
+                return params, optimizer_state, total, measured, memory
 
             # Under vmap this is a select; for a client alone it saves the steps not taken.
             return jax.lax.cond(k < assignment.local_steps, advance, lambda c: c, carry), None
@@ -115,13 +145,15 @@ def solver(
         scanned = (jnp.arange(steps, dtype=jnp.int32), assignment.minibatches)
         first = jax.tree.map(lambda leaf: leaf[0], scanned)
         batch, oracle_key = jax.eval_shape(fetch, *first)
-        _, measured = jax.eval_shape(oracle.evaluate, params, batch, oracle_key)
+        _, measured, _ = jax.eval_shape(oracle.evaluate, params, batch, oracle_key, memory)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), measured)
         total = jax.tree.map(jnp.zeros_like, params) if mean_gradient else None
-        carry, _ = jax.lax.scan(one_step, (params, optimizer_state, total, zeros), scanned)
-        params, optimizer_state, total, measured = carry
+        carry = params, optimizer_state, total, zeros, memory
+        (params, optimizer_state, total, measured, memory), _ = jax.lax.scan(
+            one_step, carry, scanned
+        )
         share = 1.0 / jnp.maximum(assignment.local_steps, 1)
         total, measured = jax.tree.map(lambda leaf: leaf * share, (total, measured))
-        return Solution(params, optimizer_state, total, measured)
+        return Solution(params, optimizer_state, total, measured, memory)
 
     return solve

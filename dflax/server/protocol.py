@@ -66,6 +66,7 @@ class Received(NamedTuple):
         something that is 0 for those who are absent.
       number: `[]` int32 number of the round.
       key: a typed key of the round for the server's own draws.
+      metrics: what the clients measured, the mean over those who report.
     """
 
     message: PyTree[Array]
@@ -73,6 +74,7 @@ class Received(NamedTuple):
     share: Float[Array, ""]
     number: Int[Array, ""]
     key: Key[Array, ""]
+    metrics: Metrics
 
 
 def with_server(
@@ -195,7 +197,8 @@ def with_server(
             messages, weights, state.server.aggregator, aggregator_key
         )
         reporting = jnp.sum(weights > 0).astype(jnp.float32)
-        received = Received(arrived, reporting, reporting / round.clients, round.number, server_key)
+        share = reporting / round.clients
+        received = Received(arrived, reporting, share, round.number, server_key, metrics)
         params, server_memory, updated = update(state.server, received)
         server = select(
             reporting > 0, Server(params, server_memory, aggregator_state), state.server

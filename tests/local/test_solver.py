@@ -7,7 +7,15 @@ from flax import linen as nn
 from tasks import assert_trees_close, assert_trees_equal, half_square, quadratics
 
 from dflax.federation import Assignment
-from dflax.local import Oracle, Subproblem, gradient, solver
+from dflax.local import (
+    Oracle,
+    Remembering,
+    Subproblem,
+    check_pull,
+    gradient,
+    remembering,
+    solver,
+)
 
 KEY = jax.random.key(0)
 TASK = quadratics(clients=4, dimension=3)
@@ -139,6 +147,52 @@ def test_an_oracle_is_taken_as_it_is_and_sees_fresh_keys():
         )
         draws.append(np.asarray(solution.params))
     assert np.abs(draws[1] - 2 * draws[0]).min() > 1e-3
+
+
+def counting(params, batch, key, memory):
+    """The gradient of half_square plus how often it was asked for."""
+    (_, metrics), seen = jax.value_and_grad(half_square, has_aux=True)(params, batch, key)
+    return seen + memory, metrics, memory + 1.0
+
+
+@pytest.mark.parametrize("done", [5, 3, 0])
+def test_an_oracle_may_remember(done):
+    solution = solver(Remembering(counting), optax.sgd(0.1), mean_gradient=True)(
+        Subproblem(), jnp.ones(3), assignment(5, done), TASK.data, memory=jnp.float32(2.0)
+    )
+    x = np.ones(3)
+    for k in range(done):
+        x = x - 0.1 * (x - TASK.centers[0] + 2 + k)
+    np.testing.assert_allclose(solution.params, x, rtol=1e-5)
+    assert solution.memory == 2 + done
+
+
+def test_plain_oracles_remember_nothing():
+    solution = solver(half_square, optax.sgd(0.1))(
+        Subproblem(), jnp.ones(3), assignment(2), TASK.data
+    )
+    assert solution.memory == ()
+    oracle = Remembering(counting)
+    assert remembering(oracle) is oracle
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "largest"),
+    [
+        (optax.sgd(0.5), 2.0),
+        (optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.5)), 1.5),
+        (lambda t: optax.sgd(0.5 * 0.9**t), 2.0),
+    ],
+)
+def test_a_pull_that_a_step_overshoots_is_refused(optimizer, largest):
+    check_pull("pull", 0.99 * largest, optimizer)
+    with pytest.raises(ValueError, match=r"local rate times \(pull \+ weight decay\) is below 1"):
+        check_pull("pull", 1.01 * largest, optimizer)
+    with pytest.raises(ValueError, match="pull must be a finite number in"):
+        check_pull("pull", 0.0, optimizer)
+    check_pull("pull", 100.0, optax.adam(0.5))
+    jax.vmap(lambda pull, rate: check_pull("pull", pull, optax.sgd(rate)))(jnp.ones(2), jnp.ones(2))
+    jax.vmap(lambda rate: check_pull("pull", 5.0, optax.sgd(rate)))(jnp.ones(2))
 
 
 def test_bad_arguments_are_refused():

@@ -1,0 +1,39 @@
+"""Gradients of bounded length."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key
+
+from dflax import validation
+from dflax.algorithm import Metrics, Params
+from dflax.data.dataset import Batch
+from dflax.local.oracle import Loss, Oracle, gradient
+
+
+def clipped(loss: Loss | Oracle, norm: float) -> Oracle:
+    """The oracle of a gradient no longer than `norm`: `q min(1, norm / |q|)`, q what `loss` gives.
+
+    |.| is the Euclidean norm over all parameters. Only what the client sees of its own objective is
+    clipped: the proximal term, dual, momentum and weight decay of a method are added afterwards and
+    keep their centre, which a clip within the optimiser (`optax.clip_by_global_norm`) would move.
+
+    Args:
+      loss: a loss, or an `Oracle`; `clipped(sam(loss, rho), norm)` clips the perturbed gradient.
+      norm: greatest length > 0, traceable.
+
+    Returns:
+      An `Oracle`.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    oracle = gradient(loss)
+    validation.real("norm", norm, low=0.0, low_open=True, scalar=True)
+
+    def evaluate(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
+        seen, metrics = oracle(params, batch, key)
+        factor = norm / jnp.maximum(optax.tree.norm(seen), norm)
+        return jax.tree.map(lambda q: jnp.asarray(factor, q.dtype) * q, seen), metrics
+
+    return Oracle(evaluate)
