@@ -1,19 +1,18 @@
 """Local steps and gossip: D-PSGD, DFedAvg and DFedAvgM, which differ in when they mix."""
 
 import enum
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key
 
 from dflax import validation
-from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
+from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.channel.channel import Channel
-from dflax.clients import gather, map_clients, mean_metrics, replicate, scatter, select
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment, Round
+from dflax.decentralized.protocol import Client, adapt_then_combine, combine_then_adapt
+from dflax.federation import Assignment
 from dflax.gossip.mixer import Mixer
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_optimizer, optimizer_at, solver
@@ -32,26 +31,6 @@ class Order(enum.Enum):
     ADAPT_THEN_COMBINE = "adapt then combine"
     COMBINE_THEN_ADAPT = "combine then adapt"
     PARALLEL = "parallel"
-
-
-class Server(NamedTuple):
-    """Nobody's state: what the mixer carries (tables, push-sum weights)."""
-
-    mixer: PyTree[Array]
-
-
-class Clients(NamedTuple):
-    """What every client carries.
-
-    Attributes:
-      params: its model, leaves `[n, ...]`.
-      optimizer: its optimiser's state, leaves `[n, ...]`; None when it is fresh in every round.
-      channel: its channel's memory, leaves `[n, ...]`; None without a channel.
-    """
-
-    params: Params
-    optimizer: PyTree[Array] | None
-    channel: PyTree[Array] | None = None
 
 
 def dpsgd(
@@ -167,116 +146,40 @@ def gossip_averaging(
     Args and returns are those of `dfedavg`, without defaults.
     """
     check_optimizer("optimizer", optimizer)
-    if not isinstance(mixer, Mixer):
-        raise TypeError(
-            f"mixer must be a Mixer, got {type(mixer).__name__}. Make one with dflax.gossip, for "
-            "example dflax.gossip.ring(n) or dflax.gossip.mixer(W)."
-        )
     validation.flag("keep_optimizer", keep_optimizer)
-    if channel is not None:
-        validation.instance("channel", channel, Channel, "Make one with dflax.channel.")
     if not isinstance(order, Order):
         raise TypeError(f"order must be one of {[str(o) for o in Order]}, got {order!r}.")
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
     solve = solver(loss, optimizer)
 
-    def init(key: Key[Array, ""], params: Params | Callable[..., Params]) -> FederatedState:
-        validation.typed_key("key", key)
-        # The rounds of a run with the same key fold in small numbers: no start shares a key with one.
-        own = jax.random.fold_in(key, 0xFFFFFFFF)
-        # A function is a leaf of its own; a model that can be called (equinox) has arrays for leaves.
-        if callable(params) and jax.tree_util.all_leaves([params]):
-            models = jax.vmap(params)(jax.random.split(own, mixer.clients))
-            validation.model("params", models)
-        else:
-            validation.model("params", params)
-            models = replicate(params, mixer.clients)
-        memory = sent = None
-        if keep_optimizer:
-            memory = jax.vmap(optimizer_at(optimizer, jnp.int32(0)).init)(models)
-        if channel is not None:
-            one = jax.tree.map(lambda leaf: leaf[0], models)
-            sent = replicate(channel.init(one), mixer.clients)
-        return FederatedState(
-            jnp.int32(0), Server(mixer.init(models)), Clients(models, memory, sent)
+    def start(key: Key[Array, ""], models: Params) -> Any:
+        return (
+            jax.vmap(optimizer_at(optimizer, jnp.int32(0)).init)(models) if keep_optimizer else None
         )
 
-    def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
-        if round.clients != mixer.clients:
-            raise ValueError(
-                f"mixer must mix the federation's {round.clients} clients, got one for "
-                f"{mixer.clients}. Make it with as many clients as the partition has."
-            )
-        active = _active(round, mixer.clients)
-        models, mixing = state.clients.params, state.server.mixer
+    def adapt(
+        assignment: Assignment, own: Client, data: Dataset, index: Array
+    ) -> tuple[Client, Metrics]:
+        solution = solve(
+            Subproblem(), own.params, assignment, data, index=index, optimizer_state=own.memory
+        )
+        kept = solution.optimizer if keep_optimizer else None
+        return Client(solution.params, kept), solution.metrics
 
-        def train(models: Params) -> tuple[Clients, Metrics]:
-            def local_work(
-                assignment: Assignment, params: Params, memory: Any, data: Dataset, index: Array
-            ) -> tuple[Clients, Metrics]:
-                solution = solve(
-                    Subproblem(), params, assignment, data, index=index, optimizer_state=memory
-                )
-                kept = solution.optimizer if keep_optimizer else None
-                return Clients(solution.params, kept), solution.metrics
+    def adapt_mixed(
+        assignment: Assignment, own: Client, heard: Params, data: Dataset, index: Array
+    ) -> tuple[Client, Metrics]:
+        return adapt(assignment, Client(heard, own.memory), data, index)
 
-            before = Clients(models, state.clients.optimizer)
-            rows = gather(before, round.cohort)
-            rows, measured = map_clients(
-                local_work,
-                round.assignments,
-                rows.params,
-                rows.optimizer,
-                shared=(round.data, round.number),
-                at_once=at_once,
-            )
-            return scatter(before, round.cohort, rows), measured
+    def own_model(before: Client, after: Client, index: Array) -> Params:
+        return before.params
 
-        def mix(models: Params) -> tuple[Params, Any, Any, Any, Metrics]:
-            if channel is None:
-                mixed, tables, metrics = mixer.apply(
-                    models, mixing, round.key, round.number, active
-                )
-                return mixed, tables, None, None, metrics
-            channel_key, mixer_key = jax.random.split(round.key)
-            weights = jnp.ones(mixer.clients) if active is None else active
-            sent, weights, memory, counted = channel.apply(
-                models, weights, state.clients.channel, channel_key
-            )
-            mixed, tables, metrics = mixer.apply(sent, mixing, mixer_key, round.number, weights)
-            memory = memory if active is None else select(active > 0, memory, state.clients.channel)
-            mixed = select(weights > 0, mixed, models)
-            return mixed, tables, memory, weights, metrics | counted
+    def add_change(before: Client, after: Client, heard: Params, index: Array) -> Client:
+        change = jax.tree.map(lambda w, y, x: w + (y - x), heard, after.params, before.params)
+        return after._replace(params=change)
 
-        if order is Order.ADAPT_THEN_COMBINE:
-            after, measured = train(models)
-            mixed, mixing, memory, arrived, sent = mix(after.params)
-        elif order is Order.COMBINE_THEN_ADAPT:
-            mixed, mixing, memory, arrived, sent = mix(models)
-            after, measured = train(mixed)
-            mixed = after.params
-        else:
-            after, measured = train(models)
-            mixed, mixing, memory, arrived, sent = mix(models)
-            mixed = jax.tree.map(lambda w, y, x: w + (y - x), mixed, after.params, models)
-            if active is not None:
-                mixed = select(active > 0, mixed, models)
-        present = jnp.ones_like(round.weights) if round.reports is None else round.reports
-        counted = present * (round.assignments.local_steps > 0)
-        if arrived is not None:
-            counted *= gather(arrived, round.cohort) > 0
-        metrics = mean_metrics(measured, counted)
-        metrics |= {"clients_active": present.sum()}
-        clients = Clients(mixed, after.optimizer, memory)
-        return FederatedState(state.round + 1, Server(mixing), clients), metrics | sent
-
-    return Algorithm(init, step)
-
-
-def _active(round: Round, clients: int) -> Float[Array, " n"] | None:
-    """The mask of clients that take part in this round; None when all do, whatever is drawn."""
-    if round.cohort is None:
-        return round.reports
-    reports = jnp.ones(round.cohort.shape) if round.reports is None else round.reports
-    return jnp.zeros(clients, jnp.float32).at[round.cohort].set(reports, unique_indices=True)
+    common: dict[str, Any] = {"start": start, "channel": channel, "at_once": at_once}
+    if order is Order.COMBINE_THEN_ADAPT:
+        return combine_then_adapt(adapt_mixed, mixer, **common)
+    if order is Order.PARALLEL:
+        return adapt_then_combine(adapt, mixer, message=own_model, hear=add_change, **common)
+    return adapt_then_combine(adapt, mixer, **common)

@@ -101,4 +101,4 @@ def chebyshev(
         (mixed, _, state, _), rest = jax.lax.scan(once, carry, None, length=steps - 1)
         return mixed, state, jax.tree.map(lambda one, many: one + many.sum(0), first, rest)
 
-    return Mixer(inner.clients, inner.init, apply)
+    return inner._replace(apply=apply)

@@ -6,11 +6,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from dflax import validation
 from dflax.clients import client_devices
-from dflax.gossip.linear import Rows, along, linear, require_topology_sums
+from dflax.gossip.linear import Plan, Rows, along, linear, require_topology_sums
 from dflax.gossip.mixer import Mixer
 from dflax.gossip.products import count_sent, dense_rows, edge_rows, slot_rows
 from dflax.topology import MixingMatrix
@@ -25,7 +25,7 @@ def dense(matrix: MixingMatrix) -> Mixer:
     def plan(table: Array, key: Array, index: Array, active: Array | None) -> tuple[Rows, Array]:
         return dense_rows(table, active)
 
-    return linear(matrix.nodes, matrix.dense(), plan)
+    return _of_matrix(matrix, matrix.dense(), plan)
 
 
 def slots(matrix: MixingMatrix) -> Mixer:
@@ -41,7 +41,7 @@ def slots(matrix: MixingMatrix) -> Mixer:
     ) -> tuple[Rows, Array]:
         return slot_rows(*table, active)
 
-    return linear(matrix.nodes, matrix.slots(), plan)
+    return _of_matrix(matrix, matrix.slots(), plan)
 
 
 def edges(matrix: MixingMatrix) -> Mixer:
@@ -63,7 +63,7 @@ def edges(matrix: MixingMatrix) -> Mixer:
         given = jax.ops.segment_sum(weights, receivers, matrix.nodes, indices_are_sorted=True)
         return edge_rows(senders, receivers, weights, 1 - given), count_sent(weights)
 
-    return linear(matrix.nodes, (graph.senders, graph.receivers, matrix.weights), plan)
+    return _of_matrix(matrix, (graph.senders, graph.receivers, matrix.weights), plan)
 
 
 def shifts(matrix: MixingMatrix) -> Mixer:
@@ -111,7 +111,7 @@ def shifts(matrix: MixingMatrix) -> Mixer:
 
         return rows, sent
 
-    return linear(matrix.nodes, weights, plan)
+    return _of_matrix(matrix, weights, plan)
 
 
 def complete(clients: int) -> Mixer:
@@ -151,7 +151,7 @@ def complete(clients: int) -> Mixer:
 
         return rows, sent
 
-    return linear(clients, None, plan)
+    return linear(clients, None, plan, symmetric=True, doubly_stochastic=True)
 
 
 def identity(clients: int) -> Mixer:
@@ -165,7 +165,17 @@ def identity(clients: int) -> Mixer:
     def plan(table: None, key: Array, index: Array, active: Array | None) -> tuple[Rows, float]:
         return (lambda x: x), 0.0
 
-    return linear(clients, None, plan)
+    return linear(clients, None, plan, symmetric=True, doubly_stochastic=True)
+
+
+def _of_matrix(matrix: MixingMatrix, tables: PyTree[Array], plan: Plan) -> Mixer:
+    return linear(
+        matrix.nodes,
+        tables,
+        plan,
+        symmetric=matrix.symmetric,
+        doubly_stochastic=matrix.doubly_stochastic,
+    )
 
 
 def _roll(grid: Array, move: tuple[int, ...]) -> Array:

@@ -18,7 +18,14 @@ Plan = Callable[
 ]
 
 
-def linear(clients: int, tables: PyTree[Array], plan: Plan) -> Mixer:
+def linear(
+    clients: int,
+    tables: PyTree[Array],
+    plan: Plan,
+    *,
+    symmetric: bool | None,
+    doubly_stochastic: bool | None,
+) -> Mixer:
     """A mixer `X <- W X` from a way of multiplying by W.
 
     Leaves are mixed in float32, or in their own precision where that is higher, and come back in
@@ -31,6 +38,8 @@ def linear(clients: int, tables: PyTree[Array], plan: Plan) -> Mixer:
       plan: `plan(tables, key, index, active) -> (rows, models_sent)`, where `rows(x)` is `W x` for an
         array `[n, ...]`. With a mask, W is the masked one, `w_ij a_i a_j` off the diagonal and what is
         left of each row on it.
+      symmetric: as in `Mixer`.
+      doubly_stochastic: as in `Mixer`.
 
     Returns:
       The `Mixer`; its state is the tables.
@@ -53,7 +62,7 @@ def linear(clients: int, tables: PyTree[Array], plan: Plan) -> Mixer:
         mixed = jax.tree.map(lambda leaf: mix_leaf(rows, leaf, mask), models)
         return mixed, state, {"models_sent": jnp.asarray(sent, jnp.float32)}
 
-    return Mixer(clients, init, apply)
+    return Mixer(clients, init, apply, symmetric=symmetric, doubly_stochastic=doubly_stochastic)
 
 
 def mix_leaf(rows: Rows, leaf: Array, mask: Bool[Array, " n"] | None) -> Array:

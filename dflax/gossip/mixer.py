@@ -1,8 +1,9 @@
 """The protocol of everything that turns n models into n models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array, PyTree
 
 from dflax.algorithm import Metrics
@@ -25,8 +26,68 @@ class Mixer(NamedTuple):
         client keeps its model, and the weight it would have had at a neighbour goes to that
         neighbour's own model. Metrics are a dict of scalars, `models_sent` among them: the number of
         models sent over all directed edges in this mixing.
+      per_client: which parts of the state have a row per client, leaves `[n, ...]`, as a prefix of the
+        state's tree: those are dealt over devices with the clients, the others live on every device.
+      symmetric: whether the matrix of every mixing equals its transpose; None where it is not known,
+        or the rule is no matrix.
+      doubly_stochastic: whether every mixing keeps agreement and the mean: rows and columns of its
+        matrix sum to 1; None where it is not known.
     """
 
     clients: int
     init: Callable[[Models], MixerState]
     apply: Callable[..., tuple[Models, MixerState, Metrics]]
+    per_client: PyTree[bool] = False
+    symmetric: bool | None = None
+    doubly_stochastic: bool | None = None
+
+
+def require_mixer(mixer: Mixer) -> None:
+    """Refuse what is no mixer."""
+    if not isinstance(mixer, Mixer):
+        raise TypeError(
+            f"mixer must be a Mixer, got {type(mixer).__name__}. Make one with dflax.gossip, for "
+            "example dflax.gossip.ring(n) or dflax.gossip.mixer(W)."
+        )
+
+
+def require_mean_kept(mixer: Mixer, method: str) -> None:
+    """Refuse a mixer that is known to move the mean, for a method whose analysis rests on it.
+
+    Raises:
+      TypeError: no mixer.
+      ValueError: its matrix is known not to be doubly stochastic.
+    """
+    require_mixer(mixer)
+    if mixer.doubly_stochastic is False:
+        raise ValueError(
+            f"mixer must keep the mean of what {method} mixes, got one whose matrix is not doubly "
+            "stochastic. Use an undirected graph with metropolis weights, or a regular directed one."
+        )
+
+
+def all_known(answers: Sequence[bool | None]) -> bool | None:
+    """True when every answer is, False when one is False, else None: not known."""
+    if any(answer is False for answer in answers):
+        return False
+    return None if any(answer is None for answer in answers) else True
+
+
+def deal(mixer: Mixer, state: MixerState) -> tuple[MixerState, MixerState]:
+    """A mixer's state as two trees of its form: what exists once, and the rows of the clients.
+
+    Each holds None in the places of the other; `join` is the inverse.
+    """
+    rows = jax.tree.broadcast(mixer.per_client, state)
+    once = jax.tree.map(lambda leaf, dealt: None if dealt else leaf, state, rows)
+    return once, jax.tree.map(lambda leaf, dealt: leaf if dealt else None, state, rows)
+
+
+def join(once: MixerState, rows: MixerState) -> MixerState:
+    """The mixer's state from what `deal` made of it."""
+    return jax.tree.map(
+        lambda leaf, row: row if leaf is None else leaf,
+        once,
+        rows,
+        is_leaf=lambda leaf: leaf is None,
+    )

@@ -121,10 +121,24 @@ def push_sum(topology: Graph | MixingMatrix, *, steps: int = 1) -> Mixer:
             return ratio if mask is None else jnp.where(along(mask, x), ratio, z)
 
         mixed = jax.tree.map(unbiased, numerators, models)
-        excess = jax.tree.map(jnp.subtract, numerators, mixed)
+
+        def remainder(x: Array, z: Array, before: Array) -> Array:
+            # Of an inactive client x is z + e rounded, from which e does not come back bit for bit.
+            return x - z if mask is None else jnp.where(along(mask, x), x - z, before)
+
+        excess = jax.tree.map(remainder, numerators, mixed, state.excess)
         return mixed, PushSumState(state.tables, weights, excess), {"models_sent": sent}
 
-    return repeat(Mixer(clients, init, apply), steps)
+    rows_of_clients = PushSumState(tables=False, weights=False, excess=True)  # type: ignore[arg-type]
+    once = Mixer(
+        clients,
+        init,
+        apply,
+        per_client=rows_of_clients,
+        symmetric=False,
+        doubly_stochastic=False,
+    )
+    return repeat(once, steps)
 
 
 def _wide(leaf: Array) -> jnp.dtype:

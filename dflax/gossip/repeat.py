@@ -58,4 +58,4 @@ def repeat(mixer: Mixer, steps: int) -> Mixer:
         (models, state), metrics = jax.lax.scan(once, (models, state), jnp.arange(steps))
         return models, state, jax.tree.map(lambda values: values.sum(0), metrics)
 
-    return Mixer(mixer.clients, mixer.init, apply)
+    return mixer._replace(apply=apply)

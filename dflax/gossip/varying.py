@@ -9,7 +9,7 @@ from jaxtyping import Array, Int, Key
 from dflax import validation
 from dflax.algorithm import Metrics
 from dflax.gossip.linear import Rows, linear
-from dflax.gossip.mixer import Mixer, MixerState, Models
+from dflax.gossip.mixer import Mixer, MixerState, Models, all_known
 from dflax.gossip.products import dense_rows, slot_rows
 from dflax.topology import Schedule, Slots
 
@@ -25,7 +25,13 @@ def scheduled(schedule: Schedule) -> Mixer:
             return slot_rows(drawn.neighbours, drawn.weights, active)
         return dense_rows(drawn, active)
 
-    return linear(schedule.nodes, schedule.tables, plan)
+    return linear(
+        schedule.nodes,
+        schedule.tables,
+        plan,
+        symmetric=schedule.symmetric,
+        doubly_stochastic=schedule.symmetric or schedule.doubly_stochastic,
+    )
 
 
 def alternate(mixers: Sequence[Mixer]) -> Mixer:
@@ -71,4 +77,11 @@ def alternate(mixers: Sequence[Mixer]) -> Mixer:
         turns = [take_turn(turn) for turn in range(len(mixers))]
         return jax.lax.switch(jnp.asarray(index) % len(mixers), turns, models, state)
 
-    return Mixer(sizes[0], init, apply)
+    return Mixer(
+        sizes[0],
+        init,
+        apply,
+        per_client=tuple(mixer.per_client for mixer in mixers),
+        symmetric=all_known([mixer.symmetric for mixer in mixers]),
+        doubly_stochastic=all_known([mixer.doubly_stochastic for mixer in mixers]),
+    )

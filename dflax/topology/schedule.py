@@ -40,12 +40,15 @@ class Schedule(NamedTuple):
       draw: `draw(tables, key, index) -> W`, pure: the matrix of round `index` (`[]` int32), as `Slots`
         or as an array `[n, n]`. Periodic schedules ignore the key, random ones need it.
       symmetric: whether every W is symmetric, hence doubly stochastic.
+      doubly_stochastic: whether the columns of every W sum to 1 too; None where it is not known.
+        Read only where `symmetric` is False.
     """
 
     nodes: int
     tables: PyTree[np.ndarray]
     draw: Callable[[Any, Key[Array, ""], Int[Array, ""]], Slots | Float[Array, "n n"]]
     symmetric: bool
+    doubly_stochastic: bool | None = None
 
 
 def periodic(matrices: Sequence[MixingMatrix]) -> Schedule:
@@ -86,7 +89,13 @@ def periodic(matrices: Sequence[MixingMatrix]) -> Schedule:
         neighbours, weights = map(jnp.asarray, tables)
         return Slots(neighbours[index % len(matrices)], weights[index % len(matrices)])
 
-    return Schedule(sizes[0], tables, draw, all(matrix.symmetric for matrix in matrices))
+    return Schedule(
+        sizes[0],
+        tables,
+        draw,
+        symmetric=all(matrix.symmetric for matrix in matrices),
+        doubly_stochastic=all(matrix.column_stochastic for matrix in matrices),
+    )
 
 
 def random_matching(nodes: int, probability: float | Float[Array, ""] = 1.0) -> Schedule:
@@ -212,9 +221,10 @@ def random_neighbours(
 
     if base is not None:
         ones = MixingMatrix(base, np.ones(len(base.senders)), np.ones(nodes))
-        return Schedule(nodes, ones.slots(), among, symmetric=False)
+        return Schedule(nodes, ones.slots(), among, symmetric=False, doubly_stochastic=False)
     singly = most <= MOST_DRAWN_SINGLY and 2 * most < nodes
-    return Schedule(nodes, None, few if singly else many, symmetric=False)
+    draw = few if singly else many
+    return Schedule(nodes, None, draw, symmetric=False, doubly_stochastic=False)
 
 
 def random_regular_each_round(nodes: int, degree: int) -> Schedule:
