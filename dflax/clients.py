@@ -139,7 +139,7 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
     """Mean over the client axis, `sum_i w_i x_i / sum_i w_i`, as one product per leaf.
 
     The product `w @ x` runs at memory speed where `x.mean(0)` does not, and needs one all-reduce
-    when clients are sharded. It accumulates in float32.
+    when clients are sharded. It accumulates in float32, or in the leaf's dtype if that is wider.
 
     Args:
       tree: floating-point leaves `[m, ...]`.
@@ -160,11 +160,13 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
             )
         weights = jnp.asarray(weights, jnp.float32)
     count = validation.leading_axis("tree", tree, None if weights is None else weights.shape[0])
-    if weights is None:
-        share = jnp.full((count,), 1.0 / count, jnp.float32)
-    else:
-        total = weights.sum()
-        share = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 0.0)
+
+    def shares(dtype: Any) -> Float[Array, " m"]:
+        if weights is None:
+            return jnp.full((count,), 1.0 / count, dtype)
+        wide = weights.astype(dtype)
+        total = wide.sum()
+        return jnp.where(total > 0, wide / jnp.where(total > 0, total, 1.0), 0.0)
 
     def mean(path: Any, leaf: Array) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -172,11 +174,13 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
                 f"tree{jax.tree_util.keystr(path)} must hold real numbers, got {leaf.dtype}. "
                 "Keep counters out of what is averaged."
             )
+        # Shares of a third rounded to float32 would spoil a mean of float64.
+        accumulated = jnp.promote_types(leaf.dtype, jnp.float32)
         product = jnp.matmul(
-            share.astype(jnp.promote_types(leaf.dtype, jnp.float32)),
+            shares(accumulated),
             leaf.reshape(count, -1),
             precision=jax.lax.Precision.HIGHEST,
-            preferred_element_type=jnp.promote_types(leaf.dtype, jnp.float32),
+            preferred_element_type=accumulated,
         )
         return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
 

@@ -28,3 +28,4 @@ from dflax.data.synthetic import (
     quadratic_loss,
     quadratics,
 )
+from dflax.data.weighted_least_squares import WeightedLeastSquares, weighted_least_squares

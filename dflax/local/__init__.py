@@ -3,6 +3,7 @@
 from dflax.local.client_gradients import client_gradients
 from dflax.local.clipping import clipped
 from dflax.local.oracle import Loss, Oracle, Remembering, gradient, remembering
+from dflax.local.quadratic import Quadratic, proximal_points, quadratic_objectives
 from dflax.local.sam import perturbed, sam
 from dflax.local.solver import (
     Optimizer,

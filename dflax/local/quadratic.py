@@ -1,0 +1,127 @@
+"""Quadratic objectives of clients in their eigenbases, where a proximal point is two thin products."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dflax import validation
+from dflax.clients import map_clients
+from dflax.data.dataset import Dataset
+from dflax.data.partition import Partition
+
+
+class Quadratic(NamedTuple):
+    """f(x) = (1/2) x^T G x - h^T x with G = basis^T diag(curvature) basis and h = basis^T slope.
+
+    Stacked over clients every leaf leads with n. Rows of the basis beyond a client's rank are zero.
+
+    Attributes:
+      basis: `[r, d]`, orthonormal rows (or zero).
+      curvature: `[r]`, eigenvalues of G, >= 0.
+      slope: `[r]`, h in the basis.
+    """
+
+    basis: Float[Array, "r d"]
+    curvature: Float[Array, " r"]
+    slope: Float[Array, " r"]
+
+    def proximal_point(self, center: Float[Array, " d"], rho: float | Array) -> Float[Array, " d"]:
+        """The minimiser (G + rho I)^-1 (h + rho center) of f(x) + (rho / 2) |x - center|^2.
+
+        Computed as `center + basis^T ((slope - curvature basis center) / (curvature + rho))`: no
+        inverse, so that curvatures of 10^6 beside zeros do no harm in float32.
+        """
+        inner = _times(self.basis, center)
+        step = (self.slope - self.curvature * inner) / (self.curvature + rho)
+        return center + _times(step, self.basis)
+
+    def toward(
+        self, x: Float[Array, " d"], target: Float[Array, " d"], rho: float | Array
+    ) -> Float[Array, " d"]:
+        """Moves by P (target - x), P = rho (G + rho I)^-1: fully where f is flat, hardly where steep."""
+        away = target - x
+        held = self.curvature / (self.curvature + rho) * _times(self.basis, away)
+        return x + (away - _times(held, self.basis))
+
+
+def quadratic_objectives(
+    data: Dataset, partition: Partition, *, scale: float = 1.0, dtype: type = np.float32
+) -> Quadratic:
+    """The objectives of clients who regress linearly, f_i(x) = (scale / 2) |A_i x - b_i|^2.
+
+    A_i are the inputs of client i's examples, b_i their labels. Weighted least squares are of this
+    form once rows and labels are multiplied by the inverse square root of the noise's covariance.
+    Decomposed here once, by a thin singular value decomposition in float64.
+
+    Args:
+      data: inputs `[N, d]`, labels `[N]`.
+      partition: the rows of each client.
+      scale: > 0; 2 for a square without the half.
+      dtype: of the result; float64 needs `jax.enable_x64`.
+
+    Returns:
+      A `Quadratic` with leaves `[n, r, d]` and `[n, r]`, r the largest of min(n_i, d).
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.instance("data", data, Dataset, "Of a Split pass its .train.")
+    validation.instance("partition", partition, Partition)
+    validation.real("scale", scale, low=0.0, low_open=True, scalar=True)
+    inputs, labels = np.asarray(data.inputs, np.float64), np.asarray(data.labels, np.float64)
+    if inputs.ndim != 2 or labels.ndim != 1:
+        raise ValueError(
+            f"data must have inputs [N, d] and labels [N], got {inputs.shape} and {labels.shape}."
+        )
+    factors = [
+        np.linalg.svd(np.sqrt(scale) * inputs[rows], full_matrices=False)
+        for rows in partition.as_lists()
+    ]
+    rank = max(len(values) for _, values, _ in factors)
+    basis = np.zeros((len(factors), rank, inputs.shape[1]))
+    curvature, slope = np.zeros(basis.shape[:2]), np.zeros(basis.shape[:2])
+    for client, (rows, (left, values, right)) in enumerate(
+        zip(partition.as_lists(), factors, strict=True)
+    ):
+        own = len(values)
+        basis[client, :own] = right
+        curvature[client, :own] = values**2
+        slope[client, :own] = values * (left.T @ (np.sqrt(scale) * labels[rows]))
+    return Quadratic(*(jnp.asarray(leaf, dtype) for leaf in (basis, curvature, slope)))
+
+
+def proximal_points(
+    objectives: Quadratic, center: Float[Array, " d"], rho: float | Array
+) -> Float[Array, "n d"]:
+    """Every client's proximal point of one center: where consensus ADMM with duals of 0 starts.
+
+    Args:
+      objectives: leaves `[n, ...]`.
+      center: `[d]`.
+      rho: > 0.
+
+    Raises:
+      TypeError, ValueError: no `Quadratic`, or a center of another dimension.
+    """
+    validation.instance(
+        "objectives", objectives, Quadratic, "Make them with dflax.local.quadratic_objectives."
+    )
+    validation.leading_axis("objectives", objectives)
+    validation.model("params", center)
+    if jnp.shape(center) != objectives.basis.shape[-1:]:
+        raise ValueError(
+            f"params must be one array of the objectives' shape {objectives.basis.shape[-1:]}, got "
+            f"{jax.tree.map(jnp.shape, center)}. Quadratic objectives know flat models only."
+        )
+
+    def one(objective: Quadratic, center: Array) -> Array:
+        return objective.proximal_point(center, rho)
+
+    return map_clients(one, objectives, shared=(center,))
+
+
+def _times(left: Array, right: Array) -> Array:
+    return jnp.matmul(left, right, precision="highest")
