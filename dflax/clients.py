@@ -193,7 +193,8 @@ def mean_metrics(metrics: PyTree[Array], weights: Float[Array, " m"]) -> PyTree[
     Whatever a client of weight 0 holds, a NaN even, does not count.
     """
     counted = jax.tree.map(lambda leaf: jnp.where(_against(weights > 0, leaf), leaf, 0), metrics)
-    return weighted_mean(counted, weights)
+    # A loss may measure nothing.
+    return weighted_mean(counted, weights) if jax.tree.leaves(counted) else counted
 
 
 def select(condition: Array, chosen: PyTree[Array], otherwise: PyTree[Array]) -> PyTree[Array]:

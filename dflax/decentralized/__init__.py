@@ -1,6 +1,7 @@
 """Algorithms without a server."""
 
-from dflax.decentralized.gossip_averaging import Order, dfedavg, dpsgd
+from dflax.decentralized.dfedadmm import Dual, dfedadmm, dfedadmm_sam, mean_dual
+from dflax.decentralized.gossip_averaging import Order, dfedavg, dfedsam, dpsgd
 from dflax.decentralized.protocol import (
     Client,
     Clients,

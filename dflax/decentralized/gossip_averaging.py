@@ -1,4 +1,4 @@
-"""Local steps and gossip: D-PSGD, DFedAvg and DFedAvgM, which differ in when they mix."""
+"""Local steps and gossip: D-PSGD, DFedAvg, DFedAvgM and DFedSAM; when they mix, and what they see."""
 
 import enum
 from typing import Any
@@ -13,8 +13,10 @@ from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
 from dflax.decentralized.protocol import Client, adapt_then_combine, combine_then_adapt
 from dflax.federation import Assignment
-from dflax.gossip.mixer import Mixer
+from dflax.gossip.mixer import Mixer, require_mixer
+from dflax.gossip.repeat import repeat
 from dflax.local.oracle import Loss, Oracle
+from dflax.local.sam import sam
 from dflax.local.solver import Optimizer, check_optimizer, optimizer_at, solver
 from dflax.local.subproblem import Subproblem
 
@@ -121,6 +123,62 @@ def dfedavg(
         loss,
         optimizer,
         mixer,
+        order=order,
+        keep_optimizer=keep_optimizer,
+        channel=channel,
+        at_once=at_once,
+    )
+
+
+def dfedsam(
+    loss: Loss | Oracle,
+    optimizer: Optimizer,
+    mixer: Mixer,
+    *,
+    rho: float = 0.05,
+    gossip_steps: int = 1,
+    order: Order = Order.ADAPT_THEN_COMBINE,
+    keep_optimizer: bool = False,
+    channel: Channel | None = None,
+    at_once: int | None = None,
+) -> Algorithm:
+    """DFedSAM and DFedSAM-MGS: `dfedavg` on sharpness-aware gradients, with one or several gossip steps.
+
+    A round, with a fresh local optimiser:
+
+        y_i = K steps of `optimizer` from x_i on gradients q = grad f_i(y + rho g / |g|), g = grad f_i(y)
+        x_i = sum_j (W^Q)_ij y_j
+
+    Costs two gradients per local step, and Q times the traffic of one mixing.
+
+    Args:
+      loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
+      optimizer: every client's optax optimiser; or a function of the round's number.
+      mixer: one gossip step, see `dflax.gossip`.
+      rho: radius >= 0 of the perturbation, in units of the parameters, traceable; see
+        `dflax.local.sam`. 0 is DFedAvg.
+      gossip_steps: Q >= 1 gossip steps a round; 1 is DFedSAM, more are DFedSAM-MGS.
+      order: see `Order`.
+      keep_optimizer: as in `dfedavg`.
+      channel: as in `dpsgd`.
+      at_once: see `dflax.map_clients`.
+
+    Returns:
+      As `dpsgd`.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+
+    References:
+      Shi et al., Improving the Model Consistency of Decentralized Federated Learning,
+      arXiv 2302.04083.
+    """
+    require_mixer(mixer)
+    validation.integer("gossip_steps", gossip_steps, low=1)
+    return gossip_averaging(
+        sam(loss, rho),
+        optimizer,
+        repeat(mixer, gossip_steps),
         order=order,
         keep_optimizer=keep_optimizer,
         channel=channel,
