@@ -23,9 +23,9 @@ class Subproblem(NamedTuple):
       anchor: a tree like the model, the proximal centre; needed with `pull`.
     """
 
-    scale: Float[Array, ""] | None = None
+    scale: float | Float[Array, ""] | None = None
     shift: Params | None = None
-    pull: Float[Array, ""] | None = None
+    pull: float | Float[Array, ""] | None = None
     anchor: Params | None = None
 
     def direction(self, gradient: Params, params: Params) -> Params:

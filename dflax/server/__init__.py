@@ -2,7 +2,21 @@
 
 from dflax.server.consensus_admm import consensus_admm
 from dflax.server.dual_free_admm import dual_free_admm
+from dflax.server.fedadmm import fedadmm
 from dflax.server.fedavg import fedavg
+from dflax.server.fedprox import fedprox
+from dflax.server.fedsam import fedsam
+from dflax.server.fedsmoo import fedsmoo
+from dflax.server.fedspeed import feddyn, fedspeed
+from dflax.server.momentum import (
+    fedavg_m,
+    fedavg_m_vr,
+    fedcm,
+    mofedsam,
+    scaffold_m,
+    scaffold_m_vr,
+)
 from dflax.server.protocol import Clients, Received, Report, Server, with_server
 from dflax.server.rerce_fed import rerce_fed
 from dflax.server.rerce_fed_continual import rerce_fed_continual
+from dflax.server.scaffold import fedgamma, scaffold

@@ -1,19 +1,11 @@
 """Federated averaging, with any optax optimiser on the clients and on the server."""
 
-import jax
-import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Key, PyTree
-
 from dflax.aggregation.aggregator import Aggregator
-from dflax.algorithm import Algorithm, Metrics, Params
+from dflax.algorithm import Algorithm
 from dflax.channel.channel import Channel
-from dflax.data.dataset import Dataset
-from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
-from dflax.local.solver import Optimizer, check_optimizer, optimizer_at, solver
-from dflax.local.subproblem import Subproblem
-from dflax.server.protocol import Received, Report, Server, with_server
+from dflax.local.solver import Optimizer
+from dflax.server.averaging import averaging
 
 
 def fedavg(
@@ -61,30 +53,10 @@ def fedavg(
       McMahan et al., arXiv 1602.05629; Hsu et al., arXiv 1909.06335 (FedAvgM); Reddi et al.,
       Adaptive Federated Optimization, arXiv 2003.00295.
     """
-    server_optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
-    check_optimizer("server_optimizer", server_optimizer)
-    solve = solver(loss, optimizer)
-
-    def start(key: Key[Array, ""], params: Params) -> tuple[PyTree[Array], tuple[()]]:
-        return optimizer_at(server_optimizer, jnp.int32(0)).init(params), ()
-
-    def local_work(
-        assignment: Assignment, own: tuple[()], server: Server, data: Dataset, index: Array
-    ) -> Report:
-        solution = solve(Subproblem(), server.params, assignment, data, index=index)
-        change = jax.tree.map(jnp.subtract, solution.params, server.params)
-        return Report(change, own, solution.metrics)
-
-    def update(server: Server, received: Received) -> tuple[Params, PyTree[Array], Metrics]:
-        descent = optimizer_at(server_optimizer, received.number)
-        slope = jax.tree.map(jnp.negative, received.message)
-        updates, memory = descent.update(slope, server.memory, server.params)
-        return optax.apply_updates(server.params, updates), memory, {}
-
-    return with_server(
-        start,
-        local_work,
-        update,
+    return averaging(
+        loss,
+        optimizer,
+        server_optimizer,
         aggregator=aggregator,
         channel=channel,
         clients=clients,

@@ -27,8 +27,7 @@ def expected():
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
-@pytest.mark.parametrize("batch_size", [7, 500])
-@pytest.mark.parametrize("at_once", [1, 8])
+@pytest.mark.parametrize(("batch_size", "at_once"), [(7, 1), (7, 8), (500, 8)])
 def test_clients_of_unequal_sizes_give_the_mean_over_all_of_their_examples(batch_size, at_once):
     assert len(set(np.asarray(TASK.partition.sizes))) > 3
     found = dx.local.client_gradients(
