@@ -197,7 +197,8 @@ def with_server(
             messages, weights, state.server.aggregator, aggregator_key
         )
         reporting = jnp.sum(weights > 0).astype(jnp.float32)
-        share = reporting / round.clients
+        # From the count, so that it is as precise as the run: memories telescope by it.
+        share = jnp.sum(weights > 0) / round.clients
         received = Received(arrived, reporting, share, round.number, server_key, metrics)
         params, server_memory, updated = update(state.server, received)
         server = select(

@@ -159,8 +159,7 @@ def test_exact_local_solves_are_douglas_rachford():
             x = np.linalg.solve(A + 1.5 * np.eye(3), pulled)[..., 0]
             y = y + (2 * x - y).mean(0) - x
             found = state.server.params - state.clients.memory.dual
-            # The mean's weights are float32.
-            np.testing.assert_allclose(found, y, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(found, y, rtol=1e-8)
 
 
 @pytest.mark.parametrize("average", ["code", "active_new", "active_old"])
