@@ -1,5 +1,7 @@
 """What a client does between two communications."""
 
+from dflax.local.adversarial import adversarial
+from dflax.local.attack import Attack, Norm, distances, fast_gradient_sign, projected_gradient
 from dflax.local.client_gradients import client_gradients
 from dflax.local.clipping import clipped
 from dflax.local.oracle import Loss, Oracle, Remembering, gradient, remembering
@@ -14,3 +16,4 @@ from dflax.local.solver import (
     solver,
 )
 from dflax.local.subproblem import Subproblem
+from dflax.local.trades import trades

@@ -1,8 +1,4 @@
-"""Measuring models inside the compiled program: on a test set, at the server, over all clients.
-
-Everything here is a `jax.tree_util.Partial`: a function that carries its test set as data, so that
-`run(..., evaluate=...)` hands the set to the compiled program as an argument.
-"""
+"""Measures of models on a test set, at the server, over all clients."""
 
 import functools
 from collections.abc import Callable
@@ -11,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dflax import validation
 from dflax.algorithm import FederatedState, Metrics, Params
 from dflax.clients import map_clients, weighted_mean
-from dflax.data.dataset import Dataset
+from dflax.data.dataset import Batch, Dataset
 from dflax.local.oracle import Loss
 
 Measure = Callable[[Params], Metrics]
@@ -38,14 +34,7 @@ def on(loss: Loss, data: Dataset, *, batch_size: int = 500, examples: int | None
       examples: measure on the first so many only; default all. (The sources shuffle their examples
         or keep the published order, so the first ones are a fair sample.)
     """
-    validation.function("loss", loss)
-    validation.integer("batch_size", batch_size, low=1)
-    if not isinstance(data, Dataset):
-        raise TypeError(
-            f"data must be a Dataset, got {type(data).__name__}. Of a Split pass its .test."
-        )
-    count = len(data) if examples is None else examples
-    validation.integer("examples", count, low=1, high=len(data))
+    count = verified_count(loss, data, batch_size, examples)
     return Partial(functools.partial(_on, loss, min(batch_size, count), count), data)
 
 
@@ -99,18 +88,44 @@ def consensus_distance(models: Params) -> Float[Array, ""]:
     return jnp.sum(jnp.stack(jax.tree.leaves(squares))) / count
 
 
-def _on(loss: Loss, batch_size: int, count: int, data: Dataset, params: Params) -> Metrics:
-    batches = -(-count // batch_size)
+def mean_over(
+    measured: Callable[[Batch, Int[Array, ""]], Metrics], data: Dataset, batch_size: int, count: int
+) -> Metrics:
+    """Exact means over the first `count` examples of what is a mean over each batch.
+
+    Args:
+      measured: `(batch, number) -> metrics`, means that respect `batch.mask`; the last batch is
+        filled up with masked examples.
+      data: what is read.
+      batch_size: examples at a time, at most `count`.
+      count: how many.
+    """
 
     def one_batch(number: Array) -> tuple[Metrics, Array]:
         places = number * batch_size + jnp.arange(batch_size)
         mask = (places < count).astype(jnp.float32)
         batch = data.fetch(jnp.minimum(places, count - 1))
-        _, metrics = loss(params, batch._replace(mask=mask), None)
-        return metrics, mask.sum()
+        return measured(batch._replace(mask=mask), number), mask.sum()
 
-    metrics, counts = jax.lax.map(one_batch, jnp.arange(batches))
+    metrics, counts = jax.lax.map(one_batch, jnp.arange(-(-count // batch_size)))
     return weighted_mean(metrics, counts)
+
+
+def verified_count(loss: Loss, data: Dataset, batch_size: int, examples: int | None) -> int:
+    """How many examples are measured, after all checks of what is measured on what."""
+    validation.function("loss", loss)
+    validation.integer("batch_size", batch_size, low=1)
+    if not isinstance(data, Dataset):
+        raise TypeError(
+            f"data must be a Dataset, got {type(data).__name__}. Of a Split pass its .test."
+        )
+    count = len(data) if examples is None else examples
+    validation.integer("examples", count, low=1, high=len(data))
+    return count
+
+
+def _on(loss: Loss, batch_size: int, count: int, data: Dataset, params: Params) -> Metrics:
+    return mean_over(lambda batch, number: loss(params, batch, None)[1], data, batch_size, count)
 
 
 def _server_model(measure: Measure, state: FederatedState) -> Metrics:

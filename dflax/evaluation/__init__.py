@@ -1,0 +1,17 @@
+"""Measuring models inside the compiled program: on a test set, at the server, over all clients.
+
+Everything here is a `jax.tree_util.Partial`: a function that carries its test set as data, so that
+`run(..., evaluate=...)` hands the set to the compiled program as an argument.
+"""
+
+from dflax.evaluation.attacked import attacked
+from dflax.evaluation.measures import (
+    Measure,
+    client_models,
+    consensus,
+    consensus_distance,
+    mean_model,
+    on,
+    server_model,
+    together,
+)
