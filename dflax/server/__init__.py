@@ -1,7 +1,9 @@
 """Algorithms with a server."""
 
 from dflax.server.consensus_admm import consensus_admm
+from dflax.server.descent import descent, local_change
 from dflax.server.dual_free_admm import dual_free_admm
+from dflax.server.fal import Attacked, fal
 from dflax.server.fedadmm import fedadmm
 from dflax.server.fedavg import fedavg
 from dflax.server.fedprox import fedprox

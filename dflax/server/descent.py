@@ -1,0 +1,68 @@
+"""The plainest work and server: clients send how far they went, an optimiser steps along the mean."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, Key, PyTree
+
+from dflax.algorithm import Metrics, Params
+from dflax.data.dataset import Dataset
+from dflax.federation import Assignment
+from dflax.local.oracle import Loss, Oracle
+from dflax.local.solver import Optimizer, check_optimizer, optimizer_at, solver
+from dflax.local.subproblem import Subproblem
+from dflax.server.protocol import Received, Report, Server
+
+Work = Callable[[Assignment, Any, Server, Dataset, Int[Array, ""]], Report]
+Start = Callable[[Key[Array, ""], Params], tuple[PyTree[Array], tuple[()]]]
+Update = Callable[[Server, Received], tuple[Params, PyTree[Array], Metrics]]
+
+
+def local_change(
+    loss: Loss | Oracle,
+    optimizer: Optimizer,
+    problem: Callable[[Params], Subproblem] = lambda params: Subproblem(),
+) -> Work:
+    """A client's work: `message = y - x`, with y from K local steps that start at the server's x.
+
+    Args:
+      loss: a loss, or an `Oracle`.
+      optimizer: fresh in every round; or a function of the round's number that returns one.
+      problem: from the server's model to what the clients minimise.
+    """
+    solve = solver(loss, optimizer)
+
+    def work(
+        assignment: Assignment, own: tuple[()], server: Server, data: Dataset, index: Int[Array, ""]
+    ) -> Report:
+        solution = solve(problem(server.params), server.params, assignment, data, index=index)
+        change = jax.tree.map(jnp.subtract, solution.params, server.params)
+        return Report(change, own, solution.metrics)
+
+    return work
+
+
+def descent(server_optimizer: Optimizer | None = None) -> tuple[Start, Update]:
+    """The server's start and update: `x = server_optimizer(x, -message)`, its state the memory.
+
+    Args:
+      server_optimizer: an optax optimiser, or a function of the round's number that returns one;
+        default `optax.sgd(1.0)`, which adds the message.
+    """
+    made = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+    check_optimizer("server_optimizer", made)
+
+    def start(key: Key[Array, ""], params: Params) -> tuple[PyTree[Array], tuple[()]]:
+        return optimizer_at(made, jnp.int32(0)).init(params), ()
+
+    def update(server: Server, received: Received) -> tuple[Params, PyTree[Array], Metrics]:
+        slope = jax.tree.map(jnp.negative, received.message)
+        updates, memory = optimizer_at(made, received.number).update(
+            slope, server.memory, server.params
+        )
+        return optax.apply_updates(server.params, updates), memory, {}
+
+    return start, update
