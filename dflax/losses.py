@@ -95,16 +95,28 @@ def squared_error(model: Model) -> Loss:
     """
 
     def per_example(predictions: Array, batch: Batch) -> dict[str, Array]:
-        labels = batch.labels
-        if predictions.ndim == labels.ndim + 1 and predictions.shape[-1] == 1:
-            predictions = predictions[..., 0]
-        if predictions.shape != labels.shape:
-            raise ValueError(
-                f"model must give predictions of the labels' shape {labels.shape}, got "
-                f"{predictions.shape}. Reshape one of them."
-            )
-        squares = optax.l2_loss(predictions, labels)
+        squares = optax.l2_loss(_like_labels(predictions, batch.labels), batch.labels)
         return {"loss": squares.reshape(squares.shape[0], -1).sum(1)}
+
+    return from_examples(model, per_example)
+
+
+def absolute_error(model: Model) -> Loss:
+    """The mean absolute error: `mean over examples of |prediction - label|_1`.
+
+    Args:
+      model: gives predictions as for `squared_error`.
+
+    Returns:
+      A loss with the metric "loss".
+
+    Raises:
+      TypeError: `model` cannot be called.
+    """
+
+    def per_example(predictions: Array, batch: Batch) -> dict[str, Array]:
+        errors = jnp.abs(_like_labels(predictions, batch.labels) - batch.labels)
+        return {"loss": errors.reshape(errors.shape[0], -1).sum(1)}
 
     return from_examples(model, per_example)
 
@@ -184,6 +196,18 @@ def _cross_entropy(scores: Array, labels: Array) -> dict[str, Array]:
     # A label that no score belongs to (too narrow a model) would give a plausible number.
     losses = jnp.where((labels >= 0) & (labels < classes), losses, jnp.nan)
     return {"loss": losses, "accuracy": (scores.argmax(-1) == labels).astype(losses.dtype)}
+
+
+def _like_labels(predictions: Array, labels: Array) -> Array:
+    """Predictions of the labels' shape; a last axis of length 1 is dropped where labels have none."""
+    if predictions.ndim == labels.ndim + 1 and predictions.shape[-1] == 1:
+        predictions = predictions[..., 0]
+    if predictions.shape != labels.shape:
+        raise ValueError(
+            f"model must give predictions of the labels' shape {labels.shape}, got "
+            f"{predictions.shape}. Reshape one of them."
+        )
+    return predictions
 
 
 def _mean(

@@ -19,6 +19,7 @@ from dflax.data.partitioners import (
     quantity_skew,
     train_test_per_client,
 )
+from dflax.data.separated import Separated, separated
 from dflax.data.sources import digits, fashion_mnist, mnist
 from dflax.data.synthetic import (
     LeastSquares,

@@ -9,3 +9,4 @@ from dflax.models.pooling import avg_pool, max_pool
 from dflax.models.resnet import BasicBlock, ResNet18
 from dflax.models.statistics import recalibrate, with_statistics
 from dflax.models.transformer import Block, TransformerClassifier, TransformerLM, attention
+from dflax.models.two_layer import TwoLayer
