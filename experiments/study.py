@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
@@ -125,6 +126,11 @@ def claims_table(claims: dict[str, list[Claim]]) -> Table:
             numbers = _shown(claim.ours), _shown(claim.reference)
             table.add_row(study, escape(claim.claim), verdict, *map(escape, numbers))
     return table
+
+
+def stacked(trees: list[Any]) -> Any:
+    """Trees of the same shapes as one with a leading axis, to be vmapped: the data of several seeds."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 @contextlib.contextmanager
