@@ -2,3 +2,4 @@
 
 from dflax.aggregation.aggregator import Aggregator, mean
 from dflax.aggregation.coordinates import gram, map_coordinates
+from dflax.aggregation.variance import kernels, rescaled, variance_corrected, variances

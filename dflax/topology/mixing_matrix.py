@@ -157,25 +157,35 @@ def max_degree(graph: Graph) -> MixingMatrix:
     return _filled(graph, np.full(len(graph.senders), 1.0 / (1.0 + most)))
 
 
-def uniform(graph: Graph, *, row_stochastic: bool = False) -> MixingMatrix:
+def uniform(
+    graph: Graph, *, self_weight: float | None = None, row_stochastic: bool = False
+) -> MixingMatrix:
     """A plain mean over oneself and those one hears: `w_ij = w_ii = 1 / (1 + d_i)`.
 
-    Doubly stochastic on regular graphs, directed ones included; elsewhere only the rows sum to 1 and
-    the mean of the models drifts towards the nodes that are heard most.
+    With a weight beta of its own for oneself, `w_ii = beta` and `w_ij = (1 - beta) / d_i`. Doubly
+    stochastic on regular graphs, directed ones included; elsewhere only the rows sum to 1 and the
+    mean of the models drifts towards the nodes that are heard most.
 
     Args:
       graph: any graph.
+      self_weight: beta in [0, 1]; 0 is the mean over the neighbours alone. None weighs oneself as one
+        of them. A node that hears nobody keeps its own.
       row_stochastic: whether a matrix that does not keep the mean is accepted.
 
     Returns:
       The `MixingMatrix`.
 
     Raises:
-      ValueError: columns that do not sum to 1, unless `row_stochastic`.
+      ValueError: columns that do not sum to 1, unless `row_stochastic`; beta out of range.
     """
     require_graph(graph)
     validation.flag("row_stochastic", row_stochastic)
-    matrix = _filled(graph, 1.0 / (1.0 + graph.in_degrees[graph.receivers]))
+    degrees = graph.in_degrees[graph.receivers]
+    if self_weight is None:
+        matrix = _filled(graph, 1.0 / (1.0 + degrees))
+    else:
+        validation.real("self_weight", self_weight, low=0.0, high=1.0, scalar=True)
+        matrix = _filled(graph, (1.0 - float(self_weight)) / degrees)
     if not row_stochastic:
         _require_columns(matrix, f"uniform weights on {graph.name}")
     return matrix

@@ -136,3 +136,16 @@ def test_a_disconnected_matrix_passes_when_asked_for():
 def test_wrong_kinds_are_refused(make, message):
     with pytest.raises(TypeError, match=message):
         make()
+
+
+def test_uniform_weights_with_an_own_weight():
+    graph = topology.random_regular(12, 4, seed=0)
+    for beta in (0.0, 0.5, 1.0):
+        matrix = topology.uniform(graph, self_weight=beta)
+        np.testing.assert_allclose(matrix.self_weights, beta, atol=1e-12)
+        np.testing.assert_allclose(matrix.weights, (1 - beta) / 4)
+        assert matrix.column_stochastic
+    with pytest.raises(ValueError, match="self_weight must be a finite number in"):
+        topology.uniform(graph, self_weight=1.5)
+    with pytest.raises(ValueError, match="columns that sum to 1"):
+        topology.uniform(topology.star(5), self_weight=0.5)

@@ -1,0 +1,113 @@
+"""Gossip of parts: every client sends some of its weights, and only those are averaged."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key, PyTree, UInt32
+
+from dflax import counter, validation
+from dflax.algorithm import Metrics
+from dflax.clients import select
+from dflax.gossip.linear import as_mask
+from dflax.gossip.mixer import Mixer, MixerState, Models, require_mixer
+
+Words = UInt32[Array, "n d"]
+
+
+def sampled(mixer: Mixer, share: float) -> Mixer:
+    """Every client sends a random share of its weights, drawn anew in each mixing.
+
+        out_ie = w_ie + sum_j W_ij s_je (w_je - w_ie)         s_je = 1 with probability `share`
+
+    independently over senders j and entries e: an entry that was not sent is replaced by the
+    receiver's own. With `share` = 1 this is the mixer itself, up to rounding.
+
+    Args:
+      mixer: W.
+      share: of the weights that is sent, in (0, 1]; traceable.
+
+    Returns:
+      A `Mixer`; `models_sent` counts whole models, so what is sent counts `share` of one.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+
+    References:
+      Hegedűs, Danner and Jelasity, Decentralized learning works: an empirical comparison of gossip
+      learning and federated learning, Journal of Parallel and Distributed Computing 148 (2021).
+    """
+    validation.real("share", share, low=0.0, high=1.0, low_open=True, scalar=True)
+
+    def sent(seed: UInt32[Array, "2"], clients: int, entry: Words) -> Array:
+        stream = counter.stream(seed, jnp.arange(clients, dtype=jnp.uint32))[:, None]
+        word = counter.mix(stream ^ counter.mix(entry))
+        return (word >> 8).astype(jnp.float32) * 2.0**-24 < share
+
+    return _of_parts(mixer, sent, share)
+
+
+def partitioned(mixer: Mixer, parts: int) -> Mixer:
+    """The weights are cut into parts once for all; every client sends one, drawn in each mixing.
+
+        out_ie = w_ie + sum_j W_ij [part of e = p_j] (w_je - w_ie)          p_j uniform over S parts
+
+    Args:
+      mixer: W.
+      parts: S >= 1, static. Which part an entry belongs to is a hash of its place.
+
+    Returns:
+      A `Mixer`; `models_sent` counts whole models, so what is sent counts 1 / S of one.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+
+    References:
+      Hegedűs, Danner and Jelasity, Decentralized learning works: an empirical comparison of gossip
+      learning and federated learning, Journal of Parallel and Distributed Computing 148 (2021).
+    """
+    validation.integer("parts", parts, low=1)
+
+    def sent(seed: UInt32[Array, "2"], clients: int, entry: Words) -> Array:
+        drawn = counter.mix(counter.stream(seed, jnp.arange(clients, dtype=jnp.uint32)))
+        return counter.mix(entry) % jnp.uint32(parts) == drawn[:, None] % jnp.uint32(parts)
+
+    return _of_parts(mixer, sent, 1.0 / parts)
+
+
+def _of_parts(mixer: Mixer, sent: Callable[..., Array], share: float | Array) -> Mixer:
+    require_mixer(mixer)
+    clients = mixer.clients
+
+    def both(models: Models, masks: PyTree[Array]) -> tuple[Models, PyTree[Array]]:
+        return jax.tree.map(lambda leaf, mask: mask * leaf, models, masks), masks
+
+    def init(models: Models) -> MixerState:
+        return mixer.init(both(models, jax.tree.map(jnp.ones_like, models)))
+
+    def apply(
+        models: Models,
+        state: MixerState,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        active: Array | None = None,
+    ) -> tuple[Models, MixerState, Metrics]:
+        draw_key, mixer_key = jax.random.split(key)
+        seed = counter.seed_of(draw_key)
+        leaves, structure = jax.tree.flatten(models)
+        masks, start = [], 0
+        for leaf in leaves:
+            width = leaf.size // clients
+            entry = (start + jnp.arange(width, dtype=jnp.uint32))[None]
+            masks.append(sent(seed, clients, entry).reshape(leaf.shape).astype(leaf.dtype))
+            start += width
+        parts: Any = both(models, jax.tree.unflatten(structure, masks))
+        parts, state, metrics = mixer.apply(parts, state, mixer_key, index, active)
+        heard, given = parts
+        mixed = jax.tree.map(lambda w, h, g: w + (h - g * w), models, heard, given)
+        mask = as_mask(active, clients)
+        mixed = mixed if mask is None else select(mask, mixed, models)
+        return mixed, state, metrics | {"models_sent": metrics["models_sent"] * share}
+
+    return mixer._replace(init=init, apply=apply, symmetric=None, doubly_stochastic=None)

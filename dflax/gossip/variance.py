@@ -1,0 +1,125 @@
+"""Gossip that keeps the variance of weights, for models that start from draws of their own."""
+
+import enum
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from dflax import validation
+from dflax.aggregation.variance import (
+    Choice,
+    kernels,
+    require_choice,
+    require_correction,
+    rescaled,
+    variances,
+)
+from dflax.algorithm import Metrics
+from dflax.clients import select, weighted_mean
+from dflax.gossip.linear import as_mask
+from dflax.gossip.mixer import Mixer, MixerState, Models, require_mixer
+
+
+class Target(enum.Enum):
+    """Which variance a mixed tensor gets: v_i that of the client's own, v_j of the received ones.
+
+    Attributes:
+      OTHERS: sum_j A_ij v_j, the mean over what was received; as published.
+      SELF: v_i.
+      ALL: beta v_i + (1 - beta) sum_j A_ij v_j, the mean over what was mixed.
+    """
+
+    OTHERS = "others"
+    SELF = "self"
+    ALL = "all"
+
+
+def variance_corrected(
+    neighbours: Mixer,
+    own_weight: float = 0.5,
+    *,
+    target: Target = Target.OTHERS,
+    choose: Choice = kernels,
+    strength: float = 1.0,
+    epsilon: float = 0.0,
+) -> Mixer:
+    """Averages with one's neighbours and stretches the result back to the models' own variance.
+
+        out_i = beta w_i + (1 - beta) sum_j A_ij w_j
+        w_il  = mean out_il + sqrt(V_il / var out_il) (out_il - mean out_il)    per chosen tensor l
+
+    Means and variances are over the entries of one client's tensor. Without the second line, mixing
+    n models with independent weights takes their variance to 1/n of what it was, and with it the
+    signals in them. A client whose neighbours are all absent keeps its model. The mean over clients
+    is not kept: the correction is not linear. It costs two readings of the models, and one number per
+    tensor beside each model sent.
+
+    Args:
+      neighbours: A, a mixer that leaves the client itself out, for example
+        `mixer(graph, weights=functools.partial(topology.uniform, self_weight=0.0))`. What a mixer
+        gives to the client itself counts as received.
+      own_weight: beta in [0, 1]; traceable.
+      target: whose variance the result gets, see `Target`.
+      choose: which tensors are corrected, `(path, leaf) -> bool` on one model's leaves; default those
+        with two axes or more: no biases, no scales and statistics of norms.
+      strength: in [0, 1]; 1 gives exactly the variance V; traceable.
+      epsilon: >= 0, added to both variances; traceable. 1e-4 is not small beside the variance 1 / 4096
+        of a wide layer.
+
+    Returns:
+      A `Mixer` with the metrics of `neighbours` and `variance_scale`, the mean factor over chosen
+      tensors and active clients.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+
+    References:
+      Tian, Al-Ars, Kitsak and Hofstee, Vanishing Variance Problem in Fully Decentralized
+      Neural-Network Systems, arXiv 2404.04616.
+    """
+    require_mixer(neighbours)
+    validation.real("own_weight", own_weight, low=0.0, high=1.0, scalar=True)
+    validation.instance("target", target, Target, "For example dflax.gossip.Target.OTHERS.")
+    require_correction(choose, strength, epsilon)
+
+    def init(models: Models) -> MixerState:
+        require_choice(models, choose)
+        return neighbours.init((models, variances(models, choose)))
+
+    def apply(
+        models: Models,
+        state: MixerState,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        active: Array | None = None,
+    ) -> tuple[Models, MixerState, Metrics]:
+        spread = variances(models, choose)
+        both: Any = (models, spread)
+        both, state, metrics = neighbours.apply(both, state, key, index, active)
+        heard, received = both
+
+        def blend(own: Array, other: Array) -> Array:
+            beta = jnp.asarray(own_weight, own.dtype)
+            return beta * own + (1 - beta) * other
+
+        wanted: Float[Array, "n L"] = {
+            Target.OTHERS: lambda: received,
+            Target.SELF: lambda: spread,
+            Target.ALL: lambda: blend(spread, received),
+        }[target]()
+        mixed = jax.tree.map(blend, models, heard)
+        mixed, factors = rescaled(mixed, wanted, choose, strength=strength, epsilon=epsilon)
+        mask = as_mask(active, neighbours.clients)
+        if mask is None:
+            factor = weighted_mean(factors).mean()
+        else:
+            mixed = select(mask, mixed, models)
+            # Absent clients may hold anything; weight 0 times NaN would be NaN.
+            present = jnp.where(mask[:, None], factors, 0)
+            factor = weighted_mean(present, mask.astype(jnp.float32)).mean()
+        return mixed, state, metrics | {"variance_scale": factor}
+
+    # The correction is no product with a matrix.
+    return neighbours._replace(init=init, apply=apply, symmetric=None, doubly_stochastic=False)
