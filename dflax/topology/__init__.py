@@ -11,6 +11,14 @@ from dflax.topology.families import (
     star,
     torus,
 )
+from dflax.topology.gossip_rates import (
+    GossipRates,
+    given_rates,
+    optimal_rates,
+    switching,
+    switching_graphs,
+    uniform_rates,
+)
 from dflax.topology.graph import Graph, from_adjacency, from_edges, from_shifts
 from dflax.topology.laplacian import chi_1, chi_2, effective_resistances, laplacian
 from dflax.topology.mixing_matrix import (
