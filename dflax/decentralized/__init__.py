@@ -1,5 +1,6 @@
 """Algorithms without a server."""
 
+from dflax.decentralized.dadao import dadao, synchronized
 from dflax.decentralized.dfedadmm import Dual, dfedadmm, dfedadmm_sam, mean_dual
 from dflax.decentralized.gossip_averaging import Order, dfedavg, dfedsam, dpsgd
 from dflax.decentralized.protocol import (
