@@ -1,4 +1,4 @@
-"""Pooling by reshape, which is faster than a window reduction inside loops and under a client axis."""
+"""Pooling by slices, which is faster than a window reduction inside loops and under a client axis."""
 
 import functools
 import math
@@ -7,12 +7,19 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Float
 
 from dflax import validation
 
 Padding = Literal["SAME", "VALID"]
+Sizes = tuple[int, ...]
+Pads = tuple[tuple[int, int], ...]
+
+# More entries make a long program, and their numbers must fit into a byte.
+LARGEST_WINDOW = 64
 
 
 def max_pool(
@@ -23,8 +30,9 @@ def max_pool(
 ) -> Float[Array, "*B C"]:
     """y[b, p, c] = max over t in the window of x[b, strides p + t - low, c], as `flax.linen.max_pool`.
 
-    Windows that tile the inputs are reshaped and reduced; others go to `lax.reduce_window`. Either
-    way the gradient goes to the first maximum of a window in row-major order, as in flax.
+    Windows of up to 64 entries are compared entry by entry, strided slices of the inputs; larger ones
+    go to `lax.reduce_window`. Either way the gradient goes to the first maximum of a window in
+    row-major order, as in flax.
 
     Args:
       inputs: `[..., *space, C]` with as many axes of space as `window_shape` has entries.
@@ -41,9 +49,9 @@ def max_pool(
         window larger than the inputs without padding.
     """
     window, strides = _window(inputs, window_shape, strides, padding)
-    if _tiles(inputs, window, strides):
-        return _max_of_tiles(len(window), _split(inputs, window))
-    return nn.max_pool(inputs, window, strides, padding)
+    pads = _pads(inputs, window, strides, padding)
+    pooled = max_of_windows(inputs, _whole(inputs, window), _whole(inputs, strides), pads)
+    return nn.max_pool(inputs, window, strides, padding) if pooled is None else pooled
 
 
 def avg_pool(
@@ -57,45 +65,121 @@ def avg_pool(
     Padded positions count as zeros. Arguments, result and errors are those of `max_pool`.
     """
     window, strides = _window(inputs, window_shape, strides, padding)
-    if _tiles(inputs, window, strides):
-        return jnp.mean(_split(inputs, window), axis=_within(len(window)))
-    return nn.avg_pool(inputs, window, strides, padding)
+    pads = _pads(inputs, window, strides, padding)
+    total = sum_of_windows(inputs, _whole(inputs, window), _whole(inputs, strides), pads)
+    if total is None:
+        return nn.avg_pool(inputs, window, strides, padding)
+    return total / math.prod(window)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _max_of_tiles(dimensions: int, tiles: Array) -> Array:
-    return jnp.max(tiles, axis=_within(dimensions))
+def max_of_windows(
+    x: Float[Array, "..."], window: Sizes, strides: Sizes, pads: Pads
+) -> Float[Array, "..."] | None:
+    """The maximum of every window, one size, stride and pair of pads per axis of x; padded with -inf.
+
+    None for windows of more than 64 entries, which are better left to `lax.reduce_window`.
+    """
+    if math.prod(window) > LARGEST_WINDOW:
+        return None
+    return _max(window, strides, _covered(x, window, strides, pads, -math.inf))
 
 
-@_max_of_tiles.defjvp
-def _max_of_tiles_jvp(
-    dimensions: int, primals: tuple[Array], tangents: tuple[Array]
+def sum_of_windows(
+    x: Float[Array, "..."], window: Sizes, strides: Sizes, pads: Pads
+) -> Float[Array, "..."] | None:
+    """The sum of every window; otherwise as `max_of_windows`, padded with zeros."""
+    if math.prod(window) > LARGEST_WINDOW:
+        return None
+    return _sum(window, strides, _covered(x, window, strides, pads, 0.0))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _max(window: Sizes, strides: Sizes, x: Array) -> Array:
+    return functools.reduce(jnp.maximum, _entries(window, strides, x))
+
+
+@_max.defjvp
+def _max_jvp(
+    window: Sizes, strides: Sizes, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
-    (tiles,), (direction,) = primals, tangents
-    axes = _within(dimensions)
-    largest = _max_of_tiles(dimensions, tiles)
-    window = [size if axis - tiles.ndim in axes else 1 for axis, size in enumerate(tiles.shape)]
-    count = math.prod(window)
-    places = jnp.arange(count, dtype=jnp.int32).reshape(window)
-    hits = jnp.where(tiles == jnp.expand_dims(largest, axes), places, count)
-    first = places == jnp.min(hits, axis=axes, keepdims=True)
-    return largest, jnp.sum(jnp.where(first, direction, 0), axis=axes)
+    (x,), (direction,) = primals, tangents
+    largest = _max(window, strides, x)
+    entries = _entries(window, strides, x)
+    # One byte per window is all that the reverse rule has to remember.
+    first = jnp.full(largest.shape, len(entries) - 1, jnp.int8)
+    for place in reversed(range(len(entries) - 1)):
+        first = jnp.where(entries[place] == largest, jnp.int8(place), first)
+    if window != strides:  # windows that overlap, or leave gaps
+        chosen = [
+            jnp.where(first == place, entry, 0)
+            for place, entry in enumerate(_entries(window, strides, direction))
+        ]
+        return largest, functools.reduce(jnp.add, chosen)
+    places = jnp.arange(len(entries), dtype=jnp.int8).reshape(_interleaved((1,) * x.ndim, window))
+    hits = jnp.expand_dims(first, _inner_axes(x)) == places
+    return largest, jnp.sum(jnp.where(hits, _tiles(window, direction), 0), axis=_inner_axes(x))
 
 
-def _within(dimensions: int) -> tuple[int, ...]:
-    """Axes inside a tile, counted from the end: tiles are `[..., outer, window, ..., C]`."""
-    return tuple(range(-2 * dimensions, -1, 2))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _sum(window: Sizes, strides: Sizes, x: Array) -> Array:
+    return functools.reduce(jnp.add, _entries(window, strides, x))
 
 
-def _split(inputs: Array, window: tuple[int, ...]) -> Array:
-    batch, space = inputs.shape[: -len(window) - 1], inputs.shape[-len(window) - 1 : -1]
-    tiles = [part for n, w in zip(space, window, strict=True) for part in (n // w, w)]
-    return inputs.reshape(*batch, *tiles, inputs.shape[-1])
+@_sum.defjvp
+def _sum_jvp(
+    window: Sizes, strides: Sizes, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    (x,), (direction,) = primals, tangents
+    total = _sum(window, strides, x)
+    if window != strides:
+        return total, functools.reduce(jnp.add, _entries(window, strides, direction))
+    return total, jnp.sum(_tiles(window, direction), axis=_inner_axes(x))
 
 
-def _tiles(inputs: Array, window: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    space = inputs.shape[-len(window) - 1 : -1]
-    return window == strides and all(n % w == 0 for n, w in zip(space, window, strict=True))
+def _entries(window: Sizes, strides: Sizes, x: Array) -> list[Array]:
+    """For every place in the window, in row-major order, what all windows hold there."""
+    outer = [(n - w) // s + 1 for n, w, s in zip(x.shape, window, strides, strict=True)]
+    return [
+        lax.slice(
+            x,
+            place,
+            [p + s * (o - 1) + 1 for p, s, o in zip(place, strides, outer, strict=True)],
+            strides,
+        )
+        for place in np.ndindex(*window)
+    ]
+
+
+def _covered(x: Array, window: Sizes, strides: Sizes, pads: Pads, fill: float) -> Array:
+    """The padded array without what no window covers."""
+    if any(pad != (0, 0) for pad in pads):
+        x = jnp.pad(x, pads, constant_values=fill)
+    ends = [(n - w) // s * s + w for n, w, s in zip(x.shape, window, strides, strict=True)]
+    return lax.slice(x, [0] * x.ndim, ends)
+
+
+def _tiles(window: Sizes, x: Array) -> Array:
+    """`[o_0, w_0, o_1, w_1, ...]`: every axis by tile and by place within the tile."""
+    outer = tuple(n // w for n, w in zip(x.shape, window, strict=True))
+    return x.reshape(_interleaved(outer, window))
+
+
+def _interleaved(first: Sizes, second: Sizes) -> Sizes:
+    return tuple(size for pair in zip(first, second, strict=True) for size in pair)
+
+
+def _inner_axes(x: Array) -> Sizes:
+    return tuple(range(1, 2 * x.ndim, 2))
+
+
+def _whole(x: Array, entries: Sizes) -> Sizes:
+    """Sizes for every axis, given those of space: batch and channels are not pooled."""
+    return (1,) * (x.ndim - 1 - len(entries)) + entries + (1,)
+
+
+def _pads(x: Array, window: Sizes, strides: Sizes, padding: str) -> Pads:
+    window, strides = _whole(x, window), _whole(x, strides)
+    return tuple(lax.padtype_to_pads(x.shape, window, strides, padding))
 
 
 def _window(

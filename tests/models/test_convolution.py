@@ -131,6 +131,46 @@ def test_batch_axes_and_dtypes_are_as_in_flax():
     assert "bias" not in Conv(3, (3, 3), use_bias=False).init(KEY, x)["params"]
 
 
+@pytest.mark.parametrize(
+    ("space", "padding"),
+    [((6, 8), "SAME"), ((7, 5), "VALID"), ((5, 6), ((0, 2), (3, 1))), ((9,), "SAME")],
+    ids=str,
+)
+def test_every_method_computes_the_same(space, padding):
+    x = jax.random.normal(KEY, (3, *space, 4))
+    kernel = jax.random.normal(jax.random.key(1), (3,) * len(space) + (4, 5))
+
+    def facts(method):
+        def value(x, kernel):
+            return jnp.sum(jnp.sin(convolve(x, kernel, padding=padding, method=method)))
+
+        return jax.value_and_grad(value, (0, 1))(x, kernel)
+
+    native, patches, winograd = jax.jit(
+        lambda: [facts(method) for method in ("native", "patches", "winograd")]
+    )()
+    assert_close(patches, native)
+    assert_close(winograd, native)
+
+
+def products(x, kernel, **options):
+    """Matrix products of the program for CPU: 1 of patches, 16 of Winograd's method."""
+    run = jax.jit(lambda x, kernel: convolve(x, kernel, **options))
+    text = jax.export.export(run, platforms=["cpu"])(x, kernel).mlir_module()
+    return text.count("stablehlo.dot_general")
+
+
+def test_winograds_method_where_it_pays():
+    images, kernel = jnp.ones((8, 8, 8, 32)), jnp.ones((3, 3, 32, 32))
+    assert products(images, kernel) == 16
+    assert products(images, kernel, strides=2) == 1
+    assert products(images, kernel, dilation=2) == 1
+    assert products(images[:2], kernel) == 1  # too few tiles
+    assert products(images[:, :5, :5].repeat(2, 0), kernel) == 1  # tiles stand over the edge
+    assert products(images[..., :16], kernel[:, :, :16]) == 1  # too few channels
+    assert products(images.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)) == 1
+
+
 @pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 3), ("tpu", 3)])
 def test_the_platform_of_the_program_decides(platform, convolutions):
     ours, _, x = pair((3, 3), 1, "SAME", 1, 1, 4)
@@ -152,6 +192,8 @@ def test_the_platform_of_the_program_decides(platform, convolutions):
         ({"padding": "FULL"}, "padding must be 'SAME', 'VALID'"),
         ({"padding": ((1, 1),)}, "padding must have one int or pair"),
         ({"padding": -1}, "padding must be an integer >= 0, got -1"),
+        ({"method": "fft"}, "method must be one of .* got 'fft'"),
+        ({"method": "winograd", "strides": 2}, "method 'winograd' needs a kernel of 3"),
     ],
 )
 def test_bad_geometry_is_refused(options, message):
