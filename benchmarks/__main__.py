@@ -11,7 +11,17 @@ from rich.table import Table
 
 from benchmarks.measure import Row
 
-NAMES = ("logistic", "mlp", "compilation", "population", "sweeping", "collectives", "startup")
+NAMES = (
+    "logistic",
+    "mlp",
+    "cnn",
+    "resnet",
+    "compilation",
+    "population",
+    "sweeping",
+    "collectives",
+    "startup",
+)
 RESULTS = pathlib.Path("results")
 
 

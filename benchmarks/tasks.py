@@ -60,3 +60,6 @@ LOGISTIC = Task(clients=100, cohort=10, steps=5, batch=10, features=64, classes=
 MLP = Task(
     clients=1000, cohort=1000, steps=5, batch=10, features=784, classes=10, owned=50, hidden=100
 )
+# Images as flat vectors: 28x28x1 and 32x32x3.
+CNN = Task(clients=16, cohort=16, steps=5, batch=20, features=784, classes=10, owned=100)
+RESNET = Task(clients=8, cohort=8, steps=2, batch=8, features=3072, classes=10, owned=16, rate=0.01)
