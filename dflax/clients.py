@@ -13,11 +13,12 @@ from dflax import validation
 
 CLIENTS = "clients"
 # On a CPU, clients with fewer elements than the first number run all at once: a step then costs the
-# launching of its operations, not the arithmetic in them. Up to the second number, chunks of
-# clients keep all cores busy; beyond, one client after another keeps the caches warm.
+# launching of its operations, not the arithmetic in them. Up to the second number, chunks of as many
+# clients as the third holds keep all cores busy and the caches warm; beyond, one client after
+# another does. Measured in docs/execution.md.
 SMALL_CLIENT = 1 << 14
 MEDIUM_CLIENT = 1 << 17
-CHUNK = 32
+CHUNK = 3 << 17
 
 
 def map_clients(
@@ -40,7 +41,8 @@ def map_clients(
         is laid out for all devices together and cannot be copied or differentiated within one.
       at_once: clients that one device computes at the same time: 1 is one after another, m or more
         all at once. None chooses: all at once on accelerators; on a CPU all for clients of fewer
-        than 2^14 elements, chunks of 32 below 2^17, else one after another.
+        than 2^14 elements, chunks of 3 2^17 elements (24 to 3 clients) below 2^17, else one after
+        another; docs/execution.md has the measurements.
 
     Returns:
       What `function` returns, each leaf with the leading axis m.
@@ -333,5 +335,6 @@ def _clients_at_once(one: Callable[[Any], Any], stacked: Any) -> int:
     if size >= MEDIUM_CLIENT:
         return 1
     # Chunks that divide the clients spare the program a second copy of itself for the remainder.
-    even = max(width for width in range(1, CHUNK + 1) if count % width == 0)
-    return even if 4 * even >= CHUNK else CHUNK
+    widest = CHUNK // size
+    even = max(width for width in range(1, widest + 1) if count % width == 0)
+    return even if 2 * even >= widest else widest
