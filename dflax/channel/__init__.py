@@ -2,3 +2,9 @@
 
 from dflax.channel.broadcast import broadcast
 from dflax.channel.channel import Channel, chain, finite_only, gaussian_noise, lossy, perfect
+from dflax.channel.compression import compression, uncompressed
+from dflax.channel.largest import largest
+from dflax.channel.low_rank import powersgd
+from dflax.channel.memory import differences, error_feedback
+from dflax.channel.quantized import qsgd, sign
+from dflax.channel.sparse import random_k, top_k
