@@ -16,6 +16,7 @@ NAMES = (
     "mlp",
     "cnn",
     "resnet",
+    "server",
     "compilation",
     "population",
     "sweeping",
