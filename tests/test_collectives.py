@@ -87,6 +87,26 @@ def test_gossip_on_a_graph_of_shifts_permutes_boundary_rows_alone(name, mesh):
     assert sum(one.bytes for one in rest) <= SMALL
 
 
+def of_family(mixer):
+    """A round of each method without a server, with the number of model-sized trees it mixes."""
+    rate = optax.sgd(0.1)
+    return {
+        "dfedadmm": (dx.decentralized.dfedadmm(half_square, rate, mixer), 1),
+        "dfedsam": (dx.decentralized.dfedsam(half_square, rate, mixer, gossip_steps=2), 2),
+        "dsgt": (dx.decentralized.dsgt(half_square, 0.1, mixer), 2),
+        "dispfl": (dx.decentralized.dispfl(half_square, rate, mixer, rounds=9), 2),
+    }
+
+
+@pytest.mark.parametrize("name", of_family(dx.gossip.ring(32)))
+def test_methods_without_a_server_exchange_what_they_mix_and_no_more(name, mesh):
+    algorithm, trees = of_family(dx.gossip.ring(32))[name]
+    found, large = exchanged(algorithm, federation(32), mesh)
+    assert {one.kind for one in large} == {"collective-permute"}
+    assert sum(one.sent * one.times for one in large) == 2 * trees * MODEL
+    assert sum(one.bytes for one in found if one.bytes <= SMALL) <= SMALL
+
+
 def sent(found):
     return sum(one.sent * one.times for one in found)
 

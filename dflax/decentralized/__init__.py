@@ -2,7 +2,9 @@
 
 from dflax.decentralized.dadao import dadao, synchronized
 from dflax.decentralized.dfedadmm import Dual, dfedadmm, dfedadmm_sam, mean_dual
+from dflax.decentralized.dispfl import Grow, dispfl
 from dflax.decentralized.gossip_averaging import Order, dfedavg, dfedsam, dpsgd
+from dflax.decentralized.gradient_tracking import Tracking, dsgt
 from dflax.decentralized.protocol import (
     Client,
     Clients,

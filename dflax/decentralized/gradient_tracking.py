@@ -1,0 +1,113 @@
+"""Distributed stochastic gradient tracking (DSGT)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from dflax import validation
+from dflax.algorithm import Algorithm, Metrics, Params
+from dflax.channel.channel import Channel
+from dflax.clients import select
+from dflax.data.dataset import Dataset
+from dflax.decentralized.protocol import Client, combine_then_adapt
+from dflax.federation import Assignment
+from dflax.gossip.mixer import Mixer, require_mean_kept
+from dflax.local.oracle import Loss, Oracle
+from dflax.local.solver import solver
+from dflax.local.subproblem import Subproblem
+
+Rate = float | Array | Callable[[Int[Array, ""]], float | Float[Array, ""]]
+
+
+class Tracking(NamedTuple):
+    """A client's memory.
+
+    Attributes:
+      tracker: y_i, an estimate of the mean gradient of all clients.
+      gradient: g_i, the client's own gradient of the last round it took part in.
+    """
+
+    tracker: Params
+    gradient: Params
+
+
+def dsgt(
+    loss: Loss | Oracle,
+    rate: Rate,
+    mixer: Mixer,
+    *,
+    channel: Channel | None = None,
+    at_once: int | None = None,
+) -> Algorithm:
+    """Gradient tracking: every client follows an estimate of the mean gradient, not its own gradient.
+
+    A round, with two mixed trees:
+
+        x_i = sum_j W_ij (x_j - eta y_j)
+        y_i = sum_j W_ij y_j + grad f_i(x_i) - g_i           then g_i = grad f_i(x_i)
+
+    y and g start at 0, which from a common model is the published start y_i = grad f_i(x_i). In every
+    round mean y = mean g, whoever takes part, so with full gradients and a constant rate all models
+    reach the minimum of the mean objective, which D-PSGD and DFedAvg miss by O(eta). The gradient is
+    the mean over a round's K minibatches, all at the same model.
+
+    Args:
+      loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
+      rate: eta >= 0, traceable; or a function of the round's number.
+      mixer: the gossip, see `dflax.gossip`; it must keep the mean. Twice a model's size is mixed.
+      channel: what happens to the messages on the way; see `adapt_then_combine`. One that changes
+        them (noise, compression) breaks mean y = mean g.
+      at_once: see `dflax.map_clients`.
+
+    Returns:
+      An `Algorithm` on a `FederatedState`; models are `state.clients.params`, trackers and gradients
+      `state.clients.memory`, a `Tracking`. Its `init` is that of `dfedavg`. Metrics: the loss's own,
+      `tracker_norm`, mean |y_i|, `clients_active`, and the mixer's.
+
+    Raises:
+      TypeError, ValueError: naming the argument; a mixer that is known to move the mean.
+
+    References:
+      Pu and Nedic, Distributed Stochastic Gradient Tracking Methods, arXiv 1805.11454;
+      Nedic, Olshevsky and Shi, arXiv 1607.03218.
+    """
+    require_mean_kept(mixer, "gradient tracking")
+    if not callable(rate):
+        validation.real("rate", rate, low=0.0, scalar=True)
+    # A solver that stays where it is sees all minibatches at one model.
+    look = solver(loss, optax.set_to_zero(), mean_gradient=True)
+
+    def start(key: Key[Array, ""], models: Params) -> Tracking:
+        zeros = jax.tree.map(jnp.zeros_like, models)
+        return Tracking(zeros, zeros)
+
+    def descend(own: Client, index: Array) -> dict[str, PyTree[Array]]:
+        eta = rate(index) if callable(rate) else rate
+        moved = jax.tree.map(
+            lambda x, y: x - jnp.asarray(eta, x.dtype) * y, own.params, own.memory.tracker
+        )
+        return {"params": moved, "tracker": own.memory.tracker}
+
+    def track(
+        assignment: Assignment,
+        own: Client,
+        heard: dict[str, PyTree[Array]],
+        data: Dataset,
+        index: Array,
+    ) -> tuple[Client, Metrics]:
+        seen = look(Subproblem(), heard["params"], assignment, data, index=index)
+        # Who has no time for a gradient goes on with the old one.
+        fresh = select(assignment.local_steps > 0, seen.gradient, own.memory.gradient)
+        tracker = jax.tree.map(
+            lambda y, g, old: y + (g - old), heard["tracker"], fresh, own.memory.gradient
+        )
+        measured = {"tracker_norm": optax.tree.norm(tracker)}
+        return Client(heard["params"], Tracking(tracker, fresh)), seen.metrics | measured
+
+    return combine_then_adapt(
+        track, mixer, start=start, message=descend, channel=channel, at_once=at_once
+    )
