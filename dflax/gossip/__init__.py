@@ -7,6 +7,7 @@ from dflax.gossip.families import (
     exponential,
     geometric,
     hypercube,
+    matcha,
     one_peer_exponential,
     random_matching,
     random_neighbours,

@@ -65,6 +65,11 @@ def one_peer_exponential(nodes: int, *, steps: int = 1) -> Mixer:
     return mixer(turns, steps=steps)
 
 
+def matcha(graph: topology.Graph, budget: float, *, steps: int = 1) -> Mixer:
+    """Mixing over a graph's matchings, each active at random; arguments as in `topology.matcha`."""
+    return mixer(topology.matcha(graph, budget), steps=steps)
+
+
 def erdos_renyi(nodes: int, probability: float, seed: int = 0, *, steps: int = 1) -> Mixer:
     """Mixing on a connected Erdős–Rényi graph G(n, p), Metropolis–Hastings weights."""
     return mixer(topology.erdos_renyi(nodes, probability, seed), steps=steps)

@@ -21,6 +21,7 @@ from dflax.topology.gossip_rates import (
 )
 from dflax.topology.graph import Graph, from_adjacency, from_edges, from_shifts
 from dflax.topology.laplacian import chi_1, chi_2, effective_resistances, laplacian
+from dflax.topology.matcha import Matcha, matcha, matcha_plan, matchings
 from dflax.topology.mixing_matrix import (
     MixingMatrix,
     column_stochastic,
