@@ -1,0 +1,136 @@
+"""Gossip methods on several splits and starts at once: one program a method, paired over methods."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Float, Int
+
+import dflax as dx
+from dflax import evaluation
+from dflax.data.laws import dirichlet_laws
+
+Factory = Callable[[Any], dx.Algorithm]
+
+
+def label_priors(
+    labels: Int[np.ndarray, " N"], clients: int, alpha: float, owned: int, seed: int
+) -> dx.data.Partition:
+    """Clients of `owned` examples each, their labels drawn from the client's own Dirichlet(alpha) prior.
+
+    Examples are drawn with replacement, within a client and across clients.
+    """
+    classes = int(labels.max()) + 1
+    generator = np.random.default_rng(seed)
+    laws = dirichlet_laws(seed, clients, classes, alpha)
+    drawn = [generator.choice(classes, owned, p=law) for law in laws]
+    of_class = [np.flatnonzero(labels == c) for c in range(classes)]
+    return dx.data.from_indices(
+        [np.array([generator.choice(of_class[c]) for c in own]) for own in drawn]
+    )
+
+
+class Paired:
+    """S runs of every method: run s has the split, the start, the minibatches of seed s.
+
+    Args:
+      data: training and test examples.
+      splits: S partitions of equal shapes.
+      seeds: S of starts and minibatches; methods that see the same S are paired.
+      model: a linen module.
+      local_steps: K.
+      batch_size: B, drawn with replacement.
+      rounds: T.
+      tail: rounds at the end over which the clients' models are measured and averaged, >= 1.
+      examples: measure on so many test examples only.
+    """
+
+    def __init__(
+        self,
+        data: dx.data.Split,
+        splits: Sequence[dx.data.Partition],
+        seeds: Sequence[int],
+        model: Any,
+        *,
+        local_steps: int,
+        batch_size: int,
+        rounds: int,
+        tail: int,
+        examples: int | None = None,
+    ):
+        self.federation = dx.Federation(
+            data, splits[0], local_steps=local_steps, batch_size=batch_size, replacement=True
+        )
+        self.splits = jax.tree.map(lambda *leaves: jnp.stack(leaves), *splits)
+        self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        self.loss = dx.losses.classification(model.apply)
+        self.rounds, self.tail = rounds, tail
+        example = data.example
+        self.start = lambda key: model.init(key, example)["params"]
+        measure = evaluation.on(self.loss, data.test, examples=examples)
+        self.mean_model = evaluation.mean_model(measure)
+        self.client_models = evaluation.client_models(measure)
+
+    def run(self, factory: Factory, values: Sequence[float] = (0.0,)) -> dict[str, np.ndarray]:
+        """The method at several values of one traced hyper-parameter, on all seeds, as one program.
+
+        Args:
+          factory: `value -> Algorithm`.
+          values: V of them.
+
+        Returns:
+          Arrays `[V, S, T]`: "mean model" accuracy and "distance" (root of the consensus distance);
+          `[V, S]`: "local" accuracy, the mean over clients and over the last rounds; and the seconds
+          of the whole program after compilation, [].
+        """
+        cut = self.rounds - self.tail
+
+        def one(value: Any, key: Any, split: Any, federation: Any, measures: Any) -> dict[str, Any]:
+            mean_model, client_models = measures
+            source = copy.copy(federation)
+            source.partition = split
+            algorithm = factory(value)
+            state = algorithm.init(key, self.start(jax.random.fold_in(key, 0xFFFFFFFE)))
+
+            def advance(state: Any, number: Any) -> tuple[Any, dict[str, Any]]:
+                state, _ = algorithm.step(state, source.draw(key, number))
+                return state, {
+                    "mean model": mean_model(state)["mean_model_accuracy"],
+                    "distance": jnp.sqrt(evaluation.consensus_distance(state.clients.params)),
+                }
+
+            def measured(state: Any, number: Any) -> tuple[Any, dict[str, Any]]:
+                state, found = advance(state, number)
+                return state, found | {"local": client_models(state)["accuracy"]}
+
+            state, early = jax.lax.scan(advance, state, jnp.arange(cut))
+            _, late = jax.lax.scan(measured, state, jnp.arange(cut, self.rounds))
+            local = late.pop("local").mean()
+            joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), early, late)
+            return joined | {"local": local}
+
+        over_seeds = jax.vmap(one, in_axes=(None, 0, 0, None, None))
+        program = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, None, None, None)))
+        arguments = (
+            jnp.asarray(values, jnp.float32),
+            self.keys,
+            self.splits,
+            self.federation,
+            (Partial(self.mean_model), Partial(self.client_models)),
+        )
+        compiled = program.lower(*arguments).compile()
+        began = time.perf_counter()
+        found = jax.tree.map(np.asarray, compiled(*arguments))
+        return found | {"seconds": np.asarray(time.perf_counter() - began)}
+
+
+def rounds_to(curve: Float[np.ndarray, "... T"], bar: float) -> Float[np.ndarray, "..."]:
+    """The first round whose mean with the two before it reaches `bar`; infinite if none does."""
+    smooth = (curve[..., :-2] + curve[..., 1:-1] + curve[..., 2:]) / 3
+    reached = smooth >= bar
+    return np.where(reached.any(-1), reached.argmax(-1) + 3.0, np.inf)
