@@ -1,10 +1,13 @@
 """Algorithms without a server."""
 
+from dflax.decentralized.adom_plus import adom_plus
+from dflax.decentralized.continuized import continuized, unit_rates
 from dflax.decentralized.dadao import dadao, synchronized
 from dflax.decentralized.dfedadmm import Dual, dfedadmm, dfedadmm_sam, mean_dual
 from dflax.decentralized.dispfl import Grow, dispfl
 from dflax.decentralized.gossip_averaging import Order, dfedavg, dfedsam, dpsgd
 from dflax.decentralized.gradient_tracking import Tracking, dsgt
+from dflax.decentralized.msda import gossip_steps, msda
 from dflax.decentralized.protocol import (
     Client,
     Clients,

@@ -54,7 +54,7 @@ def advance(method, events, steps, state=None, **options):
 
 
 def reference(stream, vectors, rates):
-    """The sheet's event loop in NumPy, by matrix exponentials and absolute clocks."""
+    """The event loop in NumPy, by matrix exponentials and absolute clocks."""
     nu, top = MU / 2, SMOOTH
     s = np.sqrt(nu / top)
     matrix, clock = np.asarray(generator(momenta(MU, SMOOTH))), np.zeros(N)
