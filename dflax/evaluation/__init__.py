@@ -15,3 +15,4 @@ from dflax.evaluation.measures import (
     server_model,
     together,
 )
+from dflax.evaluation.personal import distribution, on_own_data, personalized

@@ -17,3 +17,4 @@ from dflax.local.solver import (
 )
 from dflax.local.subproblem import Subproblem
 from dflax.local.trades import trades
+from dflax.local.travel import travel

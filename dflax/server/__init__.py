@@ -1,15 +1,18 @@
 """Algorithms with a server."""
 
+from dflax.server.adaptive import fedadagrad, fedadam, fedyogi
 from dflax.server.consensus_admm import consensus_admm
 from dflax.server.descent import descent, local_change
 from dflax.server.dual_free_admm import dual_free_admm
 from dflax.server.fal import Attacked, fal
 from dflax.server.fedadmm import fedadmm
 from dflax.server.fedavg import fedavg
+from dflax.server.fednova import fednova
 from dflax.server.fedprox import fedprox
 from dflax.server.fedsam import fedsam
 from dflax.server.fedsmoo import fedsmoo
 from dflax.server.fedspeed import feddyn, fedspeed
+from dflax.server.mimelite import Base, fixed_adam, fixed_momentum, mimelite
 from dflax.server.momentum import (
     fedavg_m,
     fedavg_m_vr,
@@ -17,6 +20,12 @@ from dflax.server.momentum import (
     mofedsam,
     scaffold_m,
     scaffold_m_vr,
+)
+from dflax.server.partial_averaging import (
+    layers,
+    normalization,
+    own_models,
+    partial_averaging,
 )
 from dflax.server.protocol import Clients, Received, Report, Server, with_server
 from dflax.server.rerce_fed import rerce_fed
