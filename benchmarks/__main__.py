@@ -22,6 +22,7 @@ NAMES = (
     "sweeping",
     "collectives",
     "startup",
+    "compression",
 )
 RESULTS = pathlib.Path("results")
 

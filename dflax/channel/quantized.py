@@ -25,7 +25,8 @@ def qsgd(levels: int, *, contracting: bool = False) -> Channel:
     Args:
       levels: s >= 1; 1 is ternary.
       contracting: divide by 1 + omega, so that E |C(x) - x|^2 <= omega / (1 + omega) |x|^2: what
-        `error_feedback` needs.
+        `error_feedback` needs. What is sent then lags by about 1 + omega messages: choose s of the
+        order of sqrt(d).
 
     References:
       Alistarh et al., QSGD, arXiv 1610.02132.
