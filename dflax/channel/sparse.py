@@ -1,11 +1,10 @@
 """Compression by leaving out most numbers: the largest stay, or random ones."""
 
-import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 
-from dflax import validation
+from dflax import counter, validation
 from dflax.channel.channel import Channel, Messages
 from dflax.channel.compression import compression, kept, numbers
 from dflax.channel.largest import largest
@@ -62,7 +61,7 @@ def random_k(share: float, *, unbiased: bool = True) -> Channel:
     ) -> tuple[Messages, tuple[()]]:
         values, unravel = ravel_pytree(message)
         count = kept(share, message)
-        chosen = largest(jax.random.bits(key, values.shape, jnp.uint32), count)
+        chosen = largest(counter.bits(key, values.shape[0]), count)
         factor = values.shape[0] / count if unbiased else 1.0
         return unravel(jnp.where(chosen, values * factor, 0)), state
 

@@ -103,9 +103,9 @@ def test_unbiased_compressors_have_the_message_for_their_mean(rule):
         def one(key):
             return rule.apply(MESSAGES, jnp.ones(4), (), key)[0]
 
-        return jax.tree.map(lambda leaf: leaf.mean(0), jax.vmap(one)(jax.random.split(key, 4000)))
+        return jax.tree.map(lambda leaf: leaf.mean(0), jax.vmap(one)(jax.random.split(key, 1000)))
 
-    assert np.abs(rows(mean(KEY)) - rows(MESSAGES)).max() < 0.15
+    assert np.abs(rows(mean(KEY)) - rows(MESSAGES)).max() < 0.3
 
 
 def test_the_power_iteration_converges_to_the_best_approximation():
