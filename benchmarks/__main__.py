@@ -17,6 +17,7 @@ NAMES = (
     "cnn",
     "resnet",
     "server",
+    "decentralized",
     "compilation",
     "population",
     "sweeping",

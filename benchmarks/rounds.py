@@ -1,6 +1,9 @@
 """One algorithm's rounds as a row: what they take, what they cost, what the hardware would need."""
 
 import functools
+import itertools
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,3 +59,35 @@ def row(
         flops=flops,
         bytes=cost.bytes_accessed,
     )
+
+
+def in_turns(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """The least milliseconds of each of several works, after a first call that warms up.
+
+    Taken in turns, so that whatever else slows the machine down slows them all.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for repeat in range(repeats + 1):
+        for name, work in works.items():
+            began = time.perf_counter()
+            jax.block_until_ready(work())
+            if repeat:
+                taken[name].append(1e3 * (time.perf_counter() - began))
+    return {name: min(times) for name, times in taken.items()}
+
+
+def one_by_one(
+    algorithm: dx.Algorithm, state: dx.FederatedState, source: dx.Federation
+) -> Callable[[], Any]:
+    """One more round at every call, the state donated from call to call as in `dflax.run`."""
+    key = jax.random.key(0)
+    advance = jax.jit(functools.partial(dx.rollout, algorithm, rounds=1), donate_argnums=0)
+    state = jax.tree.map(jnp.copy, state)
+    numbers = itertools.count()
+
+    def once() -> Any:
+        nonlocal state
+        state, metrics = advance(state, source, key, start=jnp.int32(next(numbers)))
+        return metrics
+
+    return once

@@ -1,8 +1,5 @@
 """What a round of each method with a server costs beside a round of FedAvg: one CNN, 5 of 20 clients."""
 
-import functools
-import itertools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +9,7 @@ import numpy as np
 import optax
 
 import dflax as dx
+from benchmarks import rounds
 from benchmarks.measure import Row
 
 CLIENTS, COHORT, STEPS, BATCH, OWNED = 20, 5, 5, 20, 60
@@ -54,20 +52,13 @@ def rows(quick: bool, names: tuple[str, ...] = ()) -> list[Row]:
     model = dx.models.CNN(classes=10)
     params = model.init(jax.random.key(0), data.example)["params"]
     known = methods(dx.losses.classification(model.apply))
-    rounds = {
-        name: _rounds(make(), params, source)
+    works = {
+        name: rounds.one_by_one(algorithm, _start(algorithm, params), source)
         for name, make in known.items()
         if name == "FedAvg" or not names or name in names
+        for algorithm in [make()]
     }
-    seconds: dict[str, list[float]] = {name: [] for name in rounds}
-    # Taken in turns, so that whatever else slows the machine down slows them all.
-    for repeat in range(4 if quick else 10):
-        for name, once in rounds.items():
-            began = time.perf_counter()
-            jax.block_until_ready(once())
-            if repeat:
-                seconds[name].append(1e3 * (time.perf_counter() - began))
-    least = {name: min(taken) for name, taken in seconds.items()}
+    least = rounds.in_turns(works, 3 if quick else 9)
     base = least.pop("FedAvg")
     return [
         Row(f"{name} round, CNN, 5 of 20 clients", ours, "FedAvg", base)
@@ -75,22 +66,10 @@ def rows(quick: bool, names: tuple[str, ...] = ()) -> list[Row]:
     ]
 
 
-def _rounds(algorithm: dx.Algorithm, params: Any, source: dx.Federation) -> Callable[[], Any]:
-    """One more round at every call, the state donated from call to call as in `dflax.run`."""
+def _start(algorithm: dx.Algorithm, params: Any) -> dx.FederatedState:
     key = jax.random.key(0)
-    rollout = functools.partial(dx.rollout, algorithm, rounds=1)
-    advance = jax.jit(rollout, donate_argnums=0)
     given = jax.tree.map(lambda x: jnp.zeros((CLIENTS, *x.shape), x.dtype), params)
     try:
-        state = algorithm.init(key, params, given)
+        return algorithm.init(key, params, given)
     except TypeError:  # the method starts from the model alone
-        state = algorithm.init(key, params)
-    state = jax.tree.map(jnp.copy, state)
-    numbers = itertools.count()
-
-    def once() -> Any:
-        nonlocal state
-        state, metrics = advance(state, source, key, start=jnp.int32(next(numbers)))
-        return metrics
-
-    return once
+        return algorithm.init(key, params)
