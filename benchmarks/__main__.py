@@ -18,6 +18,8 @@ NAMES = (
     "resnet",
     "server",
     "decentralized",
+    "reductions",
+    "mixing",
     "compilation",
     "population",
     "sweeping",

@@ -67,3 +67,16 @@ def milliseconds(work: Callable[[], Any], repeats: int = 5, units: int = 1) -> f
         jax.block_until_ready(work())
         times.append(time.perf_counter() - began)
     return 1e3 * min(times) / units
+
+
+def alternately(*works: Callable[[], Any], repeats: int = 5) -> list[float]:
+    """The least milliseconds of each of several works that take turns, so that noise meets all."""
+    for work in works:
+        jax.block_until_ready(work())
+    least = [float("inf")] * len(works)
+    for _ in range(repeats):
+        for number, work in enumerate(works):
+            began = time.perf_counter()
+            jax.block_until_ready(work())
+            least[number] = min(least[number], 1e3 * (time.perf_counter() - began))
+    return least

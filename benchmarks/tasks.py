@@ -63,3 +63,8 @@ MLP = Task(
 # Images as flat vectors: 28x28x1 and 32x32x3.
 CNN = Task(clients=16, cohort=16, steps=5, batch=20, features=784, classes=10, owned=100)
 RESNET = Task(clients=8, cohort=8, steps=2, batch=8, features=3072, classes=10, owned=16, rate=0.01)
+
+
+def messages(rows: int, columns: int) -> np.ndarray:
+    """The messages of some clients, one row each: standard normal, float32 `[n, d]`."""
+    return np.random.default_rng(0).standard_normal((rows, columns), np.float32)

@@ -1,6 +1,10 @@
 """How a server combines its clients' messages."""
 
 from dflax.aggregation.aggregator import Aggregator, mean
-from dflax.aggregation.coordinates import gram, map_coordinates
+from dflax.aggregation.coordinates import gram, map_coordinates, sum_coordinates
+from dflax.aggregation.coordinatewise import median, trimmed_mean
+from dflax.aggregation.distances import squared_distances
+from dflax.aggregation.geometric_median import geometric_median
 from dflax.aggregation.majority_vote import majority_vote
+from dflax.aggregation.order_statistics import median_rows, sorted_rows, trimmed_mean_rows
 from dflax.aggregation.variance import kernels, rescaled, variance_corrected, variances

@@ -1,5 +1,6 @@
 """Rules that need all clients' values at once, without bringing all models to every device."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from dflax import validation
+from dflax.aggregation.products import products
 from dflax.clients import CLIENTS, client_devices
 
 
@@ -26,7 +28,7 @@ def map_coordinates(
     Args:
       rule: `(values, *shared) -> [c]` on values `[m, c]` of any c coordinates, each column for itself,
         for example `lambda values: jnp.median(values, 0)`. Values are float32, or of the widest dtype
-        among the leaves.
+        among the leaves. It is called a few times: large leaves are not copied together.
       stacked: floating-point leaves `[m, ...]`.
       *shared: pytrees that the rule reads whole, such as the clients' weights `[m]`.
 
@@ -40,12 +42,49 @@ def map_coordinates(
     validation.function("rule", rule)
     count = _require_models(stacked)
     if client_devices() == 1:
-        return _unravel(rule(_ravel(stacked), *shared), stacked)
+        groups = _groups(stacked)
+        found = [rule(_ravel(stacked, group), *shared) for group in groups]
+        return _unravel(found, groups, stacked)
 
     def on_one_device(stacked: Any, shared: Any) -> Any:
         result = rule(_by_coordinates(_ravel(stacked))[:count], *shared)
         whole = jax.lax.all_gather(result, CLIENTS, tiled=True)
-        return _unravel(whole, stacked)
+        return _unravel([whole], [list(range(len(jax.tree.leaves(stacked))))], stacked)
+
+    return _dealt(on_one_device)(_filled_up(stacked), shared)
+
+
+def sum_coordinates(
+    function: Callable[..., Array], stacked: PyTree[Array], *shared: PyTree[Array]
+) -> Array:
+    """Adds up over all parameters what a function makes of them: `sum_j function(x[:, j])`.
+
+    Where m clients are dealt over devices, the models are dealt over them again by coordinates (one
+    all-to-all) and the devices' shares are added up (one all-reduce of what the function returns).
+
+    Args:
+      function: `(values, *shared) -> [...]` on values `[m, c]` of any c coordinates, additive over
+        the coordinates and 0 where all values are 0, for example `lambda values: values @ values.T`.
+        Values are float32, or of the widest dtype among the leaves.
+      stacked: floating-point leaves `[m, ...]`.
+      *shared: pytrees that the function reads whole.
+
+    Returns:
+      What the function returns.
+
+    Raises:
+      TypeError: a function that is none, or a leaf that does not hold real numbers.
+      ValueError: leaves whose leading axes differ.
+    """
+    validation.function("function", function)
+    count = _require_models(stacked)
+    if client_devices() == 1:
+        parts = [function(_ravel(stacked, group), *shared) for group in _groups(stacked)]
+        return functools.reduce(jnp.add, parts)
+
+    def on_one_device(stacked: Any, shared: Any) -> Array:
+        values = _by_coordinates(_ravel(stacked))[:count]
+        return jax.lax.psum(function(values, *shared), CLIENTS)
 
     return _dealt(on_one_device)(_filled_up(stacked), shared)
 
@@ -69,15 +108,7 @@ def gram(stacked: PyTree[Array]) -> Float[Array, "m m"]:
       TypeError: a leaf that does not hold real numbers.
       ValueError: leaves whose leading axes differ.
     """
-    count = _require_models(stacked)
-    if client_devices() == 1:
-        return _products(_ravel(stacked))
-
-    def on_one_device(stacked: Any, shared: tuple[()]) -> Array:
-        values = _by_coordinates(_ravel(stacked))[:count]
-        return jax.lax.psum(_products(values), CLIENTS)
-
-    return _dealt(on_one_device)(_filled_up(stacked), ())
+    return sum_coordinates(products, stacked)
 
 
 def _dealt(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,24 +139,41 @@ def _by_coordinates(rows: Float[Array, "own d"]) -> Float[Array, "m share"]:
     return jax.lax.all_to_all(padded, CLIENTS, split_axis=1, concat_axis=0, tiled=True)
 
 
-def _products(values: Float[Array, "m c"]) -> Float[Array, "m m"]:
-    return jnp.matmul(values, values.T, precision=jax.lax.Precision.HIGHEST)
+def _groups(stacked: PyTree[Array]) -> list[list[int]]:
+    """Numbers of the leaves that are worked on together.
+
+    Leaves that hold an eighth or more of all parameters stand alone, so that they need not be copied;
+    the others are put together, so that no rule is compiled for more than nine matrices.
+    """
+    sizes = [leaf.size for leaf in jax.tree.leaves(stacked)]
+    alone = [8 * size >= sum(sizes) for size in sizes]
+    large = [[number] for number in range(len(sizes)) if alone[number]]
+    small = [number for number in range(len(sizes)) if not alone[number]]
+    return [*large, small] if small else large
 
 
-def _ravel(stacked: PyTree[Array]) -> Float[Array, "m d"]:
+def _ravel(stacked: PyTree[Array], group: list[int] | None = None) -> Float[Array, "m d"]:
+    """The leaves of a group side by side, those of all by default."""
     leaves = jax.tree.leaves(stacked)
     wide = jnp.result_type(jnp.float32, *leaves)
-    flat = [leaf.reshape(leaf.shape[0], -1).astype(wide) for leaf in leaves]
+    chosen = leaves if group is None else [leaves[number] for number in group]
+    flat = [leaf.reshape(leaf.shape[0], -1).astype(wide) for leaf in chosen]
     return flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=1)
 
 
-def _unravel(vector: Float[Array, " d"], stacked: PyTree[Array]) -> PyTree[Array]:
+def _unravel(
+    vectors: list[Float[Array, " c"]], groups: list[list[int]], stacked: PyTree[Array]
+) -> PyTree[Array]:
     leaves, structure = jax.tree.flatten(stacked)
-    parts, start = [], 0
-    for leaf in leaves:
-        width = leaf.size // leaf.shape[0]
-        parts.append(vector[start : start + width].reshape(leaf.shape[1:]).astype(leaf.dtype))
-        start += width
+    parts = list(leaves)
+    for vector, group in zip(vectors, groups, strict=True):
+        start = 0
+        for number in group:
+            leaf = leaves[number]
+            width = leaf.size // leaf.shape[0]
+            values = vector[start : start + width]
+            parts[number] = values.reshape(leaf.shape[1:]).astype(leaf.dtype)
+            start += width
     return jax.tree.unflatten(structure, parts)
 
 

@@ -108,3 +108,20 @@ def test_milliseconds_waits_for_what_the_work_returns(clock, monkeypatch):
     monkeypatch.setattr(measure.jax, "block_until_ready", block_until_ready)
     assert milliseconds(lambda: "result", repeats=2) == pytest.approx(500.0)
     assert waited == ["result"] * 3
+
+
+def test_works_that_take_turns_are_each_timed_at_their_best(clock):
+    order, slow = [], iter([9.0, 3.0, 2.0, 5.0])
+
+    def first():
+        order.append("first")
+        clock.now += 1.0
+        return jnp.zeros(())
+
+    def second():
+        order.append("second")
+        clock.now += next(slow)
+        return jnp.zeros(())
+
+    assert measure.alternately(first, second, repeats=3) == [1000.0, 2000.0]
+    assert order == ["first", "second"] * 4

@@ -1,0 +1,98 @@
+"""Distances between clients' models from their products: what Krum and its relatives look at."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from dflax import validation
+from dflax.aggregation.coordinates import sum_coordinates
+from dflax.aggregation.order_statistics import median_rows
+from dflax.aggregation.products import centred_products
+
+
+def squared_distances(
+    stacked: PyTree[Array], weights: Float[Array, " m"] | None = None
+) -> Float[Array, "m m"]:
+    """The squared distances `D_ij = |x_i - x_j|^2` of m models, all parameters together.
+
+    They come from products of centred models, `D_ij = G_ii + G_jj - 2 G_ij` with
+    `G_ij = <x_i - c, x_j - c>`, at the cost of one matrix product. Products lose digits as
+    `|x_i - c|^2 / D_ij`, so the centre c is the coordinate-wise median: while fewer than half of the
+    models are arbitrary it lies among the others, and neither a common offset nor a far outlier takes
+    digits from the distances between the others.
+
+    Krum's score of client i, with f arbitrary clients of n >= 2 f + 3, is the sum of its n - f - 2
+    smallest distances to others: `jnp.sort(squared_distances(x), 1)[:, 1 : n - f - 1].sum(1)`.
+
+    Args:
+      stacked: floating-point leaves `[m, ...]`.
+      weights: `[m]`, >= 0; models of weight 0 are absent, whatever they hold. None: all count.
+
+    Returns:
+      `[m, m]`, symmetric, >= 0, 0 on the diagonal; float32, or the widest dtype among the leaves.
+      Distances to absent models, and to those that hold a NaN or an infinity, are infinite. For
+      example ((0, 1, 4), (1, 0, 1), (4, 1, 0)) of the models 1, 2, 3.
+
+    Raises:
+      TypeError: a leaf that does not hold real numbers.
+      ValueError: leaves whose leading axes differ, or weights of another shape or below 0.
+
+    References:
+      Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent,
+      NeurIPS 2017, arXiv 1703.02757.
+    """
+    distances = distances_of(robust_products(stacked, weights))
+    mask = present(weights, len(distances))
+    if mask is None:
+        return distances
+    seen = mask[:, None] & mask | jnp.eye(len(distances), dtype=bool)
+    return jnp.where(seen, distances, jnp.inf)
+
+
+def robust_products(
+    stacked: PyTree[Array], weights: Float[Array, " m"] | None = None, *, origin: bool = False
+) -> Float[Array, "r r"]:
+    """The products `<x_i - c, x_j - c>`, c the coordinate-wise median of the models of positive weight.
+
+    Absent models have no part in c, but they have their products. With `origin`, a last row and column
+    stand for the model 0, at the same price.
+
+    Args:
+      stacked: floating-point leaves `[m, ...]`.
+      weights: `[m]`, >= 0; None: all models count.
+      origin: whether the model 0 is among them.
+
+    Returns:
+      `[m, m]`, or `[m + 1, m + 1]`.
+    """
+    count = validation.leading_axis("stacked", stacked)
+    mask = present(weights, count)
+
+    def multiply(values: Float[Array, "m c"], mask: Bool[Array, " m"] | None) -> Array:
+        return centred_products(values, median_rows(values, mask), origin=origin)
+
+    return sum_coordinates(multiply, stacked, mask)
+
+
+def distances_of(products: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """`D_ij = G_ii + G_jj - 2 G_ij`, at least 0, 0 on the diagonal, infinite where G is not finite."""
+    norms = jnp.diagonal(products)
+    squared = norms[:, None] + norms - (products + products.T)
+    squared = jnp.where(jnp.isfinite(squared), jnp.maximum(squared, 0), jnp.inf)
+    return jnp.where(jnp.eye(len(norms), dtype=bool), 0, squared)
+
+
+def present(weights: Float[Array, " m"] | None, count: int) -> Bool[Array, " m"] | None:
+    """Which of m models count: those of positive weight; None when all do.
+
+    Raises:
+      ValueError: weights of another shape, or below 0.
+    """
+    if weights is None:
+        return None
+    validation.real("weights", weights, low=0.0)
+    if np.shape(weights) != (count,):
+        raise ValueError(
+            f"weights must be one number per model, shape ({count},), got {np.shape(weights)}."
+        )
+    return jnp.asarray(weights) > 0
