@@ -10,8 +10,9 @@ from benchmarks.peers.timing import milliseconds
 from benchmarks.tasks import messages
 
 # The package itself imports its training programs and with them torchvision; the rules need neither.
+spec = importlib.util.find_spec("byzfl")
 package = types.ModuleType("byzfl")
-package.__path__ = list(importlib.util.find_spec("byzfl").submodule_search_locations)
+package.__path__ = list((spec and spec.submodule_search_locations) or ())
 sys.modules["byzfl"] = package
 
 from byzfl.aggregators import aggregators  # noqa: E402
