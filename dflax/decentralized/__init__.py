@@ -15,3 +15,4 @@ from dflax.decentralized.protocol import (
     adapt_then_combine,
     combine_then_adapt,
 )
+from dflax.decentralized.single_merging import merge, single_merging

@@ -16,3 +16,4 @@ from dflax.evaluation.measures import (
     together,
 )
 from dflax.evaluation.personal import distribution, on_own_data, personalized
+from dflax.evaluation.recalibrated import recalibrated

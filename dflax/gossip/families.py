@@ -98,7 +98,10 @@ def random_neighbours(
 
 
 def random_matching(
-    nodes: int, probability: float | Float[Array, ""] = 1.0, *, steps: int = 1
+    nodes: int,
+    probability: float | Float[Array, ""] | Callable[[Int[Array, ""]], Float[Array, ""]] = 1.0,
+    *,
+    steps: int = 1,
 ) -> Mixer:
     """Mixing in random pairs; arguments as in `topology.random_matching`."""
     return mixer(topology.random_matching(nodes, probability), steps=steps)

@@ -1,5 +1,6 @@
 """Graphs, mixing matrices, spectra and time-varying schedules."""
 
+from dflax.topology import intensity
 from dflax.topology.families import (
     circulant,
     complete,

@@ -98,7 +98,10 @@ def periodic(matrices: Sequence[MixingMatrix]) -> Schedule:
     )
 
 
-def random_matching(nodes: int, probability: float | Float[Array, ""] = 1.0) -> Schedule:
+def random_matching(
+    nodes: int,
+    probability: float | Float[Array, ""] | Callable[[Int[Array, ""]], Float[Array, ""]] = 1.0,
+) -> Schedule:
     """Each round a uniformly random pairing of the nodes; both ends of a pair take their mean.
 
     `E[W] = I - (p / 2) (I - (11' - I) / (n - 1))` for even n; with odd n one node, a random one, is
@@ -107,7 +110,8 @@ def random_matching(nodes: int, probability: float | Float[Array, ""] = 1.0) -> 
     Args:
       nodes: n >= 2.
       probability: p in [0, 1] with which each pair meets, independently; traceable. A node then hears
-        p others on average, the symmetric counterpart of `random_neighbours` with r = p.
+        p others on average, the symmetric counterpart of `random_neighbours` with r = p. A function of
+        the `[]` round index as well; what it returns above 1 counts as 1.
 
     Returns:
       A `Schedule` with one slot a node.
@@ -119,14 +123,16 @@ def random_matching(nodes: int, probability: float | Float[Array, ""] = 1.0) -> 
       Boyd et al., Randomized gossip algorithms, IEEE Trans. Inf. Theory 52, 2006.
     """
     validation.integer("nodes", nodes, low=2)
-    validation.real("probability", probability, low=0.0, high=1.0, scalar=True)
+    if not callable(probability):
+        validation.real("probability", probability, low=0.0, high=1.0, scalar=True)
 
     def draw(tables: None, key: Key[Array, ""], index: Int[Array, ""]) -> Slots:
         order_key, meet_key = jax.random.split(key)
         order = jax.random.permutation(order_key, nodes)
         pairs = order[: nodes // 2 * 2].reshape(-1, 2)
         partner = jnp.arange(nodes).at[pairs].set(pairs[:, ::-1], unique_indices=True)
-        meet = jax.random.uniform(meet_key, (nodes // 2, 1)) < probability
+        share = probability(index) if callable(probability) else probability
+        meet = jax.random.uniform(meet_key, (nodes // 2, 1)) < share
         weights = (
             jnp.zeros(nodes)
             .at[pairs]

@@ -1,0 +1,353 @@
+"""When to spend communication: sparse gossip and one merge against averaging early, late or always."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+import dflax as dx
+from dflax import evaluation
+from dflax.topology import intensity
+from experiments.study import Claim, Summary, figure, main
+
+Curves = dict[str, np.ndarray]
+Networks = Literal["none", "small", "cnn", "resnet"]
+FAMILIAR = ("local", "merged", "sent", "distance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the study.
+
+    Attributes:
+      nodes: n, each with a class law of its own, from which every minibatch is redrawn.
+      alpha: Dirichlet concentration of the laws.
+      mass: least mean mass of a class over the nodes; laws are redrawn until it is reached.
+      rounds: rounds T on scikit-learn's digits.
+      local_steps: local steps per round K.
+      batch_size: examples per local step.
+      rate: of plain SGD.
+      r: others a node hears per round in sparse gossip.
+      dense: rounds of exact averaging in the early and in the late window.
+      seeds: repetitions with laws, starts and minibatches of their own; how much a single draw of the
+        laws matters takes several to see.
+      seed: of the first repetition.
+      network: on Fashion-MNIST afterwards: "small" a CNN of 8 and 16 channels, "cnn" the usual one of
+        32 and 64, "resnet" a ResNet-18 with BatchNorm, "none" nothing.
+      image_rounds: rounds on Fashion-MNIST.
+      image_steps: local steps per round on Fashion-MNIST.
+      image_seeds: repetitions on Fashion-MNIST.
+      width: channels of the ResNet's first stage.
+    """
+
+    nodes: int = 16
+    alpha: float = 0.1
+    mass: float = 0.03
+    rounds: int = 100
+    local_steps: int = 20
+    batch_size: int = 32
+    rate: float = 0.1
+    r: float = 0.2
+    dense: int = 5
+    seeds: int = 8
+    seed: int = 11
+    network: Networks = "small"
+    image_rounds: int = 20
+    image_steps: int = 10
+    image_seeds: int = 2
+    width: int = 8
+
+
+class Digits(nn.Module):
+    """64-64-10 with Glorot-uniform kernels."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits `[B, 10]`."""
+        glorot = nn.initializers.glorot_uniform()
+        x = nn.relu(nn.Dense(64, kernel_init=glorot)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(10, kernel_init=glorot)(x)
+
+
+class Task(NamedTuple):
+    """A problem with what every repetition of it needs, leaves `[seeds, ...]`.
+
+    Attributes:
+      loss: of one model.
+      optimizer: of every node.
+      federations: one per seed.
+      keys: of the runs.
+      draw: `key -> model`.
+      measures: of a node's model, and of the merged one.
+      rounds: T.
+      every: rounds between measurements.
+    """
+
+    loss: Callable[..., Any]
+    optimizer: optax.GradientTransformation
+    federations: dx.Federation
+    keys: jax.Array
+    draw: Callable[[jax.Array], Any]
+    measures: tuple[Any, Any]
+    rounds: int
+    every: int
+
+
+def federations(config: Config, data: dx.data.Split, seeds: int, steps: int) -> dx.Federation:
+    """The seeds' federations side by side: the same examples, class laws of their own."""
+    labels = np.asarray(data.labels)
+    laws = [
+        dx.data.dirichlet_laws(config.seed + seed, config.nodes, 10, config.alpha, config.mass)
+        for seed in range(seeds)
+    ]
+    single = [
+        dx.Federation(
+            data,
+            dx.data.resample(labels, rows),
+            local_steps=steps,
+            batch_size=config.batch_size,
+        )
+        for rows in laws
+    ]
+    partitions = [federation.partition for federation in single]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *partitions)
+    # The examples are shared: only the laws have an axis of seeds.
+    federation = jax.tree.map(lambda leaf: leaf, single[0])
+    federation.partition = stacked
+    return federation
+
+
+def over_seeds(federation: dx.Federation) -> Any:
+    """Where a stacked federation has its axis of seeds, for `jax.vmap`."""
+    axes = jax.tree.map(lambda leaf: None, federation)
+    axes.partition = jax.tree.map(lambda leaf: 0, federation.partition)
+    return axes
+
+
+def digits(config: Config) -> Task:
+    """The sheet's task: pixels / 16, a perceptron, plain SGD."""
+    data, model = dx.data.digits(), Digits()
+    loss = dx.losses.classification(model.apply)
+    measure = evaluation.on(loss, data.test)
+    return Task(
+        loss,
+        optax.sgd(config.rate),
+        federations(config, data, config.seeds, config.local_steps),
+        jax.vmap(jax.random.key)(config.seed + jnp.arange(config.seeds)),
+        lambda key: model.init(key, data.example)["params"],
+        (measure, measure),
+        config.rounds,
+        1,
+    )
+
+
+def images(config: Config) -> Task:
+    """Fashion-MNIST; with BatchNorm the merged model's statistics are estimated afresh."""
+    data = dx.data.fashion_mnist()
+    if config.network == "resnet":
+        module: nn.Module = dx.models.ResNet18(10, norm="batch", width=config.width)
+        loss = dx.losses.classification(module)
+        optimizer = dx.models.with_statistics(optax.sgd(config.rate))
+    else:
+        sizes = {"small": ((8, 16), 64), "cnn": ((32, 64), 128)}[config.network]
+        module = dx.models.CNN(10, *sizes)
+        loss = dx.losses.classification(module.apply)
+        optimizer = optax.sgd(config.rate)
+
+    def draw(key: jax.Array) -> Any:
+        variables = module.init(key, data.example)
+        return variables if config.network == "resnet" else variables["params"]
+
+    local = evaluation.on(loss, data.test, examples=1000)
+    merged = local
+    if config.network == "resnet":
+        merged = evaluation.recalibrated(local, module, data.train, batches=8)
+    return Task(
+        loss,
+        optimizer,
+        federations(config, data, config.image_seeds, config.image_steps),
+        jax.vmap(jax.random.key)(config.seed + jnp.arange(config.image_seeds)),
+        draw,
+        (local, merged),
+        config.image_rounds,
+        max(1, config.image_rounds // 10),
+    )
+
+
+def compiled(config: Config, task: Task, *, symmetric: bool = False) -> Callable[..., Curves]:
+    """`(table of r, independent starts) -> curves [seeds, measurements]`, one program for all tables."""
+
+    def one(
+        federation: dx.Federation, key: jax.Array, models: Any, table: jax.Array, measures: Any
+    ) -> Any:
+        algorithm = dx.decentralized.single_merging(
+            task.loss, task.optimizer, config.nodes, lambda t: table[t], symmetric=symmetric
+        )
+        state = algorithm.init(key, jax.tree.map(lambda leaf: leaf[0], models))
+        state = state._replace(clients=state.clients._replace(params=models))
+        measure = evaluation.together(
+            evaluation.client_models(measures[0]),
+            evaluation.mean_model(measures[1]),
+            evaluation.consensus,
+        )
+
+        def some(state: Any, start: jax.Array) -> Any:
+            state, metrics = dx.rollout(algorithm, state, federation, key, task.every, start)
+            measured = measure(state)
+            kept = (
+                measured["accuracy"],
+                measured["mean_model_accuracy"],
+                metrics["models_sent"].sum(),
+                measured["consensus_distance"],
+            )
+            return state, kept
+
+        starts = task.every * jnp.arange(task.rounds // task.every)
+        return jax.lax.scan(some, state, starts)[1]
+
+    program = jax.jit(jax.vmap(one, in_axes=(over_seeds(task.federations), 0, 0, None, None)))
+
+    def run(table: np.ndarray, independent: bool = False) -> Curves:
+        def start(key: jax.Array) -> Any:
+            if independent:
+                return jax.vmap(task.draw)(jax.random.split(key, config.nodes))
+            return dx.replicate(task.draw(key), config.nodes)
+
+        models = jax.vmap(start)(jax.vmap(lambda key: jax.random.fold_in(key, 1))(task.keys))
+        found = program(
+            task.federations, task.keys, models, jnp.asarray(table, jnp.float32), task.measures
+        )
+        return dict(zip(FAMILIAR, jax.device_get(found), strict=True))
+
+    return run
+
+
+def row(found: Curves) -> dict[str, float]:
+    """What the table shows of one schedule."""
+    return {
+        "local": float(found["local"][:, -1].mean()),
+        "std": float(found["local"][:, -1].std()),
+        "merged": float(found["merged"][:, -1].mean()),
+        "merged std": float(found["merged"][:, -1].std()),
+        "models sent": float(found["sent"].sum(1).mean()),
+    }
+
+
+def late(found: Curves, key: str = "merged", last: int = 10) -> np.ndarray:
+    """The mean of the last measurements, per seed: merged accuracies jitter from round to round."""
+    return found[key][:, -last:].mean(1)
+
+
+def study(config: Config) -> Summary:
+    """All schedules on the digits with equal draws, then three of them on Fashion-MNIST."""
+    rounds, everyone = config.rounds, config.nodes - 1.0
+    ticks = np.arange(rounds)
+    sparse = np.full(rounds, config.r)
+    tables: dict[str, tuple[np.ndarray, bool]] = {
+        "no communication": (np.zeros(rounds), False),
+        "sparse": (sparse, False),
+        "dense window first": (np.where(ticks < config.dense, everyone, sparse), False),
+        "dense window last": (np.where(ticks >= rounds - config.dense, everyone, sparse), False),
+        "sparse, late growth": (
+            np.asarray(
+                jax.vmap(intensity.late_growth(config.r, everyone, rounds))(jnp.asarray(ticks))
+            ),
+            False,
+        ),
+        "dense every round (FedAvg)": (np.full(rounds, everyone), False),
+        "own starts, no communication": (np.zeros(rounds), True),
+        "own starts, sparse": (sparse, True),
+    }
+    task = digits(config)
+    run = compiled(config, task)
+    found = {name: run(table, own) for name, (table, own) in tables.items()}
+    found["sparse, pairs"] = compiled(config, task, symmetric=True)(sparse)
+    rows = {name: row(curves) for name, curves in found.items()}
+    claims = _claims(found)
+    figures = {"merging": _draw(found, np.arange(1, rounds + 1))}
+
+    if config.network != "none":
+        task = images(config)
+        run = compiled(config, task)
+        count = config.image_rounds
+        seen = {
+            "no communication": run(np.zeros(count)),
+            "sparse": run(np.full(count, config.r)),
+            "dense every round (FedAvg)": run(np.full(count, everyone)),
+        }
+        rows |= {f"Fashion-MNIST, {config.network}: {name}": row(c) for name, c in seen.items()}
+        gain = late(seen["sparse"], last=3) - late(seen["sparse"], "local", last=3)
+        apart = late(seen["sparse"], last=3) - late(seen["no communication"], last=3)
+        claims += [
+            Claim(
+                f"Fashion-MNIST, {config.network}: merging gains at least 0.1, every seed",
+                bool((gain >= 0.1).all()),
+                gain.tolist(),
+                0.1,
+            ),
+            Claim(
+                f"Fashion-MNIST, {config.network}: without communication merging gives less",
+                bool((apart > 0).all()),
+                apart.tolist(),
+                0.0,
+            ),
+        ]
+        shown = task.every * np.arange(1, count // task.every + 1)
+        figures["fashion_mnist"] = _draw(seen, shown)
+    return Summary(rows, claims, figures)
+
+
+def _claims(found: dict[str, Curves]) -> list[Claim]:
+    """What is said of merging, on every seed or, where single draws decide, on their mean."""
+    sparse, none = found["sparse"], found["no communication"]
+    gain = late(sparse) - late(sparse, "local")
+    behind = late(found["dense every round (FedAvg)"]) - late(sparse)
+    apart = late(sparse) - late(none)
+    window = (
+        found["dense window last"]["local"][:, -1] - found["dense window first"]["local"][:, -1]
+    )
+    starts = late(none) - late(found["own starts, no communication"])
+
+    def every(text: str, values: np.ndarray, least: float) -> Claim:
+        return Claim(f"{text}, every seed", bool((values >= least).all()), values.tolist(), least)
+
+    def mean(text: str, value: np.ndarray, holds: bool, limit: float) -> Claim:
+        return Claim(
+            f"{text}, mean over seeds", holds, [float(value.mean()), *value.tolist()], limit
+        )
+
+    return [
+        every("merging sparse gossip gains at least 0.1 accuracy", gain, 0.1),
+        # Of eight draws of the laws one or two lie beyond either limit.
+        mean("the merged model is within 0.1 of FedAvg's", behind, bool(behind.mean() <= 0.1), 0.1),
+        every("without any communication merging gives at least 0.08 less", apart, 0.08),
+        every("a dense window at the end beats one at the start by 0.1 locally", window, 0.1),
+        mean(
+            "own starts without communication merge at least 0.1 worse",
+            starts,
+            bool(starts.mean() >= 0.1),
+            0.1,
+        ),
+    ]
+
+
+def _draw(found: dict[str, Curves], rounds: np.ndarray) -> Any:
+    with figure(9.0, 4.4, ncols=2, sharey=True) as (drawn, axes):
+        for name, curves in found.items():
+            for panel, key in zip(axes, ("local", "merged"), strict=True):
+                (line,) = panel.plot(rounds, curves[key].mean(0), label=name, linewidth=1.3)
+                spread = curves[key].min(0), curves[key].max(0)
+                panel.fill_between(rounds, *spread, alpha=0.15, color=line.get_color(), linewidth=0)
+        axes[0].set(xlabel="round", ylabel="test accuracy", ylim=(0, 1), title="local models, mean")
+        axes[1].set(xlabel="round", title="their mean, if merged at this round")
+        drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return drawn
+
+
+if __name__ == "__main__":
+    main(study, Config, __file__)
