@@ -192,8 +192,10 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
 def mean_metrics(metrics: PyTree[Array], weights: Float[Array, " m"]) -> PyTree[Array]:
     """The weighted mean of what clients measured, `[m, ...]`, over those of positive weight.
 
-    Whatever a client of weight 0 holds, a NaN even, does not count.
+    Whatever a client of weight 0 holds, a NaN even, does not count. Of no metrics there is no mean.
     """
+    if not jax.tree.leaves(metrics):
+        return metrics
     counted = jax.tree.map(lambda leaf: jnp.where(_against(weights > 0, leaf), leaf, 0), metrics)
     # A loss may measure nothing.
     return weighted_mean(counted, weights) if jax.tree.leaves(counted) else counted

@@ -47,7 +47,9 @@ class Round(NamedTuple):
       reports: `[m]` 1 for clients that report, 0 for the others; None when every one of them does.
       assignments: the clients' work, leaves `[m, ...]`.
       data: the data set that the assignments' indices point into.
+      partition: who owns what, for methods that read more of a client than its assignment.
       clients: n, the number of all clients; static.
+      largest: the largest client's number of examples; static.
     """
 
     key: Key[Array, ""]
@@ -57,7 +59,9 @@ class Round(NamedTuple):
     reports: Float[Array, " m"] | None
     assignments: Assignment
     data: Dataset
+    partition: Any
     clients: Count
+    largest: Count
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -155,6 +159,7 @@ class Federation:
             steps * batch_size if local_epochs is None else -(-steps * batch_size // sizes) * sizes,
             jnp.int32,
         )
+        self.largest = int(sizes.max())
         self.local_steps = int(steps.max())
         self.batch_size = int(batch_size)
         self.replacement = bool(replacement)
@@ -218,7 +223,9 @@ class Federation:
             reports=cohort.reports,
             assignments=Assignment(minibatches, local_steps, client_keys),
             data=self.data,
+            partition=self.partition,
             clients=Count(self.clients),
+            largest=Count(self.largest),
         )
 
     def __repr__(self) -> str:
@@ -229,7 +236,7 @@ class Federation:
         )
 
     _arrays = ("data", "partition", "participation", "weights", "steps", "strides")
-    _static = ("local_steps", "batch_size", "replacement", "cohort_size")
+    _static = ("largest", "local_steps", "batch_size", "replacement", "cohort_size")
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         """Arrays as children, counts as static structure."""

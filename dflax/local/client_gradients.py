@@ -11,6 +11,7 @@ from dflax.clients import map_clients
 from dflax.data.class_laws import ClassLaws
 from dflax.data.dataset import Dataset
 from dflax.federation import Federation
+from dflax.local.large_batch import LargeBatch, large_gradient
 from dflax.local.oracle import Loss, Oracle, gradient
 
 
@@ -71,28 +72,10 @@ def client_gradients(
     steps = -(-most // width)
 
     def one(
-        minibatches: Array, owned: Array, number: Array, params: Params, data: Dataset, key: Array
+        batch: LargeBatch, number: Array, params: Params, data: Dataset, key: Array | None
     ) -> Params:
-        def step(total: Params, scanned: tuple[Array, Array]) -> tuple[Params, None]:
-            k, minibatch = scanned
-            counted = jnp.clip(owned - k * width, 0, width)
-            own_key = (
-                None if key is None else jax.random.fold_in(jax.random.fold_in(key, number), k)
-            )
-            batch = data.fetch(minibatch, own_key)
-            mask = (jnp.arange(width) < counted).astype(jnp.float32)
-
-            def add(total: Params) -> Params:
-                seen, _ = oracle.evaluate(params, batch._replace(mask=mask), own_key)
-                share = counted / owned
-                return jax.tree.map(lambda t, g: t + jnp.asarray(share, g.dtype) * g, total, seen)
-
-            # Under vmap this is a select; for a client alone it saves the batches it has not got.
-            return jax.lax.cond(counted > 0, add, lambda t: t, total), None
-
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        scanned = (jnp.arange(steps, dtype=jnp.int32), minibatches)
-        return jax.lax.scan(step, zeros, scanned)[0]
+        own_key = None if key is None else jax.random.fold_in(key, number)
+        return large_gradient(oracle, params, batch, data, own_key)
 
     @jax.jit
     def everyone(federation: Federation, params: Params, key: Array | None) -> Params:
@@ -108,6 +91,7 @@ def client_gradients(
         else:
             owned = jnp.full(clients.shape, examples, jnp.int32)
         shared = (params, federation.data, own_key)
-        return map_clients(one, minibatches, owned, clients, shared=shared, at_once=at_once)
+        batches = LargeBatch(minibatches, owned)
+        return map_clients(one, batches, clients, shared=shared, at_once=at_once)
 
     return everyone(federation, params, key)

@@ -1,13 +1,17 @@
 """Algorithms with a server."""
 
+from dflax.server import anchors
 from dflax.server.adaptive import fedadagrad, fedadam, fedyogi
+from dflax.server.bvr_l_sgd import bvr_l_sgd
 from dflax.server.consensus_admm import consensus_admm
 from dflax.server.descent import descent, local_change
 from dflax.server.dual_free_admm import dual_free_admm
 from dflax.server.fal import Attacked, fal
 from dflax.server.fedadmm import fedadmm
+from dflax.server.fedamd import fedamd
 from dflax.server.fedavg import fedavg
 from dflax.server.fednova import fednova
+from dflax.server.fedpage import fedpage
 from dflax.server.fedprox import fedprox
 from dflax.server.fedsam import fedsam
 from dflax.server.fedsmoo import fedsmoo

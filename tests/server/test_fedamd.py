@@ -1,0 +1,328 @@
+import functools
+from operator import itemgetter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tasks import assert_trees_close, assert_trees_equal, regression, softmax_loss
+
+import dflax as dx
+from dflax import channel, participation
+from dflax.server import anchors, fedamd
+
+KEY = jax.random.key(0)
+QUADRATICS = dx.data.quadratics(KEY, 6, 4, heterogeneity=1.0, curvature_heterogeneity=0.8)
+HESSIANS = np.asarray(QUADRATICS.hessians, np.float64)
+CENTERS = np.asarray(QUADRATICS.client_optima, np.float64)
+LOGISTIC = regression()
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def quadratic_federation(rule=None, local_steps=3, dtype=np.float32):
+    data = jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float32 else leaf,
+        QUADRATICS.data.train,
+    )
+    return dx.Federation(
+        data, QUADRATICS.partition, batch_size=1, local_steps=local_steps, participation=rule
+    )
+
+
+def slopes(x):
+    return np.einsum("kij,kj->ki", HESSIANS, x - CENTERS)
+
+
+def federation(rule=None, local_steps=3, **options):
+    return dx.Federation(
+        LOGISTIC.data,
+        LOGISTIC.partition,
+        batch_size=8,
+        local_steps=local_steps,
+        participation=rule,
+        **options,
+    )
+
+
+@functools.cache
+def gradients():
+    return dx.local.client_gradients(softmax_loss, federation(), LOGISTIC.params)
+
+
+@jax.jit
+def masked(params, mask):
+    """The gradient over some examples of all, by hand."""
+    batch = LOGISTIC.data.fetch(jnp.arange(len(LOGISTIC.data)))._replace(mask=mask)
+    return jax.grad(softmax_loss, has_aux=True)(params, batch, None)[0]
+
+
+def pooled(params, rows):
+    mask = np.zeros(len(LOGISTIC.data), np.float32)
+    mask[rows] = 1.0
+    return masked(params, mask)
+
+
+OWNED = LOGISTIC.partition.as_lists()
+
+
+def test_the_hand_example():
+    data = dx.data.Dataset(jnp.zeros((1, 1)), jnp.zeros(1))
+    source = dx.Federation(data, dx.data.from_indices([[0]]), batch_size=1, local_steps=2)
+
+    def half_square(params, batch, key):
+        return 0.5 * jnp.mean(params**2), {}
+
+    algorithm = fedamd(half_square, optax.sgd(0.1), anchors.periodic(2))
+    state = algorithm.init(KEY, jnp.ones(1), jnp.ones((1, 1)))
+    state, metrics = algorithm.step(state, source.draw(KEY, 1))
+    np.testing.assert_allclose(state.server.params, 0.81, rtol=1e-6)
+    np.testing.assert_array_equal([metrics["miners"], metrics["anchors"]], [1, 0])
+
+
+def test_a_miners_first_step_goes_along_the_mean_of_cached_gradients():
+    """With K = 1 the round is x - server_rate rate gbar, whoever mines on whatever minibatch."""
+    algorithm = fedamd(softmax_loss, optax.sgd(0.2), anchors.periodic(3), server_rate=0.7)
+    start = algorithm.init(KEY, LOGISTIC.params, gradients())
+    mean = jax.tree.map(lambda g: g.mean(0), gradients())
+    expected = jax.tree.map(lambda x, g: x - 0.7 * 0.2 * g, LOGISTIC.params, mean)
+    step = jax.jit(algorithm.step)
+    for seed in range(2):
+        source = federation(participation.uniform(3), 1)
+        state, _ = step(start, source.draw(jax.random.key(seed), 1))
+        assert_trees_close(state.server.params, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_with_full_batches_the_recursion_telescopes_to_svrg(float64):
+    algorithm = fedamd(dx.data.quadratic_loss, optax.sgd(0.1), anchors.periodic(2))
+    x0 = np.array([1.0, -2.0, 0.5, 3.0])
+    algorithm_state = algorithm.init(KEY, jnp.asarray(x0), jnp.asarray(slopes(x0)))
+    source = quadratic_federation(local_steps=4, dtype=np.float64)
+    state, _ = algorithm.step(algorithm_state, source.draw(KEY, 1))
+    y = np.tile(x0, (6, 1))
+    for _ in range(4):
+        y = y - 0.1 * (slopes(x0).mean(0) - slopes(x0) + slopes(y))
+    np.testing.assert_allclose(state.server.params, y.mean(0), atol=1e-12)
+
+
+def test_period_two_refreshes_everyone_then_steps_along_the_exact_gradient():
+    algorithm = fedamd(softmax_loss, optax.sgd(0.2), anchors.periodic(2))
+    # Wrong gradients at the start: round 0 must replace all of them.
+    wrong = jax.tree.map(lambda g: g + 5.0, gradients())
+    start = algorithm.init(KEY, LOGISTIC.params, wrong)
+    states, metrics = [], []
+    state, step, source = start, jax.jit(algorithm.step), federation(None, 1)
+    for t in range(4):
+        state, measured = step(state, source.draw(KEY, t))
+        states.append(state)
+        metrics.append(measured)
+    assert_trees_equal(states[0].server.params, start.server.params)
+    assert_trees_equal(states[2].server.params, states[1].server.params)
+    x = LOGISTIC.params
+    for t in (1, 3):
+        exact = jax.tree.map(lambda *g: sum(g) / 8, *(pooled(x, rows) for rows in OWNED))
+        x = jax.tree.map(lambda a, g: a - 0.2 * g, x, exact)
+        assert_trees_close(states[t].server.params, x, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal([m["anchors"] for m in metrics], [8, 0, 8, 0])
+    np.testing.assert_array_equal([m["staleness"] for m in metrics], [0, 1, 0, 1])
+    examples, size = len(LOGISTIC.data), 18
+    np.testing.assert_array_equal([m["gradients"] for m in metrics], [examples, 128, examples, 128])
+    np.testing.assert_array_equal(
+        [m["numbers_down"] for m in metrics], np.array([8, 16] * 2) * size
+    )
+    np.testing.assert_array_equal([m["numbers_up"] for m in metrics], 8 * size)
+
+
+@pytest.mark.parametrize("scheme", [anchors.constant(0.3), anchors.periodic(5), anchors.decaying()])
+def test_partial_participation_reaches_the_exact_optimum(float64, scheme):
+    algorithm = fedamd(dx.data.quadratic_loss, optax.sgd(0.1), scheme, at_once=3)
+    x0 = np.zeros(4)
+    state = algorithm.init(KEY, jnp.asarray(x0), jnp.asarray(slopes(x0)))
+    source = quadratic_federation(participation.uniform(3), 3, np.float64)
+    state, metrics = jax.jit(functools.partial(dx.rollout, algorithm, rounds=6000))(
+        state, source, KEY
+    )
+    np.testing.assert_allclose(state.server.params, QUADRATICS.optimum, atol=1e-8)
+    np.testing.assert_allclose(metrics["anchors"] + metrics["miners"], 3.0)
+    exact = slopes(QUADRATICS.optimum).mean(0)
+    np.testing.assert_allclose(state.server.direction, exact, atol=1e-7)
+
+
+def test_the_direction_is_the_mean_of_what_is_cached_and_only_reporting_anchors_write():
+    rule = participation.dropout(participation.uniform(4), 0.4)
+    algorithm = fedamd(softmax_loss, optax.sgd(0.2), anchors.constant(0.5), server_rate=0.5)
+    state = algorithm.init(KEY, LOGISTIC.params, gradients())
+    step, draw = jax.jit(algorithm.step), federation(rule)
+    refreshed = 0
+    for t in range(6):
+        drawn = draw.draw(KEY, t)
+        before = state
+        state, metrics = step(state, drawn)
+        new = np.asarray(state.clients.age) == 0
+        reporting = set(np.asarray(drawn.cohort)[np.asarray(drawn.weights) > 0].tolist())
+        assert set(np.flatnonzero(new)) <= reporting
+        assert metrics["anchors"] == new.sum()
+        assert metrics["miners"] == len(reporting) - new.sum()
+        for client in range(8):
+            own = jax.tree.map(itemgetter(client), state.clients.gradients)
+            if new[client]:
+                exact = pooled(before.server.params, OWNED[client])
+                assert_trees_close(own, exact, rtol=1e-4, atol=1e-5)
+            else:
+                old = jax.tree.map(itemgetter(client), before.clients.gradients)
+                assert_trees_equal(own, old)
+        if metrics["miners"] == 0:
+            assert_trees_equal(state.server.params, before.server.params)
+        mean = jax.tree.map(lambda g: g.mean(0), state.clients.gradients)
+        assert_trees_close(state.server.direction, mean, rtol=1e-4, atol=1e-6)
+        refreshed += new.sum()
+    assert refreshed > 3
+
+
+@pytest.mark.parametrize("scheme", [anchors.constant(0.5), anchors.periodic(2)])
+def test_one_after_another_and_all_at_once_are_the_same_and_so_are_devices(scheme):
+    results = []
+    for at_once, mesh in ((1, None), (4, None), (1, dx.client_mesh())):
+        algorithm = fedamd(softmax_loss, optax.sgd(0.2), scheme, at_once=at_once)
+        state, _ = dx.run(
+            algorithm,
+            algorithm.init(KEY, LOGISTIC.params, gradients()),
+            federation(participation.uniform(4)),
+            rounds=5,
+            key=KEY,
+            mesh=mesh,
+        )
+        results.append(state)
+    assert_trees_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+    assert_trees_close(results[0], results[2], rtol=1e-4, atol=1e-5)
+
+
+def test_probability_and_rates_can_be_swept():
+    source, given = federation(participation.uniform(4)), gradients()
+
+    def end(p, rate):
+        algorithm = fedamd(softmax_loss, optax.sgd(rate), anchors.constant(p), server_rate=2 * rate)
+        state = algorithm.init(KEY, LOGISTIC.params, given)
+        return dx.rollout(algorithm, state, source, KEY, 4)[0].server.params["w"]
+
+    chances, rates = jnp.array([0.1, 0.9]), jnp.array([0.2, 0.3])
+    swept = jax.jit(jax.vmap(end))(chances, rates)
+    single = jax.jit(end)(chances[1], rates[1])
+    np.testing.assert_allclose(swept[1], single, rtol=1e-3, atol=1e-5)
+
+
+def test_some_examples_of_unequal_clients():
+    """B = 20 of clients who own 10 to 60: without replacement, all where there are fewer."""
+    drawn = federation().draw(KEY, 0)
+    batches = dx.local.large_batches(drawn, KEY, examples=20, batch_size=8)
+    assert batches.minibatches.shape == (8, 3, 8)
+    sizes = np.asarray(LOGISTIC.partition.sizes)
+    assert sizes.min() < 24
+    np.testing.assert_array_equal(batches.examples, np.minimum(sizes, 20))
+    oracle = dx.local.gradient(softmax_loss)
+    measure = jax.jit(lambda x, one: dx.local.large_gradient(oracle, x, one, LOGISTIC.data))
+    params = jax.tree.map(lambda leaf: leaf + 0.3, LOGISTIC.params)
+    for client, owned in enumerate(OWNED):
+        rows = np.asarray(batches.minibatches[client]).ravel()[: int(batches.examples[client])]
+        assert len(set(rows.tolist())) == len(rows)
+        assert set(rows.tolist()) <= set(owned.tolist())
+        one = jax.tree.map(itemgetter(client), batches)
+        ours = measure(params, one)
+        assert_trees_close(ours, pooled(params, rows), rtol=1e-4, atol=1e-6)
+    laws = dx.data.resample(LOGISTIC.data.labels, np.ones((8, 3)) / 3)
+    other = dx.Federation(LOGISTIC.data, laws, batch_size=4, local_steps=1).draw(KEY, 0)
+    assert dx.local.large_batches(other, KEY, examples=5).examples.tolist() == [5] * 8
+    with pytest.raises(ValueError, match="examples must be given, how many to draw"):
+        dx.local.large_batches(other, KEY)
+
+
+def test_the_published_probabilities():
+    ours = [anchors.recommended(100, 20, rule) for rule in "abc"]
+    np.testing.assert_allclose(ours, [0.8802, 0.4881, 0.8870], atol=5e-5)
+    chances = [float(anchors.decaying().probability(jnp.int32(t))) for t in (0, 100, 10_000)]
+    np.testing.assert_allclose(chances, 1 / np.log(np.array([14, 114, 10_014]) / 5), rtol=1e-5)
+
+
+def test_it_beats_a_bar_on_the_digits():
+    data = dx.data.digits()
+    source = dx.Federation(
+        data,
+        dx.data.label_shards(np.asarray(data.labels), 20, 2, seed=0),
+        batch_size=8,
+        local_steps=10,
+        participation=participation.uniform(5),
+    )
+    model = dx.models.Linear(classes=10)
+    loss = dx.losses.classification(model.apply)
+    params = model.init(KEY, data.example)["params"]
+    algorithm = fedamd(loss, optax.sgd(0.1), anchors.constant(0.5))
+    start = algorithm.init(KEY, params, dx.local.client_gradients(loss, source, params))
+    state, _ = dx.run(algorithm, start, source, rounds=120, key=KEY)
+    assert dx.evaluation.on(loss, data.test)(state.server.params)["accuracy"] > 0.88
+
+
+def made(scheme=None, **options):
+    scheme = anchors.constant(0.5) if scheme is None else scheme
+    return fedamd(softmax_loss, optax.sgd(0.1), scheme, **options)
+
+
+def wrong_shape():
+    return jax.tree.map(lambda g: g[..., None], gradients())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: anchors.constant(1.0), r"in \(0, 1\), got 1.0. With 1 there are only anchors"),
+        (
+            lambda: anchors.constant(0.0),
+            "with 0 only miners and their direction is never refreshed",
+        ),
+        (lambda: anchors.periodic(1), "every round is of anchors alone and the model never moves"),
+        (lambda: anchors.recommended(10, 20), r"cohort must be an integer in \[1, 10\], got 20"),
+        (lambda: anchors.recommended(10, 5, "d"), "rule must be one of 'a', 'b', 'c', got 'd'"),
+        (lambda: made(0.5), "anchors must be of type Anchors, not float"),
+        (lambda: made(server_rate=0.0), "server_rate must be a finite number"),
+        (lambda: made(examples=0), "examples must be an integer >= 1, got 0. Or None"),
+        (lambda: made(batch_size=0), "batch_size must be an integer >= 1"),
+        (lambda: made(at_once=0), "at_once must be an integer >= 1"),
+        (lambda: made(uplink=0.1), "uplink must be of type Channel"),
+        (lambda: made().init(0, LOGISTIC.params, gradients()), "one typed JAX key"),
+        (
+            lambda: made().init(KEY, LOGISTIC.params, jnp.zeros((8, 3))),
+            "gradients must have the structure of params",
+        ),
+        (
+            lambda: made().init(KEY, LOGISTIC.params, wrong_shape()),
+            r"gradients\['b'\] must have shape",
+        ),
+        (
+            lambda: made().step(
+                made().init(KEY, LOGISTIC.params, jax.tree.map(lambda g: g[:5], gradients())),
+                federation().draw(KEY, 0),
+            ),
+            "clients' gradients must have a leading axis of length 8, got 5",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_noise_and_loss_on_the_way_act_on_the_one_message_of_each():
+    silent = made(uplink=channel.lossy(1.0))
+    start = silent.init(KEY, LOGISTIC.params, gradients())
+    state, metrics = jax.jit(silent.step)(start, federation().draw(KEY, 1))
+    assert_trees_equal(state.server, start.server)
+    assert_trees_equal(state.clients.gradients, start.clients.gradients)
+    assert metrics["messages_lost"] == 8
+    noisy = made(uplink=channel.gaussian_noise(1.0))
+    state, _ = jax.jit(noisy.step)(start, federation().draw(KEY, 1))
+    mean = jax.tree.map(lambda g: g.mean(0), state.clients.gradients)
+    assert_trees_close(state.server.direction, mean, rtol=1e-4, atol=1e-5)
