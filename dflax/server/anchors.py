@@ -26,7 +26,7 @@ class Anchors(NamedTuple):
     shared: bool = False
 
 
-def constant(probability: float) -> Anchors:
+def constant(probability: float | Array) -> Anchors:
     """Each participant is an anchor with the same probability in every round.
 
     Args:

@@ -68,11 +68,11 @@ def fedamd(
                  sends x - y
         server:  x <- x - server_rate (mean over miners of x - y),  gbar anew for the next round
 
-    A round without miners leaves x. A miner's first step goes along gbar whatever its minibatch. What
-    gbar holds of clients that were no anchors for long is stale: an anchor comes back after about
-    n / (p m) rounds, and far beyond `rate K n / (p m)` of some units the iteration diverges;
-    `anchors.periodic` is the safest law. (The authors' option to send (x - y) / K is a `server_rate`
-    divided by K.)
+    A round without miners leaves x. A miner's first step goes along gbar whatever its minibatch. A
+    client is an anchor every n / (p m) rounds, and until then its part of gbar goes stale: where the
+    path rate K n / (p m) in between is long the iteration collapses (in `experiments/fedamd.py` a
+    perceptron does at 10 and holds at 2, softmax regression holds at 10). `anchors.periodic` is the
+    safest law. The authors' option to send (x - y) / K is a `server_rate` divided by K.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)` that respects `batch.mask`, or an `Oracle`.
