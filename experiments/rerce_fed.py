@@ -83,12 +83,19 @@ def curves(
     rounds: int,
     runs: int,
     key: jax.Array,
+    models: Callable[[Any], Array] = lambda state: state.clients.params,
+    local_steps: int = 1,
+    batch_size: int = 1,
 ) -> Float[np.ndarray, "V R T"]:
     """Mean square deviation after every round, for every variance and run: one program."""
     n, d = objectives.basis.shape[0], objectives.basis.shape[-1]
     rule = None if cohort == n else dx.participation.uniform(cohort)
     source = dx.Federation(
-        task.data, task.partition, local_steps=1, batch_size=1, participation=rule
+        task.data,
+        task.partition,
+        local_steps=local_steps,
+        batch_size=batch_size,
+        participation=rule,
     )
 
     @jax.jit
@@ -107,7 +114,7 @@ def curves(
 
     def measure(algorithm: dx.Algorithm, state: Any, round: Any) -> tuple[Any, dict[str, Array]]:
         state, _ = algorithm.step(state, round)
-        return state, {"deviation": task.mean_square_deviation(state.clients.params)}
+        return state, {"deviation": task.mean_square_deviation(models(state))}
 
     deviations = jnp.sqrt(jnp.asarray(variances, jnp.float32))
     return np.asarray(all_runs(deviations, jax.random.split(key, runs), source, objectives))
@@ -138,6 +145,39 @@ def table(
         )
         for name, make in METHODS.items()
         for cohort in cohorts
+    }
+
+
+def averaging(
+    config: Config, task: dx.data.WeightedLeastSquares
+) -> dict[str, Float[np.ndarray, "V R T"]]:
+    """FedAvg, five local gradient steps, noise on the way up alone; the server's model is measured."""
+    objectives = dx.local.quadratic_objectives(task.data, task.partition)
+    steepest = np.asarray(objectives.curvature).max(1) / np.asarray(task.partition.sizes)
+    descent = optax.sgd(0.5 / float(steepest.max()))
+
+    def make(rho: float, *, uplink: dx.channel.Channel, downlink: dx.channel.Channel) -> Any:
+        averaged = dx.server.fedavg(dx.data.least_squares_loss, descent, channel=uplink)
+        return dx.Algorithm(
+            lambda key, params, objectives: averaged.init(key, params), averaged.step
+        )
+
+    return {
+        f"FedAvg, {cohort} of {config.clients}": curves(
+            make,
+            task,
+            objectives,
+            cohort,
+            config.variances,
+            rho=config.rho,
+            rounds=config.rounds,
+            runs=config.runs,
+            key=jax.random.key(config.seed + 1),
+            models=lambda state: state.server.params[None],
+            local_steps=5,
+            batch_size=64,
+        )
+        for cohort in (config.cohorts[0], config.cohorts[-1])
     }
 
 
@@ -277,6 +317,9 @@ def study(config: Config) -> Summary:
         )
         for (name, cohort), levels in floors.items()
     }
+    for name, curve in averaging(config, task).items():
+        late = curve[..., -50:]
+        rows[name] = levels_row(config.variances, decibels(late.mean((1, 2))), late.mean(2))
     few, some, everyone = config.cohorts[0], config.cohorts[1], config.cohorts[-1]
     gain = floors["RERCE-Fed", few] - floors["continual", few]
     beats = np.concatenate(

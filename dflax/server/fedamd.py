@@ -51,7 +51,7 @@ def fedamd(
     optimizer: Optimizer,
     anchors: Anchors,
     *,
-    server_rate: float = 1.0,
+    server_rate: float | Array = 1.0,
     examples: int | None = None,
     batch_size: int = 500,
     uplink: Channel | None = None,

@@ -33,10 +33,10 @@ class PageServer(NamedTuple):
 
 def fedpage(
     loss: Loss | Oracle,
-    rate: float,
-    full: float,
+    rate: float | Array,
+    full: float | Array,
     *,
-    server_rate: float = 1.0,
+    server_rate: float | Array = 1.0,
     batch_size: int = 500,
     at_once: int | None = None,
 ) -> Algorithm:
