@@ -17,7 +17,7 @@ from admm_tasks import (
     textbook_admm,
     trajectory,
 )
-from tasks import assert_trees_close, assert_trees_equal
+from tasks import assert_trees_equal
 
 import dflax as dx
 from dflax import channel, participation
@@ -45,9 +45,9 @@ def test_everyone_without_noise_is_textbook_admm_in_every_round(float64, make):
         np.testing.assert_allclose(states.server.params, means, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_the_invariant_holds_and_the_limit_is_the_best_linear_unbiased_estimate(float64, scale):
-    """Q = sum_k B_k^-1 x_k(t) - rho n z(t-1) stays sum_k c h_k, for a square with and without half."""
+def test_the_invariant_holds_and_the_limit_is_the_best_linear_unbiased_estimate(float64):
+    """Q = sum_k B_k^-1 x_k(t) - rho n z(t-1) stays sum_k c h_k, here for c = 2."""
+    scale = 2.0
     algorithm = dx.server.rerce_fed(RHO)
     state = algorithm.init(KEY, jnp.zeros(D), objectives(np.float64, scale))
     states = trajectory(algorithm, state, federation(), 1500)
@@ -162,7 +162,7 @@ def test_every_consensual_point_is_a_fixed_point(float64, make):
 
 
 def test_under_noise_the_consensus_is_a_random_walk_of_the_predicted_slope():
-    up, down, rounds, runs = 0.3, 0.2, 120, 1500
+    up, down, rounds, runs = 0.3, 0.2, 100, 1200
     algorithm = dx.server.rerce_fed(
         1.0, uplink=channel.gaussian_noise(up), downlink=channel.gaussian_noise(down)
     )
@@ -181,7 +181,7 @@ def test_under_noise_the_consensus_is_a_random_walk_of_the_predicted_slope():
     slope = np.polyfit(np.arange(40, rounds), measured[40:], 1)[0]
     inverse = np.linalg.inv(TASK.information)
     predicted = N * (up**2 + down**2) * np.trace(inverse @ inverse)
-    assert slope == pytest.approx(predicted, rel=0.15)
+    assert slope == pytest.approx(predicted, rel=0.2)
 
 
 def test_continual_updates_lower_the_floor_where_few_clients_talk():
@@ -207,7 +207,7 @@ def test_continual_updates_lower_the_floor_where_few_clients_talk():
 
 
 @pytest.mark.parametrize("make", FAMILY)
-def test_lost_messages_and_absent_clients_leave_things_as_they_were(make):
+def test_lost_messages_leave_things_as_they_were(make):
     algorithm = make(RHO, uplink=channel.lossy(1.0), downlink=channel.lossy(1.0))
     start = algorithm.init(KEY, jnp.ones(D), objectives())
     state, metrics = jax.jit(functools.partial(dx.rollout, algorithm, rounds=3))(
@@ -218,48 +218,35 @@ def test_lost_messages_and_absent_clients_leave_things_as_they_were(make):
     np.testing.assert_array_equal(metrics["clients_reporting"], 0.0)
     first = N if make is dx.server.rerce_fed_continual else 4
     np.testing.assert_array_equal(metrics["numbers_up"], [first * D, 4 * D, 4 * D])
+
+
+def test_nobody_reporting_leaves_things_as_they_were():
     nobody = participation.dropout(participation.everyone(), 1.0)
-    if make is not dx.server.rerce_fed_continual:
-        state, _ = jax.jit(functools.partial(dx.rollout, make(RHO), rounds=1))(
-            start, federation(nobody), KEY
-        )
-        assert_trees_equal((state.server, state.clients), (start.server, start.clients))
+    start = dx.server.rerce_fed(RHO).init(KEY, jnp.ones(D), objectives())
+    advance = functools.partial(dx.rollout, dx.server.rerce_fed(RHO), rounds=2)
+    state, _ = jax.jit(advance)(start, federation(nobody), KEY)
+    assert_trees_equal((state.server, state.clients), (start.server, start.clients))
 
 
-@pytest.mark.parametrize(
-    ("make", "rule"),
-    [
-        (FAMILY[0], participation.uniform(8)),
-        (FAMILY[1], participation.uniform(8)),
-        (FAMILY[2], participation.everyone()),
-    ],
-)
-def test_clients_are_dealt_over_devices(make, rule):
-    noise = channel.gaussian_noise(0.1)
-    algorithm = make(RHO, uplink=noise, downlink=noise)
-    start = algorithm.init(KEY, jnp.zeros(D), objectives())
-    source = federation(rule)
-    plain, _ = dx.run(algorithm, start, source, rounds=5, key=KEY)
-    dealt, _ = dx.run(algorithm, start, source, rounds=5, key=KEY, mesh=dx.client_mesh())
-    assert_trees_close(plain, dealt, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("make", FAMILY)
+def test_on_devices_and_within_a_sweep_it_is_the_same(make):
+    source = federation(participation.uniform(8))
 
-
-@pytest.mark.parametrize("make", FAMILY[:2])
-def test_penalty_and_noise_can_be_swept(make):
-    source = federation(participation.uniform(4))
-
-    def end(rho, deviation):
+    def built(rho, deviation):
         noise = channel.gaussian_noise(deviation)
         algorithm = make(rho, uplink=noise, downlink=noise)
-        state = algorithm.init(KEY, jnp.zeros(D), objectives())
-        return dx.rollout(algorithm, state, source, KEY, 4)[0].clients.params
+        return algorithm, algorithm.init(KEY, jnp.zeros(D), objectives())
 
-    rhos, deviations = jnp.array([0.3, 1.0, 1.0]), jnp.array([0.1, 0.1, 0.0])
-    swept = jax.jit(jax.vmap(end))(rhos, deviations)
-    for row in range(3):
-        single = jax.jit(end)(rhos[row], deviations[row])
-        np.testing.assert_allclose(swept[row], single, rtol=1e-3, atol=1e-4)
+    def end(rho, deviation):
+        algorithm, state = built(rho, deviation)
+        return dx.rollout(algorithm, state, source, KEY, 5)[0].clients.params
+
+    swept = jax.jit(jax.vmap(end))(jnp.array([0.3, 1.0, 1.0]), jnp.array([0.1, 0.1, 0.0]))
+    algorithm, state = built(1.0, 0.1)
+    dealt, _ = dx.run(algorithm, state, source, rounds=5, key=KEY, mesh=dx.client_mesh())
+    np.testing.assert_allclose(dealt.clients.params, swept[1], rtol=1e-3, atol=1e-4)
     assert not np.allclose(swept[1], swept[2], atol=1e-2)
+    assert not np.allclose(swept[0], swept[1], atol=1e-2)
 
 
 @pytest.mark.parametrize("make", FAMILY)
