@@ -20,6 +20,7 @@ NAMES = (
     "decentralized",
     "reductions",
     "mixing",
+    "roles",
     "compilation",
     "population",
     "sweeping",

@@ -25,7 +25,7 @@ def rows(quick: bool) -> list[Row]:
 
 def _anchors_and_miners(quick: bool) -> list[Row]:
     """A perceptron 784-400-10: an anchor reads 200 examples, a miner takes 2 x 5 gradients of 20."""
-    rounds, repeats = (10, 2) if quick else (40, 4)
+    rounds, repeats = (8, 3) if quick else (20, 5)
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(CLIENTS * OWNED, 784)).astype(np.float32)
     labels = generator.integers(0, 10, CLIENTS * OWNED)
@@ -68,7 +68,7 @@ def _anchors_and_miners(quick: bool) -> list[Row]:
 
 def _least_squares(quick: bool) -> list[Row]:
     """100 clients, 128 entries, 10 a round: exact proximal points beside FedAvg's five steps of 10."""
-    rounds, repeats = (50, 2) if quick else (200, 4)
+    rounds, repeats = (50, 3) if quick else (200, 5)
     task = dx.data.weighted_least_squares(jax.random.key(0), 100, 128, (51, 90))
     objectives = dx.local.quadratic_objectives(task.data, task.partition)
     source = dx.Federation(

@@ -168,11 +168,20 @@ def accuracies(
     return np.asarray(jax.jit(grid)(chances, rates, task.splits, keys, source))
 
 
+def from_gradients(algorithm: dx.Algorithm, key: jax.Array, params: Any, gradients: Any) -> Any:
+    """The state of a method that starts from the clients' gradients."""
+    return algorithm.init(key, params, gradients)
+
+
 def methods(config: Config, loss: Any) -> dict[str, Method]:
     """Those of the table but for FedAMD with a constant probability, of which there are several."""
     steps = config.local_steps
     return {
         "FedAvg": Method(lambda rate, chance: dx.server.fedavg(loss, optax.sgd(rate))),
+        "SCAFFOLD": Method(
+            lambda rate, chance: dx.server.scaffold(loss, optax.sgd(rate), CLIENTS),
+            from_gradients,
+        ),
         "FedPAGE": Method(
             lambda rate, chance: dx.server.fedpage(loss, rate, 0.2, server_rate=steps * rate)
         ),
@@ -190,9 +199,7 @@ def amd(loss: Any, period: int | None = None) -> Method:
         # Several seeds in one program: both roles are computed and one is taken.
         return dx.server.fedamd(loss, optax.sgd(rate), law, at_once=COHORT)
 
-    return Method(
-        make, lambda algorithm, key, params, gradients: algorithm.init(key, params, gradients)
-    )
+    return Method(make, from_gradients)
 
 
 def at(curve: Float[np.ndarray, "*B T"], number: int) -> Float[np.ndarray, "*B"]:
@@ -360,7 +367,8 @@ def _logits(params: dict[str, Array], inputs: Array) -> Array:
 
 
 def _curves(curves: Curves, rates: tuple[float, float], model: str) -> Any:
-    shown = [name for name in curves if name not in ("FedPAGE", "BVR-L-SGD", "FedAMD, period 3")]
+    hidden = ("SCAFFOLD", "FedPAGE", "BVR-L-SGD", "FedAMD, period 3")
+    shown = [name for name in curves if name not in hidden]
     with figure(10.0, 4.0, ncols=2, sharey=True) as (drawn, panels):
         for place, (panel, rate) in enumerate(zip(panels, rates, strict=True)):
             for number, name in enumerate(shown):

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.optimize import minimize_scalar
 
 from dflax import validation
 
@@ -94,6 +93,9 @@ def recommended(clients: int, cohort: int, rule: str = "a") -> float:
     def bound(p: float) -> Any:
         moves = 1 - p**cohort
         return 1 / moves + 2 * ratio / (p * np.sqrt(moves))
+
+    # Slow to import, and of all rules this one alone needs it.
+    from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(
         bound, bounds=(1e-6, 1 - 1e-9), method="bounded", options={"xatol": 1e-9}
