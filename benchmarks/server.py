@@ -33,6 +33,9 @@ def methods(loss: Any) -> dict[str, Callable[[], dx.Algorithm]]:
         "FedSMOO": lambda: s.fedsmoo(loss, descent, n),
         "FedAvg-M-VR": lambda: s.fedavg_m_vr(loss, descent),
         "SCAFFOLD-M-VR": lambda: s.scaffold_m_vr(loss, descent, n),
+        "FedAMD, p 0.5": lambda: s.fedamd(loss, descent, s.anchors.constant(0.5)),
+        "FedPAGE": lambda: s.fedpage(loss, 0.05, 0.2),
+        "BVR-L-SGD": lambda: s.bvr_l_sgd(loss, descent, 5),
     }
 
 
