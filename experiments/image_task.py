@@ -1,0 +1,118 @@
+"""Fashion-MNIST dealt to 100 clients, ten of them a round, for comparisons of methods with a server."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dflax as dx
+from dflax import evaluation
+from experiments.quickstart import load as load_data
+
+CLIENTS = 100
+
+
+class Task(NamedTuple):
+    """One skew of the images with one model.
+
+    Attributes:
+      data: Fashion-MNIST where its files are, else digits.
+      federation: 100 clients, ten a round.
+      model: a linen module.
+      loss: of the model.
+    """
+
+    data: dx.data.Split
+    federation: dx.Federation
+    model: Any
+    loss: Any
+
+
+def load(size: str, skew: str, *, local_steps: int = 10, batch_size: int = 20) -> Task:
+    """The task; all skews have arrays of equal shapes, so that a compiled program serves them all.
+
+    Args:
+      size: "perceptron" (32 hidden), "small" CNN (channels 8 and 16, 32 hidden), or "large" CNN
+        (channels 32 and 64, 128 hidden).
+      skew: "dirichlet ALPHA", or "shards S" for S label shards a client.
+      local_steps: K.
+      batch_size: B; minibatches are drawn with replacement.
+    """
+    data = load_data("auto")
+    labels = np.asarray(data.labels)
+    kind, amount = skew.split()
+    if kind == "dirichlet":
+        partition = dx.data.dirichlet(labels, CLIENTS, float(amount), seed=0, min_size=4)
+    else:
+        partition = dx.data.label_shards(labels, CLIENTS, int(amount), seed=0)
+    # Only epochs without replacement walk by strides.
+    partition = dataclasses.replace(partition, multipliers=jnp.ones(1, jnp.uint32))
+    if size == "perceptron":
+        model: Any = dx.models.MLP((32,), classes=10)
+    else:
+        channels, hidden = {"small": ((8, 16), 32), "large": ((32, 64), 128)}[size]
+        model = dx.models.CNN(classes=10, channels=channels, hidden=hidden)
+    federation = dx.Federation(
+        data,
+        partition,
+        local_steps=local_steps,
+        batch_size=batch_size,
+        participation=dx.participation.uniform(10),
+        weights=jnp.ones(CLIENTS),
+        replacement=True,
+    )
+    return Task(data, federation, model, dx.losses.classification(model.apply))
+
+
+def curves(
+    tasks: Sequence[Task],
+    method: Callable[[jax.Array], dx.Algorithm],
+    rates: Sequence[float],
+    *,
+    rounds: int,
+    seeds: int,
+    with_gradients: bool = False,
+    examples: int = 1000,
+) -> np.ndarray:
+    """Test accuracy after every round, `[tasks, rates, seeds, rounds]`, one program for all.
+
+    Args:
+      tasks: that differ in their skew alone.
+      method: makes the algorithm, of a rate.
+      rates: of the local steps.
+      rounds: how many.
+      seeds: repetitions; they differ in the model, the cohorts and the minibatches.
+      with_gradients: whether the method starts from the clients' gradients (of 100 examples each).
+      examples: of the test set, to measure on.
+    """
+    first = tasks[0]
+    test = first.data.test
+    measure = evaluation.on(first.loss, test, examples=min(examples, len(test)))
+
+    def run(rate: jax.Array, key: jax.Array, source: dx.Federation, measure: Any) -> Any:
+        algorithm = method(rate)
+        model_key, init_key, run_key, start_key = jax.random.split(key, 4)
+        params = first.model.init(model_key, first.data.example)["params"]
+        given: tuple[Any, ...] = ()
+        if with_gradients:
+            gradients = dx.local.client_gradients(
+                first.loss, source, params, examples=100, key=start_key
+            )
+            given = (gradients,)
+        state = algorithm.init(init_key, params, *given)
+
+        def step(state: Any, round: dx.Round) -> tuple[Any, Any]:
+            state, _ = algorithm.step(state, round)
+            return state, measure(state.server.params)["accuracy"]
+
+        return dx.rollout(dx.Algorithm(algorithm.init, step), state, source, run_key, rounds)[1]
+
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    over_seeds = jax.vmap(run, in_axes=(None, 0, None, None))
+    program = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, None, None)))
+    values = jnp.asarray(rates, jnp.float32)
+    found = [program(values, keys, task.federation, measure) for task in tasks]
+    return np.stack([np.asarray(curve) for curve in found])

@@ -1,0 +1,173 @@
+"""All methods with a server on one task: rounds to a target accuracy and final accuracy, rates tuned."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optax
+
+import dflax as dx
+from experiments import image_task
+from experiments.study import Claim, Summary, figure, main
+
+SKEWS = ("dirichlet 0.3", "shards 2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings; every method has the same clients, rounds, local steps and minibatches.
+
+    Attributes:
+      full: the CNN with 421,642 parameters and minibatches of 20 over `full_rounds`, instead of a
+        perceptron with 32 hidden units and minibatches of 10 over `rounds`.
+      rounds: communication rounds of the quick comparison.
+      full_rounds: those of the full one.
+      target: accuracy to be reached in the quick comparison.
+      full_target: in the full one.
+      rates: of the local SGD in the quick comparison, the best of which each method gets on each skew.
+      full_rates: in the full one.
+      seeds: repetitions, paired over methods and rates.
+    """
+
+    full: bool = False
+    rounds: int = 25
+    full_rounds: int = 200
+    target: float = 0.6
+    full_target: float = 0.8
+    rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    full_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    seeds: int = 3
+
+
+def methods(loss: Any) -> dict[str, Callable[[Any], dx.Algorithm]]:
+    """Every method as a function of the local rate, other hyper-parameters as their papers have them."""
+    s, n, sgd = dx.server, image_task.CLIENTS, optax.sgd
+    return {
+        "FedAvg": lambda rate: s.fedavg(loss, sgd(rate)),
+        "FedAvgM": lambda rate: s.fedavg(loss, sgd(rate), sgd(0.3, momentum=0.7)),
+        "FedAdam": lambda rate: s.fedavg(loss, sgd(rate), optax.adam(0.01, eps=1e-3)),
+        "FedProx": lambda rate: s.fedprox(loss, sgd(rate), pull=0.1),
+        "FedSAM": lambda rate: s.fedsam(loss, sgd(rate), rho=0.05),
+        "FedCM": lambda rate: s.fedcm(loss, sgd(rate), beta=0.1),
+        "MoFedSAM": lambda rate: s.mofedsam(loss, sgd(rate), rho=0.05, beta=0.1),
+        "SCAFFOLD": lambda rate: s.scaffold(loss, sgd(rate), n),
+        "FedGamma": lambda rate: s.fedgamma(loss, sgd(rate), n, rho=0.05),
+        "SCAFFOLD-M": lambda rate: s.scaffold_m(loss, sgd(rate), n, beta=0.2),
+        # These diverge on networks unless eta K and gamma are small.
+        "FedAvg-M-VR": lambda rate: s.fedavg_m_vr(loss, sgd(0.1 * rate), beta=0.2),
+        "SCAFFOLD-M-VR": lambda rate: s.scaffold_m_vr(loss, sgd(0.1 * rate), n, beta=0.2),
+        "FedDyn": lambda rate: s.feddyn(loss, sgd(rate), n, pull=0.1),
+        "FedSpeed": lambda rate: s.fedspeed(loss, sgd(rate), n, pull=0.1, rho=0.05),
+        "FedSMOO": lambda rate: s.fedsmoo(loss, sgd(rate), n, pull=0.1, rho=0.05),
+        "FedADMM": lambda rate: s.fedadmm(loss, sgd(rate), n, pull=0.1, server_rate=1.0),
+    }
+
+
+def study(config: Config) -> Summary:
+    """Sweeps the rate for each method on both skews and reports each method at its best."""
+    size = "large" if config.full else "perceptron"
+    rounds = config.full_rounds if config.full else config.rounds
+    target = config.full_target if config.full else config.target
+    rates = config.full_rates if config.full else config.rates
+    batch_size = 20 if config.full else 10
+    tasks = [image_task.load(size, skew, batch_size=batch_size) for skew in SKEWS]
+    rows: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {skew: {} for skew in SKEWS}
+    for name, method in methods(tasks[0].loss).items():
+        curves = image_task.curves(
+            tasks,
+            method,
+            rates,
+            rounds=rounds,
+            seeds=config.seeds,
+            with_gradients=name.endswith("VR"),
+        )
+        rows[name] = {}
+        for skew, swept in zip(SKEWS, curves, strict=True):
+            final = swept[..., -5:].mean(-1)
+            best = int(final.mean(1).argmax())
+            needed = rounds_to(swept[best], target)
+            found[skew][name] = needed, final[best]
+            rows[name] |= {
+                f"rate, {skew}": rates[best],
+                f"rounds to {target:g}, {skew}": _spread(needed),
+                f"final, {skew}": f"{final[best].mean():.3f} ± {final[best].std():.3f}",
+            }
+        print(f"{name:<14} {list(rows[name].values())}", flush=True)
+    return Summary(rows, claims(found), {"comparison": comparison_figure(found, rounds, target)})
+
+
+def _spread(needed: np.ndarray) -> str:
+    """Mean and deviation over seeds, if all of them got there."""
+    if not np.isfinite(needed).all():
+        return f"{int(np.isfinite(needed).sum())} of {len(needed)} did"
+    return f"{needed.mean():.0f} ± {needed.std():.0f}"
+
+
+def rounds_to(curves: np.ndarray, target: float) -> np.ndarray:
+    """The first round whose mean with the two before it reaches the target; infinity if none."""
+    smooth = (curves[:, 2:] + curves[:, 1:-1] + curves[:, :-2]) / 3
+    reached = smooth >= target
+    return np.where(reached.any(-1), reached.argmax(-1) + 3, np.inf)
+
+
+def claims(found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> list[Claim]:
+    """What the literature says of these methods, against FedAvg at its own best rate."""
+    stated = []
+    for skew, by_method in found.items():
+        base, _ = by_method["FedAvg"]
+        for name in ("FedDyn", "FedSpeed", "SCAFFOLD"):
+            needed, _ = by_method[name]
+            stated.append(
+                Claim(
+                    f"{name} reaches the target in fewer rounds than FedAvg ({skew})",
+                    bool(needed.mean() < base.mean()),
+                    float(needed.mean()),
+                    float(base.mean()),
+                )
+            )
+        others = [name for name in by_method if not name.endswith("VR")]
+        worst = min(others, key=lambda name: by_method[name][1].mean())
+        stated.append(
+            Claim(
+                f"every method learns the task ({skew}): the worst, {worst}",
+                bool(by_method[worst][1].mean() > 0.5),
+                float(by_method[worst][1].mean()),
+                0.5,
+            )
+        )
+    return stated
+
+
+def comparison_figure(found: dict[str, Any], rounds: int, target: float) -> Any:
+    """A dot per method and skew: rounds to the target, and final accuracy, with their spread."""
+    order = sorted(found[SKEWS[1]], key=lambda name: found[SKEWS[1]][name][1].mean())
+    with figure(8.0, 4.6, ncols=2, sharey=True) as (drawn, axes):
+        for shift, color, skew in ((0.12, "C0", SKEWS[0]), (-0.12, "C3", SKEWS[1])):
+            label = {"d": "Dirichlet 0.3", "s": "2 label shards"}[skew[0]]
+            for place, name in enumerate(order):
+                needed, final = found[skew][name]
+                reached = needed[np.isfinite(needed)]
+                options: dict[str, Any] = {
+                    "color": color,
+                    "fmt": "o",
+                    "markersize": 5,
+                    "capsize": 2,
+                    "label": label if place == 0 else None,
+                }
+                if len(reached) == len(needed):
+                    axes[0].errorbar(reached.mean(), place + shift, xerr=reached.std(), **options)
+                else:
+                    label = options["label"]
+                    axes[0].plot(rounds, place + shift, ">", color=color, label=label)
+                axes[1].errorbar(final.mean(), place + shift, xerr=final.std(), **options)
+        axes[0].set_yticks(range(len(order)), order)
+        axes[0].set(xlabel=f"rounds to {target:.0%} (arrow: not within {rounds})")
+        axes[1].set(xlabel="final test accuracy")
+        drawn.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return drawn
+
+
+if __name__ == "__main__":
+    main(study, Config, __file__)
