@@ -213,14 +213,16 @@ def on_images(config: Config) -> tuple[dict[str, Any], list[Claim]]:
         rows[f"rank correlation with the repository, Dir {alpha}"] = {
             f"Dir {alpha}: ours / CIFAR-10": f"{ranks:.2f}"
         }
-        claims.append(
-            Claim(
-                f"on {tasks[0].data.name} FedSpeed's best accuracy beats FedAvg's (Dir {alpha})",
-                bool(best["FedSpeed"][alpha].mean() > best["FedAvg"][alpha].mean()),
-                float(best["FedSpeed"][alpha].mean()),
-                float(best["FedAvg"][alpha].mean()),
+        # A few rounds of one seed order methods by how they begin; that is shown, not claimed.
+        if config.full:
+            claims.append(
+                Claim(
+                    f"on {tasks[0].data.name} FedSpeed's best accuracy beats FedAvg's (Dir {alpha})",
+                    bool(best["FedSpeed"][alpha].mean() > best["FedAvg"][alpha].mean()),
+                    float(best["FedSpeed"][alpha].mean()),
+                    float(best["FedAvg"][alpha].mean()),
+                )
             )
-        )
     return rows, claims
 
 
