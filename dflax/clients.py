@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from dflax import validation
+from dflax.products import contract_last
 
 CLIENTS = "clients"
 # On a CPU, clients with fewer elements than the first number run all at once: a step then costs the
@@ -67,6 +68,8 @@ def map_clients(
         # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
         return jax.lax.map(one, stacked, batch_size=None if width == 1 else width)
 
+    if jax.default_backend() == "cpu":
+        several = contract_last(several)
     devices = client_devices()
     if devices == 1:
         return several(stacked, shared)
