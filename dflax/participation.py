@@ -19,6 +19,8 @@ from dflax import counter, validation
 
 # Up to this many clients, sorting random bits is cheaper than Floyd's sampling step by step.
 SORTED_DRAW = 4096
+# Up to this many, comparing all pairs is cheaper than sorting, with the same result.
+RANKED_DRAW = 128
 PARTICIPATION_FIX = "Make one with dflax.participation, for example uniform(10) or everyone()."
 
 
@@ -185,7 +187,10 @@ def distinct(key: Key[Array, ""], count: int, population: int) -> Int[Array, " m
     fix = f"Only {population} distinct numbers exist: draw fewer or raise population."
     validation.integer("count", count, low=1, high=population, fix=fix)
     if population <= SORTED_DRAW:
-        return jnp.argsort(counter.bits(key, population))[:count].astype(jnp.int32)
+        bits = counter.bits(key, population)
+        if population <= RANKED_DRAW:
+            return _ranked(bits, count)
+        return jnp.argsort(bits)[:count].astype(jnp.int32)
     draw_key, order_key = jax.random.split(key)
     tops = jnp.arange(population - count, population, dtype=jnp.int32)
     draws = jax.random.randint(draw_key, (count,), 0, tops + 1)
@@ -198,6 +203,15 @@ def distinct(key: Key[Array, ""], count: int, population: int) -> Int[Array, " m
     empty = jnp.full((count,), -1, jnp.int32)
     chosen, _ = jax.lax.scan(take, empty, (jnp.arange(count), draws, tops))
     return chosen[jnp.argsort(jax.random.bits(order_key, (count,), jnp.uint32))]
+
+
+def _ranked(bits: Array, count: int) -> Int[Array, " m"]:
+    """The places of the `count` smallest numbers, in order: the start of a stable argsort."""
+    places = jnp.arange(bits.shape[0], dtype=jnp.int32)
+    earlier = (bits < bits[:, None]) | ((bits == bits[:, None]) & (places < places[:, None]))
+    ranks = jnp.sum(earlier, axis=1, dtype=jnp.int32)
+    found = ranks == jnp.arange(count, dtype=jnp.int32)[:, None]
+    return jnp.sum(jnp.where(found, places, 0), axis=1, dtype=jnp.int32)
 
 
 def _everyone(key: Key[Array, ""], index: Int[Array, ""], clients: int) -> Cohort:

@@ -174,3 +174,9 @@ def test_a_cohort_larger_than_the_federation_is_refused():
         participation.uniform(6)(jax.random.key(0), jnp.int32(0), 5)
     with pytest.raises(ValueError, match="one entry per client, 5, got 2"):
         participation.weighted(1, [1.0, 1.0])(jax.random.key(0), jnp.int32(0), 5)
+
+
+def test_small_draws_are_the_start_of_a_stable_sort():
+    bits = jax.random.randint(jax.random.key(1), (100,), 0, 40).astype(jnp.uint32)
+    chosen = participation._ranked(bits, 60)
+    np.testing.assert_array_equal(chosen, np.argsort(np.asarray(bits), kind="stable")[:60])
