@@ -1,8 +1,10 @@
-"""What one round costs, ahead of time: arithmetic, memory and the data that devices exchange."""
+"""What one round costs: arithmetic, memory, exchanges and time; and a trace of where time goes."""
 
+import functools
 import math
+import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from dflax import validation
-from dflax.algorithm import Algorithm, Metrics, Source, State
+from dflax.algorithm import Algorithm, Metrics, Source, State, rollout
 from dflax.collectives import Collective, collectives
 from dflax.mesh import state_sharding
 
-__all__ = ["Collective", "Profile", "collectives", "round"]
+__all__ = ["Collective", "Profile", "collectives", "round", "trace"]
 
 FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP")
 # Operations that move numbers without computing any.
@@ -55,6 +57,7 @@ class Profile(NamedTuple):
       peak_bytes: what must fit at once, `argument + output - alias + temporary`.
       compile_seconds: tracing and compiling; short when a compilation cache had the program.
       collectives: what the devices exchange.
+      seconds: steady time of a round; None unless rounds were run to measure it.
     """
 
     devices: int
@@ -67,6 +70,12 @@ class Profile(NamedTuple):
     peak_bytes: int
     compile_seconds: float
     collectives: tuple[Collective, ...]
+    seconds: float | None = None
+
+    @property
+    def flops_per_second(self) -> float | None:
+        """Operations per second that a steady round reaches; None where it was not measured."""
+        return None if self.seconds is None else self.flops / self.seconds
 
     @property
     def sent_bytes(self) -> float:
@@ -88,6 +97,9 @@ class Profile(NamedTuple):
             ("compiled in", f"{self.compile_seconds:.2f} s"),
             *((f"  {c.kind}", str(c).removeprefix(c.kind).strip()) for c in self.collectives),
         ]
+        if self.seconds is not None:
+            reached = _scaled(self.flops / self.seconds, 1000, FLOPS)
+            rows.append(("a steady round", f"{1e3 * self.seconds:.4g} ms, {reached}/s"))
         return "\n".join(f"{name:<28}{value}" for name, value in rows)
 
 
@@ -98,12 +110,14 @@ def round(
     *,
     key: Key[Array, ""] | None = None,
     mesh: Mesh | None = None,
+    measured_rounds: int = 0,
 ) -> Profile:
     """Compiles one round, `algorithm.step(state, source.draw(key, t))`, and reports what it costs.
 
     Nothing is executed and nothing is put on a device, so shapes are enough: a state from
     `jax.eval_shape(algorithm.init, key, params)` profiles a federation that this machine could not
-    hold. The state is donated, as `dflax.run` does.
+    hold. The state is donated, as `dflax.run` does. With `measured_rounds` the rounds are run as
+    well, and the time of one is told.
 
     Args:
       algorithm: whose step is profiled.
@@ -113,14 +127,22 @@ def round(
       key: the run's typed key, of which only the kind matters; default that of `jax.random.key(0)`.
       mesh: devices to deal the clients over, by `dflax.mesh.state_sharding`; a mesh with the axis
         "clients". Default: one device.
+      measured_rounds: R >= 0; when positive, `state` and `source` must be arrays: R rounds run as
+        one compiled scan, once to warm up and three times for the least time per round.
 
     Returns:
       A `Profile`; print it for a table.
 
     Raises:
       TypeError: arguments of other types.
-      ValueError: a mesh without the axis "clients".
+      ValueError: a mesh without the axis "clients"; shapes in place of arrays that are to be run.
     """
+    validation.integer("measured_rounds", measured_rounds, low=0)
+    if measured_rounds and not _are_arrays((state, source)):
+        raise ValueError(
+            f"measured_rounds must be 0 where state or source are shapes, got {measured_rounds}. Pass "
+            "arrays, as algorithm.init(key, params) returns them."
+        )
     if not isinstance(algorithm, Algorithm):
         raise TypeError(
             f"algorithm must be an Algorithm, got {type(algorithm).__name__}. Pass what a factory "
@@ -144,10 +166,18 @@ def round(
     ) -> tuple[State, Metrics]:
         return algorithm.step(state, source.draw(key, index))
 
+    def with_time(found: Profile, place: Callable[[Any], Any] = lambda given: given) -> Profile:
+        if not measured_rounds:
+            return found
+        run_key = jax.random.key(0) if key is None else key
+        placed_state, placed_source, run_key = place((state, source, run_key))
+        seconds = _seconds(algorithm, placed_state, placed_source, run_key, measured_rounds)
+        return found._replace(seconds=seconds)
+
     one_key = jax.eval_shape(lambda: jax.random.key(0)) if key is None else key
     given = _shapes((state, source, one_key, jnp.int32(0)))
     if mesh is None:
-        return _measure(jax.jit(one_round, donate_argnums=0), given)
+        return with_time(_measure(jax.jit(one_round, donate_argnums=0), given))
     everywhere = NamedSharding(mesh, PartitionSpec())
     layout = state_sharding(given[0], mesh)
     placed = jax.tree.map(
@@ -160,7 +190,57 @@ def round(
     # Metrics are read by the host, so they are wanted whole.
     program = jax.jit(one_round, donate_argnums=0, out_shardings=(layout, everywhere))
     with jax.set_mesh(mesh):
-        return _measure(program, laid_out)
+        return with_time(
+            _measure(program, laid_out),
+            lambda given: jax.device_put(given, (layout, *placed[:2])),
+        )
+
+
+def trace(
+    folder: str | pathlib.Path, function: Callable[..., Any], *arguments: Any
+) -> pathlib.Path:
+    """Run `function(*arguments)` once to warm up, and once more under JAX's profiler.
+
+    Open the file at https://ui.perfetto.dev: one bar per operation of the compiled program, on every
+    thread or device, with the gaps between them. Calls of Python are left out.
+
+    Args:
+      folder: where the trace goes; made when missing.
+      function: usually a compiled one; what it returns is waited for.
+      *arguments: of the function; none of them may be donated.
+
+    Returns:
+      The path of the Perfetto trace, a `.json.gz`.
+
+    Raises:
+      TypeError: a function that cannot be called.
+    """
+    validation.function("function", function)
+    jax.block_until_ready(function(*arguments))
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    before = set(pathlib.Path(folder).rglob("perfetto_trace.json.gz"))
+    with jax.profiler.trace(str(folder), create_perfetto_trace=True, profiler_options=options):
+        jax.block_until_ready(function(*arguments))
+    made = set(pathlib.Path(folder).rglob("perfetto_trace.json.gz")) - before
+    # Traces of the same second share a folder of JAX's, and the later replaces the earlier.
+    return max(made or before, key=lambda path: path.stat().st_mtime)
+
+
+def _seconds(algorithm: Algorithm, state: State, source: Any, key: Array, rounds: int) -> float:
+    """The least of three timings of a steady round, after a first call that compiles."""
+    program = jax.jit(functools.partial(rollout, algorithm, rounds=rounds))
+    jax.block_until_ready(program(state, source, key))
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        jax.block_until_ready(program(state, source, key))
+        times.append((time.perf_counter() - began) / rounds)
+    return min(times)
+
+
+def _are_arrays(tree: Any) -> bool:
+    return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
 def _measure(program: Any, arguments: tuple[Any, ...]) -> Profile:

@@ -1,3 +1,5 @@
+import gzip
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -224,11 +226,43 @@ def test_a_profile_prints_as_a_table():
     assert "all-reduce" in lines
 
 
+@pytest.mark.parametrize("meshed", [False, True])
+def test_rounds_are_timed_when_asked_for(meshed):
+    algorithm = dx.server.fedavg(half_square, optax.sgd(0.1))
+    state, source = algorithm.init(KEY, jnp.ones(16)), quadratics(8, 16).federation(1)
+    mesh = dx.client_mesh() if meshed else None
+    found = profile.round(algorithm, state, source, mesh=mesh, measured_rounds=3)
+    assert 0 < found.seconds < 60
+    assert found.flops_per_second == found.flops / found.seconds
+    assert "a steady round" in str(found)
+    plain = profile.round(algorithm, state, source, mesh=mesh)
+    assert (plain.seconds, plain.flops_per_second) == (None, None)
+    assert "a steady round" not in str(plain)
+    np.testing.assert_array_equal(state.server.params, 1.0)
+
+
+def test_a_trace_names_the_operations_of_the_program(tmp_path):
+    program = jax.jit(lambda x: jnp.sort(x) @ jnp.cos(x))
+    path = profile.trace(tmp_path / "new", program, jnp.arange(1000.0))
+    content = gzip.decompress(path.read_bytes()).decode()
+    assert path.name == "perfetto_trace.json.gz"
+    assert "sort" in content
+    again = profile.trace(tmp_path / "new", program, jnp.arange(1000.0))
+    assert again.exists()
+    with pytest.raises(TypeError, match="function must be"):
+        profile.trace(tmp_path, 3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"algorithm": 1}, "algorithm must be an Algorithm, got int"),
         ({"source": 1}, r"source must have a method draw\(key, index\), got int"),
+        ({"measured_rounds": -1}, "measured_rounds must be an integer"),
+        (
+            {"measured_rounds": 2, "state": jax.ShapeDtypeStruct((2,), jnp.float32)},
+            "measured_rounds must be 0 where state or source are shapes, got 2",
+        ),
         ({"mesh": 8}, "mesh must be a jax Mesh or None, got int"),
         ({"key": 0}, "key must be one typed JAX key"),
         (

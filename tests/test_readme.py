@@ -1,6 +1,7 @@
 """The README's programs run as they stand there, in order, and do what the text around them says."""
 
 import ast
+import contextlib
 import pathlib
 import re
 
@@ -15,7 +16,7 @@ def programs():
     return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
-def test_the_readmes_programs_run_and_learn(programs):
+def test_the_readmes_programs_run_and_learn(programs, tmp_path):
     names = {}
     exec(compile(programs[0], "README.md", "exec"), names)
     assert names["history"].evaluated.tolist() == [10, 20, 30, 40]
@@ -29,6 +30,10 @@ def test_the_readmes_programs_run_and_learn(programs):
     rows = names["swept"].table()
     assert [round(row["rate"], 2) for row in rows] == [0.03, 0.1, 0.3]
     assert rows[2]["accuracy"] > rows[0]["accuracy"] > 0.3
+    with contextlib.chdir(tmp_path):
+        exec(compile(programs[3], "README.md", "exec"), names)
+        assert names["cost"].seconds > 0
+        assert names["path"].stat().st_size > 1000
     # SCAFFOLD's invariant: the server's control is the mean of the clients' controls.
     for control, own in zip(
         names["jax"].tree.leaves(state.server.control),
