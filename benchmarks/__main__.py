@@ -21,6 +21,7 @@ NAMES = (
     "reductions",
     "mixing",
     "roles",
+    "transformer",
     "compilation",
     "population",
     "sweeping",
