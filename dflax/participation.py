@@ -127,6 +127,16 @@ def availability(cohort: int, table: Bool[Array, "T n"]) -> Participation:
     return Partial(functools.partial(_availability, cohort), jnp.asarray(table, bool))
 
 
+def present(table: Bool[Array, "T n"]) -> Participation:
+    """All clients in order, those of which a table says they are there report: traces of churn.
+
+    Args:
+      table: `[T, n]` booleans or zeros and ones, T >= 1; round t reads row t mod T; traceable.
+    """
+    availability(1, table)
+    return Partial(_present, jnp.asarray(table, bool))
+
+
 def dropout(participation: Participation, rate: float) -> Participation:
     """Each invited client fails to report, independently.
 
@@ -270,6 +280,13 @@ def _availability(
     _at_most(cohort, clients)
     _table_width("table", table.shape[1], clients)
     return _first(key, table[index % table.shape[0]], cohort)
+
+
+def _present(
+    table: Bool[Array, "T n"], key: Key[Array, ""], index: Int[Array, ""], clients: int
+) -> Cohort:
+    _table_width("table", table.shape[1], clients)
+    return Cohort(None, table[index % table.shape[0]].astype(jnp.float32))
 
 
 def _dropout(

@@ -7,6 +7,8 @@ from dflax.decentralized.dfedadmm import Dual, dfedadmm, dfedadmm_sam, mean_dual
 from dflax.decentralized.dispfl import Grow, dispfl
 from dflax.decentralized.gossip_averaging import Order, dfedavg, dfedsam, dpsgd
 from dflax.decentralized.gradient_tracking import Tracking, dsgt
+from dflax.decentralized.hash_sampling import Probe, md5_ranks, probe
+from dflax.decentralized.modest import Network, modest
 from dflax.decentralized.msda import gossip_steps, msda
 from dflax.decentralized.protocol import (
     Client,
