@@ -304,7 +304,7 @@ def over_graphs(config: Config) -> tuple[dict[str, Any], Any, list[Claim]]:
         axes.set_xticks(range(len(graphs)), list(graphs))
         axes.set_ylabel("mean accuracy of the clients' models")
         axes.grid(axis="x", visible=False)
-        axes.legend(loc="lower right", fontsize=8)
+        drawn.legend(loc="outside upper center", ncols=len(methods), fontsize=8)
     return rows, drawn, claims
 
 
