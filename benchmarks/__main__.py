@@ -27,6 +27,7 @@ NAMES = (
     "sweeping",
     "collectives",
     "startup",
+    "events",
     "compression",
 )
 RESULTS = pathlib.Path("results")
