@@ -1,5 +1,7 @@
 """Asynchronous events at d = 1,000 and n = 100: DADAO's gradients and communications, in one scan."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from benchmarks.measure import Row, milliseconds
 from dflax.gossip import NodeEvents, independent_groups, poisson_stream
 
 
-def quadratic(x: jax.Array, batch: dx.data.Batch, key: jax.Array) -> tuple[jax.Array, dict]:
+def quadratic(x: Any, batch: dx.data.Batch, key: Any) -> tuple[jax.Array, dict[str, Any]]:
     """(1/2) |x - c_i|^2: a gradient that costs nothing beside the event."""
     value = 0.5 * jnp.mean(jnp.sum(jnp.square(x - batch.inputs), axis=-1))
     return value, {"loss": value}
