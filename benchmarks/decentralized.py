@@ -1,5 +1,6 @@
 """What a round of each method without a server costs beside a round of DFedAvg: one CNN, 8 clients."""
 
+import functools
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ CLIENTS, STEPS, BATCH, OWNED = 8, 5, 20, 60
 def methods(loss: Any, mixer: dx.gossip.Mixer) -> dict[str, dx.Algorithm]:
     """DFedAvg first, then the others by name; those with SAM take two gradients a local step."""
     descent, d = optax.sgd(0.05), dx.decentralized
+    alone = functools.partial(dx.topology.uniform, self_weight=0.0)
+    others = dx.gossip.mixer(dx.topology.ring(CLIENTS), weights=alone)
     return {
         "DFedAvg": d.dfedavg(loss, descent, mixer),
         "DFedADMM": d.dfedadmm(loss, descent, mixer),
@@ -24,6 +27,9 @@ def methods(loss: Any, mixer: dx.gossip.Mixer) -> dict[str, dx.Algorithm]:
         "DFedSAM-MGS, Q = 4": d.dfedsam(loss, descent, mixer, gossip_steps=4),
         "DFedADMM-SAM": d.dfedadmm_sam(loss, descent, mixer),
         "DSGT": d.dsgt(loss, 0.05, mixer),
+        "DFedAvg, variance-corrected": d.dfedavg(
+            loss, descent, dx.gossip.variance_corrected(others)
+        ),
         "DisPFL": d.dispfl(loss, descent, mixer, rounds=1000),
     }
 

@@ -46,7 +46,11 @@ def methods(loss: Any) -> dict[str, Callable[[Any], dx.Algorithm]]:
     return {
         "FedAvg": lambda rate: s.fedavg(loss, sgd(rate)),
         "FedAvgM": lambda rate: s.fedavg(loss, sgd(rate), sgd(0.3, momentum=0.7)),
-        "FedAdam": lambda rate: s.fedavg(loss, sgd(rate), optax.adam(0.01, eps=1e-3)),
+        "FedAdam": lambda rate: s.fedadam(loss, sgd(rate), 0.01),
+        "FedYogi": lambda rate: s.fedyogi(loss, sgd(rate), 0.01),
+        "FedAdagrad": lambda rate: s.fedadagrad(loss, sgd(rate), 0.03),
+        "FedNova": lambda rate: s.fednova(loss, sgd(rate)),
+        "MimeLite": lambda rate: s.mimelite(loss, sgd(rate), s.fixed_momentum(0.9)),
         "FedProx": lambda rate: s.fedprox(loss, sgd(rate), pull=0.1),
         "FedSAM": lambda rate: s.fedsam(loss, sgd(rate), rho=0.05),
         "FedCM": lambda rate: s.fedcm(loss, sgd(rate), beta=0.1),
@@ -57,6 +61,10 @@ def methods(loss: Any) -> dict[str, Callable[[Any], dx.Algorithm]]:
         # These diverge on networks unless eta K and gamma are small.
         "FedAvg-M-VR": lambda rate: s.fedavg_m_vr(loss, sgd(0.1 * rate), beta=0.2),
         "SCAFFOLD-M-VR": lambda rate: s.scaffold_m_vr(loss, sgd(0.1 * rate), n, beta=0.2),
+        # Cached gradients are 20 rounds old before all clients have been anchors: smaller steps as well.
+        "FedAMD": lambda rate: s.fedamd(
+            loss, sgd(0.1 * rate), s.anchors.constant(0.5), examples=100, batch_size=100
+        ),
         "FedDyn": lambda rate: s.feddyn(loss, sgd(rate), n, pull=0.1),
         "FedSpeed": lambda rate: s.fedspeed(loss, sgd(rate), n, pull=0.1, rho=0.05),
         "FedSMOO": lambda rate: s.fedsmoo(loss, sgd(rate), n, pull=0.1, rho=0.05),
@@ -81,7 +89,7 @@ def study(config: Config) -> Summary:
             rates,
             rounds=rounds,
             seeds=config.seeds,
-            with_gradients=name.endswith("VR"),
+            with_gradients=name.endswith("VR") or name == "FedAMD",
         )
         rows[name] = {}
         for skew, swept in zip(SKEWS, curves, strict=True):
