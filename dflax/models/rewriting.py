@@ -25,7 +25,7 @@ def rewrite_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
         apply = rewrite_convolutions(model.apply)         (params, x) -> y
 
     Rewrite before differentiation: then the reverse rules are those of slices and products as well.
-    On CPU a linen, nnx, equinox or haiku model so becomes as fast as one of `dflax.models.Conv` and
+    On CPU a linen, nnx or equinox model so becomes as fast as one of `dflax.models.Conv` and
     `max_pool`; on other platforms every operation stays what it was. Results agree to float32
     rounding, parameters and signature are the same, and the function stays differentiable in either
     mode and any order, vmappable and jittable.
