@@ -2,16 +2,39 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optax
 
 import dflax as dx
-from experiments import image_task
+from experiments import finished, image_task
 from experiments.study import Claim, Summary, figure, main
 
 SKEWS = ("dirichlet 0.3", "shards 2")
+
+
+class Setting(NamedTuple):
+    """What goes with a network.
+
+    Attributes:
+      batch_size: of a local step.
+      rounds: how long every method runs.
+      target: accuracy to be reached.
+      rates: of the local SGD, the best of which each method gets on each skew.
+    """
+
+    batch_size: int
+    rounds: int
+    target: float
+    rates: tuple[float, ...]
+
+
+SETTINGS = {
+    "perceptron": Setting(10, 25, 0.6, (0.03, 0.1, 0.3)),
+    "small": Setting(20, 40, 0.7, (0.03, 0.1, 0.3)),
+    "large": Setting(20, 200, 0.8, (0.01, 0.03, 0.1, 0.3, 1.0)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,24 +42,16 @@ class Config:
     """Settings; every method has the same clients, rounds, local steps and minibatches.
 
     Attributes:
-      full: the CNN with 421,642 parameters and minibatches of 20 over `full_rounds`, instead of a
-        perceptron with 32 hidden units and minibatches of 10 over `rounds`.
-      rounds: communication rounds of the quick comparison.
-      full_rounds: those of the full one.
-      target: accuracy to be reached in the quick comparison.
-      full_target: in the full one.
-      rates: of the local SGD in the quick comparison, the best of which each method gets on each skew.
-      full_rates: in the full one.
+      network: a perceptron with 32 hidden units (minutes), a CNN with 26,698 parameters (an hour or so
+        on two cores), or the CNN with 421,642 parameters (for an accelerator).
+      rounds: communication rounds; None takes those that go with the network.
+      rates: of the local SGD; empty takes those that go with the network.
       seeds: repetitions, paired over methods and rates.
     """
 
-    full: bool = False
-    rounds: int = 25
-    full_rounds: int = 200
-    target: float = 0.6
-    full_target: float = 0.8
-    rates: tuple[float, ...] = (0.03, 0.1, 0.3)
-    full_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    network: Literal["perceptron", "small", "large"] = "perceptron"
+    rounds: int | None = None
+    rates: tuple[float, ...] = ()
     seeds: int = 3
 
 
@@ -74,22 +89,28 @@ def methods(loss: Any) -> dict[str, Callable[[Any], dx.Algorithm]]:
 
 def study(config: Config) -> Summary:
     """Sweeps the rate for each method on both skews and reports each method at its best."""
-    size = "large" if config.full else "perceptron"
-    rounds = config.full_rounds if config.full else config.rounds
-    target = config.full_target if config.full else config.target
-    rates = config.full_rates if config.full else config.rates
-    batch_size = 20 if config.full else 10
-    tasks = [image_task.load(size, skew, batch_size=batch_size) for skew in SKEWS]
+    setting = SETTINGS[config.network]
+    rounds, rates, target = (
+        config.rounds or setting.rounds,
+        config.rates or setting.rates,
+        setting.target,
+    )
+    tasks = [image_task.load(config.network, skew, batch_size=setting.batch_size) for skew in SKEWS]
     rows: dict[str, dict[str, Any]] = {}
     found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {skew: {} for skew in SKEWS}
     for name, method in methods(tasks[0].loss).items():
-        curves = image_task.curves(
-            tasks,
-            method,
-            rates,
-            rounds=rounds,
-            seeds=config.seeds,
-            with_gradients=name.endswith("VR") or name == "FedAMD",
+        curves = finished.part(
+            "server_comparison",
+            config,
+            name,
+            lambda name=name, method=method: image_task.curves(
+                tasks,
+                method,
+                rates,
+                rounds=rounds,
+                seeds=config.seeds,
+                with_gradients=name.endswith("VR") or name == "FedAMD",
+            ),
         )
         rows[name] = {}
         for skew, swept in zip(SKEWS, curves, strict=True):
@@ -103,6 +124,7 @@ def study(config: Config) -> Summary:
                 f"final, {skew}": f"{final[best].mean():.3f} ± {final[best].std():.3f}",
             }
         print(f"{name:<14} {list(rows[name].values())}", flush=True)
+    finished.forget("server_comparison")
     return Summary(rows, claims(found), {"comparison": comparison_figure(found, rounds, target)})
 
 
