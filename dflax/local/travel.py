@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from dflax import validation
 from dflax.local.solver import Optimizer, optimizer_at
 
 
@@ -31,7 +32,7 @@ def travel(
 
     Args:
       optimizer: an optax optimiser, or a function of the round's number that returns one. Of optimisers
-        that are not linear (Adam, clipping) it is only a scale.
+        that are not linear (Adam, clipping) it is only a scale: see `check_linear`.
       steps: K, static, the most steps that are done.
       done: tau in [0, K].
       pull: mu of the proximal term; None for none.
@@ -50,3 +51,33 @@ def travel(
 
     (y, _), _ = jax.lax.scan(one_step, (start, descent.init(start)), jnp.arange(steps))
     return -y
+
+
+def check_linear(name: str, optimizer: Optimizer) -> None:
+    """Refuse an optimiser that answers larger gradients with other than proportionally larger moves.
+
+    Looked at are three steps of round 0 on a scalar, with gradients 1, -1/2, 2 and ten thousand times as
+    much; rates that are traced are not looked at.
+
+    Raises:
+      ValueError: naming the argument.
+    """
+    gradients = jnp.array([1.0, -0.5, 2.0])
+
+    def moved(scale: float) -> Any:
+        descent, y = optimizer_at(optimizer, jnp.int32(0)), jnp.zeros(())
+        state = descent.init(y)
+        for gradient in scale * gradients:
+            updates, state = descent.update(gradient, state, y)
+            y = optax.apply_updates(y, updates)
+        return y
+
+    once, scaled = moved(1.0), moved(1e4)
+    if validation.is_traced(once) or validation.is_traced(scaled):
+        return
+    if not jnp.allclose(scaled, 1e4 * once, rtol=1e-3):
+        raise ValueError(
+            f"{name} must be linear in its gradients, got one that moves {float(once):g} and, for "
+            f"gradients 10,000 times as large, {float(scaled):g}. Use plain or momentum SGD with any "
+            "schedule: how far Adam, sign descent or clipping goes depends on what it sees."
+        )

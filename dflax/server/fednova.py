@@ -10,9 +10,9 @@ from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
-from dflax.local.solver import Optimizer, check_pull
+from dflax.local.solver import Optimizer, check_optimizer, check_pull
 from dflax.local.subproblem import Subproblem
-from dflax.local.travel import travel
+from dflax.local.travel import check_linear, travel
 from dflax.server.descent import descent, local_change
 from dflax.server.protocol import Received, Report, Server, with_server
 
@@ -53,12 +53,14 @@ def fednova(
       a change of 0.
 
     Raises:
-      TypeError, ValueError: naming the argument.
+      TypeError, ValueError: naming the argument; also an optimiser that is not linear.
 
     References:
       Wang et al., Tackling the Objective Inconsistency Problem in Heterogeneous Federated
       Optimization, arXiv 2007.07481.
     """
+    check_optimizer("optimizer", optimizer)
+    check_linear("optimizer", optimizer)
     if pull is not None:
         check_pull("pull", pull, optimizer)
     problem = (lambda x: Subproblem(pull=pull, anchor=x)) if pull is not None else None

@@ -110,3 +110,16 @@ def test_bad_arguments_are_refused():
         fednova(half_square, optax.sgd(0.1), pull=-1.0)
     with pytest.raises(TypeError, match="optimizer must be an optax optimiser"):
         fednova(half_square, 0.1)
+    for curved in (optax.adam(0.1), optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))):
+        with pytest.raises(ValueError, match="optimizer must be linear in its gradients"):
+            fednova(half_square, curved)
+
+
+def test_linear_optimisers_are_taken():
+    decayed = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.1, 0.9, nesterov=True))
+    for linear in (
+        decayed,
+        lambda t: optax.sgd(0.1 * 0.998**t),
+        optax.sgd(lambda k: 1.0 / (k + 1)),
+    ):
+        fednova(half_square, linear)
