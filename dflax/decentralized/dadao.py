@@ -210,25 +210,22 @@ def dadao(
         """All events of a row at once; places that are not used read some node and write none."""
         event, nodes, done = drawn.event, state.clients, state.server
         at, links = event.gradient_nodes, event.links
+        places = jnp.concatenate([at, links[:, 0], links[:, 1]])
+        gaps = jnp.concatenate([event.gradient_gaps, event.link_gaps[:, 0], event.link_gaps[:, 1]])
+        times = jnp.concatenate([event.gradient_times, event.link_times, event.link_times])
 
-        def one_gradient(place: Array) -> Params:
-            rows = advanced(read(nodes.vectors, at[place]), event.gradient_gaps[place])
-            return gradient_jump(rows, drawn.batch(place), drawn.keys[place])
-
-        def one_link(pair: Array, gaps: Array) -> tuple[Params, Params]:
-            first, second = (advanced(read(nodes.vectors, pair[end]), gaps[end]) for end in (0, 1))
-            return communication_jump(first, second)
-
-        moved = jax.vmap(one_gradient)(jnp.arange(at.shape[0]))
-        firsts, seconds = jax.vmap(one_link)(links, event.link_gaps)
-
-        vectors, clock = nodes.vectors, nodes.clock
-        for places, rows, times in (
-            (at, moved, event.gradient_times),
-            (links[:, 0], firsts, event.link_times),
-            (links[:, 1], seconds, event.link_times),
-        ):
-            vectors, clock = put(vectors, places, rows), put(clock, places, times)
+        # One read of all rows, on which the one write waits: the loop updates the state in place.
+        rows = jax.tree.map(lambda leaf: leaf.at[places].get(mode="clip"), nodes.vectors)
+        rows = jax.vmap(advanced)(rows, gaps)
+        cuts = [at.shape[0], at.shape[0] + links.shape[0]]
+        parts = jax.tree.map(lambda leaf: jnp.split(leaf, cuts), rows)
+        own, first, second = jax.tree.transpose(jax.tree.structure(rows), None, parts)
+        moved = jax.vmap(
+            lambda rows, place: gradient_jump(rows, drawn.batch(place), drawn.keys[place])
+        )(own, jnp.arange(at.shape[0]))
+        firsts, seconds = jax.vmap(communication_jump)(first, second)
+        rows = jax.tree.map(lambda *parts: jnp.concatenate(parts), moved, firsts, seconds)
+        vectors, clock = put(nodes.vectors, places, rows), put(nodes.clock, places, times)
         nodes = nodes._replace(vectors=vectors, clock=clock)
         if running_mean:
             total = jax.tree.map(
