@@ -8,7 +8,7 @@ from dflax.decentralized.dispfl import Grow, dispfl
 from dflax.decentralized.gossip_averaging import Order, dfedavg, dfedsam, dpsgd
 from dflax.decentralized.gradient_tracking import Tracking, dsgt
 from dflax.decentralized.hash_sampling import Probe, md5_ranks, probe
-from dflax.decentralized.modest import Network, modest
+from dflax.decentralized.modest import modest
 from dflax.decentralized.msda import gossip_steps, msda
 from dflax.decentralized.protocol import (
     Client,
@@ -18,3 +18,4 @@ from dflax.decentralized.protocol import (
     combine_then_adapt,
 )
 from dflax.decentralized.single_merging import merge, single_merging
+from dflax.decentralized.transfer_times import Network

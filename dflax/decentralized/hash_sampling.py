@@ -76,29 +76,33 @@ def probe(
     Returns:
       A `Probe`.
     """
-    nodes = keys.shape[0]
-    order = jnp.argsort(keys)
-    order = order[jnp.argsort(~candidates[order], stable=True)]
-    pinged = candidates[order]
-    live = pinged & online[order]
-    count = jnp.cumsum(live)
+    return probe_in_order(jnp.argsort(keys), candidates, online, wanted)
+
+
+def probe_in_order(
+    order: Int[Array, " n"], candidates: Bool[Array, " n"], online: Bool[Array, " n"], wanted: int
+) -> Probe:
+    """`probe` where the order, `[n]` ids, is at hand: sorting costs more than the rest."""
+    nodes = order.shape[0]
+    pinged, live = candidates[order], (candidates & online)[order]
+    # Running counts; candidates keep their order, so a node's ping is number `asked`.
+    asked, count = jnp.cumsum(pinged), jnp.cumsum(live)
     place = jnp.where(live & (count <= wanted), count - 1, wanted)
-    chosen = jnp.full(wanted, nodes, jnp.int32).at[place].set(order, mode="drop")
-    dead = jnp.cumsum(pinged & ~online[order])
+    chosen = jnp.full(wanted, nodes, jnp.int32).at[place].set(order.astype(jnp.int32), mode="drop")
+    dead = pinged & ~live
     # Up to the s-th live one, or to the end of the list.
-    tried = pinged & (count - live < wanted)
-    failed = jnp.sum(tried & ~live).astype(jnp.int32)
+    failed = jnp.sum(dead & (count < wanted)).astype(jnp.int32)
 
     def misses(carry: tuple[Array, Array, Array]) -> Array:
         return carry[1] > 0
 
     def wave(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         end, missing, waves = carry
-        ahead = jnp.minimum(end + missing, nodes)
-        return ahead, dead[ahead - 1] - dead[end - 1], waves + 1
+        ahead = end + missing
+        return ahead, jnp.sum(dead & (asked > end) & (asked <= ahead)), waves + 1
 
-    first = jnp.minimum(jnp.int32(wanted), nodes)
-    start = (first, dead[first - 1].astype(first.dtype), jnp.int32(0))
+    first = jnp.int32(wanted)
+    start = (first, jnp.sum(dead & (asked <= first)).astype(jnp.int32), jnp.int32(0))
     _, _, waves = jax.lax.while_loop(misses, wave, start)
     return Probe(chosen, chosen < nodes, failed, waves)
 

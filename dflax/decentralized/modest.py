@@ -1,68 +1,28 @@
 """MoDeST: federated averaging whose samples and aggregators the nodes derive without a server."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
+from jaxtyping import Array, Float, Int, Key
 
 from dflax import counter, validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
-from dflax.clients import map_clients, mean_metrics, replicate, select, weighted_mean
+from dflax.clients import map_clients, mean_metrics, replicate, select
 from dflax.data.dataset import Dataset
-from dflax.decentralized import views as known
-from dflax.decentralized.hash_sampling import first_arrivals, hashed_keys, probe
+from dflax.decentralized.hash_sampling import probe_in_order
+from dflax.decentralized.holders import Holders, at, order_of, who_holds
+from dflax.decentralized.partial_aggregation import average, elect
+from dflax.decentralized.traffic import model_bytes, traffic
+from dflax.decentralized.transfer_times import Network, downloads, uploads
+from dflax.decentralized.view_exchange import announce, ascend, descend
+from dflax.decentralized.views import candidates, equal_views, row
 from dflax.federation import Assignment, Round
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
 
 FOREVER = 1 << 30
-
-
-class Holders(NamedTuple):
-    """The newest model and the aggregators that hold it.
-
-    Attributes:
-      models: one model per aggregator, leaves `[a, ...]`.
-      holders: `[a]` int32, their ids; n for a place that nobody took.
-      sample: `[s]` int32, the participants of the last round, who can put their models forward again.
-      seed: `[2]`, of the hash.
-      arrivals: `[n]` int32, round in which each node joins; 0 from the start.
-      departures: `[n]` int32, round in which it leaves with notice.
-      ranks: `[T, n]` places in the order of round number t, or None for the hash.
-      time: `[]` simulated seconds.
-    """
-
-    models: Params
-    holders: Int[Array, " a"]
-    sample: Int[Array, " s"]
-    seed: UInt32[Array, "2"]
-    arrivals: Int[Array, " n"]
-    departures: Int[Array, " n"]
-    ranks: Int[Array, "T n"] | None
-    time: Float[Array, ""]
-
-    @property
-    def params(self) -> Params:
-        """The first aggregator's model."""
-        return jax.tree.map(lambda leaf: leaf[0], self.models)
-
-
-class Network(NamedTuple):
-    """How long things take; everything in seconds and bytes.
-
-    Attributes:
-      latency: `[n, n]`, of a message.
-      seconds_per_step: `[n]`, of a local step.
-      uplink: `[n]` bytes per second, shared by what a node sends at once.
-      downlink: `[n]` bytes per second.
-    """
-
-    latency: Float[Array, "n n"]
-    seconds_per_step: Float[Array, " n"]
-    uplink: Float[Array, " n"]
-    downlink: Float[Array, " n"]
 
 
 def modest(
@@ -126,9 +86,9 @@ def modest(
     Returns:
       An `Algorithm` on a `FederatedState` of `Holders` and `Views`; the model is
       `state.server.params`. `init(key, params, arrivals=None, departures=None)` takes rounds in which
-      nodes join and leave with notice. Metrics: the loss's own, `models` averaged, `models_sent`,
-      `failed_pings`, `waves`, `lost`, `takeovers`, `disagreements`, `view_size`, `view_errors`,
-      `seconds`, and `sampled`, `[s]` ids.
+      nodes join and leave with notice. Metrics: the loss's own, `models` averaged, `failed_pings` of a
+      sample, `failed_pings_upward`, `waves`, `lost`, `takeovers`, `disagreements`, `view_size`,
+      `view_errors`, `seconds`, `sampled`, `[s]` ids, and what `traffic` counts.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -159,6 +119,7 @@ def modest(
     n, s, a = nodes, sample, aggregators
     # floor(s sf): in floats 100 * 0.29 is a hair below 29.
     needed = max(1, int(s * success_fraction + 1e-9))
+    least = None if aggregation_timeout is None else min_models
     delta = jnp.asarray(FOREVER if inactivity is None else inactivity)
 
     def init(
@@ -176,7 +137,7 @@ def modest(
         seed = counter.seed_of(jax.random.fold_in(key, 0xFFFFFFFE))
         # The first order's first nodes hold the model.
         there = arrivals <= 0
-        first = probe(_keys(seed, jnp.int32(1), ranks), there, there, a)
+        first = probe_in_order(order_of(seed, ranks, n, jnp.int32(1)), there, there, a)
         server = Holders(
             replicate(params, a),
             first.chosen,
@@ -187,10 +148,7 @@ def modest(
             ranks,
             jnp.zeros(()),
         )
-        return FederatedState(jnp.int32(0), server, () if idealised else known.equal_views(there))
-
-    def _keys(seed: Array, round: Array, ranks: Array | None) -> Array:
-        return hashed_keys(seed, round, n) if ranks is None else ranks[round % ranks.shape[0]]
+        return FederatedState(jnp.int32(0), server, () if idealised else equal_views(there))
 
     def work(assignment: Assignment, params: Params, data: Dataset, index: Array) -> Any:
         solution = solve(Subproblem(), params, assignment, data, index=index)
@@ -204,32 +162,24 @@ def modest(
             )
         server, views, r = state.server, state.clients, state.round + 1
         death_key, order_key, join_key = jax.random.split(round.key, 3)
+        joins, leaves = server.arrivals == r, server.departures == r
         member = (server.arrivals <= r) & (server.departures > r)
         online = member if round.reports is None else member & (round.reports > 0)
         late = online & ~jax.random.bernoulli(death_key, death, (n,))
-        now, following = (_keys(server.seed, t, server.ranks) for t in (r, r + 1))
+        now, following = (order_of(server.seed, server.ranks, n, t) for t in (r, r + 1))
+        size = model_bytes(server.models)
         if not idealised:
-            views = _membership(views, server, online, r, join_key, adverts)
+            views = announce(views, joins, leaves, online, r, join_key, adverts)
 
-        # Who holds the model, and who takes over if nobody does.
-        alive = _at(online, server.holders)
-        last = jnp.zeros(n, bool).at[server.sample].set(True, mode="drop")
-        heir = probe(now, last, online, 1)
-        taken = ~alive.any() & heir.answered[0]
-        holders = jnp.where(taken, server.holders.at[0].set(heir.chosen[0]), server.holders)
-        alive = _at(online, holders)
-        lead = jnp.argmax(alive)
-        holder = jnp.minimum(holders[lead], n - 1)
-
-        asked = (
-            member if idealised else known.candidates(known.row(views, holder), holder, r, delta)
-        )
-        invited = probe(now, asked, online & alive.any(), s)
+        holders, alive, taken = who_holds(server, now, online)
+        holder = jnp.minimum(holders[jnp.argmax(alive)], n - 1)
+        asked = member if idealised else candidates(row(views, holder), holder, r, delta)
+        invited = probe_in_order(now, asked, online & alive.any(), s)
         people = jnp.minimum(invited.chosen, n - 1)
-        trains = invited.answered & _at(late, invited.chosen)
+        trains = invited.answered & at(late, invited.chosen)
 
         # Each starts from the model that reaches it first.
-        reach = jnp.where(alive[:, None], _transfer(network, server, holders, people), jnp.inf)
+        reach = jnp.where(alive[:, None], downloads(network, holders, people, size), jnp.inf)
         source = jnp.argmin(reach, axis=0)
         starts = jax.tree.map(lambda leaf: leaf[source], server.models)
         assignments = jax.tree.map(lambda leaf: leaf[people], round.assignments)
@@ -239,66 +189,42 @@ def modest(
 
         # Everyone who trained looks for aggregators in a view that knows the sender's.
         if idealised:
-            found = probe(following, member, late, a)
-            lists = jnp.broadcast_to(found.chosen, (s, a))
-            failed, waves = found.failed * trains.sum(), found.waves
+            found = probe_in_order(following, member, late, a)
+            found = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (s, *leaf.shape)), found)
         else:
-            views, own = _exchange(views, holder, people, invited, trains, r)
-            asked_next = jax.vmap(known.candidates, in_axes=(0, 0, None, None))(
-                own, people, r + 1, delta
+            views, received = descend(views, holder, people, invited, r)
+            asked_next = jax.vmap(candidates, in_axes=(0, 0, None, None))(
+                received, people, r + 1, delta
             )
-            each = jax.vmap(lambda who: probe(following, who, late, a))(asked_next)
-            lists = jnp.where(trains[:, None], each.chosen, n)
-            failed, waves = jnp.sum(each.failed * trains), jnp.max(each.waves * trains)
-        votes = jnp.zeros(n + 1).at[lists].add(trains[:, None].astype(jnp.float32))[:n]
-        # The a nodes that most participants chose, the earlier in the order first.
-        place = jnp.argsort(jnp.argsort(following)) / n
-        best = jnp.argsort(jnp.where(votes > 0, place - 2.0 * votes, jnp.inf))[:a]
-        chosen = jnp.where(votes[best] > 0, best, n).astype(jnp.int32)
-        heard = (lists[:, :, None] == chosen[None, None, :]).any(1) & trains[:, None]
-
-        start = jnp.where(trains, jnp.take_along_axis(reach, source[None], 0)[0], 0.0)
-        finish = _finish(network, server, start, round, people, chosen, order_key, (s, a))
-        count = heard.sum(0)
-        full = count >= needed
-        late_enough = jnp.zeros(a, bool)
-        if aggregation_timeout is not None:
-            late_enough = ~full & (count >= min_models)
-        fires = (full | late_enough) & (chosen < n)
-        inside = jax.vmap(first_arrivals, in_axes=(1, 1, None), out_axes=1)(
-            finish, heard, jnp.int32(needed)
-        )
-        inside &= fires[None, :]
-        means = jax.vmap(weighted_mean, in_axes=(None, 1))(trained, inside.astype(jnp.float32))
-        any_fired = fires.any()
-        order = jnp.argsort(~fires, stable=True)
-        models = select(any_fired, jax.tree.map(lambda leaf: leaf[order], means), server.models)
-        next_holders = jnp.where(any_fired, jnp.where(fires, chosen, n)[order], holders)
+            found = jax.vmap(lambda asked: probe_in_order(following, asked, late, a))(asked_next)
+        named = jnp.where(trains[:, None], found.chosen, n)
+        election = elect(named, following)
+        start = jnp.where(trains, reach.min(0), 0.0)
+        steps = round.assignments.local_steps[people]
+        finish = uploads(network, start, steps, people, election.chosen, size, order_key)
+        made = average(trained, finish, election, n, needed=needed, least=least)
         if not idealised:
-            views = _collect(views, people, chosen, heard, r)
-        last_time = jnp.max(jnp.where(inside, finish, 0.0))
-        wait = 0.0 if aggregation_timeout is None else aggregation_timeout
-        seconds = ping_timeout * (invited.waves + waves) + last_time + wait * late_enough.any()
+            views = ascend(views, people, *election, r)
+
+        fired = made.fires.any()
+        waves = invited.waves + jnp.max(found.waves * trains)
+        wait = 0.0 if aggregation_timeout is None else aggregation_timeout * made.waited
+        seconds = ping_timeout * waves + made.seconds + wait
         server = server._replace(
-            models=models,
-            holders=next_holders,
-            sample=jnp.where(any_fired, jnp.where(trains, invited.chosen, n), server.sample),
+            models=select(fired, made.models, server.models),
+            holders=jnp.where(fired, made.holders, holders),
+            sample=jnp.where(fired, jnp.where(trains, invited.chosen, n), server.sample),
             time=server.time + seconds,
         )
-        # A node sends itself nothing.
-        down = (
-            invited.answered[None, :] & alive[:, None] & (invited.chosen != holders[:, None])
-        ).sum()
-        up = (heard & (invited.chosen[:, None] != chosen[None, :])).sum()
+        told = jnp.int32(0) if idealised else joins.sum() + leaves.sum()
         metrics = mean_metrics(measured, trains.astype(jnp.float32)) | {
-            "models": inside.sum(0)[order[0]],
-            "models_sent": down + up,
+            "models": made.counted[0],
             "failed_pings": invited.failed,
-            "failed_pings_upward": failed,
-            "waves": invited.waves + waves,
-            "lost": (~any_fired).astype(jnp.int32),
+            "failed_pings_upward": jnp.sum(found.failed * trains),
+            "waves": waves,
+            "lost": (~fired).astype(jnp.int32),
             "takeovers": taken.astype(jnp.int32),
-            "disagreements": jnp.sum((lists < n) & trains[:, None]) - heard.sum(),
+            "disagreements": jnp.sum(named < n) - election.heard.sum(),
             "view_size": asked.sum(),
             "view_errors": jnp.float32(0)
             if idealised
@@ -306,98 +232,17 @@ def modest(
             "seconds": seconds,
             "sampled": invited.chosen,
         }
+        metrics |= traffic(
+            holders,
+            alive,
+            invited,
+            found,
+            trains,
+            election,
+            told * jnp.minimum(adverts, online.sum()),
+            size=size,
+            entries=0 if idealised else n,
+        )
         return FederatedState(r, server, views), metrics
 
     return Algorithm(init, step)
-
-
-def _at(mask: Array, ids: Array) -> Array:
-    """The mask at ids, false for n."""
-    return mask.at[ids].get(mode="fill", fill_value=False)
-
-
-def _transfer(
-    network: Network | None, server: Holders, holders: Array, people: Array
-) -> Float[Array, "a s"]:
-    """Seconds until each holder's model is with each participant."""
-    if network is None:
-        return jnp.zeros((holders.shape[0], people.shape[0]))
-    up = network.uplink[holders][:, None] / people.shape[0]
-    speed = jnp.minimum(up, network.downlink[people][None, :])
-    return network.latency[holders][:, people] + _size(server.models) / speed
-
-
-def _finish(
-    network: Network | None,
-    server: Holders,
-    start: Array,
-    round: Round,
-    people: Array,
-    chosen: Array,
-    key: Key[Array, ""],
-    shape: tuple[int, int],
-) -> Float[Array, "s a"]:
-    """When each participant's model is with each aggregator; without a network in random order."""
-    if network is None:
-        return jax.random.uniform(key, shape) * 1e-6
-    steps = round.assignments.local_steps[people]
-    trained = start + steps * network.seconds_per_step[people]
-    speed = jnp.minimum(network.uplink[people][:, None] / shape[1], network.downlink[chosen][None])
-    upload = network.latency[people][:, chosen] + _size(server.models) / speed
-    return trained[:, None] + upload
-
-
-def _size(models: PyTree[Array]) -> float:
-    return float(sum(leaf[0].size * leaf.dtype.itemsize for leaf in jax.tree.leaves(models)))
-
-
-def _membership(
-    views: known.Views, server: Holders, online: Array, r: Array, key: Key[Array, ""], adverts: int
-) -> known.Views:
-    """Nodes that join or leave tell random peers; joins wait there, departures count at once."""
-    n = online.shape[0]
-    joins, leaves = server.arrivals == r, server.departures == r
-    score = jnp.where(online[None, :], jax.random.uniform(key, (n, n)), 2.0)
-    told = (jnp.argsort(jnp.argsort(score, axis=1), axis=1) < adverts) & online[None, :]
-    itself = jnp.eye(n, dtype=bool)
-    hears_join = (told & joins[:, None]).T & ~itself
-    hears_leave = (told & leaves[:, None]).T
-    own = itself & joins[None, :]
-    return known.Views(
-        jnp.where(itself & online[:, None], r, views.last_active),
-        views.counter + (hears_leave & views.joined) + (own & ~views.joined),
-        (views.joined & ~hears_leave) | own,
-        views.pending | hears_join,
-    )
-
-
-def _exchange(
-    views: known.Views, holder: Array, people: Array, invited: Any, trains: Array, r: Array
-) -> tuple[known.Views, known.Views]:
-    """Pings and the model's way down: both ends saw each other, receivers merge the sender's view."""
-    n = views.joined.shape[0]
-    reached = jnp.where(invited.answered, people, n)
-    seen = views.last_active.at[holder, reached].max(r, mode="drop")
-    seen = seen.at[reached, holder].max(r, mode="drop")
-    views = views._replace(last_active=seen)
-    sent = known.row(views, holder)
-    merged = jax.vmap(known.merge, in_axes=(0, None))(known.row(views, people), sent)
-    views = known.put(views, reached, merged)
-    # What the sender had heard of newcomers counts for it from now on.
-    views = known.put(views, holder, known.flush(known.row(views, holder), r))
-    return views, merged
-
-
-def _collect(
-    views: known.Views, people: Array, chosen: Array, heard: Array, r: Array
-) -> known.Views:
-    """The models' way up: aggregators merge the senders' views; then senders apply pending joins."""
-    n = views.joined.shape[0]
-    rows = known.row(views, people)
-    came = jax.vmap(known.merge_rows, in_axes=(None, 1))(rows, heard)
-    target = jnp.where(heard.any(0), chosen, n)
-    own = known.row(views, jnp.minimum(chosen, n - 1))
-    views = known.put(views, target, jax.vmap(known.merge)(own, came))
-    senders = jnp.where(heard.any(1), people, n)
-    flushed = known.flush(known.row(views, people), r)
-    return known.put(views, senders, flushed)
