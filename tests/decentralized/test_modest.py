@@ -11,8 +11,10 @@ from tasks import assert_trees_close, assert_trees_equal, half_square, quadratic
 
 import dflax as dx
 from dflax import participation
-from dflax.decentralized import md5_ranks, modest, probe, views
+from dflax.decentralized import Probe, md5_ranks, modest, probe, views
 from dflax.decentralized.hash_sampling import first_arrivals
+from dflax.decentralized.partial_aggregation import elect
+from dflax.decentralized.traffic import traffic
 
 KEY = jax.random.key(0)
 N = 12
@@ -142,6 +144,49 @@ def test_with_everyone_there_it_is_fedavg(idealised, aggregators):
         senders, heads = sampled[t], sampled[t + 1][:aggregators]
         local = aggregators + np.isin(senders, heads).sum()
         assert int(metrics["models_sent"][t]) == 2 * aggregators * 4 - local
+
+
+def test_messages_and_bytes_are_counted_by_kind():
+    table = np.random.default_rng(3).random((60, N)) < 0.7
+    _, metrics = advance(algorithm(aggregators=2), 60, table=table)
+    found = {k: np.asarray(metrics[k]) for k in metrics}
+    # Nobody dies within a round: who answers a ping is sent the model, and the other way round.
+    np.testing.assert_array_equal(found["answers"], found["models_sent"])
+    unanswered = found["pings"] - found["answers"] - found["failed_pings_upward"]
+    one, both = found["failed_pings"], 2 * found["failed_pings"]
+    assert ((unanswered == one) | (unanswered == both) | (found["models_sent"] == 0)).all()
+    assert (unanswered[one > 0] == both[one > 0]).any()
+    np.testing.assert_array_equal(found["model_bytes"], 12 * found["models_sent"])
+    np.testing.assert_array_equal(found["view_bytes"], 9 * N * found["models_sent"])
+    np.testing.assert_array_equal(found["ping_bytes"], 8 * (found["pings"] + found["answers"]))
+    # A holder, two on line and one off line; three trainers of two aggregators, one of them itself.
+    invited = Probe(jnp.array([5, 2, 7]), jnp.ones(3, bool), jnp.int32(1), jnp.int32(1))
+    chosen = jnp.array([[2, 4], [2, 4], [2, N]])
+    found = Probe(chosen, chosen < N, jnp.array([0, 1, 3]), jnp.zeros(3, jnp.int32))
+    trains = jnp.array([True, True, False])
+    election = elect(jnp.where(trains[:, None], chosen, N), jnp.arange(N))
+    counts = traffic(
+        *(jnp.array([5, N]), jnp.array([True, False]), invited, found, trains, election),
+        *(jnp.int32(3),),
+        size=100.0,
+        entries=N,
+    )
+    np.testing.assert_array_equal(election.chosen, [2, 4])
+    expected = {"answers": 2 + 3, "pings": 2 + 1 + 3 + 1, "models_sent": 5, "adverts": 3}
+    assert {k: int(counts[k]) for k in expected} == expected
+    assert float(counts["view_bytes"]) == 5 * 9 * N + 3 * 13
+
+
+def test_those_whom_most_name_aggregate():
+    named = jnp.array([[3, 5], [5, 1], [3, 6], [6, 6]])
+    found = elect(named, jnp.array([5, 3, 1, 0, 2, 4]))
+    np.testing.assert_array_equal(found.chosen, [5, 3])
+    np.testing.assert_array_equal(
+        found.heard, [[True, True], [True, False], [False, True], [False, False]]
+    )
+    nobody = elect(jnp.full((2, 2), 6), jnp.arange(6))
+    np.testing.assert_array_equal(nobody.chosen, [6, 6])
+    assert not nobody.heard.any()
 
 
 def test_views_and_true_membership_give_the_same_samples_and_md5_ones_are_known():
