@@ -10,7 +10,7 @@ import optax
 
 import dflax as dx
 from dflax import aggregation, channel, evaluation
-from experiments.study import Claim, Summary, figure, main, stacked
+from experiments.study import Claim, Summary, figure, main, side_by_side
 
 FEEDBACK = {
     "top-k 1 %": channel.error_feedback(channel.top_k(0.01)),
@@ -108,7 +108,7 @@ def runs(config: Config, rule: dx.channel.Channel, vote: bool) -> dict[str, np.n
         return found | {"sent": jnp.cumsum(found["sent"])}
 
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    found = jax.jit(jax.vmap(one))(stacked(federations), keys)
+    found = jax.jit(jax.vmap(one))(side_by_side(federations), keys)
     return {name: np.asarray(values) for name, values in found.items()}
 
 

@@ -1,6 +1,7 @@
 """What every study shares: its command line, its summary file, its table and its exit status."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -16,6 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from dflax import Federation
 
 RESULTS = pathlib.Path("results")
 
@@ -131,6 +134,16 @@ def claims_table(claims: dict[str, list[Claim]]) -> Table:
 def stacked(trees: list[Any]) -> Any:
     """Trees of the same shapes as one with a leading axis, to be vmapped: the data of several seeds."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def side_by_side(federations: list[Federation]) -> Federation:
+    """Federations of the same shapes with a leading axis, to be vmapped: the splits of several seeds."""
+    largest = max(federation.largest for federation in federations)
+    alike = [copy.copy(federation) for federation in federations]
+    for federation in alike:
+        # It is static, the only thing that must be the same: no split has more at one client.
+        federation.largest = largest
+    return stacked(alike)
 
 
 @contextlib.contextmanager
