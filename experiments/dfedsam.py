@@ -64,7 +64,7 @@ def study(config: Config) -> Summary:
         local_steps=config.local_steps,
         batch_size=config.batch_size,
         rounds=config.rounds,
-        tail=1,
+        tail=config.rounds,
     )
     radii = (0.0, config.rho / 2, config.rho, 2.5 * config.rho)
     found: dict[tuple[str, int, float], dict[str, np.ndarray]] = {}
@@ -80,7 +80,9 @@ def study(config: Config) -> Summary:
         )
         for place, rho in enumerate(rhos):
             found[graph, steps, rho] = {
-                "local": measured["local"][place],
+                "local": measured["local curve"][place, :, -1],
+                "curve": measured["local curve"][place],
+                "megabytes": measured["megabytes"][place],
                 "mean model": measured["mean model"][place, :, -1],
                 "distance": measured["distance"][place, :, -1],
             }
@@ -109,6 +111,7 @@ def study(config: Config) -> Summary:
     figures = {
         "gossip_steps": steps_figure(found, radii, config),
         "spectral_gap": gap_figure(found, gaps, config),
+        "traffic": traffic_figure(found, list(graphs), config),
     }
     return Summary(rows, all_claims(found, gaps, config), figures)
 
@@ -214,6 +217,23 @@ def gap_figure(found: dict[Any, Any], gaps: dict[str, float], config: Config) ->
             ylabel="mean accuracy of the clients' models",
         )
         axes.legend(loc="lower right", fontsize=8)
+    return drawn
+
+
+def traffic_figure(found: dict[Any, Any], graphs: list[str], config: Config) -> Any:
+    """Local accuracy of DFedSAM over rounds and over megabytes: several steps, and denser graphs."""
+    runs = [("ring", steps) for steps in STEPS] + [(name, 1) for name in graphs[1:]]
+    with figure(9.0, 3.8, ncols=2, sharey=True) as (drawn, axes):
+        for graph, steps in runs:
+            own = found[graph, steps, config.rho]
+            rounds = np.arange(1, own["curve"].shape[1] + 1)
+            label = f"ring, Q = {steps}" if graph == "ring" else graph
+            for panel, xs in zip(axes, (rounds, own["megabytes"].mean(0)), strict=True):
+                style = "-" if graph == "ring" else "--"
+                panel.plot(xs, own["curve"].mean(0), style, label=label, linewidth=1.4)
+        axes[0].set(xlabel="round", ylabel="mean accuracy of the clients' models")
+        axes[1].set(xlabel="megabytes sent per client", xscale="log")
+        drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return drawn
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 import dflax as dx
 from dflax import evaluation
 from dflax.data.laws import dirichlet_laws
+from experiments.traffic import megabytes, message_bytes
 
 Factory = Callable[[Any], dx.Algorithm]
 
@@ -72,6 +73,7 @@ class Paired:
         self.rounds, self.tail = rounds, tail
         example = data.example
         self.start = lambda key: model.init(key, example)["params"]
+        self.bytes_each = message_bytes(jax.eval_shape(self.start, self.keys[0]))
         measure = evaluation.on(self.loss, data.test, examples=examples)
         self.mean_model = evaluation.mean_model(measure)
         self.client_models = evaluation.client_models(measure)
@@ -84,9 +86,10 @@ class Paired:
           values: V of them.
 
         Returns:
-          Arrays `[V, S, T]`: "mean model" accuracy and "distance" (root of the consensus distance);
-          `[V, S]`: "local" accuracy, the mean over clients and over the last rounds; and the seconds
-          of the whole program after compilation, [].
+          Arrays `[V, S, T]`: "mean model" accuracy, "distance" (root of the consensus distance) and
+          "megabytes" that a client has sent until then, of methods whose messages are models;
+          `[V, S, tail]`: "local curve", the mean accuracy of the clients' models in the last rounds;
+          `[V, S]`: "local", its mean; and the seconds of the whole program after compilation, [].
         """
         cut = self.rounds - self.tail
 
@@ -98,21 +101,22 @@ class Paired:
             state = algorithm.init(key, self.start(jax.random.fold_in(key, 0xFFFFFFFE)))
 
             def advance(state: Any, number: Any) -> tuple[Any, dict[str, Any]]:
-                state, _ = algorithm.step(state, source.draw(key, number))
+                state, metrics = algorithm.step(state, source.draw(key, number))
                 return state, {
+                    "sent": metrics["models_sent"],
                     "mean model": mean_model(state)["mean_model_accuracy"],
                     "distance": jnp.sqrt(evaluation.consensus_distance(state.clients.params)),
                 }
 
             def measured(state: Any, number: Any) -> tuple[Any, dict[str, Any]]:
                 state, found = advance(state, number)
-                return state, found | {"local": client_models(state)["accuracy"]}
+                return state, found | {"local curve": client_models(state)["accuracy"]}
 
             state, early = jax.lax.scan(advance, state, jnp.arange(cut))
             _, late = jax.lax.scan(measured, state, jnp.arange(cut, self.rounds))
-            local = late.pop("local").mean()
+            local = late.pop("local curve")
             joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), early, late)
-            return joined | {"local": local}
+            return joined | {"local curve": local, "local": local.mean()}
 
         over_seeds = jax.vmap(one, in_axes=(None, 0, 0, None, None))
         program = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, None, None, None)))
@@ -126,7 +130,9 @@ class Paired:
         compiled = program.lower(*arguments).compile()
         began = time.perf_counter()
         found = jax.tree.map(np.asarray, compiled(*arguments))
-        return found | {"seconds": np.asarray(time.perf_counter() - began)}
+        seconds = np.asarray(time.perf_counter() - began)
+        sent = megabytes(found.pop("sent"), self.bytes_each, self.federation.clients)
+        return found | {"megabytes": sent, "seconds": seconds}
 
 
 def rounds_to(curve: Float[np.ndarray, "... T"], bar: float) -> Float[np.ndarray, "..."]:
