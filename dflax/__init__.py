@@ -23,6 +23,7 @@ from dflax.algorithm import Algorithm, Events, FederatedState, Source, rollout
 from dflax.clients import (
     gather,
     map_clients,
+    map_cohort,
     mean_metrics,
     replicate,
     scatter,

@@ -85,6 +85,54 @@ def map_clients(
     return jax.tree.map(lambda leaf: leaf[:count], out) if padding else out
 
 
+def map_cohort(
+    function: Callable[..., Any],
+    tree: PyTree[Array],
+    cohort: Int[Array, " m"] | None,
+    *stacked: PyTree[Array],
+    shared: tuple[PyTree[Array], ...] = (),
+    at_once: int | None = None,
+) -> Any:
+    """`map_clients` on the cohort's rows of per-client state, which come first among the arguments.
+
+        out[i] = function(tree[cohort[i]], *(other[i] for other in stacked), *shared)
+
+    Where clients run one after another on one device, each reads its row where it lies, and the
+    cohort's rows are never copied out.
+
+    Args:
+      function: works on one client's row of the state, its rows of `stacked`, then on what is shared.
+      tree: per-client state, leaves `[n, ...]`.
+      cohort: `[m]` client ids in [0, n), or None: all n in order.
+      *stacked: as for `map_clients`, leading axis m.
+      shared: as there.
+      at_once: as there.
+
+    Returns:
+      What `function` returns, each leaf with the leading axis m.
+
+    Raises:
+      ValueError: as `map_clients`.
+    """
+    if cohort is None or client_devices() > 1 or not jax.tree.leaves(tree):
+        rows = gather(tree, cohort)
+        return map_clients(function, rows, *stacked, shared=shared, at_once=at_once)
+    rows = jax.eval_shape(gather, tree, cohort)
+    width = at_once
+    if width is None:
+        width = _clients_at_once(lambda row: function(*row, *shared), (rows, *stacked))
+    if width != 1:
+        rows = gather(tree, cohort)
+        return map_clients(function, rows, *stacked, shared=shared, at_once=width)
+
+    def reading(member: Array, *others: Any) -> Any:
+        *given, tree = others
+        own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, member, 0, False), tree)
+        return function(own, *given)
+
+    return map_clients(reading, cohort, *stacked, shared=(*shared, tree), at_once=1)
+
+
 def gather(tree: PyTree[Array], cohort: Int[Array, " m"] | None) -> PyTree[Array]:
     """The cohort's rows of per-client state: `[n, ...]` to `[m, ...]`; all rows when it is None.
 

@@ -69,6 +69,44 @@ def test_a_client_alone_skips_what_a_conditional_leaves_out():
     assert "cond[" not in str(together)
 
 
+def joined(own, row, shared):
+    return {"sum": own["a"] + row * shared, "draw": jax.random.normal(own["key"]), "n": own["n"]}
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 2, 4])
+def test_map_cohort_is_the_map_over_gathered_rows(at_once):
+    tree = {
+        "a": jax.random.normal(jax.random.key(0), (8, 3)),
+        "key": jax.random.split(jax.random.key(1), 8),
+        "n": jnp.arange(8),
+    }
+    cohort, rows, shared = jnp.array([6, 1, 7, 0]), jnp.arange(12.0).reshape(4, 3), jnp.arange(3.0)
+
+    def mapped(tree, cohort, rows):
+        return dx.map_cohort(joined, tree, cohort, rows, shared=(shared,), at_once=at_once)
+
+    wanted = dx.map_clients(joined, dx.gather(tree, cohort), rows, shared=(shared,))
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(mapped)(tree, cohort, rows), wanted)
+    with jax.set_mesh(dx.client_mesh()):
+        dealt = jax.jit(mapped)(tree, cohort, rows)
+    jax.tree.map(np.testing.assert_array_equal, dealt, wanted)
+    everyone = dx.map_cohort(joined, tree, None, jnp.ones((8, 3)), shared=(shared,))
+    np.testing.assert_array_equal(everyone["n"], np.arange(8))
+
+
+def test_a_client_alone_reads_its_row_where_it_lies():
+    tree, cohort = jnp.ones((1000, 64)), jnp.arange(50)
+
+    def program(at_once):
+        def mapped(tree, cohort):
+            return dx.map_cohort(jnp.sum, tree, cohort, at_once=at_once)
+
+        return str(jax.make_jaxpr(mapped)(tree, cohort))
+
+    assert "f32[50,64]" in program(2)
+    assert "f32[50,64]" not in program(1)
+
+
 def test_map_clients_refuses_axes_that_differ():
     with pytest.raises(ValueError, match="stacked must have leaves that share one leading axis"):
         dx.map_clients(twice_plus, jnp.ones((3, 2)), jnp.ones(4))

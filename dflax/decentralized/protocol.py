@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.channel import Channel
-from dflax.clients import gather, map_clients, mean_metrics, replicate, scatter, select
+from dflax.clients import gather, map_cohort, mean_metrics, replicate, scatter, select
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment, Round
 from dflax.gossip.mixer import Mixer, deal, join, require_mixer
@@ -109,13 +109,14 @@ def adapt_then_combine(
     def one_round(state: FederatedState, round: Round, active: Any) -> tuple[Any, ...]:
         before = Client(state.clients.params, state.clients.memory)
 
-        def one(assignment: Assignment, own: Client, data: Dataset, index: Array) -> Any:
+        def one(own: Client, assignment: Assignment, data: Dataset, index: Array) -> Any:
             return work(assignment, own, data, index)
 
-        rows, measured = map_clients(
+        rows, measured = map_cohort(
             one,
+            before,
+            round.cohort,
             round.assignments,
-            gather(before, round.cohort),
             shared=(round.data, round.number),
             at_once=at_once,
         )
@@ -173,14 +174,15 @@ def combine_then_adapt(
         heard, *carried = _mix(mixer, channel, state, round, messages, active)
 
         def one(
-            assignment: Assignment, own: Client, heard: Message, data: Dataset, index: Array
+            held: tuple[Client, Message], assignment: Assignment, data: Dataset, index: Array
         ) -> Any:
-            return work(assignment, own, heard, data, index)
+            return work(assignment, *held, data, index)
 
-        rows, measured = map_clients(
+        rows, measured = map_cohort(
             one,
+            (before, heard),
+            round.cohort,
             round.assignments,
-            *gather((before, heard), round.cohort),
             shared=(round.data, round.number),
             at_once=at_once,
         )

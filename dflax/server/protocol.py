@@ -11,7 +11,7 @@ from dflax import validation
 from dflax.aggregation.aggregator import Aggregator, mean
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.channel import Channel, perfect
-from dflax.clients import gather, map_clients, mean_metrics, replicate, scatter, select
+from dflax.clients import gather, map_cohort, mean_metrics, replicate, scatter, select
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment, Round
 
@@ -163,9 +163,9 @@ def with_server(
         channel_key, aggregator_key, server_key = jax.random.split(round.key, 3)
 
         def one(
+            memory: Any,
             assignment: Assignment,
             weight: Array,
-            memory: Any,
             server: Server,
             data: Dataset,
             index: Array,
@@ -175,18 +175,18 @@ def with_server(
             sent = jax.tree.map(lambda leaf: jnp.where(weight > 0, leaf, 0), report.message)
             return report._replace(message=sent)
 
-        before = gather(state.clients, round.cohort)
-        reports = map_clients(
+        reports = map_cohort(
             one,
+            state.clients.memory,
+            round.cohort,
             round.assignments,
             round.weights,
-            before.memory,
             shared=(state.server, round.data, round.number),
             at_once=at_once,
         )
         weights = (round.weights > 0).astype(jnp.float32) if equal else round.weights
         messages, weights, sent_memory, sent = channel.apply(
-            reports.message, weights, before.channel, channel_key
+            reports.message, weights, gather(state.clients.channel, round.cohort), channel_key
         )
         kept = Clients(
             scatter(state.clients.memory, round.cohort, reports.memory, weights),
