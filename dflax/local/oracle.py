@@ -29,15 +29,23 @@ class Oracle(NamedTuple):
         return self.evaluate(params, batch, key)
 
 
+def _as_it_is(seen: Params, noted: Any, params: Params, memory: Any) -> tuple[Params, Any]:
+    return seen, noted
+
+
 class Remembering(NamedTuple):
     """An oracle that carries something from one local step to the next; the solver takes it as well.
 
     Attributes:
-      evaluate: `(params, batch, key, memory) -> (gradient, metrics, memory)`, the memory a tree of
-        the same structure in and out.
+      evaluate: `(params, batch, key, memory) -> (seen, metrics, noted)`: everything that reads
+        examples. Clients that rest skip it.
+      conclude: `(seen, noted, params, memory) -> (gradient, memory)`, entry by entry, the memory a
+        tree of the same structure in and out. Default: what is seen and noted is the gradient and the
+        memory. Sums belong here, where they are written over the memory in place.
     """
 
-    evaluate: Callable[[Params, Batch, Key[Array, ""], Any], tuple[Params, Metrics, Any]]
+    evaluate: Callable[[Params, Batch, Key[Array, ""], Any], tuple[Any, Metrics, Any]]
+    conclude: Callable[[Any, Any, Params, Any], tuple[Params, Any]] = _as_it_is
 
 
 def remembering(loss: Loss | Oracle | Remembering) -> Remembering:
@@ -48,10 +56,13 @@ def remembering(loss: Loss | Oracle | Remembering) -> Remembering:
 
     def evaluate(
         params: Params, batch: Batch, key: Key[Array, ""], memory: Any
-    ) -> tuple[Params, Metrics, Any]:
-        return *oracle(params, batch, key), memory
+    ) -> tuple[Params, Metrics, tuple[()]]:
+        return *oracle(params, batch, key), ()
 
-    return Remembering(evaluate)
+    def conclude(seen: Params, noted: tuple[()], params: Params, memory: Any) -> tuple[Params, Any]:
+        return seen, memory
+
+    return Remembering(evaluate, conclude)
 
 
 def gradient(loss: Loss | Oracle) -> Oracle:

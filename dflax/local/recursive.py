@@ -46,10 +46,16 @@ def recursive(loss: Loss | Oracle) -> Remembering:
 
     def evaluate(
         params: Params, batch: Batch, key: Key[Array, ""], memory: Estimate
-    ) -> tuple[Params, Metrics, Estimate]:
+    ) -> tuple[tuple[Params, Params], Metrics, tuple[()]]:
         now, metrics = oracle(params, batch, key)
         before, _ = oracle(memory.params, batch, key)
-        direction = jax.tree.map(lambda g, b, a: g - b + a, memory.direction, before, now)
-        return direction, metrics, Estimate(params, direction)
+        return (now, before), metrics, ()
 
-    return Remembering(evaluate)
+    def conclude(
+        seen: tuple[Params, Params], noted: tuple[()], params: Params, memory: Estimate
+    ) -> tuple[Params, Estimate]:
+        now, before = seen
+        direction = jax.tree.map(lambda g, b, a: g - b + a, memory.direction, before, now)
+        return direction, Estimate(params, direction)
+
+    return Remembering(evaluate, conclude)

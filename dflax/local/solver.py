@@ -10,6 +10,7 @@ from jaxtyping import Array, Int, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
+from dflax.clients import select
 from dflax.data.dataset import Batch, Dataset
 from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle, Remembering, remembering
@@ -127,28 +128,37 @@ def solver(
             k, minibatch = scanned
             # Fetched out here: a conditional under vmap would copy the data set for every client.
             batch, oracle_key = fetch(k, minibatch)
+            params, optimizer_state, total, measured, memory = carry
+            works = k < assignment.local_steps
 
-            def advance(carry: Any) -> Any:
-                params, optimizer_state, total, measured, memory = carry
-                seen, metrics, memory = oracle.evaluate(params, batch, oracle_key, memory)
-                wanted = problem.direction(seen, params)
-                updates, optimizer_state = descent.update(wanted, optimizer_state, params)
-                total = None if total is None else jax.tree.map(jnp.add, total, seen)
-                measured = jax.tree.map(jnp.add, measured, metrics)
-                params = optax.apply_updates(params, updates)
-                return params, optimizer_state, total, measured, memory
+            def look(params: Params, memory: Any) -> Any:
+                return oracle.evaluate(params, batch, oracle_key, memory)
 
-            # Under vmap this is a select; for a client alone it saves the steps not taken.
-            return jax.lax.cond(k < assignment.local_steps, advance, lambda c: c, carry), None
+            def rest(params: Params, memory: Any) -> Any:
+                return _zeros(looked)
+
+            # Under vmap this is a select; for a client alone it saves the steps not taken. What
+            # follows is written in place over what it reads, which no branch could do.
+            seen, metrics, noted = jax.lax.cond(works, look, rest, params, memory)
+            seen, remembered = oracle.conclude(seen, noted, params, memory)
+            wanted = problem.direction(seen, params)
+            updates, moved = descent.update(wanted, optimizer_state, params)
+            after = optax.apply_updates(params, updates), moved, remembered
+            params, optimizer_state, memory = select(
+                works, after, (params, optimizer_state, memory)
+            )
+            if total is not None:
+                total = jax.tree.map(lambda t, g: jnp.where(works, t + g, t), total, seen)
+            measured = jax.tree.map(jnp.add, measured, metrics)
+            return (params, optimizer_state, total, measured, memory), None
 
         steps = assignment.minibatches.shape[0]
         scanned = (jnp.arange(steps, dtype=jnp.int32), assignment.minibatches)
         first = jax.tree.map(lambda leaf: leaf[0], scanned)
         batch, oracle_key = jax.eval_shape(fetch, *first)
-        _, measured, _ = jax.eval_shape(oracle.evaluate, params, batch, oracle_key, memory)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), measured)
+        looked = jax.eval_shape(oracle.evaluate, params, batch, oracle_key, memory)
         total = jax.tree.map(jnp.zeros_like, params) if mean_gradient else None
-        carry = params, optimizer_state, total, zeros, memory
+        carry = params, optimizer_state, total, _zeros(looked[1]), memory
         (params, optimizer_state, total, measured, memory), _ = jax.lax.scan(
             one_step, carry, scanned
         )
@@ -157,3 +167,7 @@ def solver(
         return Solution(params, optimizer_state, total, measured, memory)
 
     return solve
+
+
+def _zeros(shapes: PyTree) -> PyTree[Array]:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -190,12 +190,18 @@ def _reduced(oracle: Oracle, previous: Params, weight: float | Array) -> Remembe
 
     def evaluate(
         params: Params, batch: Batch, key: Key[Array, ""], total: Params
-    ) -> tuple[Params, Metrics, Params]:
+    ) -> tuple[tuple[Params, Params], Metrics, tuple[()]]:
         here, metrics = oracle(params, batch, key)
         there, _ = oracle(previous, batch, key)
-        return _sum([here, _times(-weight, there)]), metrics, _sum([total, here])
+        return (here, there), metrics, ()
 
-    return Remembering(evaluate)
+    def conclude(
+        seen: tuple[Params, Params], noted: tuple[()], params: Params, total: Params
+    ) -> tuple[Params, Params]:
+        here, there = seen
+        return _sum([here, _times(-weight, there)]), _sum([total, here])
+
+    return Remembering(evaluate, conclude)
 
 
 def _times(factor: float | Array, tree: Params) -> Params:

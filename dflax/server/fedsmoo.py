@@ -63,23 +63,33 @@ def fedsmoo(
     oracle = gradient(loss)
     validation.real("rho", rho, low=0.0, scalar=True)
 
+    def scale(tree: Params) -> Array:
+        return rho / (optax.tree.norm(tree) + SMALLEST_NORM)
+
+    def scaled(factor: Array, tree: Params) -> Params:
+        return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, tree)
+
     def direction(tree: Params) -> Params:
         """`rho tree / |tree|`."""
-        scale = rho / (optax.tree.norm(tree) + SMALLEST_NORM)
-        return jax.tree.map(lambda leaf: jnp.asarray(scale, leaf.dtype) * leaf, tree)
+        return scaled(scale(tree), tree)
 
     def corrected_sam(common: Params) -> Remembering:
         def evaluate(
             params: Params, batch: Batch, key: Key[Array, ""], own: Params
-        ) -> tuple[Params, Metrics, Params]:
+        ) -> tuple[Params, Metrics, tuple[Array, Params]]:
             here, metrics = oracle(params, batch, key)
             wanted = jax.tree.map(lambda g, mu, s: g - mu - s, here, own, common)
-            perturbation = direction(wanted)
-            own = jax.tree.map(lambda mu, e, s: mu + e - s, own, perturbation, common)
-            there, _ = oracle(jax.tree.map(jnp.add, params, perturbation), batch, key)
-            return there, metrics, own
+            factor = scale(wanted)
+            there, _ = oracle(jax.tree.map(jnp.add, params, scaled(factor, wanted)), batch, key)
+            return there, metrics, (factor, wanted)
 
-        return Remembering(evaluate)
+        def conclude(
+            there: Params, noted: tuple[Array, Params], params: Params, own: Params
+        ) -> tuple[Params, Params]:
+            perturbation = scaled(*noted)
+            return there, jax.tree.map(lambda mu, e, s: mu + e - s, own, perturbation, common)
+
+        return Remembering(evaluate, conclude)
 
     def zeros(params: Params) -> Params:
         return jax.tree.map(jnp.zeros_like, params)
