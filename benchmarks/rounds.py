@@ -8,11 +8,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import dflax as dx
 from benchmarks.ceilings import arithmetic_ms
 from benchmarks.measure import Row, milliseconds
 from benchmarks.tasks import Task
+
+# Rounds in one compiled call: of 0.1 s each, what `dflax.run` makes of its half a second. Memory that
+# a call needs is then fresh for one round in four.
+CHUNK = 4
 
 
 def federation(task: Task) -> dx.Federation:
@@ -61,6 +66,52 @@ def row(
     )
 
 
+def beside_first(
+    known: dict[str, Callable[[], dx.Algorithm]],
+    start: Callable[[dx.Algorithm], dx.FederatedState],
+    source: dx.Federation,
+    repeats: int,
+    what: str,
+) -> list[Row]:
+    """A row for every method but the first, whose round is the peer of the others'.
+
+    Args:
+      known: by name, made when their turn comes.
+      start: from an algorithm to its first state.
+      source: of the rounds.
+      repeats: see `in_turns`.
+      what: what follows the names in the rows.
+    """
+    works = {}
+    for name, make in known.items():
+        algorithm = make()
+        works[name] = in_chunks(algorithm, start(algorithm), source)
+    least = {name: took / CHUNK for name, took in in_turns(works, repeats).items()}
+    first = next(iter(known))
+    base = least.pop(first)
+    return [Row(f"{name} {what}", took, first, base) for name, took in least.items()]
+
+
+def noise(
+    clients: int, owned: int, steps: int, batch: int, cohort: int | None = None
+) -> tuple[dx.Federation, Any, Callable[..., Any]]:
+    """A federation of clients with images 28x28 of noise, the CNN at its start, and its loss."""
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(clients * owned, 28, 28, 1)).astype(np.float32)
+    labels = generator.integers(0, 10, clients * owned)
+    data = dx.data.Dataset(jnp.asarray(images), jnp.asarray(labels, jnp.int32), classes=10)
+    source = dx.Federation(
+        data,
+        dx.data.from_indices(np.array_split(np.arange(clients * owned), clients)),
+        local_steps=steps,
+        batch_size=batch,
+        participation=None if cohort is None else dx.participation.uniform(cohort),
+    )
+    model = dx.models.CNN(classes=10)
+    params = model.init(jax.random.key(0), data.example)["params"]
+    return source, params, dx.losses.classification(model.apply)
+
+
 def in_turns(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """The least milliseconds of each of several works, after a first call that warms up.
 
@@ -76,14 +127,14 @@ def in_turns(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, flo
     return {name: min(times) for name, times in taken.items()}
 
 
-def one_by_one(
+def in_chunks(
     algorithm: dx.Algorithm, state: dx.FederatedState, source: dx.Federation
 ) -> Callable[[], Any]:
-    """One more round at every call, the state donated from call to call as in `dflax.run`."""
+    """`CHUNK` more rounds at every call, the state donated from call to call, as in `dflax.run`."""
     key = jax.random.key(0)
-    advance = jax.jit(functools.partial(dx.rollout, algorithm, rounds=1), donate_argnums=0)
+    advance = jax.jit(functools.partial(dx.rollout, algorithm, rounds=CHUNK), donate_argnums=0)
     state = jax.tree.map(jnp.copy, state)
-    numbers = itertools.count()
+    numbers = itertools.count(step=CHUNK)
 
     def once() -> Any:
         nonlocal state

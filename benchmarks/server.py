@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import dflax as dx
@@ -41,32 +40,16 @@ def methods(loss: Any) -> dict[str, Callable[[], dx.Algorithm]]:
 
 def rows(quick: bool, names: tuple[str, ...] = ()) -> list[Row]:
     """A row per method, all or those named, its peer a round of FedAvg in the same run."""
-    generator = np.random.default_rng(0)
-    images = generator.normal(size=(CLIENTS * OWNED, 28, 28, 1)).astype(np.float32)
-    labels = generator.integers(0, 10, CLIENTS * OWNED)
-    data = dx.data.Dataset(jnp.asarray(images), jnp.asarray(labels, jnp.int32), classes=10)
-    source = dx.Federation(
-        data,
-        dx.data.from_indices(np.array_split(np.arange(CLIENTS * OWNED), CLIENTS)),
-        local_steps=STEPS,
-        batch_size=BATCH,
-        participation=dx.participation.uniform(COHORT),
+    source, params, loss = rounds.noise(CLIENTS, OWNED, STEPS, BATCH, COHORT)
+    known = methods(loss)
+    taken = {name: known[name] for name in known if not names or name in ("FedAvg", *names)}
+    return rounds.beside_first(
+        taken,
+        lambda algorithm: _start(algorithm, params),
+        source,
+        2 if quick else 6,
+        f"round, CNN, {COHORT} of {CLIENTS} clients",
     )
-    model = dx.models.CNN(classes=10)
-    params = model.init(jax.random.key(0), data.example)["params"]
-    known = methods(dx.losses.classification(model.apply))
-    works = {
-        name: rounds.one_by_one(algorithm, _start(algorithm, params), source)
-        for name, make in known.items()
-        if name == "FedAvg" or not names or name in names
-        for algorithm in [make()]
-    }
-    least = rounds.in_turns(works, 3 if quick else 9)
-    base = least.pop("FedAvg")
-    return [
-        Row(f"{name} round, CNN, 5 of 20 clients", ours, "FedAvg", base)
-        for name, ours in least.items()
-    ]
 
 
 def _start(algorithm: dx.Algorithm, params: Any) -> dx.FederatedState:
