@@ -11,6 +11,7 @@ from dflax import (
     gossip,
     local,
     losses,
+    matching,
     mesh,
     models,
     participation,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Params
@@ -93,6 +93,14 @@ def recalibrate(
     count = min(batches, len(data) // size)
     order = jnp.arange(len(data)) if key is None else jax.random.permutation(key, len(data))
     rows = order[: count * size].reshape(count, size).astype(jnp.int32)
+    return recalibrate_on(module, variables, data, rows)
+
+
+def recalibrate_on(
+    module: nn.Module, variables: Variables, data: Dataset, rows: Int[Array, "T B"]
+) -> Variables:
+    """As `recalibrate`, on the given minibatches, for example of one client: `rows` `[T, B]`."""
+    count = rows.shape[0]
     weights = {name: tree for name, tree in variables.items() if name != "batch_stats"}
     switches = training_switches(module)
 
@@ -100,7 +108,7 @@ def recalibrate(
         inputs = data.fetch(indices).inputs
 
         def update(statistics: PyTree[Array]) -> PyTree[Array]:
-            with nn.intercept_methods(_skip_dropout):
+            with nn.intercept_methods(skip_dropout):
                 _, updated = module.apply(
                     {**weights, "batch_stats": statistics},
                     inputs,
@@ -131,9 +139,10 @@ def _require_statistics(variables: Any) -> None:
         )
 
 
-def _skip_dropout(
+def skip_dropout(
     call: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any], context: Any
 ) -> Any:
+    """An interceptor of linen methods (`flax.linen.intercept_methods`): dropout drops nothing."""
     if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
         return arguments[0]
     return call(*arguments, **options)
