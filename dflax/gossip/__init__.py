@@ -1,5 +1,6 @@
 """Mixers: how decentralized clients combine their models."""
 
+from dflax.gossip.aligned import aligned
 from dflax.gossip.chebyshev import chebyshev
 from dflax.gossip.choose import mixer
 from dflax.gossip.families import (
@@ -21,6 +22,7 @@ from dflax.gossip.fixed import complete, dense, edges, identity, shifts, slots
 from dflax.gossip.mixer import Mixer, MixerState, Models
 from dflax.gossip.node_events import NodeEvent, NodeEvents
 from dflax.gossip.push_sum import PushSumState, push_sum
+from dflax.gossip.recalibrated import recalibrated
 from dflax.gossip.repeat import repeat
 from dflax.gossip.sampled import partitioned, sampled
 from dflax.gossip.stream import Groups, Stream, independent_groups, poisson_stream

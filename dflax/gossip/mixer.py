@@ -32,6 +32,9 @@ class Mixer(NamedTuple):
         or the rule is no matrix.
       doubly_stochastic: whether every mixing keeps agreement and the mean: rows and columns of its
         matrix sum to 1; None where it is not known.
+      informed: whether `apply` reads the clients' own examples, and so takes the keyword `round`, the
+        `Round` in which it mixes. Algorithms made by `adapt_then_combine` and `combine_then_adapt` hand
+        it over.
     """
 
     clients: int
@@ -40,6 +43,7 @@ class Mixer(NamedTuple):
     per_client: PyTree[bool] = False
     symmetric: bool | None = None
     doubly_stochastic: bool | None = None
+    informed: bool = False
 
 
 def require_mixer(mixer: Mixer) -> None:

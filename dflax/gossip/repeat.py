@@ -1,5 +1,7 @@
 """Several gossip steps in one round."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
@@ -43,6 +45,7 @@ def repeat(mixer: Mixer, steps: int) -> Mixer:
         key: Key[Array, ""],
         index: Int[Array, ""],
         active: Array | None = None,
+        **given: Any,
     ) -> tuple[Models, MixerState, Metrics]:
         def once(
             carry: tuple[Models, MixerState], step: Int[Array, ""]
@@ -50,7 +53,7 @@ def repeat(mixer: Mixer, steps: int) -> Mixer:
             models, state = carry
             step_key = None if key is None else jax.random.fold_in(key, step)
             models, state, metrics = mixer.apply(
-                models, state, step_key, index * steps + step, active
+                models, state, step_key, index * steps + step, active, **given
             )
             return (models, state), metrics
 

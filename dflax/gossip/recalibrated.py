@@ -1,0 +1,112 @@
+"""Gossip of models with batch normalisation: weights are mixed, running statistics estimated afresh."""
+
+from typing import Any
+
+from flax import linen as nn
+from jaxtyping import Array, Int, Key
+
+from dflax import validation
+from dflax.algorithm import Metrics, Params
+from dflax.clients import map_clients, select
+from dflax.data.dataset import Dataset
+from dflax.gossip.calibration import own_examples, require_round, shared_examples
+from dflax.gossip.linear import as_mask, require_models
+from dflax.gossip.mixer import Mixer, MixerState, Models, require_mixer
+from dflax.models.statistics import recalibrate_on
+
+
+def recalibrated(
+    mixer: Mixer,
+    module: nn.Module,
+    *,
+    batches: int = 4,
+    batch_size: int = 128,
+    calibration: Dataset | None = None,
+    at_once: int | None = None,
+) -> Mixer:
+    """Mixes everything but "batch_stats", and estimates these for each mixed model.
+
+        weights_i    <- mixer(weights)_i
+        statistics_i <- (1 / T) sum_{t=1..T} (mean, variance) of minibatch t of client i
+
+    The running statistics of a model describe the activations of that model alone; their average
+    describes those of none. They are not sent either.
+
+    Args:
+      mixer: of the weights, for example `ring(n)` or `aligned(graph, matching)`.
+      module: the linen module with `BatchNorm` layers.
+      batches: T >= 1, minibatches of the client's own examples, drawn anew in every round.
+      batch_size: B >= 1, examples in each.
+      calibration: a shared set of examples instead, part of the mixer's state.
+      at_once: see `dflax.map_clients`.
+
+    Returns:
+      A `Mixer` of whole variables dicts, with the metrics of `mixer`.
+
+    Raises:
+      TypeError, ValueError: naming the argument; models without "batch_stats".
+
+    References:
+      Saadati et al., DIMAT, arXiv 2404.08079.
+      Jordan et al., REPAIR: Renormalizing Permuted Activations for Interpolation Repair,
+      arXiv 2211.08403.
+    """
+    require_mixer(mixer)
+    validation.instance("module", module, nn.Module, "Pass the linen module, not its apply.")
+    validation.integer("batches", batches, low=1)
+    validation.integer("batch_size", batch_size, low=1)
+    if calibration is not None:
+        fix = "Of a Split pass its .train; None means the clients' own examples."
+        validation.instance("calibration", calibration, Dataset, fix)
+    if at_once is not None:
+        validation.integer("at_once", at_once, low=1)
+    clients = mixer.clients
+
+    def init(models: Any) -> MixerState:
+        require_models(models, clients)
+        if not isinstance(models, dict) or "batch_stats" not in models or "params" not in models:
+            raise ValueError(
+                'models must be variables dicts with "params" and "batch_stats", got '
+                f"{sorted(models) if isinstance(models, dict) else type(models).__name__}. Models "
+                "without running statistics need no recalibration: use the mixer itself."
+            )
+        return mixer.init(_weights(models)), calibration
+
+    def apply(
+        models: Models,
+        state: MixerState,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        active: Array | None = None,
+        *,
+        round: Any = None,
+    ) -> tuple[Models, MixerState, Metrics]:
+        inner, shared = state
+        if calibration is None:
+            require_round(round)
+            examples = own_examples(round, key, clients, batches, batch_size)
+        else:
+            examples = shared_examples(shared, key, clients, batches, batch_size)
+        given = {"round": round} if mixer.informed else {}
+        weights, inner, metrics = mixer.apply(_weights(models), inner, key, index, active, **given)
+
+        def one(variables: Params, rows: Array, data: Dataset) -> Params:
+            return recalibrate_on(module, variables, data, rows)
+
+        mixed = map_clients(
+            one, {**models, **weights}, examples.rows, shared=(examples.data,), at_once=at_once
+        )
+        mask = as_mask(active, clients)
+        mixed = mixed if mask is None else select(mask, mixed, models)
+        return mixed, (inner, shared), metrics
+
+    return mixer._replace(
+        init=init,
+        apply=apply,
+        per_client=(mixer.per_client, False),
+        informed=mixer.informed or calibration is None,
+    )
+
+
+def _weights(models: Any) -> Any:
+    return {name: tree for name, tree in models.items() if name != "batch_stats"}
