@@ -4,6 +4,7 @@ from dflax.decentralized.adom_plus import adom_plus
 from dflax.decentralized.continuized import continuized, unit_rates
 from dflax.decentralized.dadao import dadao, synchronized
 from dflax.decentralized.dfedadmm import Dual, dfedadmm, dfedadmm_sam, mean_dual
+from dflax.decentralized.dimat import dimat, dimat_mixer
 from dflax.decentralized.dispfl import Grow, dispfl
 from dflax.decentralized.gossip_averaging import Order, dfedavg, dfedsam, dpsgd
 from dflax.decentralized.gradient_tracking import Tracking, dsgt
@@ -16,6 +17,8 @@ from dflax.decentralized.protocol import (
     Server,
     adapt_then_combine,
     combine_then_adapt,
+    mixed,
 )
 from dflax.decentralized.single_merging import merge, single_merging
 from dflax.decentralized.transfer_times import Network
+from dflax.decentralized.stochastic_gradient_push import sgp

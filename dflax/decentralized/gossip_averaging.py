@@ -51,7 +51,8 @@ def dpsgd(
         x_i = sum_j W_ij x_j - eta grad f_i(x_i)         order = PARALLEL, K = 1, SGD
 
     The published method has one local step per round (a federation with `local_steps=1`); with K > 1
-    the gradient step is replaced by the change of K local steps.
+    the gradient step is replaced by the change of K local steps. With SGD this is the consensus-based
+    CDSGD, and with momentum CDMSGD, too.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
@@ -72,6 +73,7 @@ def dpsgd(
 
     References:
       Lian et al., Can Decentralized Algorithms Outperform Centralized Algorithms?, arXiv 1705.09056.
+      Jiang et al., Collaborative Deep Learning in Fixed Topology Networks, arXiv 1706.07880 (CDSGD).
     """
     return gossip_averaging(
         loss,

@@ -194,6 +194,24 @@ def combine_then_adapt(
     return _algorithm(one_round, first_message, mixer, start, channel, at_once)
 
 
+def mixed(mixer: Mixer, state: FederatedState, round: Round) -> Params:
+    """The models as the mixing of this round will make them, for evaluation; the state stays as it is.
+
+    Of an algorithm that combines before it adapts, without a channel, and whose messages are its models:
+    what its clients will start their local steps from.
+
+    Args:
+      mixer: the algorithm's.
+      state: before the round.
+      round: that the algorithm's step is about to get.
+
+    Returns:
+      Leaves `[n, ...]`.
+    """
+    require_mixer(mixer)
+    return _mix(mixer, None, state, round, state.clients.params, _active(round, mixer.clients))[0]
+
+
 def _algorithm(
     one_round: Callable[..., tuple[Any, ...]],
     first_message: Callable[[Client], Message],
@@ -263,15 +281,17 @@ def _mix(
 ) -> tuple[Message, Any, Any, Array | None, Metrics]:
     """What everyone hears; then the mixer's state, the channel's, whose messages came, and metrics."""
     mixing = join(state.server.mixer, state.clients.mixer)
+    given: dict[str, Any] = {"round": round} if mixer.informed else {}
     if channel is None:
-        heard, mixing, metrics = mixer.apply(messages, mixing, round.key, round.number, active)
+        key, index = round.key, round.number
+        heard, mixing, metrics = mixer.apply(messages, mixing, key, index, active, **given)
         return heard, mixing, None, None, metrics
     channel_key, mixer_key = jax.random.split(round.key)
     weights = jnp.ones(mixer.clients) if active is None else active
     sent, weights, memory, counted = channel.apply(
         messages, weights, state.clients.channel, channel_key
     )
-    heard, mixing, metrics = mixer.apply(sent, mixing, mixer_key, round.number, weights)
+    heard, mixing, metrics = mixer.apply(sent, mixing, mixer_key, round.number, weights, **given)
     memory = memory if active is None else select(active > 0, memory, state.clients.channel)
     # A client whose own message is lost still has it.
     heard = select(weights > 0, heard, messages)

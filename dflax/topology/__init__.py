@@ -4,6 +4,7 @@ from dflax.topology import intensity
 from dflax.topology.families import (
     circulant,
     complete,
+    complete_bipartite,
     exponential,
     exponential_offsets,
     hypercube,

@@ -49,6 +49,30 @@ def star(nodes: int) -> Graph:
     return from_edges(nodes, pairs, name=f"star of {nodes}")
 
 
+def complete_bipartite(first: int, second: int) -> Graph:
+    """Each of `first` nodes is linked to each of the `second` last ones, none within its own group.
+
+    With `max_degree` weights and two last nodes, both of them hubs of all others, this is the "bipar"
+    topology of decentralized merging (DIMAT): weights 1 / (n - 1) along all links.
+
+    Args:
+      first: nodes 0, ..., first - 1; >= 1.
+      second: the nodes after them; >= 1.
+
+    Returns:
+      The `Graph` of first + second nodes and first * second links.
+
+    Raises:
+      ValueError: an empty group.
+    """
+    validation.integer("first", first, low=1)
+    validation.integer("second", second, low=1)
+    left, right = np.meshgrid(np.arange(first), first + np.arange(second), indexing="ij")
+    pairs = np.stack([left.ravel(), right.ravel()], axis=1)
+    name = f"complete bipartite graph of {first} and {second}"
+    return from_edges(first + second, pairs, name=name)
+
+
 def complete(nodes: int) -> Graph:
     """Every two nodes are linked: n (n-1) edges (`gossip.complete` averages without listing them)."""
     validation.integer("nodes", nodes, low=2)
