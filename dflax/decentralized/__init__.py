@@ -7,6 +7,7 @@ from dflax.decentralized.dfedadmm import Dual, dfedadmm, dfedadmm_sam, mean_dual
 from dflax.decentralized.dimat import dimat, dimat_mixer
 from dflax.decentralized.dispfl import Grow, dispfl
 from dflax.decentralized.gossip_averaging import Order, dfedavg, dfedsam, dpsgd
+from dflax.decentralized.gossip_learning import gossip_learning
 from dflax.decentralized.gradient_tracking import Tracking, dsgt
 from dflax.decentralized.hash_sampling import Probe, md5_ranks, probe
 from dflax.decentralized.modest import modest

@@ -1,0 +1,68 @@
+"""Gossip learning: every node trains its model, sends it to a random peer and merges what it gets."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from dflax import validation
+from dflax.algorithm import Algorithm, Metrics, Params
+from dflax.data.dataset import Dataset
+from dflax.decentralized.protocol import Client, adapt_then_combine
+from dflax.federation import Assignment
+from dflax.gossip.age_weighted import Aged, age_weighted
+from dflax.local.oracle import Loss, Oracle
+from dflax.local.solver import Optimizer, check_optimizer, solver
+from dflax.local.subproblem import Subproblem
+
+
+def gossip_learning(
+    loss: Loss | Oracle, optimizer: Optimizer, nodes: int, *, at_once: int | None = None
+) -> Algorithm:
+    """Models wander over a network without any structure, and the longer trained weigh more.
+
+    A period, one round here, with a fresh local optimiser; t_i counts the rounds of training in x_i:
+
+        x_i <- K steps of `optimizer` from x_i,    t_i <- t_i + 1
+        send (x_i, t_i) to a peer drawn uniformly from the other nodes
+        x_i <- (t_i x_i + sum_j t_j x_j) / (t_i + sum_j t_j),    t_i <- max(t_i, t_j)
+
+    over the j that sent to i. The original merges message by message as they come; here those of one
+    period are merged at once. Nodes that do not take part keep model and age.
+
+    Args:
+      loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
+      optimizer: every node's optax optimiser; or a function of the round's number.
+      nodes: n >= 2, of the federation.
+      at_once: see `dflax.map_clients`.
+
+    Returns:
+      As `dflax.decentralized.adapt_then_combine`; ages are `state.clients.memory`, `[n]` float32.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+
+    References:
+      Ormándi, Hegedűs and Jelasity, Gossip Learning with Linear Models on Fully Distributed Data,
+      arXiv 1109.1396.
+    """
+    check_optimizer("optimizer", optimizer)
+    validation.integer("nodes", nodes, low=2)
+    solve = solver(loss, optimizer)
+
+    def start(key: Key[Array, ""], models: Params) -> Float[Array, " n"]:
+        return jnp.zeros(nodes)
+
+    def train(
+        assignment: Assignment, own: Client, data: Dataset, index: Int[Array, ""]
+    ) -> tuple[Client, Metrics]:
+        solution = solve(Subproblem(), own.params, assignment, data, index=index)
+        return Client(solution.params, own.memory + 1.0), solution.metrics
+
+    def aged(before: Client, after: Client, index: Int[Array, ""]) -> Aged:
+        return Aged(after.params, after.memory)
+
+    def adopt(before: Client, after: Client, heard: Aged, index: Int[Array, ""]) -> Client:
+        return Client(*heard)
+
+    return adapt_then_combine(
+        train, age_weighted(nodes), start=start, message=aged, hear=adopt, at_once=at_once
+    )

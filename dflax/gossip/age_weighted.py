@@ -1,0 +1,88 @@
+"""Gossip of models that know how often they were trained: older ones weigh more in a merge."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from dflax import validation
+from dflax.algorithm import Metrics, Params
+from dflax.gossip.linear import along, as_mask, require_models
+from dflax.gossip.mixer import Mixer, MixerState
+
+
+class Aged(NamedTuple):
+    """Models with their ages.
+
+    Attributes:
+      model: leaves `[n, ...]`.
+      age: `[n]` float32, rounds of training that went into each, >= 0.
+    """
+
+    model: Params
+    age: Float[Array, " n"]
+
+
+def age_weighted(nodes: int) -> Mixer:
+    """Every node sends its model to one random other; receivers average by age.
+
+        x_i <- (t_i x_i + sum_j t_j x_j) / (t_i + sum_j t_j),    t_i <- max(t_i, t_j)
+
+    over the nodes j whose random peer is i. That is no mixing matrix of doubly stochastic kind: the
+    mean of the models moves. Where all ages are 0 the own model stays.
+
+    Args:
+      nodes: n >= 2.
+
+    Returns:
+      A `Mixer` of `Aged` trees. What is sent to an inactive node is lost, and counted.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+
+    References:
+      Ormándi, Hegedűs and Jelasity, Gossip Learning with Linear Models on Fully Distributed Data,
+      arXiv 1109.1396.
+    """
+    validation.integer("nodes", nodes, low=2)
+
+    def init(models: Aged) -> MixerState:
+        validation.instance("models", models, Aged, "Give every model its age.")
+        require_models(models, nodes)
+        return ()
+
+    def apply(
+        models: Aged,
+        state: MixerState,
+        key: Key[Array, ""],
+        index: Int[Array, ""],
+        active: Array | None = None,
+    ) -> tuple[Aged, MixerState, Metrics]:
+        require_models(models, nodes)
+        mask = as_mask(active, nodes)
+        peer = random_peers(key, nodes)
+        own = models.age
+        there = jnp.ones(nodes, bool) if mask is None else mask
+        # Off the end for what does not arrive: rows of inactive nodes enter no sum.
+        target = jnp.where(there & there[peer], peer, nodes)
+        total = own.at[target].add(own, mode="drop")
+
+        def merged(leaf: Array) -> Array:
+            wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+            weighted = along(own, wide).astype(wide.dtype) * wide
+            heard = weighted.at[target].add(weighted, mode="drop")
+            mean = (heard / along(jnp.maximum(total, 1e-30), wide).astype(wide.dtype)).astype(
+                leaf.dtype
+            )
+            return jnp.where(along(there & (total > 0), leaf), mean, leaf)
+
+        after = Aged(jax.tree.map(merged, models.model), own.at[target].max(own, mode="drop"))
+        return after, state, {"models_sent": there.sum().astype(jnp.float32)}
+
+    return Mixer(nodes, init, apply, symmetric=False, doubly_stochastic=False)
+
+
+def random_peers(key: Key[Array, ""], nodes: int) -> Int[Array, " n"]:
+    """For every node one of the others, uniformly."""
+    return (jnp.arange(nodes) + jax.random.randint(key, (nodes,), 1, nodes)) % nodes
