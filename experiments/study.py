@@ -48,11 +48,13 @@ class Summary:
       methods: for each method its metrics, plain numbers.
       claims: what follows from them.
       figures: matplotlib figures by file name, without ending.
+      tables: titles, and the methods that stand under each; none: all of them in one table.
     """
 
     methods: dict[str, dict[str, float]]
     claims: list[Claim] = dataclasses.field(default_factory=list)
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tables: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 def main(study: Callable[[Any], Summary], config: type, file: str) -> None:
@@ -108,13 +110,15 @@ def save(name: str, config: Any, summary: Summary) -> pathlib.Path:
 def show(name: str, summary: Summary, seconds: float) -> None:
     """Prints the methods' metrics, the claims, and where everything lies."""
     console = Console(width=None if sys.stdout.isatty() else 110)
-    columns = list(dict.fromkeys(key for row in summary.methods.values() for key in row))
-    table = Table("method", title=name)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for method, row in summary.methods.items():
-        table.add_row(method, *(_shown(row.get(column)) for column in columns))
-    console.print(table)
+    for title, methods in (summary.tables or {name: list(summary.methods)}).items():
+        rows = {method: summary.methods[method] for method in methods}
+        columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+        table = Table("method", title=title)
+        for column in columns:
+            table.add_column(column, justify="right")
+        for method, row in rows.items():
+            table.add_row(method, *(_shown(row.get(column)) for column in columns))
+        console.print(table)
     if summary.claims:
         console.print(claims_table({name: summary.claims}))
     console.print(f"{seconds:.0f} s; summary and figures in {RESULTS / name}/", highlight=False)

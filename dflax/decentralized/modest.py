@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import counter, validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
@@ -85,8 +85,9 @@ def modest(
 
     Returns:
       An `Algorithm` on a `FederatedState` of `Holders` and `Views`; the model is
-      `state.server.params`. `init(key, params, arrivals=None, departures=None)` takes rounds in which
-      nodes join and leave with notice. Metrics: the loss's own, `models` averaged, `failed_pings` of a
+      `state.server.params`. `init(key, params, arrivals=None, departures=None, present=None)` takes
+      rounds in which nodes join and leave with notice, and `[n]`, who is on line at the start (the
+      others are known all the same). Metrics: the loss's own, `models` averaged, `failed_pings` of a
       sample, `failed_pings_upward`, `waves`, `lost`, `takeovers`, `disagreements`, `view_size`,
       `view_errors`, `seconds`, `sampled`, `[s]` ids, and what `traffic` counts.
 
@@ -127,17 +128,19 @@ def modest(
         params: Params,
         arrivals: Int[Array, " n"] | None = None,
         departures: Int[Array, " n"] | None = None,
+        present: Bool[Array, " n"] | None = None,
     ) -> FederatedState:
         validation.typed_key("key", key)
         validation.model("params", params)
         arrivals = jnp.zeros(n, jnp.int32) if arrivals is None else jnp.asarray(arrivals, jnp.int32)
         departures = jnp.full(n, FOREVER) if departures is None else departures
         departures = jnp.asarray(departures, jnp.int32)
-        validation.leading_axis("arrivals and departures", (arrivals, departures), n)
+        validation.leading_axis("arrivals and departures", (arrivals, departures, present), n)
         seed = counter.seed_of(jax.random.fold_in(key, 0xFFFFFFFE))
-        # The first order's first nodes hold the model.
         there = arrivals <= 0
-        first = probe_in_order(order_of(seed, ranks, n, jnp.int32(1)), there, there, a)
+        online = there if present is None else there & present
+        # The first order's first nodes on line hold the model.
+        first = probe_in_order(order_of(seed, ranks, n, jnp.int32(1)), there, online, a)
         server = Holders(
             replicate(params, a),
             first.chosen,

@@ -247,6 +247,14 @@ def test_too_few_models_wait_for_the_timeout_or_lose_the_round():
     assert np.isfinite(np.asarray(waits.server.params)).all()
 
 
+def test_the_first_holder_is_somebody_on_line():
+    ranks = md5_ranks(N, 3)
+    for lone in range(N):
+        state = algorithm(ranks=ranks).init(KEY, START, present=jnp.arange(N) == lone)
+        assert int(state.server.holders[0]) == lone
+        assert bool(state.clients.joined.all())
+
+
 def test_deaths_within_rounds_and_partial_aggregation():
     patient, metrics = advance(algorithm(death=0.2, success_fraction=0.5), 60)
     assert float(metrics["lost"].mean()) < 0.1
