@@ -21,5 +21,5 @@ from dflax.decentralized.protocol import (
     mixed,
 )
 from dflax.decentralized.single_merging import merge, single_merging
-from dflax.decentralized.transfer_times import Network
 from dflax.decentralized.stochastic_gradient_push import sgp
+from dflax.decentralized.transfer_times import Network

@@ -1,7 +1,7 @@
 """Mixers: how decentralized clients combine their models."""
 
-from dflax.gossip.aligned import aligned
 from dflax.gossip.age_weighted import Aged, age_weighted
+from dflax.gossip.aligned import aligned
 from dflax.gossip.chebyshev import chebyshev
 from dflax.gossip.choose import mixer
 from dflax.gossip.families import (
