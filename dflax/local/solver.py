@@ -117,6 +117,7 @@ def solver(
         memory: Any = (),
     ) -> Solution:
         descent = optimizer_at(optimizer, jnp.asarray(index))
+        problem = problem.around_origin()
         if optimizer_state is None:
             optimizer_state = descent.init(params)
 

@@ -63,6 +63,22 @@ def test_each_term_alone_equals_its_formula():
         Subproblem(pull=2.0).direction(seen, params)
 
 
+def test_around_the_origin_a_problem_has_the_same_gradients():
+    params, seen = jnp.array([1.0, 2.0]), jnp.array([0.5, -0.5])
+    h, a = jnp.array([3.0, 4.0]), jnp.array([-1.0, 1.0])
+    whole = Subproblem(3.0, h, 2.0, a)
+    moved = whole.around_origin()
+    assert moved.anchor == ()
+    np.testing.assert_array_equal(
+        moved.direction(seen, params), 3 * seen + h + 2 * (params - a), strict=True
+    )
+    assert moved.around_origin() is moved
+    for other in (Subproblem(), Subproblem(shift=h), Subproblem(pull=2.0, anchor=a)):
+        assert other.around_origin() is other
+    half = Subproblem(3.0, h.astype(jnp.bfloat16), 2.0, a.astype(jnp.bfloat16))
+    assert half.around_origin() is half
+
+
 @pytest.mark.parametrize("optimizer", [optax.sgd(0.1, momentum=0.9), optax.adam(0.05)])
 def test_fewer_steps_equal_a_shorter_run_bit_for_bit(optimizer):
     solve = jax.jit(solver(half_square, optimizer))
