@@ -10,6 +10,7 @@ import dflax as dx
 from dflax import decentralized
 from experiments.paired import Paired, label_priors, rounds_to
 from experiments.study import Claim, Summary, figure, main
+from experiments.traffic import sent_axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,9 @@ def curves(paired: Paired, mixer: dx.gossip.Mixer, config: Config) -> dict[str, 
     )
 
     def row(found: dict[str, np.ndarray], place: int) -> dict[str, np.ndarray]:
-        return {name: found[name][place] for name in ("mean model", "distance", "local")}
+        return {
+            name: found[name][place] for name in ("mean model", "distance", "local", "megabytes")
+        }
 
     return (
         {
@@ -218,7 +221,7 @@ SHOWN = {
 
 
 def accuracy_figure(found: dict[str, Any], config: Config) -> Any:
-    """Accuracy of the mean model over rounds, one panel for each split law."""
+    """Accuracy of the mean model over rounds and megabytes, one panel for each split law."""
     panels = len(config.alphas)
     with figure(4.6 * panels, 3.6, ncols=panels, sharey=True, squeeze=False) as (drawn, axes):
         for place, (panel, alpha) in enumerate(zip(axes[0], config.alphas, strict=True)):
@@ -236,6 +239,8 @@ def accuracy_figure(found: dict[str, Any], config: Config) -> Any:
             panel.set(
                 xlabel="round", title=f"Dirichlet {alpha:g}", xlim=(1, min(100, config.rounds))
             )
+            # A round of every method sends one model to each neighbour.
+            sent_axis(panel, float(found["DFedAvg"]["megabytes"][0, 0]))
         axes[0][0].set_ylabel("accuracy of the mean model")
         axes[0][-1].legend(loc="lower right", fontsize=8)
     return drawn

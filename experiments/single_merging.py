@@ -14,6 +14,7 @@ import dflax as dx
 from dflax import evaluation
 from dflax.topology import intensity
 from experiments.study import Claim, Summary, figure, main
+from experiments.traffic import megabytes, message_bytes
 
 Curves = dict[str, np.ndarray]
 Networks = Literal["none", "small", "cnn", "resnet"]
@@ -212,6 +213,8 @@ def compiled(config: Config, task: Task, *, symmetric: bool = False) -> Callable
 
     program = jax.jit(jax.vmap(one, in_axes=(over_seeds(task.federations), 0, 0, None, None)))
 
+    bytes_each = message_bytes(jax.eval_shape(task.draw, task.keys[0]))
+
     def run(table: np.ndarray, independent: bool = False) -> Curves:
         def start(key: jax.Array) -> Any:
             if independent:
@@ -222,7 +225,10 @@ def compiled(config: Config, task: Task, *, symmetric: bool = False) -> Callable
         found = program(
             task.federations, task.keys, models, jnp.asarray(table, jnp.float32), task.measures
         )
-        return dict(zip(FAMILIAR, jax.device_get(found), strict=True))
+        curves = dict(zip(FAMILIAR, jax.device_get(found), strict=True))
+        # One merge more, counted as what exact averaging sends in a round of gossip.
+        once = bytes_each * (config.nodes - 1) / 1e6
+        return curves | {"megabytes": megabytes(curves["sent"], bytes_each, config.nodes) + once}
 
     return run
 
@@ -337,14 +343,20 @@ def _claims(found: dict[str, Curves]) -> list[Claim]:
 
 
 def _draw(found: dict[str, Curves], rounds: np.ndarray) -> Any:
-    with figure(9.0, 4.4, ncols=2, sharey=True) as (drawn, axes):
+    with figure(12.0, 4.4, ncols=3, sharey=True) as (drawn, axes):
         for name, curves in found.items():
-            for panel, key in zip(axes, ("local", "merged"), strict=True):
-                (line,) = panel.plot(rounds, curves[key].mean(0), label=name, linewidth=1.3)
+            sent = curves["megabytes"].mean(0)
+            for panel, xs, key in zip(
+                axes, (rounds, rounds, sent), ("local", "merged", "merged"), strict=True
+            ):
+                (line,) = panel.plot(xs, curves[key].mean(0), label=name, linewidth=1.3)
                 spread = curves[key].min(0), curves[key].max(0)
-                panel.fill_between(rounds, *spread, alpha=0.15, color=line.get_color(), linewidth=0)
+                panel.fill_between(xs, *spread, alpha=0.15, color=line.get_color(), linewidth=0)
         axes[0].set(xlabel="round", ylabel="test accuracy", ylim=(0, 1), title="local models, mean")
         axes[1].set(xlabel="round", title="their mean, if merged at this round")
+        axes[2].set(
+            xlabel="megabytes sent per node, merge included", xscale="log", title="the same"
+        )
         drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn
 
