@@ -49,6 +49,8 @@ class Paired:
       rounds: T.
       tail: rounds at the end over which the clients' models are measured and averaged, >= 1.
       examples: measure on so many test examples only.
+      together: the runs of a program at once; else one after another in it, for networks whose
+        activations would not fit the caches of a CPU.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Paired:
         rounds: int,
         tail: int,
         examples: int | None = None,
+        together: bool = True,
     ):
         self.federation = dx.Federation(
             data, splits[0], local_steps=local_steps, batch_size=batch_size, replacement=True
@@ -70,7 +73,7 @@ class Paired:
         self.splits = jax.tree.map(lambda *leaves: jnp.stack(leaves), *splits)
         self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         self.loss = dx.losses.classification(model.apply)
-        self.rounds, self.tail = rounds, tail
+        self.rounds, self.tail, self.together = rounds, tail, together
         example = data.example
         self.start = lambda key: model.init(key, example)["params"]
         self.bytes_each = message_bytes(jax.eval_shape(self.start, self.keys[0]))
@@ -78,12 +81,12 @@ class Paired:
         self.mean_model = evaluation.mean_model(measure)
         self.client_models = evaluation.client_models(measure)
 
-    def run(self, factory: Factory, values: Sequence[float] = (0.0,)) -> dict[str, np.ndarray]:
+    def run(self, factory: Factory, values: Sequence[Any] = (0.0,)) -> dict[str, np.ndarray]:
         """The method at several values of one traced hyper-parameter, on all seeds, as one program.
 
         Args:
           factory: `value -> Algorithm`.
-          values: V of them.
+          values: V of them: numbers, or arrays of equal shapes such as mixing matrices.
 
         Returns:
           Arrays `[V, S, T]`: "mean model" accuracy, "distance" (root of the consensus distance) and
@@ -118,8 +121,15 @@ class Paired:
             joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), early, late)
             return joined | {"local curve": local, "local": local.mean()}
 
+        def in_turn(values: Any, keys: Any, splits: Any, *shared: Any) -> dict[str, Any]:
+            return jax.lax.map(
+                lambda value: jax.lax.map(lambda own: one(value, *own, *shared), (keys, splits)),
+                values,
+            )
+
         over_seeds = jax.vmap(one, in_axes=(None, 0, 0, None, None))
-        program = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, None, None, None)))
+        at_once = jax.vmap(over_seeds, in_axes=(0, None, None, None, None))
+        program = jax.jit(at_once if self.together else in_turn)
         arguments = (
             jnp.asarray(values, jnp.float32),
             self.keys,
