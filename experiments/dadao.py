@@ -2,19 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import dflax as dx
-from dflax.data.dataset import Dataset
 from dflax.decentralized import adom_plus, continuized, dadao, gossip_steps, msda, unit_rates
-from dflax.gossip import NodeEvents, Stream, poisson_stream
 from dflax.local.conjugate import least_squares_conjugate
-from dflax.topology import GossipRates, Graph, from_edges, optimal_rates, uniform_rates
+from dflax.topology import GossipRates, Graph, geometric, optimal_rates, switching, uniform_rates
+from experiments.dadao_runs import Cost, Problems, barbell, events, grid, loss, problems, rounds
 from experiments.study import Claim, Summary, figure, main
 
 
@@ -29,6 +26,8 @@ class Config:
       target: stop when the mean squared error is this share of |x*|^2.
       horizon: units of time for which DADAO's events are drawn.
       rounds: most rounds of ADOM+; with multi-consensus and for MSDA a small part of it will do.
+      turns: random geometric graphs that take turns.
+      batch_size: B of the stochastic gradients, drawn with replacement.
       seeds: repetitions, each with data, starts and events of its own.
       seed: of the first.
     """
@@ -39,169 +38,10 @@ class Config:
     target: float = 1e-6
     horizon: float = 170.0
     rounds: int = 13000
+    turns: int = 50
+    batch_size: int = 10
     seeds: int = 3
     seed: int = 0
-
-
-class Problems(NamedTuple):
-    """One regression per seed, leaves `[S, ...]`: f_i(x) = mean (<a, x> - b)^2 over i's rows."""
-
-    inputs: Any
-    labels: Any
-    optimum: Any
-    strong_convexity: Any
-    smoothness: Any
-
-
-class Cost(NamedTuple):
-    """What it took to reach the target, `[S]` each; NaN where it was not reached."""
-
-    gradients: np.ndarray
-    communications: np.ndarray
-    errors: np.ndarray
-
-
-def loss(x: jax.Array, batch: dx.data.Batch, key: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean squared residual, without a half."""
-    value = jnp.mean(jnp.square(batch.inputs @ x - batch.labels))
-    return value, {"loss": value}
-
-
-def problems(config: Config) -> Problems:
-    """Per node a regression of its own: scikit-learn's, noise 10, labels scaled by U(0.01, 5)."""
-    from sklearn.datasets import make_regression
-
-    drawn = []
-    for seed in range(config.seed, config.seed + config.seeds):
-        generator = np.random.default_rng(seed)
-        inputs, labels = [], []
-        for _ in range(config.nodes):
-            a, b = make_regression(
-                config.samples,
-                config.dimension,
-                n_informative=config.dimension,
-                noise=10.0,
-                random_state=int(generator.integers(1 << 31)),
-            )
-            inputs.append(a)
-            labels.append(b * generator.uniform(0.01, 5.0))
-        a, b = np.concatenate(inputs), np.concatenate(labels)
-        hessians = [2.0 * rows.T @ rows / config.samples for rows in inputs]
-        values = np.linalg.eigvalsh(hessians)
-        optimum = np.linalg.lstsq(a, b, rcond=None)[0]
-        drawn.append(Problems(a, b, optimum, values.min(), values.max()))
-    return Problems(*(jnp.asarray(np.stack(leaves)) for leaves in zip(*drawn, strict=True)))
-
-
-def barbell(nodes: int) -> Graph:
-    """Two complete graphs of n/2 nodes, joined by one link."""
-    half = nodes // 2
-    clique = [(i, j) for i in range(half) for j in range(i)]
-    other = [(i + half, j + half) for i, j in clique]
-    pairs = np.array([*clique, *other, (half - 1, half)])
-    return from_edges(nodes, pairs, name=f"barbell of {nodes}")
-
-
-def grid(nodes: int) -> Graph:
-    """The square grid, not periodic."""
-    side = math.isqrt(nodes)
-    points = np.arange(nodes).reshape(side, side)
-    pairs = [np.stack([points[:, :-1], points[:, 1:]], -1), np.stack([points[:-1], points[1:]], -1)]
-    return from_edges(nodes, np.concatenate([p.reshape(-1, 2) for p in pairs]), name="grid")
-
-
-def events(
-    config: Config,
-    problem: Problems,
-    rates: GossipRates,
-    method: Callable[..., dx.Algorithm],
-    *,
-    count: int,
-    gradient_rate: float = 1.0,
-) -> Cost:
-    """Runs a method that goes event by event; all seeds as one program."""
-    streams = [
-        poisson_stream(rates, count, seed=config.seed + s, gradient_rate=gradient_rate)
-        for s in range(config.seeds)
-    ]
-    stream = jax.tree.map(lambda *leaves: jnp.stack(leaves), *streams)
-    partition = deal(config)
-
-    def one(problem: Problems, stream: Stream, key: jax.Array) -> tuple[Any, ...]:
-        data = Dataset(problem.inputs, problem.labels)
-        source = NodeEvents(data, partition, stream)
-        return trace(config, problem, method, source, key, count)
-
-    metrics, errors = jax.jit(jax.vmap(one))(problem, stream, keys(config))
-    return cost(config, problem, errors, metrics["gradients"], metrics["communications"])
-
-
-def rounds(
-    config: Config,
-    problem: Problems,
-    method: Callable[..., dx.Algorithm],
-    *,
-    messages: int,
-    most: int,
-) -> Cost:
-    """Runs a method that goes round by round, with so many communications in each."""
-    partition = deal(config)
-
-    def one(problem: Problems, key: jax.Array) -> tuple[Any, ...]:
-        data = Dataset(problem.inputs, problem.labels)
-        source = dx.Federation(data, partition, local_steps=1, batch_size=config.samples)
-        return trace(config, problem, method, source, key, most)
-
-    _, errors = jax.jit(jax.vmap(one))(problem, keys(config))
-    number = np.arange(1, most + 1)
-    return cost(config, problem, errors, number * config.nodes, number * messages)
-
-
-def trace(
-    config: Config,
-    problem: Problems,
-    method: Callable[..., dx.Algorithm],
-    source: Any,
-    key: jax.Array,
-    count: int,
-) -> tuple[Any, jax.Array]:
-    """Every step's metrics and mean squared error of the models as they lie in memory."""
-    algorithm = method(strong_convexity=problem.strong_convexity, smoothness=problem.smoothness)
-    state = algorithm.init(key, lambda key: jax.random.normal(key, (config.dimension,)))
-
-    def step(state: Any, index: jax.Array) -> tuple[Any, Any]:
-        state, metrics = algorithm.step(state, source.draw(key, index))
-        error = jnp.mean(jnp.sum(jnp.square(state.clients.params - problem.optimum), axis=-1))
-        return state, (metrics, error)
-
-    return jax.lax.scan(step, state, jnp.arange(count, dtype=jnp.int32))[1]
-
-
-def deal(config: Config) -> dx.data.Partition:
-    """Node i owns rows i m to (i + 1) m."""
-    rows = np.arange(config.nodes * config.samples).reshape(config.nodes, config.samples)
-    return dx.data.from_indices(list(rows))
-
-
-def keys(config: Config) -> jax.Array:
-    """A key per seed."""
-    return jax.random.split(jax.random.key(config.seed), config.seeds)
-
-
-def cost(
-    config: Config, problem: Problems, errors: Any, gradients: Any, communications: Any
-) -> Cost:
-    """Counts at the first step that meets the target."""
-    errors = np.asarray(errors)
-    bar = config.target * np.square(np.asarray(problem.optimum)).sum(-1)
-    met = errors <= bar[:, None]
-    first = met.argmax(1)
-
-    def at(counts: Any) -> np.ndarray:
-        table = np.broadcast_to(np.asarray(counts, np.float64), errors.shape)
-        return np.where(met.any(1), table[np.arange(len(first)), first], np.nan)
-
-    return Cost(at(gradients), at(communications), errors / bar[:, None] * config.target)
 
 
 def study(config: Config) -> Summary:
@@ -224,15 +64,24 @@ def _study(config: Config) -> Summary:
     totals: dict[str, float] = {}
     decays: dict[str, np.ndarray] = {}
 
-    def asynchronous(rates: GossipRates, name: str) -> Cost:
-        count = int(config.horizon * (n + rates.total))
+    def asynchronous(
+        rates: GossipRates,
+        name: str = "",
+        batch_size: int | None = None,
+        horizon: float = config.horizon,
+    ) -> Cost:
         found = events(
             config,
             problem,
             rates,
-            lambda **constants: dadao(loss, rates, **constants),
-            count=count,
+            lambda **constants: dadao(
+                loss, rates, running_mean=batch_size is not None, **constants
+            ),
+            count=int(horizon * (n + rates.total)),
+            batch_size=batch_size,
         )
+        if batch_size is not None:
+            return found
         reached = found.gradients / n
         decays[name] = np.log(found.errors[:, 0] / config.target) / reached
         totals[name] = rates.total
@@ -281,11 +130,33 @@ def _study(config: Config) -> Summary:
                 optimal_rates(graph), f"{name}, optimal rates"
             )
         costs[name] = rows
-    return Summary(
-        _table(costs, totals),
-        _claims(config, problem, costs, totals, decays),
+    table = _table(costs, totals)
+    static = list(table)
+    radius = 1.5 * math.sqrt(math.log(n) / (math.pi * n))
+    changing = [geometric(n, radius, config.seed + turn) for turn in range(config.turns)]
+    changes = f"{config.turns} geometric graphs"
+    rates = switching([uniform_rates(graph) for graph in changing]).scaled()
+    turns = {changes: {"DADAO": asynchronous(rates, changes)}}
+    table |= (moving := _table(turns, totals))
+    noisy = _noisy(
         {
-            "communications": _figure(costs),
+            f"{share:g} x the time": asynchronous(
+                uniform_rates(graphs["grid"]),
+                batch_size=config.batch_size,
+                horizon=share * config.horizon,
+            )
+            for share in (1, 2, 4)
+        }
+    )
+    title = f"grid: DADAO with stochastic gradients, B = {config.batch_size}: share of |x*|^2"
+    return Summary(
+        table | noisy,
+        _claims(config, problem, costs | turns, totals, decays),
+        {"communications": _figure(costs)},
+        {
+            f"until the mean squared error is {config.target:g} |x*|^2": static,
+            f"the same while the graph changes every {rates.dwell:.2g} units of time": list(moving),
+            title: list(noisy),
         },
     )
 
@@ -306,6 +177,19 @@ def _table(
     return table
 
 
+def _noisy(found: dict[str, Cost]) -> dict[str, dict[str, float]]:
+    """Errors at the end, of the last models and of the nodes' running means."""
+    return {
+        name: {
+            "last model": float(cost.errors[:, -1].mean()),
+            "std of last": float(cost.errors[:, -1].std()),
+            "running mean": float(cost.errors_of_means[:, -1].mean()),
+            "std of mean": float(cost.errors_of_means[:, -1].std()),
+        }
+        for name, cost in found.items()
+    }
+
+
 def _claims(
     config: Config,
     problem: Problems,
@@ -314,15 +198,16 @@ def _claims(
     decays: dict[str, np.ndarray],
 ) -> list[Claim]:
     primal = ("ADOM+", "ADOM+ multi-consensus")
+    fixed = [rows for rows in costs.values() if primal[0] in rows]
     ratios = [
         float(
             min(rows[p].communications.mean() for p in primal) / rows["DADAO"].communications.mean()
         )
-        for rows in costs.values()
+        for rows in fixed
     ]
     shares = [
         float(rows["DADAO"].gradients.mean() / min(rows[p].gradients.mean() for p in primal))
-        for rows in costs.values()
+        for rows in fixed
     ]
     gradients = [float(rows["DADAO"].gradients.mean()) for rows in costs.values()]
     mu, top = np.asarray(problem.strong_convexity), np.asarray(problem.smoothness)
@@ -346,7 +231,7 @@ def _claims(
             1.2,
         ),
         Claim(
-            "its gradients do not depend on the graph (largest over smallest mean)",
+            "its gradients do not depend on the graph, nor on its changing (largest over smallest mean)",
             max(gradients) / min(gradients) <= 1.2,
             gradients,
             1.2,
