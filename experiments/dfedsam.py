@@ -104,16 +104,63 @@ def study(config: Config) -> Summary:
             "std over seeds": one["local"].std(),
             "mean model": one["mean model"].mean(),
             "distance": one["distance"].mean(),
+            "MB": one["megabytes"][:, -1].mean(),
             "gain over rho 0": (one["local"] - found[graph, steps, 0.0]["local"]).mean(),
         }
         for (graph, steps, rho), one in sorted(found.items(), key=lambda item: item[0][:2])
     }
+    swept, compared = list(rows), baselines(paired, graphs, config)
     figures = {
         "gossip_steps": steps_figure(found, radii, config),
         "spectral_gap": gap_figure(found, gaps, config),
         "traffic": traffic_figure(found, list(graphs), config),
     }
-    return Summary(rows, all_claims(found, gaps, config), figures)
+    tables = {
+        f"DFedSAM after {config.rounds} rounds; MB sent by a client": swept,
+        "other methods with the same local work": list(compared),
+    }
+    return Summary(rows | compared, all_claims(found, gaps, config), figures, tables)
+
+
+def baselines(
+    paired: Paired, graphs: dict[str, topology.MixingMatrix], config: Config
+) -> dict[str, dict[str, float]]:
+    """DisPFL, whose models are seen as they are after training, and DFedAvg where links take turns."""
+    descent = optax.sgd(config.rate)
+    density, budget = 0.5, 0.5
+    dispfl = {
+        f"DisPFL, {name}, density {density:g}": decentralized.dispfl(
+            paired.loss,
+            descent,
+            dx.gossip.mixer(graphs[name]),
+            rounds=config.rounds,
+            density=density,
+        )
+        for name in ("ring", "grid")
+    }
+    turns = {
+        f"MATCHA, grid, budget {budget:g}": dx.gossip.matcha(
+            topology.torus(config.rows, config.columns), budget
+        ),
+        "one-peer exponential": dx.gossip.one_peer_exponential(config.clients),
+    }
+    averaging = {
+        name: decentralized.dfedavg(paired.loss, descent, mixer) for name, mixer in turns.items()
+    }
+    rows = {}
+    for name, method in (dispfl | averaging).items():
+        measured = paired.run(lambda _, method=method: method)
+        local = measured["local curve"][0, :, -1]
+        # A sparse message: its active entries, and a bit for each entry of the mask.
+        share = density + 1 / 32 if name in dispfl else 1.0
+        rows[name] = {
+            "local": local.mean(),
+            "std over seeds": local.std(),
+            "mean model": measured["mean model"][0, :, -1].mean(),
+            "distance": measured["distance"][0, :, -1].mean(),
+            "MB": share * measured["megabytes"][0, :, -1].mean(),
+        }
+    return rows
 
 
 def all_claims(found: dict[Any, Any], gaps: dict[str, float], config: Config) -> list[Claim]:
