@@ -42,10 +42,13 @@ class Remembering(NamedTuple):
       conclude: `(seen, noted, params, memory) -> (gradient, memory)`, entry by entry, the memory a
         tree of the same structure in and out. Default: what is seen and noted is the gradient and the
         memory. Sums belong here, where they are written over the memory in place.
+      lasting: whether the memory is read after the last step, so that it must stand still while a
+        client rests.
     """
 
     evaluate: Callable[[Params, Batch, Key[Array, ""], Any], tuple[Any, Metrics, Any]]
     conclude: Callable[[Any, Any, Params, Any], tuple[Params, Any]] = _as_it_is
+    lasting: bool = True
 
 
 def remembering(loss: Loss | Oracle | Remembering) -> Remembering:
@@ -62,7 +65,7 @@ def remembering(loss: Loss | Oracle | Remembering) -> Remembering:
     def conclude(seen: Params, noted: tuple[()], params: Params, memory: Any) -> tuple[Params, Any]:
         return seen, memory
 
-    return Remembering(evaluate, conclude)
+    return Remembering(evaluate, conclude, lasting=False)
 
 
 def gradient(loss: Loss | Oracle) -> Oracle:

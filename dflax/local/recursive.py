@@ -37,7 +37,8 @@ def recursive(loss: Loss | Oracle) -> Remembering:
       loss: a loss, or an `Oracle`.
 
     Returns:
-      A `Remembering` oracle for `dflax.local.solver`, whose memory is an `Estimate`.
+      A `Remembering` oracle for `dflax.local.solver`, whose memory is an `Estimate` that holds only
+      as long as the client works.
 
     References:
       Nguyen et al., SARAH, arXiv 1703.00102; Fang et al., SPIDER, arXiv 1807.01695.
@@ -58,4 +59,4 @@ def recursive(loss: Loss | Oracle) -> Remembering:
         direction = jax.tree.map(lambda g, b, a: g - b + a, memory.direction, before, now)
         return direction, Estimate(params, direction)
 
-    return Remembering(evaluate, conclude)
+    return Remembering(evaluate, conclude, lasting=False)

@@ -27,7 +27,7 @@ class Solution(NamedTuple):
       optimizer: the optimiser's state, for methods that keep it from round to round.
       gradient: mean of the oracle's raw gradients over the steps done; None unless asked for.
       metrics: means over the steps done; 0 for a client that did none.
-      memory: what a `Remembering` oracle holds after the last step; () for the others.
+      memory: what a lasting `Remembering` oracle holds after the last step; () for the others.
     """
 
     params: Params
@@ -144,10 +144,9 @@ def solver(
             seen, remembered = oracle.conclude(seen, noted, params, memory)
             wanted = problem.direction(seen, params)
             updates, moved = descent.update(wanted, optimizer_state, params)
-            after = optax.apply_updates(params, updates), moved, remembered
-            params, optimizer_state, memory = select(
-                works, after, (params, optimizer_state, memory)
-            )
+            memory = select(works, remembered, memory) if oracle.lasting else remembered
+            after = optax.apply_updates(params, updates), moved
+            params, optimizer_state = select(works, after, (params, optimizer_state))
             if total is not None:
                 total = jax.tree.map(lambda t, g: jnp.where(works, t + g, t), total, seen)
             measured = jax.tree.map(jnp.add, measured, metrics)
