@@ -34,6 +34,9 @@ def methods(loss: Any) -> dict[str, Callable[[], dx.Algorithm]]:
         "SCAFFOLD-M-VR": lambda: s.scaffold_m_vr(loss, descent, n),
         "FedAMD, p 0.5": lambda: s.fedamd(loss, descent, s.anchors.constant(0.5)),
         "FedPAGE": lambda: s.fedpage(loss, 0.05, 0.2),
+        "FedAdam": lambda: s.fedadam(loss, descent, 0.01),
+        "FedNova": lambda: s.fednova(loss, descent),
+        "MimeLite": lambda: s.mimelite(loss, descent, s.fixed_momentum(0.9)),
         "BVR-L-SGD": lambda: s.bvr_l_sgd(loss, descent, 5),
     }
 
