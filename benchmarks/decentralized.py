@@ -30,6 +30,7 @@ def methods(loss: Any, mixer: dx.gossip.Mixer) -> dict[str, Callable[[], dx.Algo
             loss, descent, dx.gossip.variance_corrected(others)
         ),
         "DisPFL": lambda: d.dispfl(loss, descent, mixer, rounds=1000),
+        "gossip learning": lambda: d.gossip_learning(loss, descent, CLIENTS),
     }
 
 
