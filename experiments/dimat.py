@@ -1,0 +1,517 @@
+"""Merging networks that were trained apart: DIMAT against plain averaging, and gossip at every step."""
+
+import copy
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+import dflax as dx
+from dflax import decentralized, evaluation, matching, topology
+from experiments.study import Claim, Summary, figure, main, stacked
+
+Curves = dict[str, np.ndarray]
+MEASURED = ("merged", "trained", "similarity", "fixed", "sent")
+NAMES = {"plain": "WA", "activations": "DIMAT, activations", "weights": "DIMAT, weights"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the study.
+
+    Attributes:
+      nodes: n agents, each with a network of its own draw.
+      width: of the two hidden layers.
+      examples: training examples of each agent.
+      pretraining: local steps before the first merge.
+      merges: merges, each followed by local steps.
+      long: local steps after a merge.
+      short: the same, in the shorter runs on skewed labels.
+      batch_size: examples per local step.
+      first_rate: learning rate of the pre-training, with momentum 0.9.
+      rate: learning rate between merges, momentum from zero every time.
+      alpha: Dirichlet concentration of the agents' labels.
+      seeds: repetitions with examples, starts and minibatches of their own.
+      seed: of the first one.
+      network: on Fashion-MNIST afterwards, "cnn" or "none".
+      channels: of the CNN's first layer, doubled in the second.
+      image_pretraining: as above, on the images.
+      image_merges: as above.
+      image_steps: as above.
+      image_seeds: as above.
+    """
+
+    nodes: int = 5
+    width: int = 128
+    examples: int = 300
+    pretraining: int = 600
+    merges: int = 15
+    long: int = 40
+    short: int = 10
+    batch_size: int = 32
+    first_rate: float = 0.05
+    rate: float = 0.01
+    alpha: float = 0.5
+    seeds: int = 3
+    seed: int = 0
+    network: Literal["cnn", "none"] = "cnn"
+    channels: int = 8
+    image_pretraining: int = 300
+    image_merges: int = 6
+    image_steps: int = 20
+    image_seeds: int = 2
+
+
+class Perceptron(nn.Module):
+    """64-width-width-10 with He-normal kernels."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Logits `[B, 10]`."""
+        he = nn.initializers.he_normal()
+        x = x.reshape(x.shape[0], -1)
+        for _ in range(2):
+            x = nn.relu(nn.Dense(self.width, kernel_init=he)(x))
+        return nn.Dense(10, kernel_init=he)(x)
+
+
+class Problems(NamedTuple):
+    """P problems of equal shapes, with the agents as their pre-training leaves them.
+
+    Attributes:
+      data: the one data set.
+      model: a linen module.
+      loss: of the model.
+      symmetries: of the model.
+      partitions: leaves `[P, ...]`.
+      keys: `[P]`.
+      models: leaves `[P, n, ...]`.
+      measure: mean test accuracy of the agents' models.
+      before: `[P]` that accuracy before any merge.
+    """
+
+    data: dx.data.Split
+    model: Any
+    loss: Any
+    symmetries: matching.Symmetries
+    partitions: Any
+    keys: jax.Array
+    models: Any
+    measure: Any
+    before: np.ndarray
+
+    def some(self, places: slice) -> "Problems":
+        """A few of them."""
+        part = jax.tree.map(
+            lambda leaf: leaf[places], (self.partitions, self.keys, self.models, self.before)
+        )
+        return self._replace(partitions=part[0], keys=part[1], models=part[2], before=part[3])
+
+
+def dealt(labels: np.ndarray, config: Config, alpha: float | None, seed: int) -> Any:
+    """Disjoint random sets for the agents, or sets drawn with replacement by label laws of their own."""
+    generator = np.random.default_rng([seed, 0 if alpha is None else round(1000 * alpha)])
+    n, size = config.nodes, config.examples
+    if alpha is None:
+        owned = list(generator.permutation(len(labels))[: n * size].reshape(n, size))
+    else:
+        rows = [np.flatnonzero(labels == c) for c in range(10)]
+        laws = generator.dirichlet(np.full(10, alpha), n)
+        owned = [
+            np.array([generator.choice(rows[c]) for c in generator.choice(10, size, p=law)])
+            for law in laws
+        ]
+    return dx.data.from_indices(owned, seed=seed)
+
+
+def pretrained(
+    config: Config,
+    data: dx.data.Split,
+    model: Any,
+    partitions: list[Any],
+    seeds: list[int],
+    *,
+    steps: int,
+    examples: int | None = None,
+) -> Problems:
+    """The problems of these partitions; every agent starts from its own weights and trains alone."""
+    loss = dx.losses.classification(model.apply)
+    inputs = data.train.fetch(jnp.arange(2)).inputs
+
+    def fresh(key: jax.Array) -> Any:
+        return model.init(key, inputs)["params"]
+
+    shapes = jax.eval_shape(fresh, jax.random.key(0))
+    measure = evaluation.client_models(evaluation.on(loss, data.test, examples=examples))
+    alone = decentralized.dimat(loss, optax.sgd(config.first_rate, 0.9), np.eye(config.nodes), None)
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+    template = federation(config, data, partitions[0], steps)
+
+    def one(partition: Any, key: jax.Array, template: Any, measure: Any) -> Any:
+        source = copy.copy(template)
+        source.partition = partition
+        start_key, run_key = jax.random.split(jax.random.fold_in(key, 1))
+        state, _ = alone.step(alone.init(start_key, fresh), source.draw(run_key, 0))
+        return state.clients.params, measure(state)["accuracy"]
+
+    program = jax.jit(jax.vmap(one, in_axes=(0, 0, None, None)))
+    models, before = program(stacked(partitions), keys, template, measure)
+    return Problems(
+        data,
+        model,
+        loss,
+        matching.symmetries(model, shapes, inputs),
+        stacked(partitions),
+        keys,
+        models,
+        measure,
+        np.asarray(before),
+    )
+
+
+def federation(config: Config, data: dx.data.Split, partition: Any, steps: int) -> dx.Federation:
+    """Equally many steps for all agents, minibatches with replacement."""
+    return dx.Federation(
+        data,
+        partition,
+        batch_size=config.batch_size,
+        local_steps=steps,
+        replacement=True,
+    )
+
+
+def merging(
+    config: Config, given: Problems, graph: topology.Graph, way: str, steps: int, merges: int
+) -> Curves:
+    """Accuracies after every merge and after the steps that follow, `[P, merges]`.
+
+    DIMAT's round taken apart, so that what it merges can be measured: its mixer, then its local steps.
+    """
+    known = {
+        "plain": None,
+        "activations": matching.by_activations(given.model, given.symmetries),
+        "weights": matching.by_weights(given.symmetries),
+    }
+    compared = min(config.examples, 256)
+    mixer = decentralized.dimat_mixer(graph, known[way], batch_size=compared)
+    training = decentralized.dimat(
+        given.loss, optax.sgd(config.rate, 0.9), np.eye(config.nodes), None
+    )
+
+    def one(partition: Any, key: jax.Array, models: Any, template: Any, measure: Any) -> Any:
+        source = copy.copy(template)
+        source.partition = partition
+        state = started(training, models)
+
+        def iteration(carry: Any, t: jax.Array) -> Any:
+            models, mixing = carry
+            round = source.draw(key, t)
+            extra = {"round": round} if mixer.informed else {}
+            merged, mixing, metrics = mixer.apply(models, mixing, round.key, t, **extra)
+            held = state._replace(clients=state.clients._replace(params=merged))
+            after, _ = training.step(held, round)
+            nothing = jnp.zeros(())
+            found = (
+                measure(held)["accuracy"],
+                measure(after)["accuracy"],
+                metrics.get("similarity", nothing),
+                metrics.get("fixed_units", nothing),
+                metrics["models_sent"],
+            )
+            return (after.clients.params, mixing), found
+
+        return jax.lax.scan(iteration, (models, mixer.init(models)), jnp.arange(merges))[1]
+
+    first = jax.tree.map(lambda leaf: leaf[0], given.partitions)
+    template = federation(config, given.data, first, steps)
+    program = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None, None)))
+    found = program(given.partitions, given.keys, given.models, template, given.measure)
+    return dict(zip(MEASURED, jax.device_get(found), strict=True))
+
+
+def stepping(
+    config: Config, given: Problems, algorithm: dx.Algorithm, steps: int, merges: int
+) -> Curves:
+    """Accuracies of a method that talks at every local step, `[P, merges]`, at equal gradient steps."""
+
+    def one(partition: Any, key: jax.Array, models: Any, template: Any, measure: Any) -> Any:
+        source = copy.copy(template)
+        source.partition = partition
+
+        def some(state: Any, start: jax.Array) -> Any:
+            state, metrics = dx.rollout(algorithm, state, source, key, steps, start)
+            return state, (measure(state)["accuracy"], metrics["models_sent"].sum())
+
+        return jax.lax.scan(some, started(algorithm, models), steps * jnp.arange(merges))[1]
+
+    first = jax.tree.map(lambda leaf: leaf[0], given.partitions)
+    template = federation(config, given.data, first, 1)
+    program = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None, None)))
+    trained, sent = program(given.partitions, given.keys, given.models, template, given.measure)
+    return {"trained": np.asarray(trained), "sent": np.asarray(sent)}
+
+
+def started(algorithm: dx.Algorithm, models: Any) -> Any:
+    """The algorithm's first state, with these models."""
+    state = algorithm.init(jax.random.key(0), jax.tree.map(lambda leaf: leaf[0], models))
+    return state._replace(clients=state.clients._replace(params=models))
+
+
+def study(config: Config) -> Summary:
+    """Digits with equal and with skewed labels on two graphs, then a CNN on Fashion-MNIST."""
+    data = dx.data.digits(test_fraction=297 / 1797)
+    labels = np.asarray(data.labels)
+    seeds = [config.seed + s for s in range(config.seeds)]
+    laws: list[float | None] = [None] * config.seeds + [config.alpha] * config.seeds
+    both = pretrained(
+        config,
+        data,
+        Perceptron(config.width),
+        [dealt(labels, config, law, s) for law, s in zip(laws, [*seeds, *seeds], strict=True)],
+        [*seeds, *seeds],
+        steps=config.pretraining,
+    )
+    skewed = both.some(slice(config.seeds, None))
+    n = config.nodes
+    graphs = {"full": topology.complete(n), "ring": topology.ring(n)}
+    found: dict[tuple[str, str, str], Curves] = {}
+    for name, graph in graphs.items():
+        for way in NAMES:
+            curves = merging(config, both, graph, way, config.long, config.merges)
+            found["iid", name, way] = _rows(curves, slice(0, config.seeds))
+            found["skewed", name, way] = _rows(curves, slice(config.seeds, None))
+        for way in ("plain", "activations"):
+            curves = merging(config, skewed, graph, way, config.short, config.merges)
+            found["short", name, way] = curves
+    momentum = optax.sgd(config.rate, 0.9)
+    chord = np.array([*((i, (i + 1) % n) for i in range(n)), (0, 2)])
+    directed = topology.from_edges(n, chord, directed=True, name="directed ring with a chord")
+    steady = {
+        "CDMSGD, ring": decentralized.dpsgd(both.loss, momentum, dx.gossip.ring(n)),
+        "SGP, directed ring with a chord": decentralized.sgp(both.loss, momentum, directed),
+    }
+    stepped: dict[str, Curves] = {}
+    for name, algorithm in steady.items():
+        curves = stepping(config, both, algorithm, config.long, config.merges)
+        stepped[f"iid: {name}"] = _rows(curves, slice(0, config.seeds))
+        stepped[f"skewed: {name}"] = _rows(curves, slice(config.seeds, None))
+
+    titles = {
+        "iid": "iid",
+        "skewed": f"Dirichlet {config.alpha:g}",
+        "short": f"Dirichlet {config.alpha:g}, {config.short} steps",
+    }
+    rows = {
+        f"{titles[task]}, {graph}: {NAMES[way]}": row(curves)
+        for (task, graph, way), curves in found.items()
+    }
+    rows |= {name.replace("skewed", titles["skewed"]): row(c) for name, c in stepped.items()}
+    claims = _claims(config, found, both)
+    megabytes = 4e-6 * sum(leaf[0, 0].size for leaf in jax.tree.leaves(both.models))
+    figures = {
+        "merges": _draw_merges(found, titles, both.before, config.seeds),
+        "megabytes": _draw_megabytes(found, stepped, megabytes),
+    }
+    if config.network == "cnn":
+        seen, before = images(config, graphs["full"])
+        rows |= {f"Fashion-MNIST, full: {NAMES[way]}": row(c) for way, c in seen.items()}
+        gains = seen["activations"]["merged"][:, 0] - seen["plain"]["merged"][:, 0]
+        claims.append(
+            _every("Fashion-MNIST, CNN: the first merge beats plain averaging by 0.15", gains, 0.15)
+        )
+        figures["fashion_mnist"] = _draw_images(seen, before)
+    return Summary(rows, claims, figures)
+
+
+def images(config: Config, graph: topology.Graph) -> tuple[dict[str, Curves], np.ndarray]:
+    """A CNN on Fashion-MNIST with equal labels, and the accuracy before any merge."""
+    data = dx.data.fashion_mnist()
+    labels = np.asarray(data.labels)
+    seeds = [config.seed + s for s in range(config.image_seeds)]
+    model = dx.models.CNN(10, (config.channels, 2 * config.channels), 8 * config.channels)
+    given = pretrained(
+        config,
+        data,
+        model,
+        [dx.data.iid(labels, config.nodes, seed=s) for s in seeds],
+        seeds,
+        steps=config.image_pretraining,
+        examples=1000,
+    )
+    return {
+        way: merging(config, given, graph, way, config.image_steps, config.image_merges)
+        for way in NAMES
+    }, given.before
+
+
+def row(curves: Curves) -> dict[str, float]:
+    """What the table shows: the first and the last merge, means over seeds."""
+    last = curves["trained"].shape[1] - 1
+    shown = {}
+    if "merged" in curves:
+        shown |= {
+            "merged 0": float(curves["merged"][:, 0].mean()),
+            "std": float(curves["merged"][:, 0].std()),
+        }
+    shown |= {"trained 0": float(curves["trained"][:, 0].mean())}
+    if "merged" in curves:
+        shown |= {f"merged {last}": float(curves["merged"][:, -1].mean())}
+    shown |= {
+        f"trained {last}": float(curves["trained"][:, -1].mean()),
+        "std ": float(curves["trained"][:, -1].std()),
+        "models sent": float(curves["sent"].sum(1).mean()),
+    }
+    if "similarity" in curves:
+        shown |= {
+            "similarity 0": float(curves["similarity"][:, 0].mean()),
+            f"similarity {last}": float(curves["similarity"][:, -1].mean()),
+            "fixed units": float(curves["fixed"][:, 0].mean()),
+        }
+    return shown
+
+
+def _rows(curves: Curves, places: slice) -> Curves:
+    return {name: values[places] for name, values in curves.items()}
+
+
+def _every(text: str, values: np.ndarray, least: float) -> Claim:
+    return Claim(f"{text}, every seed", bool((values >= least).all()), values.tolist(), least)
+
+
+def _claims(config: Config, found: dict[tuple[str, str, str], Curves], given: Problems) -> Any:
+    claims = []
+    for graph in ("full", "ring"):
+
+        def gain(
+            task: str, stage: str, merge: int, way: str = "activations", graph: str = graph
+        ) -> np.ndarray:
+            values = found[task, graph, way][stage] - found[task, graph, "plain"][stage]
+            return values[:, merge]
+
+        for way in ("activations", "weights"):
+            claims.append(
+                _every(
+                    f"{graph}, {NAMES[way]}: the first merge beats plain averaging by 0.15",
+                    gain("iid", "merged", 0, way),
+                    0.15,
+                )
+            )
+        after = gain("iid", "trained", 0)
+        claims.append(
+            Claim(
+                f"{graph}: after the steps that follow, still 0.02 better, mean over seeds",
+                bool(after.mean() >= 0.02),
+                [float(after.mean()), *after.tolist()],
+                0.02,
+            )
+        )
+        apart = float(abs(gain("iid", "merged", -1).mean()))
+        claims.append(
+            Claim(f"{graph}: by the last merge both are within 0.01", apart <= 0.01, apart, 0.01)
+        )
+        claims.append(
+            _every(
+                f"{graph}, skewed labels: the first merge beats plain averaging by 0.05",
+                gain("skewed", "merged", 0),
+                0.05,
+            )
+        )
+        for merge in (0, 1):
+            claims.append(
+                _every(
+                    f"{graph}, skewed labels, {config.short} steps: 0.15 better after training, "
+                    f"merge {merge}",
+                    gain("short", "trained", merge),
+                    0.15,
+                )
+            )
+    return claims
+
+
+def _draw_merges(
+    found: dict[tuple[str, str, str], Curves],
+    titles: dict[str, str],
+    before: np.ndarray,
+    seeds: int,
+) -> Any:
+    """Accuracy after merge (solid) and after training (dashed) over merges, tasks by graphs."""
+    colours = dict(zip(NAMES, ("C3", "C0", "C2"), strict=True))
+    with figure(9.6, 5.6, nrows=2, ncols=3, sharex=True, sharey="col") as (drawn, axes):
+        for place, task in enumerate(titles):
+            alone = before[:seeds] if task == "iid" else before[seeds:]
+            for graph, panel in zip(("full", "ring"), axes[:, place], strict=True):
+                for way, label in NAMES.items():
+                    if (task, graph, way) not in found:
+                        continue
+                    curves = found[task, graph, way]
+                    ticks = np.arange(curves["merged"].shape[1])
+                    for stage, style in (("merged", "-"), ("trained", ":")):
+                        values = curves[stage]
+                        panel.plot(
+                            ticks,
+                            values.mean(0),
+                            style,
+                            color=colours[way],
+                            linewidth=1.4,
+                            label=f"{label}, after {'merge' if stage == 'merged' else 'training'}",
+                        )
+                        panel.fill_between(
+                            ticks,
+                            values.min(0),
+                            values.max(0),
+                            alpha=0.1,
+                            color=colours[way],
+                            linewidth=0,
+                        )
+                panel.axhline(alone.mean(), color="0.5", linewidth=0.8)
+                panel.set_title(f"{titles[task]}, {graph}", fontsize=10)
+            axes[1, place].set_xlabel("merge")
+        for panel in axes[:, 0]:
+            panel.set_ylabel("test accuracy")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside lower center", ncols=3)
+    return drawn
+
+
+def _draw_megabytes(
+    found: dict[tuple[str, str, str], Curves], stepped: dict[str, Curves], megabytes: float
+) -> Any:
+    """Accuracy after training over what all agents have sent, on the ring."""
+    with figure(9.0, 3.9, ncols=2) as (drawn, axes):
+        for panel, task in zip(axes, ("iid", "skewed"), strict=True):
+            shown = {NAMES[way]: found[task, "ring", way] for way in NAMES}
+            shown |= {n.split(": ")[1]: c for n, c in stepped.items() if n.startswith(task)}
+            for name, curves in shown.items():
+                sent = megabytes * np.cumsum(curves["sent"], axis=1).mean(0)
+                panel.plot(sent, curves["trained"].mean(0), marker="o", markersize=2.5, label=name)
+            panel.set(xscale="log", xlabel="megabytes sent by all agents")
+        axes[0].set(ylabel="test accuracy after training", title="equal labels, ring")
+        axes[1].set(title="skewed labels, ring")
+        drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return drawn
+
+
+def _draw_images(seen: dict[str, Curves], before: np.ndarray) -> Any:
+    with figure() as (drawn, axes):
+        for colour, (way, curves) in zip(("C3", "C0", "C2"), seen.items(), strict=True):
+            ticks = np.arange(curves["merged"].shape[1])
+            axes.plot(ticks, curves["merged"].mean(0), color=colour, label=f"{NAMES[way]}, merged")
+            axes.plot(ticks, curves["trained"].mean(0), ":", color=colour, label="trained")
+        axes.axhline(before.mean(), color="0.5", linewidth=0.8)
+        axes.set(
+            xlabel="merge",
+            ylabel="test accuracy",
+            title="Fashion-MNIST, CNN, complete graph",
+        )
+        axes.legend(ncols=3, loc="lower right")
+    return drawn
+
+
+if __name__ == "__main__":
+    main(study, Config, __file__)
