@@ -18,6 +18,7 @@ NAMES = (
     "resnet",
     "server",
     "decentralized",
+    "merging",
     "reductions",
     "mixing",
     "roles",
