@@ -60,9 +60,9 @@ class Config:
     seed: int = 0
     network: Literal["cnn", "none"] = "cnn"
     channels: int = 8
-    image_pretraining: int = 300
-    image_merges: int = 6
-    image_steps: int = 20
+    image_pretraining: int = 150
+    image_merges: int = 4
+    image_steps: int = 10
     image_seeds: int = 2
 
 
@@ -303,7 +303,7 @@ def study(config: Config) -> Summary:
         stepped[f"skewed: {name}"] = _rows(curves, slice(config.seeds, None))
 
     titles = {
-        "iid": "iid",
+        "iid": "equal labels",
         "skewed": f"Dirichlet {config.alpha:g}",
         "short": f"Dirichlet {config.alpha:g}, {config.short} steps",
     }
@@ -353,7 +353,7 @@ def images(config: Config, graph: topology.Graph) -> tuple[dict[str, Curves], np
 def row(curves: Curves) -> dict[str, float]:
     """What the table shows: the first and the last merge, means over seeds."""
     last = curves["trained"].shape[1] - 1
-    shown = {}
+    shown: dict[str, float] = {}
     if "merged" in curves:
         shown |= {
             "merged 0": float(curves["merged"][:, 0].mean()),

@@ -65,7 +65,7 @@ def test_the_first_merge_of_networks_trained_apart_beats_plain_averaging_by_far(
             assert measure(after)["accuracy"] > 0.85
             # A round is its merge, and then what those without neighbours do.
             alone = decentralized.dimat(LOSS, MOMENTUM, np.eye(N), None)
-            trained, _ = jax.jit(alone.step)(held, round)
+            trained, _ = jax.jit(alone.step)(started(alone, merged), round)
             assert_trees_close(after.clients.params, trained.clients.params, rtol=1e-4, atol=1e-5)
             assert 0.2 < metrics["similarity"] < 1.0
             assert metrics["fixed_units"] < 0.5
