@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 import dflax as dx
 from dflax import evaluation
@@ -31,12 +33,25 @@ class Task(NamedTuple):
     loss: Any
 
 
+class Halved(nn.Module):
+    """A network that sees means over squares of 2 x 2 pixels: a quarter of a convolution's work."""
+
+    network: nn.Module
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """`[B, H, W, C]` to the network's outputs for `[B, H / 2, W / 2, C]`."""
+        halves = einops.reduce(images, "b (h i) (w j) c -> b h w c", "mean", i=2, j=2)
+        return self.network(halves)
+
+
 def load(size: str, skew: str, *, local_steps: int = 10, batch_size: int = 20) -> Task:
     """The task; all skews have arrays of equal shapes, so that a compiled program serves them all.
 
     Args:
-      size: "perceptron" (32 hidden), "small" CNN (channels 8 and 16, 32 hidden), or "large" CNN
-        (channels 32 and 64, 128 hidden).
+      size: "perceptron" (32 hidden), "halved" and "small" CNN (channels 8 and 16, 32 hidden), the first
+        on images averaged to half their height and width, or "large" CNN (channels 32 and 64, 128
+        hidden).
       skew: "dirichlet ALPHA", or "shards S" for S label shards a client.
       local_steps: K.
       batch_size: B; minibatches are drawn with replacement.
@@ -53,8 +68,10 @@ def load(size: str, skew: str, *, local_steps: int = 10, batch_size: int = 20) -
     if size == "perceptron":
         model: Any = dx.models.MLP((32,), classes=10)
     else:
-        channels, hidden = {"small": ((8, 16), 32), "large": ((32, 64), 128)}[size]
+        channels, hidden = ((32, 64), 128) if size == "large" else ((8, 16), 32)
         model = dx.models.CNN(classes=10, channels=channels, hidden=hidden)
+        if size == "halved":
+            model = Halved(model)
     federation = dx.Federation(
         data,
         partition,
