@@ -87,9 +87,11 @@ class Config:
 def methods(task: Task) -> dict[str, Method]:
     """Every method as a function of the graph and the local rate, all else as its paper has it.
 
-    D-PSGD and MATCHA mix after their step, so that all models but DisPFL's, which are their owners',
-    are measured right after gossip. MATCHA takes part where its base graph is undirected; the partners
-    of single merging and the samples of MoDeST come from no graph.
+    D-PSGD and MATCHA mix after their step, so that all models are measured right after gossip; all but
+    DisPFL's, which are their owners', and DIMAT's. DIMAT matches by weights and is for networks that
+    were trained apart: it begins to merge after a quarter of the rounds, on the ring alone. MATCHA takes
+    part where its base graph is undirected; the partners of single merging and the samples of MoDeST
+    come from no graph.
     """
     d, loss, sgd, mixed = decentralized, task.loss, optax.sgd, given_matrix
     matrices = {name: matrix.dense().astype(np.float32) for name, matrix in graphs().items()}
@@ -102,6 +104,11 @@ def methods(task: Task) -> dict[str, Method]:
 
     def matched(tables: Any) -> dx.gossip.Mixer:
         return dx.gossip.mixer(schedule._replace(tables=tables))
+
+    def merging(_: Any, rate: Any) -> dx.Algorithm:
+        ring = dx.gossip.aligned(graphs()["ring"], dx.matching.by_weights(task.symmetries))
+        late = from_round(ring, task.rounds // 4)
+        return d.dfedavg(loss, sgd(rate), late, order=d.Order.COMBINE_THEN_ADAPT)
 
     kernels = sum(len(leaf.shape) > 1 for leaf in jax.tree.leaves(task.shapes))
     sam: dict[str, Any] = {"rho": RHO}
@@ -146,6 +153,7 @@ def methods(task: Task) -> dict[str, Method]:
             matrices,
             message={"density": DENSITY},
         ),
+        "DIMAT": Method(merging, {"ring": ()}, own_starts=True),
         "single merging": Method(
             lambda _, rate: d.single_merging(loss, sgd(rate), CLIENTS, 0.2),
             {NOWHERE: ()},
@@ -158,6 +166,20 @@ def methods(task: Task) -> dict[str, Method]:
             models=lambda state: state.server.models,
         ),
     }
+
+
+def from_round(mixer: dx.gossip.Mixer, first: int) -> dx.gossip.Mixer:
+    """Mixes from a round on; until then everyone stays alone."""
+
+    def apply(models: Any, state: Any, key: Any, index: Any, active: Any = None) -> Any:
+        def mix() -> Any:
+            return mixer.apply(models, state, key, index, active)
+
+        metrics = jax.eval_shape(mix)[2]
+        none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
+        return jax.lax.cond(index < first, lambda: (models, state, none), mix)
+
+    return mixer._replace(apply=apply)
 
 
 def matcha_tables(budget: float) -> tuple[topology.Schedule, dict[str, Any]]:
@@ -373,6 +395,7 @@ LINES = {
     "DFedADMM": ("C2", "-"),
     "DFedADMM-SAM": ("C2", "--"),
     "DisPFL": ("C4", "-"),
+    "DIMAT": ("C6", "-"),
     "single merging": ("C3", "-"),
     "MoDeST": ("C5", "-"),
 }

@@ -296,11 +296,11 @@ def study(config: Config) -> Summary:
         "CDMSGD, ring": decentralized.dpsgd(both.loss, momentum, dx.gossip.ring(n)),
         "SGP, directed ring with a chord": decentralized.sgp(both.loss, momentum, directed),
     }
-    stepped: dict[str, Curves] = {}
+    stepped: dict[str, dict[str, Curves]] = {"iid": {}, "skewed": {}}
     for name, algorithm in steady.items():
         curves = stepping(config, both, algorithm, config.long, config.merges)
-        stepped[f"iid: {name}"] = _rows(curves, slice(0, config.seeds))
-        stepped[f"skewed: {name}"] = _rows(curves, slice(config.seeds, None))
+        stepped["iid"][name] = _rows(curves, slice(0, config.seeds))
+        stepped["skewed"][name] = _rows(curves, slice(config.seeds, None))
 
     titles = {
         "iid": "equal labels",
@@ -308,10 +308,17 @@ def study(config: Config) -> Summary:
         "short": f"Dirichlet {config.alpha:g}, {config.short} steps",
     }
     rows = {
-        f"{titles[task]}, {graph}: {NAMES[way]}": row(curves)
+        f"{NAMES[way]}, {graph}; {titles[task]}": row(curves)
         for (task, graph, way), curves in found.items()
     }
-    rows |= {name.replace("skewed", titles["skewed"]): row(c) for name, c in stepped.items()}
+    rows |= {
+        f"{name}; {titles[task]}": row(curves)
+        for task, methods in stepped.items()
+        for name, curves in methods.items()
+    }
+    tables = {
+        title: [name for name in rows if name.endswith(f"; {title}")] for title in titles.values()
+    }
     claims = _claims(config, found, both)
     megabytes = 4e-6 * sum(leaf[0, 0].size for leaf in jax.tree.leaves(both.models))
     figures = {
@@ -320,13 +327,14 @@ def study(config: Config) -> Summary:
     }
     if config.network == "cnn":
         seen, before = images(config, graphs["full"])
-        rows |= {f"Fashion-MNIST, full: {NAMES[way]}": row(c) for way, c in seen.items()}
+        tables["Fashion-MNIST"] = [f"{NAMES[way]}, full; Fashion-MNIST" for way in seen]
+        rows |= dict(zip(tables["Fashion-MNIST"], map(row, seen.values()), strict=True))
         gains = seen["activations"]["merged"][:, 0] - seen["plain"]["merged"][:, 0]
         claims.append(
             _every("Fashion-MNIST, CNN: the first merge beats plain averaging by 0.15", gains, 0.15)
         )
         figures["fashion_mnist"] = _draw_images(seen, before)
-    return Summary(rows, claims, figures)
+    return Summary(rows, claims, figures, tables)
 
 
 def images(config: Config, graph: topology.Graph) -> tuple[dict[str, Curves], np.ndarray]:
@@ -350,29 +358,23 @@ def images(config: Config, graph: topology.Graph) -> tuple[dict[str, Curves], np
     }, given.before
 
 
-def row(curves: Curves) -> dict[str, float]:
-    """What the table shows: the first and the last merge, means over seeds."""
+def row(curves: Curves) -> dict[str, Any]:
+    """What the table shows: the first and the last merge, means and deviations over seeds."""
+
+    def over_seeds(values: np.ndarray) -> str:
+        return f"{values.mean():.3f} ± {values.std():.3f}"
+
     last = curves["trained"].shape[1] - 1
-    shown: dict[str, float] = {}
-    if "merged" in curves:
-        shown |= {
-            "merged 0": float(curves["merged"][:, 0].mean()),
-            "std": float(curves["merged"][:, 0].std()),
-        }
-    shown |= {"trained 0": float(curves["trained"][:, 0].mean())}
-    if "merged" in curves:
-        shown |= {f"merged {last}": float(curves["merged"][:, -1].mean())}
-    shown |= {
-        f"trained {last}": float(curves["trained"][:, -1].mean()),
-        "std ": float(curves["trained"][:, -1].std()),
-        "models sent": float(curves["sent"].sum(1).mean()),
-    }
+    shown: dict[str, Any] = {}
+    for merge in (0, last):
+        for stage in ("merged", "trained"):
+            if stage in curves:
+                shown[f"{stage}, {merge}"] = over_seeds(curves[stage][:, merge])
+    shown["sent"] = int(curves["sent"].sum(1).mean())
     if "similarity" in curves:
-        shown |= {
-            "similarity 0": float(curves["similarity"][:, 0].mean()),
-            f"similarity {last}": float(curves["similarity"][:, -1].mean()),
-            "fixed units": float(curves["fixed"][:, 0].mean()),
-        }
+        first, final = curves["similarity"].mean(0)[[0, -1]]
+        shown[f"similarity, 0 and {last}"] = f"{first:.2f}, {final:.2f}"
+        shown["fixed, 0"] = float(curves["fixed"][:, 0].mean())
     return shown
 
 
@@ -480,13 +482,15 @@ def _draw_merges(
 
 
 def _draw_megabytes(
-    found: dict[tuple[str, str, str], Curves], stepped: dict[str, Curves], megabytes: float
+    found: dict[tuple[str, str, str], Curves],
+    stepped: dict[str, dict[str, Curves]],
+    megabytes: float,
 ) -> Any:
     """Accuracy after training over what all agents have sent, on the ring."""
     with figure(9.0, 3.9, ncols=2) as (drawn, axes):
         for panel, task in zip(axes, ("iid", "skewed"), strict=True):
             shown = {NAMES[way]: found[task, "ring", way] for way in NAMES}
-            shown |= {n.split(": ")[1]: c for n, c in stepped.items() if n.startswith(task)}
+            shown |= stepped[task]
             for name, curves in shown.items():
                 sent = megabytes * np.cumsum(curves["sent"], axis=1).mean(0)
                 panel.plot(sent, curves["trained"].mean(0), marker="o", markersize=2.5, label=name)
@@ -498,18 +502,18 @@ def _draw_megabytes(
 
 
 def _draw_images(seen: dict[str, Curves], before: np.ndarray) -> Any:
-    with figure() as (drawn, axes):
+    with figure(7.2, 4.0) as (drawn, axes):
         for colour, (way, curves) in zip(("C3", "C0", "C2"), seen.items(), strict=True):
             ticks = np.arange(curves["merged"].shape[1])
-            axes.plot(ticks, curves["merged"].mean(0), color=colour, label=f"{NAMES[way]}, merged")
-            axes.plot(ticks, curves["trained"].mean(0), ":", color=colour, label="trained")
+            for stage, style, after in (("merged", "-", "merge"), ("trained", ":", "training")):
+                values, label = curves[stage], f"{NAMES[way]}, after {after}"
+                axes.plot(ticks, values.mean(0), style, color=colour, label=label)
+                spread = values.min(0), values.max(0)
+                axes.fill_between(ticks, *spread, alpha=0.1, color=colour, linewidth=0)
+            axes.set_xticks(ticks)
         axes.axhline(before.mean(), color="0.5", linewidth=0.8)
-        axes.set(
-            xlabel="merge",
-            ylabel="test accuracy",
-            title="Fashion-MNIST, CNN, complete graph",
-        )
-        axes.legend(ncols=3, loc="lower right")
+        axes.set(xlabel="merge", ylabel="test accuracy", title="Fashion-MNIST, CNN, complete graph")
+        drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn
 
 

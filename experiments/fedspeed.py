@@ -9,24 +9,12 @@ import optax
 
 import dflax as dx
 from experiments import image_task
+from experiments.image_task import CIFAR10
 from experiments.skewed_digits import CLIENTS, accuracies, around, problems, rounds_to
 from experiments.study import Claim, Summary, figure, main
 
 ALPHAS = (0.1, 0.3)
 INTERVALS = (5, 10, 20, 40)
-# FL-Simulator's README: CIFAR-10, ResNet-18 with group norm, 10 of 100 clients, best of 1000 rounds.
-CIFAR10 = {
-    "FedAvg": {0.6: 80.65, 0.3: 79.75, 0.1: 77.31},
-    "FedProx": {0.6: 81.05, 0.3: 79.52, 0.1: 76.86},
-    "FedAdam": {0.6: 82.56, 0.3: 82.12, 0.1: 77.58},
-    "SCAFFOLD": {0.6: 83.53, 0.3: 82.75, 0.1: 79.92},
-    "FedDyn": {0.6: 84.22, 0.3: 83.22, 0.1: 78.96},
-    "FedCM": {0.6: 83.81, 0.3: 83.44, 0.1: 78.92},
-    "FedGamma": {0.6: 84.80, 0.3: 83.81, 0.1: 80.72},
-    "MoFedSAM": {0.6: 85.74, 0.3: 85.14, 0.1: 81.58},
-    "FedSpeed": {0.6: 86.33, 0.3: 85.39, 0.1: 82.26},
-    "FedSMOO": {0.6: 86.87, 0.3: 86.04, 0.1: 83.30},
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,9 +195,9 @@ def on_images(config: Config) -> tuple[dict[str, Any], list[Claim]]:
         }
     claims = []
     for alpha in skews:
-        ours = [best[name][alpha].mean() for name in CIFAR10]
-        theirs = [CIFAR10[name][alpha] for name in CIFAR10]
-        ranks = np.corrcoef(np.argsort(np.argsort(ours)), np.argsort(np.argsort(theirs)))[0, 1]
+        ranks = image_task.rank_correlation(
+            {name: float(best[name][alpha].mean()) for name in CIFAR10}, alpha
+        )
         rows[f"rank correlation with the repository, Dir {alpha}"] = {
             f"Dir {alpha}: ours / CIFAR-10": f"{ranks:.2f}"
         }

@@ -124,6 +124,7 @@ class Task:
         )
         self.measure = evaluation.on(self.loss, data.test, examples=min(examples, len(data.test)))
         self.shapes = jax.eval_shape(self.start, jax.random.key(0))
+        self.symmetries = dx.matching.symmetries(model, self.shapes, data.example)
 
     def curves(self, method: Method, rates: Sequence[float]) -> Float[np.ndarray, "4 G R S E"]:
         """The method on all its graphs, with all rates and seeds, as one program.

@@ -12,6 +12,9 @@ from experiments import finished, image_task
 from experiments.study import Claim, Summary, figure, main
 
 SKEWS = ("dirichlet 0.3", "shards 2")
+# Ten local steps along what was measured before them overshoot, unless they are so short that a few
+# dozen rounds lead nowhere.
+AT_THE_LAST_MODEL = ("MimeLite", "FedAvg-M-VR", "SCAFFOLD-M-VR", "FedAMD")
 
 
 class Setting(NamedTuple):
@@ -85,13 +88,18 @@ def methods(loss: Any) -> dict[str, Callable[[Any], dx.Algorithm]]:
         "FedDyn": lambda rate: s.feddyn(loss, sgd(rate), n, pull=0.1),
         "FedSpeed": lambda rate: s.fedspeed(loss, sgd(rate), n, pull=0.1, rho=0.05),
         "FedSMOO": lambda rate: s.fedsmoo(loss, sgd(rate), n, pull=0.1, rho=0.05),
-        # With a server rate of 1, as in its paper, local models of ten rounds ago make the CNN diverge.
-        "FedADMM": lambda rate: s.fedadmm(loss, sgd(rate), n, pull=0.1, server_rate=0.3),
+        # The exact z-step: a server rate of 1, as in its paper, or of 0.3 makes the CNN diverge, for the
+        # local models that it moves away from are ten rounds old.
+        "FedADMM": lambda rate: s.fedadmm(loss, sgd(rate), n, pull=0.1),
     }
 
 
 def study(config: Config) -> Summary:
-    """Sweeps the rate for each method on both skews and reports each method at its best."""
+    """Sweeps the rate for each method on both skews and reports each method at its best.
+
+    The last row is the rank correlation of the final accuracies with those that FL-Simulator reports
+    for ten of the methods on CIFAR-10, Dirichlet 0.3.
+    """
     setting = SETTINGS[config.network]
     rounds, rates, target = (
         config.rounds or setting.rounds,
@@ -128,6 +136,10 @@ def study(config: Config) -> Summary:
             }
         print(f"{name:<14} {list(rows[name].values())}", flush=True)
     finished.forget("server_comparison")
+    for skew in SKEWS:
+        ours = {name: float(final.mean()) for name, (_, final) in found[skew].items()}
+        ranks = image_task.rank_correlation(ours, alpha=0.3)
+        rows.setdefault("order, with CIFAR-10's", {})[f"final, {skew}"] = f"{ranks:.2f}"
     return Summary(rows, claims(found), {"comparison": comparison_figure(found, rounds, target)})
 
 
@@ -160,13 +172,23 @@ def claims(found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> list[C
                     float(base.mean()),
                 )
             )
-        worst = min(by_method, key=lambda name: by_method[name][1].mean())
+        there = [name for name in by_method if name not in AT_THE_LAST_MODEL]
+        worst = min(there, key=lambda name: by_method[name][1].mean())
         stated.append(
             Claim(
-                f"every method learns the task ({skew}): the worst, {worst}",
+                f"every method with gradients of where it stands learns ({skew}): the worst, {worst}",
                 bool(by_method[worst][1].mean() > 0.5),
                 float(by_method[worst][1].mean()),
                 0.5,
+            )
+        )
+        best = max(AT_THE_LAST_MODEL, key=lambda name: by_method[name][1].mean())
+        stated.append(
+            Claim(
+                f"gradients of the last model alone end behind FedAvg ({skew}): the best, {best}",
+                bool(by_method[best][1].mean() < by_method["FedAvg"][1].mean()),
+                float(by_method[best][1].mean()),
+                float(by_method["FedAvg"][1].mean()),
             )
         )
     return stated

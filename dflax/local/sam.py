@@ -45,10 +45,14 @@ def sam(loss: Loss | Oracle, rho: float, *, weight: float = 1.0, normalize: bool
     validation.real("rho", rho, low=0.0, scalar=True)
     validation.real("weight", weight, low=0.0, high=1.0, scalar=True)
     validation.flag("normalize", normalize)
+    # SAM itself need not read the first gradient again.
+    known_one = isinstance(weight, int | float) and weight == 1
 
     def evaluate(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
         here, metrics = oracle(params, batch, key)
         there, _ = oracle(perturbed(params, here, rho, normalize=normalize), batch, key)
+        if known_one:
+            return there, metrics
         mixed = jax.tree.map(lambda g, h: g + jnp.asarray(weight, g.dtype) * (h - g), here, there)
         return mixed, metrics
 
