@@ -140,12 +140,17 @@ def curves(
 
         return dx.rollout(dx.Algorithm(algorithm.init, step), state, source, run_key, rounds)[1]
 
+    @jax.jit
+    def program(lanes: tuple[jax.Array, jax.Array], source: dx.Federation, measure: Any) -> Any:
+        # One after another a CPU is faster, to run and to compile.
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(lambda lane: run(lane[0], lane[1], source, measure), lanes)
+        return jax.vmap(run, in_axes=(0, 0, None, None))(*lanes, source, measure)
+
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-    over_seeds = jax.vmap(run, in_axes=(None, 0, None, None))
-    program = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, None, None)))
-    values = jnp.asarray(rates, jnp.float32)
-    found = [program(values, keys, task.federation, measure) for task in tasks]
-    return np.stack([np.asarray(curve) for curve in found])
+    lanes = jnp.repeat(jnp.asarray(rates, jnp.float32), seeds), jnp.tile(keys, len(rates))
+    found = [program(lanes, task.federation, measure) for task in tasks]
+    return np.stack([np.reshape(curves, (len(rates), seeds, -1)) for curves in found])
 
 
 def rank_correlation(ours: dict[str, float], alpha: float) -> float:

@@ -545,6 +545,15 @@ def test_a_failure_to_write_is_raised(setting, tmp_path, monkeypatch):
         setting.run(checkpoint=tmp_path)
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler of SIGINT, which a shell's background jobs are started without."""
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, found)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
 )
@@ -565,6 +574,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(setting, whole, tmp_path, numbe
     assert signal.getsignal(number) is usual
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_is_not_held_back(setting, tmp_path):
     def send(rounds, metrics):
         for _ in range(2):
