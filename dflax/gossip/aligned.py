@@ -12,7 +12,7 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import map_clients, mean_metrics, select
 from dflax.data.dataset import Dataset
-from dflax.gossip.calibration import Calibration, own_examples, require_round, shared_examples
+from dflax.gossip.calibration import Calibration, check_calibration, draw_calibration
 from dflax.gossip.choose import as_matrix
 from dflax.gossip.heard import hearing, weighted_sum
 from dflax.gossip.linear import as_mask, require_models, require_topology_sums
@@ -71,13 +71,7 @@ def aligned(
     require_topology_sums(matrix.row_stochastic, matrix.graph.name)
     fix = "Make one with dflax.matching.by_activations or by_weights."
     validation.instance("matching", matching, Matching, fix)
-    validation.integer("batches", batches, low=1)
-    validation.integer("batch_size", batch_size, low=1)
-    if calibration is not None:
-        fix = "Of a Split pass its .train; None means the clients' own examples."
-        validation.instance("calibration", calibration, Dataset, fix)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
+    check_calibration(batches, batch_size, calibration, at_once)
     clients = matrix.nodes
     tables, hear = hearing(matrix)
     informed = matching.reads_data and calibration is None
@@ -107,11 +101,8 @@ def aligned(
         mask = as_mask(active, clients)
         heard, given, own_weights = hear(models, known, mask)
         examples: Calibration = Calibration(None, None)
-        if informed:
-            require_round(round)
-            examples = own_examples(round, key, clients, batches, batch_size)
-        elif matching.reads_data:
-            examples = shared_examples(shared, key, clients, batches, batch_size)
+        if matching.reads_data:
+            examples = draw_calibration(shared, round, key, clients, batches, batch_size)
 
         def one(
             own: Params,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
+from dflax import validation
 from dflax.data.dataset import Dataset
 
 
@@ -21,7 +22,51 @@ class Calibration(NamedTuple):
     data: Dataset | None
 
 
-def own_examples(
+def check_calibration(
+    batches: int, batch_size: int, calibration: Dataset | None, at_once: int | None
+) -> None:
+    """Refuse counts below 1 and a shared set that is no `Dataset`.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.integer("batches", batches, low=1)
+    validation.integer("batch_size", batch_size, low=1)
+    if calibration is not None:
+        fix = "Of a Split pass its .train; None means the clients' own examples."
+        validation.instance("calibration", calibration, Dataset, fix)
+    if at_once is not None:
+        validation.integer("at_once", at_once, low=1)
+
+
+def draw_calibration(
+    shared: Dataset | None,
+    round: Any,
+    key: Key[Array, ""],
+    clients: int,
+    batches: int,
+    batch_size: int,
+) -> Calibration:
+    """Examples for every client: of the shared set, or of those that each client owns.
+
+    Args:
+      shared: the same set for all, or None for the clients' own.
+      round: the `Round` in which clients mix; read where `shared` is None.
+      key: draws the order.
+      clients: n.
+      batches: T.
+      batch_size: B.
+
+    Raises:
+      ValueError: neither a shared set nor a round.
+    """
+    if shared is not None:
+        return _shared_examples(shared, key, clients, batches, batch_size)
+    _require_round(round)
+    return _own_examples(round, key, clients, batches, batch_size)
+
+
+def _own_examples(
     round: Any, key: Key[Array, ""], clients: int, batches: int, batch_size: int
 ) -> Calibration:
     """Examples that each client owns, every one once until there are no more, in a new order."""
@@ -31,7 +76,7 @@ def own_examples(
     return Calibration(rows, round.data)
 
 
-def shared_examples(
+def _shared_examples(
     data: Dataset, key: Key[Array, ""], clients: int, batches: int, batch_size: int
 ) -> Calibration:
     """The same examples of one set for all clients, without repetition as long as it lasts."""
@@ -40,7 +85,7 @@ def shared_examples(
     return Calibration(jnp.broadcast_to(rows, (clients, *rows.shape)), data)
 
 
-def require_round(round: Any) -> None:
+def _require_round(round: Any) -> None:
     """Refuse to mix without the round where the clients' own examples are read.
 
     Raises:

@@ -9,7 +9,7 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import map_clients, select
 from dflax.data.dataset import Dataset
-from dflax.gossip.calibration import own_examples, require_round, shared_examples
+from dflax.gossip.calibration import check_calibration, draw_calibration
 from dflax.gossip.linear import as_mask, require_models
 from dflax.gossip.mixer import Mixer, MixerState, Models, require_mixer
 from dflax.models.statistics import recalibrate_on
@@ -53,13 +53,7 @@ def recalibrated(
     """
     require_mixer(mixer)
     validation.instance("module", module, nn.Module, "Pass the linen module, not its apply.")
-    validation.integer("batches", batches, low=1)
-    validation.integer("batch_size", batch_size, low=1)
-    if calibration is not None:
-        fix = "Of a Split pass its .train; None means the clients' own examples."
-        validation.instance("calibration", calibration, Dataset, fix)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
+    check_calibration(batches, batch_size, calibration, at_once)
     clients = mixer.clients
 
     def init(models: Any) -> MixerState:
@@ -82,11 +76,7 @@ def recalibrated(
         round: Any = None,
     ) -> tuple[Models, MixerState, Metrics]:
         inner, shared = state
-        if calibration is None:
-            require_round(round)
-            examples = own_examples(round, key, clients, batches, batch_size)
-        else:
-            examples = shared_examples(shared, key, clients, batches, batch_size)
+        examples = draw_calibration(shared, round, key, clients, batches, batch_size)
         given = {"round": round} if mixer.informed else {}
         weights, inner, metrics = mixer.apply(_weights(models), inner, key, index, active, **given)
 
