@@ -115,11 +115,18 @@ def test_bad_arguments_are_refused():
             fednova(half_square, curved)
 
 
-def test_linear_optimisers_are_taken():
-    decayed = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.1, 0.9, nesterov=True))
+def test_other_linear_optimisers_are_taken_and_with_equal_steps_are_fedavg():
+    federation = TASK.federation(4, weights=jnp.asarray(WEIGHTS))
     for linear in (
-        decayed,
+        optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.1, 0.9, nesterov=True)),
         lambda t: optax.sgd(0.1 * 0.998**t),
-        optax.sgd(lambda k: 1.0 / (k + 1)),
+        optax.sgd(lambda k: 0.2 / (k + 1)),
     ):
-        fednova(half_square, linear)
+        ours, theirs = (
+            jax.jit(
+                lambda make=make, linear=linear: end(make(half_square, linear), 2, federation)[0]
+            )()
+            for make in (fednova, dx.server.fedavg)
+        )
+        assert_trees_close(ours.server.params, theirs.server.params, rtol=1e-5, atol=1e-6)
+        assert float(jnp.abs(ours.server.params - 1.0).max()) > 0.01
