@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import dflax as dx
 from benchmarks.measure import Row, milliseconds
+from benchmarks.rounds import noise
 from dflax.server import anchors
 
 CLIENTS, COHORT, STEPS, BATCH, OWNED, WIDTH = 40, 10, 5, 20, 200, 400
@@ -26,20 +26,10 @@ def rows(quick: bool) -> list[Row]:
 def _anchors_and_miners(quick: bool) -> list[Row]:
     """A perceptron 784-400-10: an anchor reads 200 examples, a miner takes 2 x 5 gradients of 20."""
     rounds, repeats = (8, 3) if quick else (20, 5)
-    generator = np.random.default_rng(0)
-    inputs = generator.normal(size=(CLIENTS * OWNED, 784)).astype(np.float32)
-    labels = generator.integers(0, 10, CLIENTS * OWNED)
-    data = dx.data.Dataset(jnp.asarray(inputs), jnp.asarray(labels, jnp.int32), classes=10)
-    source = dx.Federation(
-        data,
-        dx.data.from_indices(np.array_split(np.arange(CLIENTS * OWNED), CLIENTS)),
-        local_steps=STEPS,
-        batch_size=BATCH,
-        participation=dx.participation.uniform(COHORT),
+    source, params, loss = noise(
+        CLIENTS, OWNED, STEPS, BATCH, COHORT, model=dx.models.MLP((WIDTH,), classes=10)
     )
-    model = dx.models.MLP((WIDTH,), classes=10)
-    params = model.init(jax.random.key(0), data.example)["params"]
-    loss, descent = dx.losses.classification(model.apply), optax.sgd(0.05)
+    descent = optax.sgd(0.05)
     gradients = dx.local.client_gradients(loss, source, params)
 
     def amd(law: anchors.Anchors, at_once: int) -> dx.Algorithm:

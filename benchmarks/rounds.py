@@ -93,9 +93,18 @@ def beside_first(
 
 
 def noise(
-    clients: int, owned: int, steps: int, batch: int, cohort: int | None = None
+    clients: int,
+    owned: int,
+    steps: int,
+    batch: int,
+    cohort: int | None = None,
+    *,
+    model: Any = None,
 ) -> tuple[dx.Federation, Any, Callable[..., Any]]:
-    """A federation of clients with images 28x28 of noise, the CNN at its start, and its loss."""
+    """A federation of clients with images 28x28 of noise, a model at its start, and its loss.
+
+    The model is `dflax.models.CNN` unless another one is given.
+    """
     generator = np.random.default_rng(0)
     images = generator.normal(size=(clients * owned, 28, 28, 1)).astype(np.float32)
     labels = generator.integers(0, 10, clients * owned)
@@ -107,7 +116,7 @@ def noise(
         batch_size=batch,
         participation=None if cohort is None else dx.participation.uniform(cohort),
     )
-    model = dx.models.CNN(classes=10)
+    model = dx.models.CNN(classes=10) if model is None else model
     params = model.init(jax.random.key(0), data.example)["params"]
     return source, params, dx.losses.classification(model.apply)
 
