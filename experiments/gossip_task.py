@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 import dflax as dx
 from dflax import decentralized, evaluation, topology
 from experiments.quickstart import load as load_data
-from experiments.study import stacked
+from experiments.study import each, stacked
 from experiments.traffic import megabytes, message_bytes
 
 CLIENTS = 16
@@ -172,9 +172,7 @@ class Task:
 
         @jax.jit
         def program(lanes: Any, source: Any, measure: Any) -> Array:
-            if jax.default_backend() == "cpu":
-                return jax.lax.map(lambda lane: one(lane, source, measure), lanes)
-            return jax.vmap(one, in_axes=(0, None, None))(lanes, source, measure)
+            return each(one, lanes, source, measure)
 
         places = list(itertools.product(method.tables.values(), rates, range(len(self.keys))))
         seeds = jnp.asarray([seed for _, _, seed in places])

@@ -13,6 +13,7 @@ from flax import linen as nn
 import dflax as dx
 from dflax import evaluation
 from experiments.quickstart import load as load_data
+from experiments.study import each
 
 CLIENTS = 100
 # FL-Simulator's README: CIFAR-10, ResNet-18 with group norm, 10 of 100 clients, best of 1000 rounds.
@@ -122,7 +123,8 @@ def curves(
     test = first.data.test
     measure = evaluation.on(first.loss, test, examples=min(examples, len(test)))
 
-    def run(rate: jax.Array, key: jax.Array, source: dx.Federation, measure: Any) -> Any:
+    def run(lane: tuple[jax.Array, jax.Array], source: dx.Federation, measure: Any) -> Any:
+        rate, key = lane
         algorithm = method(rate)
         model_key, init_key, run_key, start_key = jax.random.split(key, 4)
         params = first.model.init(model_key, first.data.example)["params"]
@@ -142,10 +144,7 @@ def curves(
 
     @jax.jit
     def program(lanes: tuple[jax.Array, jax.Array], source: dx.Federation, measure: Any) -> Any:
-        # One after another a CPU is faster, to run and to compile.
-        if jax.default_backend() == "cpu":
-            return jax.lax.map(lambda lane: run(lane[0], lane[1], source, measure), lanes)
-        return jax.vmap(run, in_axes=(0, 0, None, None))(*lanes, source, measure)
+        return each(run, lanes, source, measure)
 
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     lanes = jnp.repeat(jnp.asarray(rates, jnp.float32), seeds), jnp.tile(keys, len(rates))

@@ -140,6 +140,21 @@ def stacked(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+def each(run: Callable[..., Any], lanes: Any, *shared: Any) -> Any:
+    """`run(lane, *shared)` of every lane, results stacked: side by side on an accelerator.
+
+    A CPU takes them one after another, which is faster there, to compile and to run.
+
+    Args:
+      run: of one lane.
+      lanes: a tree whose leaves have a leading axis of lanes.
+      *shared: what all have in common.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda lane: run(lane, *shared), lanes)
+    return jax.vmap(run, in_axes=(0, *(None for _ in shared)))(lanes, *shared)
+
+
 def side_by_side(federations: list[Federation]) -> Federation:
     """Federations of the same shapes with a leading axis, to be vmapped: the splits of several seeds."""
     largest = max(federation.largest for federation in federations)
