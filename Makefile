@@ -30,7 +30,7 @@ run: $(VENV)/.experiments
 	@$(BIN)/python -m experiments.quickstart
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
