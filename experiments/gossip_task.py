@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 import dflax as dx
 from dflax import decentralized, evaluation, topology
+from experiments.image_task import network
 from experiments.quickstart import load as load_data
 from experiments.study import each, stacked
 from experiments.traffic import megabytes, message_bytes
@@ -72,8 +73,7 @@ class Task:
     """S splits of the images with one model.
 
     Args:
-      size: "perceptron" (32 hidden), "small" CNN (channels 8 and 16, 32 hidden), or "large" CNN
-        (channels 32 and 64, 128 hidden).
+      size: of the network, see `experiments.image_task.network`.
       seeds: of splits, starts and minibatches.
       alpha: Dirichlet concentration of the labels.
       local_steps: K.
@@ -107,11 +107,7 @@ class Task:
         ]
         self.splits = stacked(splits)
         self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-        if size == "perceptron":
-            model: Any = dx.models.MLP((32,), classes=10)
-        else:
-            channels, hidden = {"small": ((8, 16), 32), "large": ((32, 64), 128)}[size]
-            model = dx.models.CNN(classes=10, channels=channels, hidden=hidden)
+        model = network(size)
         self.start = lambda key: model.init(key, data.example)["params"]
         self.loss = dx.losses.classification(model.apply)
         self.rounds, self.every = rounds, every

@@ -59,13 +59,26 @@ class Halved(nn.Module):
         return self.network(halves)
 
 
-def load(size: str, skew: str, *, local_steps: int = 10, batch_size: int = 20) -> Task:
-    """The task; all skews have arrays of equal shapes, so that a compiled program serves them all.
+def network(size: str) -> Any:
+    """A linen module for Fashion-MNIST by its size.
 
     Args:
       size: "perceptron" (32 hidden), "halved" and "small" CNN (channels 8 and 16, 32 hidden), the first
         on images averaged to half their height and width, or "large" CNN (channels 32 and 64, 128
         hidden).
+    """
+    if size == "perceptron":
+        return dx.models.MLP((32,), classes=10)
+    channels, hidden = ((32, 64), 128) if size == "large" else ((8, 16), 32)
+    model = dx.models.CNN(classes=10, channels=channels, hidden=hidden)
+    return Halved(model) if size == "halved" else model
+
+
+def load(size: str, skew: str, *, local_steps: int = 10, batch_size: int = 20) -> Task:
+    """The task; all skews have arrays of equal shapes, so that a compiled program serves them all.
+
+    Args:
+      size: of the network, see `network`.
       skew: "dirichlet ALPHA", or "shards S" for S label shards a client.
       local_steps: K.
       batch_size: B; minibatches are drawn with replacement.
@@ -79,13 +92,7 @@ def load(size: str, skew: str, *, local_steps: int = 10, batch_size: int = 20) -
         partition = dx.data.label_shards(labels, CLIENTS, int(amount), seed=0)
     # Only epochs without replacement walk by strides.
     partition = dataclasses.replace(partition, multipliers=jnp.ones(1, jnp.uint32))
-    if size == "perceptron":
-        model: Any = dx.models.MLP((32,), classes=10)
-    else:
-        channels, hidden = ((32, 64), 128) if size == "large" else ((8, 16), 32)
-        model = dx.models.CNN(classes=10, channels=channels, hidden=hidden)
-        if size == "halved":
-            model = Halved(model)
+    model = network(size)
     federation = dx.Federation(
         data,
         partition,

@@ -1,5 +1,6 @@
 """When to spend communication: sparse gossip and one merge against averaging early, late or always."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -13,7 +14,7 @@ from flax import linen as nn
 import dflax as dx
 from dflax import evaluation
 from dflax.topology import intensity
-from experiments.study import Claim, Summary, figure, main
+from experiments.study import Claim, Summary, each, figure, main, stacked
 from experiments.traffic import megabytes, message_bytes
 
 Curves = dict[str, np.ndarray]
@@ -76,13 +77,14 @@ class Digits(nn.Module):
 
 
 class Task(NamedTuple):
-    """A problem with what every repetition of it needs, leaves `[seeds, ...]`.
+    """A problem with what every repetition of it needs.
 
     Attributes:
       loss: of one model.
       optimizer: of every node.
-      federations: one per seed.
-      keys: of the runs.
+      federation: the nodes of the first seed.
+      laws: the nodes' class laws, leaves `[seeds, ...]`.
+      keys: of the runs, one per seed.
       draw: `key -> model`.
       measures: of a node's model, and of the merged one.
       rounds: T.
@@ -91,7 +93,8 @@ class Task(NamedTuple):
 
     loss: Callable[..., Any]
     optimizer: optax.GradientTransformation
-    federations: dx.Federation
+    federation: dx.Federation
+    laws: Any
     keys: jax.Array
     draw: Callable[[jax.Array], Any]
     measures: tuple[Any, Any]
@@ -99,35 +102,18 @@ class Task(NamedTuple):
     every: int
 
 
-def federations(config: Config, data: dx.data.Split, seeds: int, steps: int) -> dx.Federation:
-    """The seeds' federations side by side: the same examples, class laws of their own."""
+def nodes(config: Config, data: dx.data.Split, seeds: int, steps: int) -> tuple[dx.Federation, Any]:
+    """The first seed's federation, and the class laws of every seed's, leaves `[seeds, ...]`."""
     labels = np.asarray(data.labels)
     laws = [
-        dx.data.dirichlet_laws(config.seed + seed, config.nodes, 10, config.alpha, config.mass)
+        dx.data.resample(
+            labels,
+            dx.data.dirichlet_laws(config.seed + seed, config.nodes, 10, config.alpha, config.mass),
+        )
         for seed in range(seeds)
     ]
-    single = [
-        dx.Federation(
-            data,
-            dx.data.resample(labels, rows),
-            local_steps=steps,
-            batch_size=config.batch_size,
-        )
-        for rows in laws
-    ]
-    partitions = [federation.partition for federation in single]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *partitions)
-    # The examples are shared: only the laws have an axis of seeds.
-    federation = jax.tree.map(lambda leaf: leaf, single[0])
-    federation.partition = stacked
-    return federation
-
-
-def over_seeds(federation: dx.Federation) -> Any:
-    """Where a stacked federation has its axis of seeds, for `jax.vmap`."""
-    axes = jax.tree.map(lambda leaf: None, federation)
-    axes.partition = jax.tree.map(lambda leaf: 0, federation.partition)
-    return axes
+    federation = dx.Federation(data, laws[0], local_steps=steps, batch_size=config.batch_size)
+    return federation, stacked(laws)
 
 
 def digits(config: Config) -> Task:
@@ -138,7 +124,7 @@ def digits(config: Config) -> Task:
     return Task(
         loss,
         optax.sgd(config.rate),
-        federations(config, data, config.seeds, config.local_steps),
+        *nodes(config, data, config.seeds, config.local_steps),
         jax.vmap(jax.random.key)(config.seed + jnp.arange(config.seeds)),
         lambda key: model.init(key, data.example)["params"],
         (measure, measure),
@@ -171,7 +157,7 @@ def images(config: Config) -> Task:
     return Task(
         loss,
         optimizer,
-        federations(config, data, config.image_seeds, config.image_steps),
+        *nodes(config, data, config.image_seeds, config.image_steps),
         jax.vmap(jax.random.key)(config.seed + jnp.arange(config.image_seeds)),
         draw,
         (local, merged),
@@ -183,9 +169,10 @@ def images(config: Config) -> Task:
 def compiled(config: Config, task: Task, *, symmetric: bool = False) -> Callable[..., Curves]:
     """`(table of r, independent starts) -> curves [seeds, measurements]`, one program for all tables."""
 
-    def one(
-        federation: dx.Federation, key: jax.Array, models: Any, table: jax.Array, measures: Any
-    ) -> Any:
+    def one(lane: Any, federation: dx.Federation, table: jax.Array, measures: Any) -> Any:
+        laws, key, models = lane
+        federation = copy.copy(federation)
+        federation.partition = laws
         algorithm = dx.decentralized.single_merging(
             task.loss, task.optimizer, config.nodes, lambda t: table[t], symmetric=symmetric
         )
@@ -211,7 +198,9 @@ def compiled(config: Config, task: Task, *, symmetric: bool = False) -> Callable
         starts = task.every * jnp.arange(task.rounds // task.every)
         return jax.lax.scan(some, state, starts)[1]
 
-    program = jax.jit(jax.vmap(one, in_axes=(over_seeds(task.federations), 0, 0, None, None)))
+    @jax.jit
+    def program(lanes: Any, *shared: Any) -> Any:
+        return each(one, lanes, *shared)
 
     bytes_each = message_bytes(jax.eval_shape(task.draw, task.keys[0]))
 
@@ -222,9 +211,8 @@ def compiled(config: Config, task: Task, *, symmetric: bool = False) -> Callable
             return dx.replicate(task.draw(key), config.nodes)
 
         models = jax.vmap(start)(jax.vmap(lambda key: jax.random.fold_in(key, 1))(task.keys))
-        found = program(
-            task.federations, task.keys, models, jnp.asarray(table, jnp.float32), task.measures
-        )
+        lanes = task.laws, task.keys, models
+        found = program(lanes, task.federation, jnp.asarray(table, jnp.float32), task.measures)
         curves = dict(zip(FAMILIAR, jax.device_get(found), strict=True))
         # One merge more, counted as what exact averaging sends in a round of gossip.
         once = bytes_each * (config.nodes - 1) / 1e6

@@ -86,7 +86,7 @@ def test_curves_are_those_of_the_algorithms_own_runs(task):
 
 def test_a_merge_is_counted_and_rounds_of_a_quarter_are_four(task):
     methods = comparison.methods(task)
-    merging = task.curves(methods["single merging"], (0.1,))
+    merging = task.curves(methods["single merging"][0], (0.1,))
     size = message_bytes(task.shapes) / 1e6
     models = merging[3, 0, 0] / size * CLIENTS
     drawn = models - CLIENTS * (CLIENTS - 1)
@@ -94,7 +94,7 @@ def test_a_merge_is_counted_and_rounds_of_a_quarter_are_four(task):
     assert (drawn >= 0).all()
     assert (drawn[:, -1] > 0).any()
     assert (drawn[:, -1] < 4 * CLIENTS).all()
-    one_model = task.curves(methods["MoDeST"], (0.1,))
+    one_model = task.curves(methods["MoDeST"][0], (0.1,))
     np.testing.assert_array_equal(one_model[0], one_model[1])
     # At most two models each way between a sample of four and one aggregator, 4 rounds in one.
     assert (one_model[3, 0, 0] / size * CLIENTS <= np.array([2, 4]) * 4 * 8 + 0.1).all()
