@@ -35,7 +35,10 @@ def by_weights(
     group by group, in a fixed order: with the other groups' permutations as they are, the sum over all
     leaves that a group touches is a linear assignment problem. Sweeps end when none of them gains
     anything. No step lowers the objective; the end is a local maximum. Every other model is matched to
-    the own one only.
+    the own one only. So permutations need not agree around a cycle of clients (five perceptrons trained
+    apart on digits, complete graph: P_ij P_jk equals P_ik for 3% of units) and averages of averages
+    shrink: after 15 merges the weights' norm is 7 and test accuracy 0.92, against 14 and 0.98 by plain
+    averaging, 16 and 0.98 by permutations that agree, composed through one client.
 
     Args:
       symmetries: of the models.
