@@ -1,5 +1,6 @@
 """Eight virtual CPU devices and a persistent compilation cache for the whole test run."""
 
+import gc
 import os
 import pathlib
 
@@ -12,7 +13,19 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_configure() -> None:
+    """Collect garbage seldom: what jax traces is millions of objects, nearly all of which stay."""
+    gc.set_threshold(100_000, 50, 1_000)
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What a module leaves behind is not looked through again."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.freeze()
