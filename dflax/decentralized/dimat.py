@@ -7,11 +7,13 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float
 
+from dflax import validation
 from dflax.algorithm import Algorithm
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
 from dflax.decentralized.gossip_averaging import Order, gossip_averaging
 from dflax.gossip.aligned import aligned
+from dflax.gossip.anchored import anchored as gossip_anchored
 from dflax.gossip.choose import mixer
 from dflax.gossip.mixer import Mixer, MixerState
 from dflax.gossip.recalibrated import recalibrated
@@ -30,6 +32,7 @@ def dimat(
     matching: Matching | None,
     *,
     weights: Callable[[Graph], MixingMatrix] | None = None,
+    anchored: bool = False,
     module: nn.Module | None = None,
     batches: int = 1,
     batch_size: int = 256,
@@ -58,6 +61,8 @@ def dimat(
       matching: `dflax.matching.by_activations` or `by_weights`; None averages without permuting (WA).
       weights: from graph to mixing matrix, for example `topology.max_degree`; default Metropolis,
         which is 1/3 on a ring and 1/n on a complete graph.
+      anchored: match everyone to one client instead of all pairs, see `gossip.anchored`: with matching
+        by weights on dense graphs the better choice over many merges.
       module: the linen module; needed where models have "batch_stats", with `optimizer` from
         `dflax.models.with_statistics`.
       batches: T >= 1, minibatches that units are compared and statistics estimated on.
@@ -83,6 +88,7 @@ def dimat(
         topology,
         matching,
         weights=weights,
+        anchored=anchored,
         module=module,
         batches=batches,
         batch_size=batch_size,
@@ -105,6 +111,7 @@ def dimat_mixer(
     matching: Matching | None,
     *,
     weights: Callable[[Graph], MixingMatrix] | None = None,
+    anchored: bool = False,
     module: nn.Module | None = None,
     batches: int = 1,
     batch_size: int = 256,
@@ -112,22 +119,22 @@ def dimat_mixer(
     at_once: int | None = None,
 ) -> Mixer:
     """The merging of `dimat` alone, for any algorithm that takes a mixer; arguments as there."""
-    compared = {"batches": batches, "batch_size": batch_size}
+    validation.flag("anchored", anchored)
+    matched: dict[str, Any] = {
+        "batches": batches,
+        "batch_size": batch_size,
+        "calibration": calibration,
+        "at_once": at_once,
+    }
     if matching is None:
         merging = mixer(topology, weights=weights, disconnected=True)
         merging = merging if module is not None else _without_statistics(merging)
+    elif anchored:
+        plain = mixer(topology, weights=weights, disconnected=True)
+        merging = gossip_anchored(plain, matching, **matched)
     else:
-        merging = aligned(
-            topology,
-            matching,
-            weights=weights,
-            calibration=calibration,
-            at_once=at_once,
-            **compared,
-        )
-    if module is None:
-        return merging
-    return recalibrated(merging, module, calibration=calibration, at_once=at_once, **compared)
+        merging = aligned(topology, matching, weights=weights, **matched)
+    return merging if module is None else recalibrated(merging, module, **matched)
 
 
 def _without_statistics(merging: Mixer) -> Mixer:

@@ -2,6 +2,7 @@
 
 from dflax.gossip.age_weighted import Aged, age_weighted
 from dflax.gossip.aligned import aligned
+from dflax.gossip.anchored import anchored
 from dflax.gossip.chebyshev import chebyshev
 from dflax.gossip.choose import mixer
 from dflax.gossip.families import (

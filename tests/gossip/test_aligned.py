@@ -150,6 +150,72 @@ def test_on_eight_devices_the_result_is_the_same(way):
     assert_trees_close(metrics, known, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_through_an_anchor_all_pairs_agree(way):
+    """Against client after client matched to the anchor; the merged networks are one function."""
+    models = independent()
+    complete = gossip.complete(N)
+    mixed, metrics = mix(gossip.anchored(complete, WAYS[way], batch_size=20), models)
+    outputs = jax.vmap(lambda params: MODEL.apply({"params": params}, INPUTS))
+    everyone = outputs(mixed)
+    np.testing.assert_allclose(everyone, np.broadcast_to(everyone[:1], everyone.shape), atol=1e-5)
+    # Pair by pair they are not.
+    apart = outputs(mix(gossip.aligned(topology.complete(N), WAYS[way], batch_size=20), models)[0])
+    assert np.abs(apart - apart[:1]).max() > 0.01
+    assert metrics["models_sent"] == N * (N - 1)
+
+    match = jax.jit(WAYS[way].match)
+    anchor = jax.tree.map(lambda leaf: leaf[:1], models)
+    total, cosines = 0.0, []
+    for client in range(N):
+        rows = jnp.asarray(np.array_split(np.arange(160), N)[client], jnp.int32)[None]
+        found, similarity = match(of(client, models), anchor, DATA, rows)
+        (order,) = (np.asarray(p)[0] for p in found.values())
+        # Unit u of the client is unit order[u] of the anchor.
+        kernel = np.empty_like(models["Dense_1"]["kernel"][0])
+        kernel[:, order] = models["Dense_1"]["kernel"][client]
+        total = total + kernel / N
+        cosines.append(float(similarity[0]))
+        if client == 3:
+            third = order
+    np.testing.assert_allclose(mixed["Dense_1"]["kernel"][0], total, atol=1e-5)
+    np.testing.assert_allclose(mixed["Dense_1"]["kernel"][3], total[:, third], atol=1e-5)
+    np.testing.assert_allclose(metrics["similarity"], np.mean(cosines[1:]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_anchor_is_the_first_who_takes_part_on_any_graph_and_device(way):
+    models = independent()
+    models["Dense_0"]["kernel"] = models["Dense_0"]["kernel"].at[0].set(jnp.nan)
+    active = jnp.asarray([0.0, 1, 1, 1, 0, 1, 1, 1])
+    mixer = gossip.anchored(gossip.ring(N), WAYS[way], batch_size=20)
+    mixed, metrics = mix(mixer, models, active)
+    assert np.isfinite(jnp.stack([leaf[1:].sum() for leaf in jax.tree.leaves(mixed)])).all()
+    assert_trees_equal(of(4, mixed), of(4, models))
+    # 4 edges of the ring are left, both ways; the anchor's model goes to five others besides.
+    assert metrics["models_sent"] == 8 + 5
+    assert -1 <= metrics["similarity"] <= 1
+    mesh = dx.client_mesh()
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("clients"))
+    with jax.set_mesh(mesh):
+        dealt, _ = mix(mixer, jax.device_put(models, spec), active)
+    assert_trees_close(dealt, mixed, rtol=1e-4, atol=1e-5)
+
+
+def test_one_network_in_different_orders_keeps_them_through_an_anchor():
+    models = shuffled()
+    mixer = gossip.anchored(gossip.repeat(gossip.ring(N), 2), WAYS["weights"])
+    mixed, metrics = mix(mixer, models)
+    assert_trees_close(mixed, models, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["similarity"], 1.0, atol=1e-5)
+    assert metrics["models_sent"] == 2 * 2 * N + N - 1
+    with pytest.raises(ValueError, match="average of running statistics fits no"):
+        mixer.init(WITH_STATISTICS)
+    with pytest.raises(ValueError, match="round must be"):
+        informed = gossip.anchored(gossip.ring(N), WAYS["activations"])
+        informed.apply(models, informed.init(models), KEY, 0)
+
+
 def test_a_shared_set_serves_without_the_round_and_mixings_repeat():
     models = shuffled()
     shared = gossip.aligned(topology.ring(N), WAYS["activations"], calibration=DATA)
