@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -176,7 +177,10 @@ def compiled(config: Config, task: Task, *, symmetric: bool = False) -> Callable
         algorithm = dx.decentralized.single_merging(
             task.loss, task.optimizer, config.nodes, lambda t: table[t], symmetric=symmetric
         )
-        state = algorithm.init(key, jax.tree.map(lambda leaf: leaf[0], models))
+        with warnings.catch_warnings():
+            # Meant: running statistics are mixed along, and those of the merged model estimated afresh.
+            warnings.simplefilter("ignore", dx.models.AveragedStatistics)
+            state = algorithm.init(key, jax.tree.map(lambda leaf: leaf[0], models))
         state = state._replace(clients=state.clients._replace(params=models))
         measure = evaluation.together(
             evaluation.client_models(measures[0]),

@@ -86,7 +86,8 @@ def adom_plus(
       vectors that are known at the same time and travel as one message).
 
     Raises:
-      TypeError, ValueError: naming the argument.
+      TypeError, ValueError: naming the argument; mu > L where both are known (traced values pass), and
+        a graph that is directed or not connected.
 
     References:
       Kovalev et al., ADOM+: Lower Bounds and Optimal Algorithms for Smooth and Strongly Convex

@@ -75,7 +75,8 @@ def continuized(
       `communications` so far.
 
     Raises:
-      TypeError, ValueError: naming the argument.
+      TypeError, ValueError: naming the argument; mu > L where both are known (traced values pass), and
+        a graph that is directed or not connected.
 
     References:
       Even et al., A Continuized View on Nesterov Acceleration for Stochastic Gradient Descent and

@@ -106,7 +106,7 @@ def dadao(
 
     Raises:
       TypeError, ValueError: naming the argument; rates with 2 chi_1 chi_2 > 1, for which nothing is
-        guaranteed, and mu > L.
+        guaranteed, and mu > L where both are known (traced values pass).
 
     References:
       Nabli & Oyallon, DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization,

@@ -19,6 +19,7 @@ from dflax.local.oracle import Loss, Oracle
 from dflax.local.sam import sam
 from dflax.local.solver import Optimizer, check_optimizer, check_pull, solver
 from dflax.local.subproblem import Subproblem
+from dflax.models.averaged import of_weights
 
 
 class Dual(enum.Enum):
@@ -54,7 +55,8 @@ def dfedadmm(
     g_i is an exponential mean of the client's own gradients, and the round moves along it with step
     lambda: at a fixed point sum_i grad f_i(x_i) = 0, g_i = grad f_i(x_i) and, whatever K and the rate
     are, x = W (x - lambda g). Consensus is exact on the complete graph alone; on sparse graphs the
-    models stay apart by O(lambda psi / (1 - psi)), psi the second eigenvalue of W.
+    models stay apart by O(lambda psi / (1 - psi)), psi the second eigenvalue of W. Running statistics
+    ("batch_stats") have neither dual nor proximal term: they are mixed as in `dfedavg`.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
@@ -100,7 +102,9 @@ def dfedadmm(
         )
         solution = solve(problem, x, assignment, data, index=index)
         change = jax.tree.map(jnp.subtract, solution.params, x)
-        dual = jax.tree.map(lambda g, c: g - c / jnp.asarray(penalty, c.dtype), dual, change)
+        dual = jax.tree.map(
+            lambda g, c: g - c / jnp.asarray(penalty, c.dtype), dual, of_weights(change)
+        )
         # As products, which run at memory speed where sums of squares do not.
         measured = {
             "drift": jnp.sqrt(optax.tree.vdot(change, change)),

@@ -12,7 +12,7 @@ from dflax.channel.channel import Channel
 from dflax.data.dataset import Batch, Dataset
 from dflax.decentralized.protocol import Client, combine_then_adapt
 from dflax.federation import Assignment
-from dflax.gossip.mixer import Mixer, require_mixer
+from dflax.gossip.mixer import PLAIN_AND_AFRESH, Mixer, require_any_tree
 from dflax.local.masks import Masks, active_entries, masked, prune_and_grow, random_masks
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer, check_optimizer, solver
@@ -76,13 +76,13 @@ def dispfl(
       `clients_active`, and the mixer's: a model that it counts is sparse, and its mask.
 
     Raises:
-      TypeError, ValueError: naming the argument.
+      TypeError, ValueError: naming the argument; a mixer of whole models alone (`gossip.recalibrated`).
 
     References:
       Dai et al., DisPFL: Towards Communication-Efficient Personalized Federated Learning via
       Decentralized Sparse Training, arXiv 2206.00187.
     """
-    require_mixer(mixer)
+    require_any_tree(mixer, "DisPFL", "masks", PLAIN_AND_AFRESH)
     check_optimizer("optimizer", optimizer)
     validation.integer("rounds", rounds, low=1)
     validation.real("density", density, low=0.0, high=1.0, low_open=True, scalar=True)

@@ -15,7 +15,7 @@ from dflax.clients import select
 from dflax.data.dataset import Dataset
 from dflax.decentralized.protocol import Client, combine_then_adapt
 from dflax.federation import Assignment
-from dflax.gossip.mixer import Mixer, require_mean_kept
+from dflax.gossip.mixer import PLAIN_AND_AFRESH, Mixer, require_any_tree, require_mean_kept
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import solver
 from dflax.local.subproblem import Subproblem
@@ -69,13 +69,15 @@ def dsgt(
       `tracker_norm`, mean |y_i|, `clients_active`, and the mixer's.
 
     Raises:
-      TypeError, ValueError: naming the argument; a mixer that is known to move the mean.
+      TypeError, ValueError: naming the argument; a mixer that is known to move the mean, or mixes
+        whole models alone (`gossip.recalibrated`).
 
     References:
       Pu and Nedic, Distributed Stochastic Gradient Tracking Methods, arXiv 1805.11454;
       Nedic, Olshevsky and Shi, arXiv 1607.03218.
     """
     require_mean_kept(mixer, "gradient tracking")
+    require_any_tree(mixer, "gradient tracking", "trackers", PLAIN_AND_AFRESH)
     if not callable(rate):
         validation.real("rate", rate, low=0.0, scalar=True)
     # A solver that stays where it is sees all minibatches at one model.

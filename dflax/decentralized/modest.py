@@ -21,6 +21,7 @@ from dflax.federation import Assignment, Round
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.models.averaged import warn_of_averaging
 
 FOREVER = 1 << 30
 
@@ -94,6 +95,9 @@ def modest(
     Raises:
       TypeError, ValueError: naming the argument.
 
+    Warns:
+      dflax.models.AveragedStatistics: from `init`, a model with "batch_stats".
+
     References:
       de Vos et al., MoDeST: Bridging the Gap between Federated and Decentralized Learning with
       Decentralized Sampling, arXiv 2302.13837.
@@ -136,6 +140,7 @@ def modest(
         departures = jnp.full(n, FOREVER) if departures is None else departures
         departures = jnp.asarray(departures, jnp.int32)
         validation.leading_axis("arrivals and departures", (arrivals, departures, present), n)
+        warn_of_averaging(params)
         seed = counter.seed_of(jax.random.fold_in(key, 0xFFFFFFFE))
         there = arrivals <= 0
         online = there if present is None else there & present

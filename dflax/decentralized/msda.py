@@ -68,7 +68,8 @@ def msda(
       start at 0 whatever the start, whose shapes alone are read. Metrics: `models_sent`.
 
     Raises:
-      TypeError, ValueError: naming the argument.
+      TypeError, ValueError: naming the argument; mu > L where both are known (traced values pass), and
+        a graph that is directed or not connected.
 
     References:
       Scaman et al., Optimal algorithms for smooth and strongly convex distributed optimization in

@@ -14,6 +14,7 @@ from dflax.clients import gather, map_cohort, mean_metrics, replicate, scatter, 
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment, Round
 from dflax.gossip.mixer import Mixer, deal, join, require_mixer
+from dflax.models.averaged import warn_of_averaging
 
 Message = PyTree[Array]
 Number = Int[Array, ""]
@@ -104,6 +105,9 @@ def adapt_then_combine(
 
     Raises:
       TypeError, ValueError: naming the argument.
+
+    Warns:
+      dflax.models.AveragedStatistics: from `init`, models with "batch_stats" that the mixer averages.
     """
 
     def one_round(state: FederatedState, round: Round, active: Any) -> tuple[Any, ...]:
@@ -165,7 +169,7 @@ def combine_then_adapt(
       As `adapt_then_combine`, models as they are after the work.
 
     Raises:
-      TypeError, ValueError: naming the argument.
+      TypeError, ValueError: naming the argument. Warnings are those of `adapt_then_combine`.
     """
 
     def one_round(state: FederatedState, round: Round, active: Any) -> tuple[Any, ...]:
@@ -249,6 +253,8 @@ def _algorithm(
         if channel is not None:
             sent = replicate(channel.init(jax.tree.map(lambda leaf: leaf[0], messages)), n)
         once, rows = deal(mixer, mixer.init(messages))
+        if mixer.averages_statistics:
+            warn_of_averaging(messages, remedies=_remedies(messages))
         return FederatedState(jnp.int32(0), Server(once), Clients(models, memory, sent, rows))
 
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
@@ -269,6 +275,13 @@ def _algorithm(
         return FederatedState(state.round + 1, Server(once), clients), metrics | sent
 
     return Algorithm(init, step)
+
+
+def _remedies(messages: Any) -> tuple[str, ...]:
+    """What mixes running statistics well: of messages that are models alone."""
+    alone = isinstance(messages, dict) and "batch_stats" in messages
+    fix = "give the method, if it takes a mixer, dflax.gossip.recalibrated(mixer, module)"
+    return (fix,) if alone else ()
 
 
 def _mix(

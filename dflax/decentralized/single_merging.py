@@ -54,10 +54,15 @@ def single_merging(
 
     Returns:
       An `Algorithm`, as `dfedavg` with optimisers that are kept. `evaluation.mean_model` measures at
-      any round what merging then would give, without feeding it back.
+      any round what merging then would give, without feeding it back. Running statistics are mixed
+      along between rounds; `merge` and `evaluation.recalibrated` estimate them afresh.
 
     Raises:
       TypeError, ValueError: naming the argument.
+
+    Warns:
+      dflax.models.AveragedStatistics: from `init`, models with "batch_stats"; to be silenced by its
+        category where the merged model is all that is used.
 
     References:
       Zhu et al., A Single Merging Suffices: Recovering Server-based Learning Performance in

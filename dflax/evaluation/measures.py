@@ -14,8 +14,20 @@ from dflax.algorithm import FederatedState, Metrics, Params
 from dflax.clients import map_clients, weighted_mean
 from dflax.data.dataset import Batch, Dataset
 from dflax.local.oracle import Loss
+from dflax.models.averaged import warn_of_averaging
 
 Measure = Callable[[Params], Metrics]
+
+
+class Recalibrated(Partial):
+    """A measure that estimates running statistics afresh, see `dflax.evaluation.recalibrated`."""
+
+
+jax.tree_util.register_pytree_node(
+    Recalibrated,
+    lambda measure: ((measure.args, measure.keywords), measure.func),
+    lambda function, given: Recalibrated(function, *given[0], **given[1]),
+)
 
 
 def on(loss: Loss, data: Dataset, *, batch_size: int = 500, examples: int | None = None) -> Measure:
@@ -59,8 +71,16 @@ def client_models(
 
 
 def mean_model(measure: Measure) -> Callable[[FederatedState], Metrics]:
-    """Measures the mean of all clients' models, under the names `mean_model_NAME`."""
-    return Partial(_mean_model, _as_partial(measure))
+    """Measures the mean of all clients' models, under the names `mean_model_NAME`.
+
+    Of models with batch normalisation, give it `recalibrated(measure, module, data)`.
+
+    Warns:
+      dflax.models.AveragedStatistics: models with "batch_stats" and any other measure, when it is
+        first run or traced.
+    """
+    measured = _mean_model if isinstance(measure, Recalibrated) else _warned_mean_model
+    return Partial(measured, _as_partial(measure))
 
 
 def consensus(state: FederatedState) -> Metrics:
@@ -148,6 +168,11 @@ def _client_models(at_once: int | None, measure: Measure, state: FederatedState)
             f"{name}_std": values.std(0),
         }
     return spread
+
+
+def _warned_mean_model(measure: Measure, state: FederatedState) -> Metrics:
+    warn_of_averaging(state.clients.params)
+    return _mean_model(measure, state)
 
 
 def _mean_model(measure: Measure, state: FederatedState) -> Metrics:

@@ -139,7 +139,16 @@ def aligned(
         return mixed, state, _measured(count_sent(given), sums)
 
     # The permutations depend on the models: no matrix of clients describes what is done.
-    return Mixer(clients, init, apply, symmetric=None, doubly_stochastic=False, informed=informed)
+    return Mixer(
+        clients,
+        init,
+        apply,
+        symmetric=None,
+        doubly_stochastic=False,
+        informed=informed,
+        whole_models=True,
+        averages_statistics=False,
+    )
 
 
 def _measured(sent: Array, sums: Metrics | None) -> Metrics:

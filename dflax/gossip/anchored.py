@@ -125,6 +125,8 @@ def anchored(
         symmetric=None,
         doubly_stochastic=False,
         informed=mixer.informed or own_examples,
+        whole_models=True,
+        averages_statistics=False,
     )
 
 

@@ -35,6 +35,10 @@ class Mixer(NamedTuple):
       informed: whether `apply` reads the clients' own examples, and so takes the keyword `round`, the
         `Round` in which it mixes. Algorithms made by `adapt_then_combine` and `combine_then_adapt` hand
         it over.
+      whole_models: whether it reads what it mixes as models, by the names of their layers, so that it
+        mixes nothing beside them: no trackers, no masks, no variances.
+      averages_statistics: whether running statistics ("batch_stats") come out as averages, which fit no
+        model; False where they are estimated afresh or refused.
     """
 
     clients: int
@@ -44,6 +48,8 @@ class Mixer(NamedTuple):
     symmetric: bool | None = None
     doubly_stochastic: bool | None = None
     informed: bool = False
+    whole_models: bool = False
+    averages_statistics: bool = True
 
 
 def require_mixer(mixer: Mixer) -> None:
@@ -68,6 +74,34 @@ def require_mean_kept(mixer: Mixer, method: str) -> None:
             f"mixer must keep the mean of what {method} mixes, got one whose matrix is not doubly "
             "stochastic. Use an undirected graph with metropolis weights, or a regular directed one."
         )
+
+
+def require_any_tree(mixer: Mixer, method: str, beside: str, fix: str) -> None:
+    """Refuse a mixer of whole models, for a method that mixes something beside them.
+
+    Args:
+      mixer: what is given.
+      method: who asks, for the message.
+      beside: what it mixes beside models.
+      fix: what to do instead.
+
+    Raises:
+      TypeError: no mixer.
+      ValueError: it mixes whole models alone.
+    """
+    require_mixer(mixer)
+    if mixer.whole_models:
+        raise ValueError(
+            f"mixer must mix any tree of numbers, because {method} mixes {beside} beside the models, "
+            f"got one that reads what it mixes as models (aligned, anchored or recalibrated). {fix}"
+        )
+
+
+# What those do instead of gossip.recalibrated who mix more than models.
+PLAIN_AND_AFRESH = (
+    "Take the mixer without it and estimate running statistics afresh before a model is used "
+    "(dflax.models.recalibrate, dflax.evaluation.recalibrated), or a model with GroupNorm."
+)
 
 
 def all_known(answers: Sequence[bool | None]) -> bool | None:

@@ -11,7 +11,8 @@ from dflax.clients import map_clients, select
 from dflax.data.dataset import Dataset
 from dflax.gossip.calibration import check_calibration, draw_calibration
 from dflax.gossip.linear import as_mask, require_models
-from dflax.gossip.mixer import Mixer, MixerState, Models, require_mixer
+from dflax.gossip.mixer import PLAIN_AND_AFRESH, Mixer, MixerState, Models, require_mixer
+from dflax.models.averaged import holds_statistics
 from dflax.models.statistics import recalibrate_on
 
 
@@ -30,7 +31,9 @@ def recalibrated(
         statistics_i <- (1 / T) sum_{t=1..T} (mean, variance) of minibatch t of client i
 
     The running statistics of a model describe the activations of that model alone; their average
-    describes those of none. They are not sent either.
+    describes those of none. They are not sent either. Among mixers it is the outermost,
+    `recalibrated(variance_corrected(mixer), module)`; a method that mixes more than models, trackers or
+    masks, cannot use it.
 
     Args:
       mixer: of the weights, for example `ring(n)` or `aligned(graph, matching)`.
@@ -44,7 +47,8 @@ def recalibrated(
       A `Mixer` of whole variables dicts, with the metrics of `mixer`.
 
     Raises:
-      TypeError, ValueError: naming the argument; models without "batch_stats".
+      TypeError, ValueError: naming the argument; from `init`, models without "batch_stats", or mixed
+        together with something else.
 
     References:
       Saadati et al., DIMAT, arXiv 2404.08079.
@@ -59,6 +63,14 @@ def recalibrated(
     def init(models: Any) -> MixerState:
         require_models(models, clients)
         if not isinstance(models, dict) or "batch_stats" not in models or "params" not in models:
+            if holds_statistics(models):
+                raise ValueError(
+                    "models must be mixed alone, as the variables dicts they are, by a mixer that "
+                    "estimates running statistics, got them within a "
+                    f"{type(models).__name__}{_names(models)}. Among mixers put recalibrated outermost, "
+                    "recalibrated(variance_corrected(mixer), module); in a method that mixes trackers "
+                    f"or masks beside models it cannot be used. {PLAIN_AND_AFRESH}"
+                )
             raise ValueError(
                 'models must be variables dicts with "params" and "batch_stats", got '
                 f"{sorted(models) if isinstance(models, dict) else type(models).__name__}. Models "
@@ -95,7 +107,13 @@ def recalibrated(
         apply=apply,
         per_client=(mixer.per_client, False),
         informed=mixer.informed or calibration is None,
+        whole_models=True,
+        averages_statistics=False,
     )
+
+
+def _names(models: Any) -> str:
+    return f" of {sorted(models)}" if isinstance(models, dict) else ""
 
 
 def _weights(models: Any) -> Any:

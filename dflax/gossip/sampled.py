@@ -11,7 +11,7 @@ from dflax import counter, validation
 from dflax.algorithm import Metrics
 from dflax.clients import select
 from dflax.gossip.linear import as_mask
-from dflax.gossip.mixer import Mixer, MixerState, Models, require_mixer
+from dflax.gossip.mixer import Mixer, MixerState, Models, require_any_tree
 
 Words = UInt32[Array, "n d"]
 
@@ -77,7 +77,8 @@ def partitioned(mixer: Mixer, parts: int) -> Mixer:
 
 
 def _of_parts(mixer: Mixer, sent: Callable[..., Array], share: float | Array) -> Mixer:
-    require_mixer(mixer)
+    fix = "Put gossip.recalibrated outermost: recalibrated(sampled(mixer, share), module)."
+    require_any_tree(mixer, "sampling parts of models", "what was sent of each entry", fix)
     clients = mixer.clients
 
     def both(models: Models, masks: PyTree[Array]) -> tuple[Models, PyTree[Array]]:

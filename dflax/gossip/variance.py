@@ -19,7 +19,7 @@ from dflax.aggregation.variance import (
 from dflax.algorithm import Metrics
 from dflax.clients import select, weighted_mean
 from dflax.gossip.linear import as_mask
-from dflax.gossip.mixer import Mixer, MixerState, Models, require_mixer
+from dflax.gossip.mixer import Mixer, MixerState, Models, require_any_tree
 
 
 class Target(enum.Enum):
@@ -73,13 +73,18 @@ def variance_corrected(
       tensors and active clients.
 
     Raises:
-      TypeError, ValueError: naming the argument.
+      TypeError, ValueError: naming the argument; neighbours that mix whole models alone (`aligned`,
+        `recalibrated`, which goes around this one).
 
     References:
       Tian, Al-Ars, Kitsak and Hofstee, Vanishing Variance Problem in Fully Decentralized
       Neural-Network Systems, arXiv 2404.04616.
     """
-    require_mixer(neighbours)
+    fix = (
+        "Put the correction inside, recalibrated(variance_corrected(mixer), module) or "
+        "anchored(variance_corrected(mixer), matching); gossip.aligned takes none."
+    )
+    require_any_tree(neighbours, "variance_corrected", "variances", fix)
     validation.real("own_weight", own_weight, low=0.0, high=1.0, scalar=True)
     validation.instance("target", target, Target, "For example dflax.gossip.Target.OTHERS.")
     require_correction(choose, strength, epsilon)

@@ -84,4 +84,6 @@ def alternate(mixers: Sequence[Mixer]) -> Mixer:
         per_client=tuple(mixer.per_client for mixer in mixers),
         symmetric=all_known([mixer.symmetric for mixer in mixers]),
         doubly_stochastic=all_known([mixer.doubly_stochastic for mixer in mixers]),
+        whole_models=any(mixer.whole_models for mixer in mixers),
+        averages_statistics=any(mixer.averages_statistics for mixer in mixers),
     )

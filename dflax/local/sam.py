@@ -9,6 +9,7 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Batch
 from dflax.local.oracle import Loss, Oracle, gradient
+from dflax.models.averaged import of_weights
 
 # Keeps the direction finite where the gradient vanishes; as in the authors' code of many methods.
 SMALLEST_NORM = 1e-7
@@ -62,7 +63,11 @@ def sam(loss: Loss | Oracle, rho: float, *, weight: float = 1.0, normalize: bool
 def perturbed(
     params: Params, direction: Params, rho: float | Array, *, normalize: bool = True
 ) -> Params:
-    """`x + rho d / (|d| + 1e-7)`, or `x + rho d` without `normalize`; |.| over all parameters."""
+    """`x + rho d / (|d| + 1e-7)`, or `x + rho d` without `normalize`; |.| over all parameters.
+
+    Running statistics ("batch_stats" of a variables dict) do not move and do not count.
+    """
+    direction = of_weights(direction)
     length = optax.tree.norm(direction) + SMALLEST_NORM if normalize else 1.0
     step = rho / length
     return jax.tree.map(lambda x, d: x + jnp.asarray(step, x.dtype) * d, params, direction)

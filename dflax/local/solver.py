@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
@@ -57,6 +57,11 @@ def check_optimizer(name: str, optimizer: Optimizer) -> None:
         )
 
 
+def model_of_one(value: Float[Array, ""]) -> dict[str, Float[Array, ""]]:
+    """A model of one number as a variables dict, which optimisers of running statistics take, too."""
+    return {"params": value, "batch_stats": jnp.zeros_like(value)}
+
+
 def check_pull(name: str, pull: float | Array, optimizer: Optimizer) -> None:
     """Refuse a proximal term that a local step overshoots: rate * (pull + weight decay) < 1.
 
@@ -68,11 +73,12 @@ def check_pull(name: str, pull: float | Array, optimizer: Optimizer) -> None:
       TypeError, ValueError: naming the argument; also a pull that is not positive.
     """
     validation.real(name, pull, low=0.0, low_open=True, scalar=True)
-    descent, one = optimizer_at(optimizer, jnp.int32(0)), jnp.float32(1.0)
+    descent, one = optimizer_at(optimizer, jnp.int32(0)), model_of_one(jnp.float32(1.0))
     state = descent.init(one)
     if validation.is_traced(pull) or jax.tree.leaves(state):
         return
-    left = one + descent.update(jnp.float32(pull), state, one)[0]
+    moved, _ = descent.update(model_of_one(jnp.float32(pull)), state, one)
+    left = one["params"] + moved["params"]
     if not validation.is_traced(left) and float(left) <= 0.0:
         raise ValueError(
             f"{name} must be so small that the local rate times ({name} + weight decay) is below 1, got "

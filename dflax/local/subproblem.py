@@ -15,7 +15,8 @@ class Subproblem(NamedTuple):
     Its gradient is `scale grad f_i(x) + shift + pull (x - anchor)`. A term that is None is absent and
     costs nothing. FedProx sets pull and anchor; SCAFFOLD shift = c - c_i; FedDyn, FedADMM and their
     kin shift = -lambda_i and a pull; momentum carried by the server scale = beta and
-    shift = (1 - beta) m.
+    shift = (1 - beta) m. Running statistics ("batch_stats" of a variables dict) have no gradient:
+    their change goes through as it is.
 
     Attributes:
       scale: `[]` weight of the client's own objective; None is 1.
@@ -37,6 +38,7 @@ class Subproblem(NamedTuple):
                 f"(pull / 2) |x - anchor|^2, got pull={self.pull} and "
                 f"anchor={'None' if self.anchor is None else 'a tree'}."
             )
+        seen = gradient
         if self.scale is not None:
             gradient = jax.tree.map(lambda g: self.scale * g, gradient)
         if self.shift is not None:
@@ -46,6 +48,8 @@ class Subproblem(NamedTuple):
             if not _is_origin(self.anchor):
                 apart = jax.tree.map(jnp.subtract, params, self.anchor)
             gradient = jax.tree.map(lambda g, d: g + self.pull * d, gradient, apart)
+        if isinstance(seen, dict) and "batch_stats" in seen:
+            gradient = {**gradient, "batch_stats": seen["batch_stats"]}
         return gradient
 
     def around_origin(self) -> "Subproblem":

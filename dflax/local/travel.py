@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from dflax import validation
-from dflax.local.solver import Optimizer, optimizer_at
+from dflax.local.solver import Optimizer, model_of_one, optimizer_at
 
 
 def travel(
@@ -38,19 +38,19 @@ def travel(
       pull: mu of the proximal term; None for none.
       index: number of the round.
     """
-    descent, start = optimizer_at(optimizer, jnp.asarray(index)), jnp.zeros(())
+    descent, start = optimizer_at(optimizer, jnp.asarray(index)), model_of_one(jnp.zeros(()))
 
     def one_step(carry: Any, k: Array) -> tuple[Any, None]:
         def advance(carry: Any) -> Any:
             y, state = carry
-            slope = jnp.ones(()) if pull is None else 1.0 + pull * y
+            slope = model_of_one(jnp.ones(()) if pull is None else 1.0 + pull * y["params"])
             updates, state = descent.update(slope, state, y)
             return optax.apply_updates(y, updates), state
 
         return jax.lax.cond(k < done, advance, lambda c: c, carry), None
 
     (y, _), _ = jax.lax.scan(one_step, (start, descent.init(start)), jnp.arange(steps))
-    return -y
+    return -y["params"]
 
 
 def check_linear(name: str, optimizer: Optimizer) -> None:
@@ -65,12 +65,12 @@ def check_linear(name: str, optimizer: Optimizer) -> None:
     gradients = jnp.array([1.0, -0.5, 2.0])
 
     def moved(scale: float) -> Any:
-        descent, y = optimizer_at(optimizer, jnp.int32(0)), jnp.zeros(())
+        descent, y = optimizer_at(optimizer, jnp.int32(0)), model_of_one(jnp.zeros(()))
         state = descent.init(y)
         for gradient in scale * gradients:
-            updates, state = descent.update(gradient, state, y)
+            updates, state = descent.update(model_of_one(gradient), state, y)
             y = optax.apply_updates(y, updates)
-        return y
+        return y["params"]
 
     once, scaled = moved(1.0), moved(1e4)
     if validation.is_traced(once) or validation.is_traced(scaled):

@@ -22,7 +22,8 @@ def with_statistics(optimizer: optax.GradientTransformation) -> optax.GradientTr
 
     A training loss of `dflax.losses` has, with respect to "batch_stats", the gradient old - new;
     gradient descent with rate 1 turns that into statistics = new, exactly flax's mutable update. The
-    statistics must reach the optimiser unscaled: clip and regularise inside `optimizer`.
+    statistics must reach the optimiser unscaled: clip and regularise inside `optimizer`. Proximal terms
+    and duals of algorithms leave them alone.
 
     Args:
       optimizer: for every collection but "batch_stats".

@@ -16,6 +16,7 @@ from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.models.averaged import warn_of_averaging
 
 
 class BvrServer(NamedTuple):
@@ -87,6 +88,7 @@ def bvr_l_sgd(
     def init(key: Key[Array, ""], params: Params) -> FederatedState:
         validation.typed_key("key", key)
         validation.model("params", params)
+        warn_of_averaging(params)
         start = Estimate(params, jax.tree.map(jnp.zeros_like, params))
         return FederatedState(jnp.int32(0), BvrServer(params, start), ())
 

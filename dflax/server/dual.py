@@ -16,6 +16,7 @@ from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle, Remembering
 from dflax.local.solver import Optimizer, check_optimizer, check_pull, solver
 from dflax.local.subproblem import Subproblem
+from dflax.models.averaged import of_weights
 from dflax.server.protocol import Received, Report, Server, with_server
 
 AVERAGES = ("code", "active_old", "active_new")
@@ -81,7 +82,8 @@ def with_duals(
         x   = (mean over S of y_i) + (mean over ALL n clients of the new h_i)     "code"
         x   = mean over S of y_i + h_i,  the old h_i / the new h_i     "active_old" / "active_new"
 
-    The mean over all follows the changes of those who report, so a round costs nothing in n.
+    The mean over all follows the changes of those who report, so a round costs nothing in n. Running
+    statistics ("batch_stats") have no dual: theirs stays 0.
 
     Args:
       look: how the clients see their objective.
@@ -133,6 +135,7 @@ def with_duals(
         moved = jax.tree.map(
             lambda y, a, h: (y - a).astype(h.dtype), solution.params, first, own.dual
         )
+        moved = of_weights(moved)
         dual = jax.tree.map(jnp.add, own.dual, moved)
         message: dict[str, Any] = {"change": change, "oracle": solution.memory}
         if average != "code":
@@ -150,7 +153,7 @@ def with_duals(
         if average != "code":
             return jax.tree.map(jnp.add, x, change), Duals((), shared), {}
         # Without relaxed initialisation a dual changes by what the model does.
-        moved = received.message.get("dual", change)
+        moved = received.message.get("dual", of_weights(change))
         mean = jax.tree.map(lambda h, d: h + received.share * d, server.memory.mean, moved)
         step = jax.tree.map(lambda d, h: d + h.astype(d.dtype), change, mean)
         # mean |y - new x|^2, with y - new x = (y - x) - step.

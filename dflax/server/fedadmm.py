@@ -15,6 +15,7 @@ from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_pull, solver
 from dflax.local.subproblem import Subproblem
+from dflax.models.averaged import of_weights
 from dflax.server.protocol import Received, Report, Server, with_server
 
 
@@ -48,7 +49,8 @@ def fedadmm(
 
     The default rate |S| / n makes z the mean over ALL clients of x_i + y_i / pull, the exact z-step of
     consensus ADMM in which absent clients keep their x_i and y_i (Wang et al.); 1 follows those who
-    take part (Gong et al.). With all of them and local solves from z it is `feddyn`.
+    take part (Gong et al.). With all of them and local solves from z it is `feddyn`. Running statistics
+    ("batch_stats") have neither dual nor penalty.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
@@ -94,10 +96,11 @@ def fedadmm(
         first = own.params if warm else z
         solution = solve(problem, first, assignment, data, index=index)
         apart = jax.tree.map(jnp.subtract, solution.params, z)
-        dual = jax.tree.map(lambda y, d: y + pull * d, own.dual, apart)
+        risen = of_weights(apart)
+        dual = jax.tree.map(lambda y, d: y + pull * d, own.dual, risen)
         # The change of x_i + y_i / pull, in which that of the dual is x_i - z.
         message = jax.tree.map(
-            lambda new, old, d: new - old + d, solution.params, own.params, apart
+            lambda new, old, d: new - old + d, solution.params, own.params, risen
         )
         residual = {"primal_residual": optax.tree.norm(apart, squared=True)}
         return Report(message, Primal(solution.params, dual), solution.metrics | residual)

@@ -19,6 +19,7 @@ from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.models.averaged import warn_of_averaging
 from dflax.server.anchors import Anchors
 
 
@@ -118,6 +119,7 @@ def fedamd(
     def init(key: Key[Array, ""], params: Params, gradients: Params) -> FederatedState:
         validation.typed_key("key", key)
         validation.model("params", params)
+        warn_of_averaging(params)
         clients = check_gradients(params, gradients)
         server = AmdServer(params, weighted_mean(gradients))
         return FederatedState(

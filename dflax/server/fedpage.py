@@ -17,6 +17,7 @@ from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.solver import solver
 from dflax.local.subproblem import Subproblem
+from dflax.models.averaged import warn_of_averaging
 
 
 class PageServer(NamedTuple):
@@ -89,6 +90,7 @@ def fedpage(
     def init(key: Key[Array, ""], params: Params) -> FederatedState:
         validation.typed_key("key", key)
         validation.model("params", params)
+        warn_of_averaging(params)
         start = Estimate(params, jax.tree.map(jnp.zeros_like, params))
         return FederatedState(jnp.int32(0), PageServer(params, start), ())
 

@@ -14,6 +14,10 @@ from dflax.channel.channel import Channel, perfect
 from dflax.clients import gather, map_cohort, mean_metrics, replicate, scatter, select
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment, Round
+from dflax.models.averaged import warn_of_averaging
+
+# What keeps running statistics from being averaged at a server.
+LOCAL = ("keep them local (dflax.server.partial_averaging, local=normalization)",)
 
 
 class Server(NamedTuple):
@@ -122,6 +126,9 @@ def with_server(
 
     Raises:
       TypeError, ValueError: naming the argument.
+
+    Warns:
+      dflax.models.AveragedStatistics: from `init`, messages with "batch_stats" in them.
     """
     aggregator = mean() if aggregator is None else aggregator
     channel = perfect() if channel is None else channel
@@ -150,6 +157,7 @@ def with_server(
                     "channel keeps a memory for each of them; got None."
                 )
             memory = replicate(memory, clients)
+        warn_of_averaging(one, remedies=LOCAL)
         server = Server(params, server_memory, aggregator.init(one))
         return FederatedState(jnp.int32(0), server, Clients(client_memory, memory))
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dflax import validation
-from dflax.topology.graph import Graph, from_edges, require_connected, require_undirected
+from dflax.topology.graph import CONNECT, Graph, from_edges, require_connected, require_undirected
 from dflax.topology.laplacian import chi_1, chi_2
 
 # A link that a solver switches off keeps this share of all communications: it still counts as one.
@@ -75,7 +75,7 @@ def given_rates(graph: Graph, rates: float | Float[np.ndarray, " m"]) -> GossipR
     Raises:
       ValueError: a directed or disconnected graph, too many nodes, bad rates.
     """
-    require_connected(graph)
+    require_connected(graph, "graph", CONNECT)
     require_undirected(graph, "rates")
     first, second = chi_1(graph, rates), chi_2(graph, rates)
     each = np.broadcast_to(np.asarray(rates, np.float64), (len(graph.links),))
@@ -240,7 +240,7 @@ def switching_graphs(graphs: Sequence[Graph], *, dwell: float) -> GossipRates:
         disconnected=True,
         name=f"the union of {len(graphs)} graphs over a period",
     )
-    require_connected(union)
+    require_connected(union, fix="Add edges to one of the graphs.")
     codes = union.links[:, 0].astype(np.int64) * nodes + union.links[:, 1]
     present = np.zeros(len(codes))
     for graph in graphs:

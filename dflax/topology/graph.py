@@ -244,8 +244,26 @@ def require_graph(graph: Graph) -> None:
     validation.instance("graph", graph, Graph, fix)
 
 
-def require_connected(graph: Graph) -> None:
-    """Refuse a graph in which some node cannot reach another."""
+# What to do where no argument lets a graph through that is not connected.
+CONNECT = "Add edges between them, or run on each component alone."
+
+
+def require_connected(
+    graph: Graph,
+    name: str | None = None,
+    fix: str = "Add edges between them, or pass disconnected=True if models must not spread.",
+) -> None:
+    """Refuse a graph in which some node cannot reach another.
+
+    Args:
+      graph: any.
+      name: of the argument; default the graph's own.
+      fix: what to do.
+
+    Raises:
+      TypeError: no graph.
+      ValueError: more than one component.
+    """
     require_graph(graph)
     if graph.connected:
         return
@@ -254,9 +272,9 @@ def require_connected(graph: Graph) -> None:
     shown = [np.flatnonzero(labels == c)[:5].tolist() for c in np.argsort(-sizes)[:4]]
     kind = "strongly connected" if graph.directed else "connected"
     raise ValueError(
-        f"{graph.name} must be {kind}, got {len(sizes)} components of sizes "
+        f"{name or graph.name} must be {kind}, got {len(sizes)} components of sizes "
         f"{sorted(sizes.tolist(), reverse=True)[:8]}, the largest of which begin with the nodes "
-        f"{shown}. Add edges between them, or pass disconnected=True if models must not spread."
+        f"{shown}. {fix}"
     )
 
 

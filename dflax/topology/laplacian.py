@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dflax import validation
-from dflax.topology.graph import Graph, require_connected, require_undirected
+from dflax.topology.graph import CONNECT, Graph, require_connected, require_undirected
 
 LARGEST_DENSE = 3000
 
@@ -51,7 +51,7 @@ def chi_1(graph: Graph, rates: float | Float[np.ndarray, " m"] = 1.0) -> float:
     References:
       Nabli & Oyallon, DADAO, arXiv 2208.00779; Even et al., Continuized, arXiv 2106.07644.
     """
-    require_connected(graph)
+    require_connected(graph, "graph", CONNECT)
     if _translation_invariant(graph, rates):
         positive = _fourier(graph, float(rates)).reshape(-1)[1:]
     else:
@@ -80,7 +80,7 @@ def effective_resistances(
     Returns:
       `[m]` float64, > 0.
     """
-    require_connected(graph)
+    require_connected(graph, "graph", CONNECT)
     first, second = graph.links.T
     if _translation_invariant(graph, rates):
         values = _fourier(graph, float(rates))

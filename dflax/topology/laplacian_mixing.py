@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dflax.topology.graph import Graph, require_connected
+from dflax.topology.graph import CONNECT, Graph, require_connected
 from dflax.topology.laplacian import laplacian
 from dflax.topology.mixing_matrix import MixingMatrix
 
@@ -18,7 +18,7 @@ class Extremes(NamedTuple):
 
 def extremes(graph: Graph) -> Extremes:
     """Both ends of the Laplacian's spectrum, for an undirected connected graph of up to 3000 nodes."""
-    require_connected(graph)
+    require_connected(graph, "graph", CONNECT)
     values = np.linalg.eigvalsh(laplacian(graph))
     return Extremes(float(values[1]), float(values[-1]))
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
-from dflax.topology.graph import Graph, require_connected, require_undirected
+from dflax.topology.graph import CONNECT, Graph, require_connected, require_undirected
 from dflax.topology.schedule import Schedule, Slots
 
 # Relative gap between the bound and the best connectivity found at which the search ends.
@@ -91,7 +91,7 @@ def matcha_plan(graph: Graph, budget: float) -> Matcha:
       arXiv 1905.09435.
     """
     found = matchings(graph)
-    require_connected(graph)
+    require_connected(graph, "graph", CONNECT)
     validation.real("budget", budget, low=0.0, high=1.0, low_open=True, scalar=True)
     nodes = graph.nodes
     partners = np.repeat(np.arange(nodes, dtype=np.int32)[:, None], len(found), axis=1)

@@ -157,8 +157,11 @@ def test_the_conjugate_inverts_the_gradient():
 
 def test_bad_arguments_are_refused():
     split = dx.topology.from_edges(4, np.array([(0, 1), (2, 3)]), disconnected=True)
-    with pytest.raises(ValueError, match="must be connected"):
-        adom_plus(loss, split, **CONSTANTS)
+    for method in (adom_plus, msda, continuized):
+        with pytest.raises(ValueError, match=r"^graph must be connected.*each component alone\.$"):
+            method(least_squares_conjugate, split, **CONSTANTS)
+    with pytest.raises(ValueError, match=r"^graph must be connected.*each component alone\.$"):
+        unit_rates(split)
     with pytest.raises(ValueError, match="must be given an undirected graph"):
         msda(least_squares_conjugate, dx.topology.ring(N, directed=True), **CONSTANTS)
     for factory in (adom_plus, msda, continuized):

@@ -111,7 +111,8 @@ def test_fedbn_keeps_scales_shifts_and_statistics():
     assert state.clients.memory["batch_stats"]["BatchNorm_0"]["mean"].shape == (6, 64)
     assert_trees_equal(state.server.params["batch_stats"], variables["batch_stats"])
     ours = evaluation.on_own_data(loss, train, held_out, models=own_models)(state)
-    plain = end(dx.server.fedavg(loss, descent), federation, 20, variables)
+    with pytest.warns(dx.models.AveragedStatistics, match="partial_averaging, local=normalization"):
+        plain = end(dx.server.fedavg(loss, descent), federation, 20, variables)
     theirs = evaluation.on_own_data(loss, train, held_out)(plain)
     assert ours["own_accuracy"] > 0.85
     assert ours["own_accuracy"] > theirs["own_accuracy"] + 0.2
