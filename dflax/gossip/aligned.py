@@ -40,7 +40,7 @@ def aligned(
 
     Networks that start from different weights learn their features in different order: their plain
     average is no network at all, that of matched ones is. All clients match against the same models,
-    those before the mixing. With matching by activations a client runs its neighbours' models on its own
+    those before the mixing, every pair by itself; `anchored` makes all permutations agree. With matching by activations a client runs its neighbours' models on its own
     examples, or on a shared set. The mean of the models is not kept.
 
     Args:
@@ -78,12 +78,7 @@ def aligned(
 
     def init(models: Any) -> MixerState:
         require_models(models, clients)
-        if isinstance(models, dict) and "batch_stats" in models:
-            raise ValueError(
-                'models must have no "batch_stats" here: the average of running statistics fits no '
-                "model. Put dflax.gossip.recalibrated(mixer, module) around the mixer, which estimates "
-                "them afresh."
-            )
+        require_no_statistics(models)
         widths_of(matching.symmetries, jax.tree.map(lambda leaf: leaf[0], models))
         return tables, calibration if matching.reads_data else None
 
@@ -149,6 +144,20 @@ def aligned(
         whole_models=True,
         averages_statistics=False,
     )
+
+
+def require_no_statistics(models: Any) -> None:
+    """Refuse running statistics among what is permuted and averaged.
+
+    Raises:
+      ValueError: models with "batch_stats".
+    """
+    if isinstance(models, dict) and "batch_stats" in models:
+        raise ValueError(
+            'models must have no "batch_stats" here: the average of running statistics fits no '
+            "model. Put dflax.gossip.recalibrated(mixer, module) around the mixer, which estimates "
+            "them afresh."
+        )
 
 
 def _measured(sent: Array, sums: Metrics | None) -> Metrics:

@@ -10,6 +10,7 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import gather, map_clients, mean_metrics, select
 from dflax.data.dataset import Dataset
+from dflax.gossip.aligned import require_no_statistics
 from dflax.gossip.calibration import Calibration, check_calibration, draw_calibration
 from dflax.gossip.linear import as_mask, require_models
 from dflax.gossip.mixer import Mixer, MixerState, Models, require_mixer
@@ -128,17 +129,3 @@ def anchored(
         whole_models=True,
         averages_statistics=False,
     )
-
-
-def require_no_statistics(models: Any) -> None:
-    """Refuse running statistics among what is permuted and averaged.
-
-    Raises:
-      ValueError: models with "batch_stats".
-    """
-    if isinstance(models, dict) and "batch_stats" in models:
-        raise ValueError(
-            'models must have no "batch_stats" here: the average of running statistics fits no '
-            "model. Put dflax.gossip.recalibrated(mixer, module) around the mixer, which estimates "
-            "them afresh."
-        )

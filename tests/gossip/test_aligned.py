@@ -211,9 +211,10 @@ def test_one_network_in_different_orders_keeps_them_through_an_anchor():
     assert metrics["models_sent"] == 2 * 2 * N + N - 1
     with pytest.raises(ValueError, match="average of running statistics fits no"):
         mixer.init(WITH_STATISTICS)
+    informed = gossip.anchored(gossip.ring(N), WAYS["activations"])
+    state = informed.init(models)
     with pytest.raises(ValueError, match="round must be"):
-        informed = gossip.anchored(gossip.ring(N), WAYS["activations"])
-        informed.apply(models, informed.init(models), KEY, 0)
+        informed.apply(models, state, KEY, 0)
 
 
 def test_a_shared_set_serves_without_the_round_and_mixings_repeat():
