@@ -40,8 +40,9 @@ def aligned(
 
     Networks that start from different weights learn their features in different order: their plain
     average is no network at all, that of matched ones is. All clients match against the same models,
-    those before the mixing, every pair by itself; `anchored` makes all permutations agree. With matching by activations a client runs its neighbours' models on its own
-    examples, or on a shared set. The mean of the models is not kept.
+    those before the mixing, every pair by itself; `anchored` makes all permutations agree. With
+    matching by activations a client runs its neighbours' models on its own examples, or on a shared
+    set. The mean of the models is not kept.
 
     Args:
       topology: a graph, a mixing matrix, or an array `[n, n]`; it may be disconnected.
