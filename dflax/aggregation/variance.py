@@ -158,7 +158,9 @@ def require_choice(stacked: PyTree[Array], choose: Choice) -> None:
         shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(stacked)]
         raise ValueError(
             f"choose must take at least one tensor of the model, got none of shapes {shapes}. The "
-            "default takes those with two axes or more; pass lambda path, leaf: True for all."
+            "default takes those with two axes or more; pass lambda path, leaf: True for all. What a "
+            "method marks gossip.Uncorrected cannot be chosen: put the correction around "
+            "gossip.sampled and partitioned, and use none with dispfl, whose means are ratios."
         )
 
 

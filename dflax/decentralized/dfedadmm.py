@@ -58,12 +58,22 @@ def dfedadmm(
     models stay apart by O(lambda psi / (1 - psi)), psi the second eigenvalue of W. Running statistics
     ("batch_stats") have neither dual nor proximal term: they are mixed as in `dfedavg`.
 
+    With `gossip.variance_corrected`, for models from draws of their own, the messages are corrected,
+    and at a fixed point still g_i = grad f_i(x_i), but sum_i grad f_i(x_i) = 0 is lost: messages
+    differ by their duals even when the models agree, and every mixing stretches what averaging them
+    took away. On the complete graph, a corrected tensor's mean gradient at the fixed point is
+
+        (1 / n) sum_i g_i = (1 - 1 / s) (x - mean x) / lambda        s > 1 the factor of the correction
+
+    a decay of negative sign, whose weight is about lambda times the variance of the g_i between
+    clients over twice the variance of x. It vanishes where the clients' gradients agree.
+
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
       optimizer: plain SGD, such as `optax.sgd(0.1)`, or a function of the round's number that makes
         one; momentum and adaptive steps would change what the dual ascent assumes. Weight decay
         (`optax.add_decayed_weights` before it) counts as a part of f_i.
-      mixer: the gossip, see `dflax.gossip`; it must keep the mean.
+      mixer: the gossip, see `dflax.gossip`; it must keep the mean, but for a correction.
       penalty: lambda > 0 and above the learning rate; traceable. The weight of the proximal term is
         1 / lambda: a large lambda holds the local steps less and moves more in a round.
       message: see `Dual`.

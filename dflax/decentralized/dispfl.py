@@ -1,6 +1,7 @@
 """DisPFL: personalised sparse models, averaged where they overlap and trained sparse to sparse."""
 
 import enum
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from dflax.channel.channel import Channel
 from dflax.data.dataset import Batch, Dataset
 from dflax.decentralized.protocol import Client, combine_then_adapt
 from dflax.federation import Assignment
-from dflax.gossip.mixer import PLAIN_AND_AFRESH, Mixer, require_any_tree
+from dflax.gossip.mixer import PLAIN_AND_AFRESH, Mixer, Uncorrected, require_any_tree
 from dflax.local.masks import Masks, active_entries, masked, prune_and_grow, random_masks
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer, check_optimizer, solver
@@ -60,7 +61,8 @@ def dispfl(
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
       optimizer: every client's optax optimiser, fresh in every round; or a function of the round's
         number. It must leave entries at 0 whose gradient is 0, as SGD, momentum and Adam do.
-      mixer: the gossip, see `dflax.gossip`; published with uniform weights over the neighbours.
+      mixer: the gossip, see `dflax.gossip`; published with uniform weights over the neighbours. It
+        mixes sums whose ratio is the model: no `variance_corrected`.
       rounds: T >= 1, after which masks no longer move.
       density: share of active entries in the whole model, in (0, 1]; static.
       anneal: share of the active entries that moves in round 0, in [0, 1]; traceable.
@@ -98,20 +100,21 @@ def dispfl(
         keys = jax.random.split(key, mixer.clients)
         return jax.vmap(lambda own, model: random_masks(own, model, counts))(keys, models)
 
-    def sparse(own: Client, index: Array) -> dict[str, PyTree[Array]]:
+    def sparse(own: Client, index: Array) -> Uncorrected:
         model = masked(own.params, own.memory)
         held = jax.tree.map(lambda mask, x: mask.astype(x.dtype), own.memory, model)
-        return {"params": model, "held": held}
+        return Uncorrected({"params": model, "held": held})
 
     def local_work(
         assignment: Assignment,
         own: Client,
-        heard: dict[str, PyTree[Array]],
+        heard: Uncorrected,
         data: Dataset,
         index: Array,
     ) -> tuple[Client, Metrics]:
         masks = own.memory
-        model = masked(jax.tree.map(_ratio, heard["params"], heard["held"]), masks)
+        sums: Any = heard.part
+        model = masked(jax.tree.map(_ratio, sums["params"], sums["held"]), masks)
 
         def on_mask(params: Params, batch: Batch, key: Array) -> tuple[Params, Metrics]:
             seen, metrics = oracle(params, batch, key)

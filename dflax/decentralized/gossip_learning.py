@@ -1,5 +1,7 @@
 """Gossip learning: every node trains its model, sends it to a random peer and merges what it gets."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
@@ -9,13 +11,19 @@ from dflax.data.dataset import Dataset
 from dflax.decentralized.protocol import Client, adapt_then_combine
 from dflax.federation import Assignment
 from dflax.gossip.age_weighted import Aged, age_weighted
+from dflax.gossip.mixer import Mixer
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_optimizer, solver
 from dflax.local.subproblem import Subproblem
 
 
 def gossip_learning(
-    loss: Loss | Oracle, optimizer: Optimizer, nodes: int, *, at_once: int | None = None
+    loss: Loss | Oracle,
+    optimizer: Optimizer,
+    nodes: int,
+    *,
+    mixing: Callable[[Mixer], Mixer] | None = None,
+    at_once: int | None = None,
 ) -> Algorithm:
     """Models wander over a network without any structure, and the longer trained weigh more.
 
@@ -32,6 +40,9 @@ def gossip_learning(
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
       optimizer: every node's optax optimiser; or a function of the round's number.
       nodes: n >= 2, of the federation.
+      mixing: the merging made from that by age, for nodes that start from draws of their own
+        `lambda plain: gossip.variance_corrected(plain, 0.0)`: a merged tensor then gets the mean
+        variance, by age as well, of what was merged.
       at_once: see `dflax.map_clients`.
 
     Returns:
@@ -46,6 +57,10 @@ def gossip_learning(
     """
     check_optimizer("optimizer", optimizer)
     validation.integer("nodes", nodes, low=2)
+    merging = age_weighted(nodes)
+    if mixing is not None:
+        validation.function("mixing", mixing, "For example gossip.variance_corrected.")
+        merging = mixing(merging)
     solve = solver(loss, optimizer)
 
     def start(key: Key[Array, ""], models: Params) -> Float[Array, " n"]:
@@ -64,5 +79,5 @@ def gossip_learning(
         return Client(*heard)
 
     return adapt_then_combine(
-        train, age_weighted(nodes), start=start, message=aged, hear=adopt, at_once=at_once
+        train, merging, start=start, message=aged, hear=adopt, at_once=at_once
     )

@@ -1,12 +1,12 @@
 """Distributed stochastic gradient tracking (DSGT)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Params
@@ -15,7 +15,13 @@ from dflax.clients import select
 from dflax.data.dataset import Dataset
 from dflax.decentralized.protocol import Client, combine_then_adapt
 from dflax.federation import Assignment
-from dflax.gossip.mixer import PLAIN_AND_AFRESH, Mixer, require_any_tree, require_mean_kept
+from dflax.gossip.mixer import (
+    PLAIN_AND_AFRESH,
+    Mixer,
+    Uncorrected,
+    require_any_tree,
+    require_mean_kept,
+)
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import solver
 from dflax.local.subproblem import Subproblem
@@ -55,10 +61,16 @@ def dsgt(
     reach the minimum of the mean objective, which D-PSGD and DFedAvg miss by O(eta). The gradient is
     the mean over a round's K minibatches, all at the same model.
 
+    With `gossip.variance_corrected`, for models from draws of their own, the models are corrected
+    and the trackers only mixed: x_i = VC(sum_j W_ij (x_j - eta y_j)). mean y = mean g holds as before,
+    and equal models are not changed, so the minimum of the mean objective is still a fixed point;
+    the mean of the models is not kept on the way there. Its target `Target.ALL` is the published one.
+
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
       rate: eta >= 0, traceable; or a function of the round's number.
-      mixer: the gossip, see `dflax.gossip`; it must keep the mean. Twice a model's size is mixed.
+      mixer: the gossip, see `dflax.gossip`; it must keep the mean, but for a correction of the
+        models. Twice a model's size is mixed.
       channel: what happens to the messages on the way; see `adapt_then_combine`. One that changes
         them (noise, compression) breaks mean y = mean g.
       at_once: see `dflax.map_clients`.
@@ -74,7 +86,7 @@ def dsgt(
 
     References:
       Pu and Nedic, Distributed Stochastic Gradient Tracking Methods, arXiv 1805.11454;
-      Nedic, Olshevsky and Shi, arXiv 1607.03218.
+      Nedic, Olshevsky and Shi, arXiv 1607.03218; Tian et al., arXiv 2404.04616 (correction).
     """
     require_mean_kept(mixer, "gradient tracking")
     require_any_tree(mixer, "gradient tracking", "trackers", PLAIN_AND_AFRESH)
@@ -87,17 +99,17 @@ def dsgt(
         zeros = jax.tree.map(jnp.zeros_like, models)
         return Tracking(zeros, zeros)
 
-    def descend(own: Client, index: Array) -> dict[str, PyTree[Array]]:
+    def descend(own: Client, index: Array) -> dict[str, Any]:
         eta = rate(index) if callable(rate) else rate
         moved = jax.tree.map(
             lambda x, y: x - jnp.asarray(eta, x.dtype) * y, own.params, own.memory.tracker
         )
-        return {"params": moved, "tracker": own.memory.tracker}
+        return {"params": moved, "tracker": Uncorrected(own.memory.tracker)}
 
     def track(
         assignment: Assignment,
         own: Client,
-        heard: dict[str, PyTree[Array]],
+        heard: dict[str, Any],
         data: Dataset,
         index: Array,
     ) -> tuple[Client, Metrics]:
@@ -105,7 +117,7 @@ def dsgt(
         # Who has no time for a gradient goes on with the old one.
         fresh = select(assignment.local_steps > 0, seen.gradient, own.memory.gradient)
         tracker = jax.tree.map(
-            lambda y, g, old: y + (g - old), heard["tracker"], fresh, own.memory.gradient
+            lambda y, g, old: y + (g - old), heard["tracker"].part, fresh, own.memory.gradient
         )
         measured = {"tracker_norm": optax.tree.norm(tracker)}
         return Client(heard["params"], Tracking(tracker, fresh)), seen.metrics | measured

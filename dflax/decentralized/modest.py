@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import counter, validation
+from dflax.aggregation.aggregator import Aggregator, mean
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.clients import map_clients, mean_metrics, replicate, select
 from dflax.data.dataset import Dataset
@@ -43,6 +44,7 @@ def modest(
     adverts: int | None = None,
     network: Network | None = None,
     ranks: Int[Array, "T n"] | None = None,
+    aggregator: Aggregator | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
     """Decentralized sampling: who trains and who averages follows from a hash of node and round.
@@ -82,6 +84,9 @@ def modest(
       adverts: peers that a node tells when it joins or leaves; default 10 s.
       network: default no latency; models then arrive in random order.
       ranks: orders given as a table, see `md5_ranks`; default integer mixing of node, round and key.
+      aggregator: what an aggregator makes of the models that reach it, each of weight 1; default their
+        mean. It gets whole models, not changes, as `aggregation.variance_corrected()` wants them, and
+        may keep no state: who aggregates changes from round to round.
       at_once: see `dflax.map_clients`.
 
     Returns:
@@ -90,7 +95,7 @@ def modest(
       rounds in which nodes join and leave with notice, and `[n]`, who is on line at the start (the
       others are known all the same). Metrics: the loss's own, `models` averaged, `failed_pings` of a
       sample, `failed_pings_upward`, `waves`, `lost`, `takeovers`, `disagreements`, `view_size`,
-      `view_errors`, `seconds`, `sampled`, `[s]` ids, and what `traffic` counts.
+      `view_errors`, `seconds`, `sampled`, `[s]` ids, the aggregator's, and what `traffic` counts.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -120,6 +125,8 @@ def modest(
         raise ValueError(f"ranks must have shape [T, {nodes}], got {ranks.shape}.")
     if network is not None:
         validation.leading_axis("network", network, nodes)
+    rule = mean() if aggregator is None else aggregator
+    validation.instance("aggregator", rule, Aggregator, "For example dflax.aggregation.mean().")
     solve = solver(loss, optimizer)
     n, s, a = nodes, sample, aggregators
     # floor(s sf): in floats 100 * 0.29 is a hair below 29.
@@ -136,6 +143,11 @@ def modest(
     ) -> FederatedState:
         validation.typed_key("key", key)
         validation.model("params", params)
+        if jax.tree.leaves(rule.init(params)):
+            raise ValueError(
+                "aggregator must keep no state, got one that does. Who aggregates changes from round to "
+                "round, and nobody would hand the state on; take a rule without memory."
+            )
         arrivals = jnp.zeros(n, jnp.int32) if arrivals is None else jnp.asarray(arrivals, jnp.int32)
         departures = jnp.full(n, FOREVER) if departures is None else departures
         departures = jnp.asarray(departures, jnp.int32)
@@ -210,7 +222,16 @@ def modest(
         start = jnp.where(trains, reach.min(0), 0.0)
         steps = round.assignments.local_steps[people]
         finish = uploads(network, start, steps, people, election.chosen, size, order_key)
-        made = average(trained, finish, election, n, needed=needed, least=least)
+        made = average(
+            trained,
+            finish,
+            election,
+            n,
+            needed=needed,
+            least=least,
+            rule=rule,
+            key=jax.random.fold_in(round.key, 3),
+        )
         if not idealised:
             views = ascend(views, people, *election, r)
 
@@ -225,7 +246,8 @@ def modest(
             time=server.time + seconds,
         )
         told = jnp.int32(0) if idealised else joins.sum() + leaves.sum()
-        metrics = mean_metrics(measured, trains.astype(jnp.float32)) | {
+        metrics = mean_metrics(measured, trains.astype(jnp.float32)) | made.metrics
+        metrics |= {
             "models": made.counted[0],
             "failed_pings": invited.failed,
             "failed_pings_upward": jnp.sum(found.failed * trains),

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from dflax.algorithm import Params
-from dflax.clients import weighted_mean
+from dflax.aggregation.aggregator import Aggregator
+from dflax.algorithm import Metrics, Params
 from dflax.decentralized.hash_sampling import first_arrivals
 
 
@@ -27,12 +27,13 @@ class Average(NamedTuple):
     """What the aggregators made of the models, those that have one first.
 
     Attributes:
-      models: means, leaves `[a, ...]`.
+      models: their aggregates, leaves `[a, ...]`.
       holders: `[a]` int32 ids, n where no mean was made.
       fires: `[a]`, whether it was.
       counted: `[a]` int32, models in the mean.
       seconds: `[]`, when the last counted model came.
       waited: `[]`, whether an aggregator had to wait for its time-out.
+      metrics: the rule's own, those of the first.
     """
 
     models: Params
@@ -41,6 +42,7 @@ class Average(NamedTuple):
     counted: Int[Array, " a"]
     seconds: Float[Array, ""]
     waited: Bool[Array, ""]
+    metrics: Metrics
 
 
 def elect(named: Int[Array, "s a"], order: Int[Array, " n"]) -> Election:
@@ -69,8 +71,10 @@ def average(
     *,
     needed: int,
     least: int | None,
+    rule: Aggregator,
+    key: Key[Array, ""],
 ) -> Average:
-    """Unweighted means of the first models to arrive.
+    """What a rule makes of the first models to arrive, each of weight 1.
 
     An aggregator that has `needed` models averages them; one with fewer waits for a time-out and makes
     do with `least`; else it has nothing.
@@ -82,6 +86,8 @@ def average(
       nodes: n.
       needed: models that make a mean, >= 1.
       least: models that make one after the time-out; None: aggregators wait for ever.
+      rule: without a state.
+      key: the rule's, one for each aggregator is made from it.
     """
     chosen, heard = election
     count = heard.sum(0)
@@ -92,7 +98,9 @@ def average(
         finish, heard, jnp.int32(needed)
     )
     inside &= fires[None, :]
-    means = jax.vmap(weighted_mean, in_axes=(None, 1))(models, inside.astype(jnp.float32))
+    means, _, metrics = jax.vmap(rule.apply, in_axes=(None, 1, None, 0))(
+        models, inside.astype(jnp.float32), (), jax.random.split(key, chosen.shape[0])
+    )
     order = jnp.argsort(~fires, stable=True)
     return Average(
         jax.tree.map(lambda leaf: leaf[order], means),
@@ -101,4 +109,5 @@ def average(
         inside.sum(0)[order],
         jnp.max(jnp.where(inside, finish, 0.0)),
         late.any(),
+        {name: value[order[0]] for name, value in metrics.items()},
     )

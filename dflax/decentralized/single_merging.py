@@ -1,18 +1,21 @@
 """Sparse gossip and one merge: decentralized training that averages exactly once, at the end."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from dflax import topology, validation
+from dflax.aggregation.aggregator import Aggregator, mean
 from dflax.algorithm import Algorithm, FederatedState, Params
 from dflax.channel.channel import Channel
-from dflax.clients import weighted_mean
 from dflax.data.dataset import Dataset
 from dflax.decentralized.gossip_averaging import Order, gossip_averaging
 from dflax.gossip.choose import mixer
+from dflax.gossip.mixer import Mixer
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer
 from dflax.models.statistics import recalibrate
@@ -26,6 +29,7 @@ def single_merging(
     *,
     base: topology.Graph | None = None,
     symmetric: bool = False,
+    mixing: Callable[[Mixer], Mixer] | None = None,
     channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
@@ -49,6 +53,9 @@ def single_merging(
       base: hear only neighbours in this graph; default anyone.
       symmetric: meet in random pairs instead, with probability min(r, 1): the mean of the models is
         then kept in every round, not only in expectation. Without `base`.
+      mixing: the gossip made from the random one, for clients that start from draws of their own
+        `lambda plain: gossip.variance_corrected(plain, 0.0)`: a mixed tensor then gets the mean
+        variance of what was mixed. The mean of the models is not kept, in expectation either.
       channel: see `dfedavg`.
       at_once: see `dflax.map_clients`.
 
@@ -80,14 +87,18 @@ def single_merging(
         )
     if symmetric:
         # Beyond one meeting a round there is no pairing that gives more.
-        probability = r if callable(r) else jax.numpy.minimum(r, 1.0)
+        probability = r if callable(r) else jnp.minimum(r, 1.0)
         schedule = topology.random_matching(clients, probability)
     else:
         schedule = topology.random_neighbours(clients, r, base=base)
+    meeting = mixer(schedule)
+    if mixing is not None:
+        validation.function("mixing", mixing, "For example gossip.variance_corrected.")
+        meeting = mixing(meeting)
     return gossip_averaging(
         loss,
         optimizer,
-        mixer(schedule),
+        meeting,
         order=Order.ADAPT_THEN_COMBINE,
         keep_optimizer=True,
         channel=channel,
@@ -98,6 +109,7 @@ def single_merging(
 def merge(
     state: FederatedState | Params,
     *,
+    aggregator: Aggregator | None = None,
     module: nn.Module | None = None,
     data: Dataset | None = None,
     batches: int = 32,
@@ -106,16 +118,18 @@ def merge(
 ) -> Params:
     """The mean of all clients' models, with BatchNorm statistics estimated afresh for it.
 
-        x = (1 / n) sum_k x_k
+        x = (1 / n) sum_k x_k                                or what `aggregator` makes of the x_k
 
     Args:
       state: of a decentralized algorithm, or its models with leaves `[n, ...]`.
+      aggregator: default the mean. `aggregation.variance_corrected()` for models from draws of their
+        own.
       module: the linen module; needed, with `data`, where the models have "batch_stats": averaged
         statistics describe none of the models, so they are never used.
       data: training examples to estimate the statistics on.
       batches: minibatches to estimate them with, >= 1.
       batch_size: examples in each, >= 1.
-      key: draws the examples; None takes the first ones.
+      key: draws the examples, None takes the first ones; and the aggregator's.
 
     Returns:
       One model.
@@ -127,14 +141,19 @@ def merge(
       Zhu et al., arXiv 2507.06542.
     """
     models: Any = state.clients.params if isinstance(state, FederatedState) else state
-    mean = weighted_mean(models)
+    rule = mean() if aggregator is None else aggregator
+    validation.instance("aggregator", rule, Aggregator, "For example dflax.aggregation.mean().")
+    one = jax.tree.map(lambda leaf: leaf[0], models)
+    weights = jnp.ones(validation.leading_axis("state", models))
+    rule_key = jax.random.key(0) if key is None else jax.random.fold_in(key, 0xFFFFFFFF)
+    merged: Any = rule.apply(models, weights, rule.init(one), rule_key)[0]
     if module is not None and data is not None:
-        return recalibrate(module, mean, data, batches=batches, batch_size=batch_size, key=key)
-    if isinstance(mean, dict) and "batch_stats" in mean:
+        return recalibrate(module, merged, data, batches=batches, batch_size=batch_size, key=key)
+    if isinstance(merged, dict) and "batch_stats" in merged:
         raise ValueError(
             'module and data must be given for models with "batch_stats": the mean of running '
             "statistics fits no model. Pass the linen module and training examples to estimate them."
         )
     if module is not None or data is not None:
         raise ValueError("module and data must be given together, got one of them.")
-    return mean
+    return merged

@@ -1,6 +1,6 @@
 """Gossip of models that know how often they were trained: older ones weigh more in a merge."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.gossip.linear import along, as_mask, require_models
-from dflax.gossip.mixer import Mixer, MixerState
+from dflax.gossip.mixer import Mixer, MixerState, Models
 
 
 class Aged(NamedTuple):
@@ -36,7 +36,8 @@ def age_weighted(nodes: int) -> Mixer:
       nodes: n >= 2.
 
     Returns:
-      A `Mixer` of `Aged` trees. What is sent to an inactive node is lost, and counted.
+      A `Mixer` of `Aged` trees, or of trees with one `Aged` in them: what stands beside it is averaged
+      like its model. What is sent to an inactive node is lost, and counted.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -47,22 +48,22 @@ def age_weighted(nodes: int) -> Mixer:
     """
     validation.integer("nodes", nodes, low=2)
 
-    def init(models: Aged) -> MixerState:
-        validation.instance("models", models, Aged, "Give every model its age.")
+    def init(models: Models) -> MixerState:
+        _age(models)
         require_models(models, nodes)
         return ()
 
     def apply(
-        models: Aged,
+        models: Models,
         state: MixerState,
         key: Key[Array, ""],
         index: Int[Array, ""],
         active: Array | None = None,
-    ) -> tuple[Aged, MixerState, Metrics]:
+    ) -> tuple[Models, MixerState, Metrics]:
         require_models(models, nodes)
         mask = as_mask(active, nodes)
         peer = random_peers(key, nodes)
-        own = models.age
+        own = _age(models)
         there = jnp.ones(nodes, bool) if mask is None else mask
         # Off the end for what does not arrive: rows of inactive nodes enter no sum.
         target = jnp.where(there & there[peer], peer, nodes)
@@ -77,10 +78,29 @@ def age_weighted(nodes: int) -> Mixer:
             )
             return jnp.where(along(there & (total > 0), leaf), mean, leaf)
 
-        after = Aged(jax.tree.map(merged, models.model), own.at[target].max(own, mode="drop"))
+        def part(tree: Any) -> Any:
+            if not isinstance(tree, Aged):
+                return merged(tree)
+            return Aged(jax.tree.map(merged, tree.model), own.at[target].max(own, mode="drop"))
+
+        after = jax.tree.map(part, models, is_leaf=_is_aged)
         return after, state, {"models_sent": there.sum().astype(jnp.float32)}
 
     return Mixer(nodes, init, apply, symmetric=False, doubly_stochastic=False)
+
+
+def _age(models: Models) -> Float[Array, " n"]:
+    aged = [part for part in jax.tree.leaves(models, is_leaf=_is_aged) if _is_aged(part)]
+    if len(aged) != 1:
+        raise TypeError(
+            f"models must be of type Aged, or hold one, got {type(models).__name__} with "
+            f"{len(aged)} in it. Give every model its age."
+        )
+    return aged[0].age
+
+
+def _is_aged(part: Any) -> bool:
+    return isinstance(part, Aged)
 
 
 def random_peers(key: Key[Array, ""], nodes: int) -> Int[Array, " n"]:

@@ -12,6 +12,18 @@ Models = PyTree[Array]
 MixerState = Any
 
 
+class Uncorrected(NamedTuple):
+    """A part of what is mixed that is only mixed: who corrects what it mixed leaves this alone.
+
+    For methods that rest on sums, such as the trackers of `dsgt`, whose mean must be kept.
+
+    Attributes:
+      part: leaves `[n, ...]`.
+    """
+
+    part: Models
+
+
 class Mixer(NamedTuple):
     """One mixing of all clients' models, `[n, ...]` to `[n, ...]`.
 
@@ -31,7 +43,9 @@ class Mixer(NamedTuple):
       symmetric: whether the matrix of every mixing equals its transpose; None where it is not known,
         or the rule is no matrix.
       doubly_stochastic: whether every mixing keeps agreement and the mean: rows and columns of its
-        matrix sum to 1; None where it is not known.
+        matrix sum to 1; None where it is not known. Of a mixer that corrects what it mixed
+        (`variance_corrected`): whether the mixing before the correction does, which is all that
+        becomes of a part marked `Uncorrected`.
       informed: whether `apply` reads the clients' own examples, and so takes the keyword `round`, the
         `Round` in which it mixes. Algorithms made by `adapt_then_combine` and `combine_then_adapt` hand
         it over.

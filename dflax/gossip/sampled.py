@@ -11,7 +11,7 @@ from dflax import counter, validation
 from dflax.algorithm import Metrics
 from dflax.clients import select
 from dflax.gossip.linear import as_mask
-from dflax.gossip.mixer import Mixer, MixerState, Models, require_any_tree
+from dflax.gossip.mixer import Mixer, MixerState, Models, Uncorrected, require_any_tree
 
 Words = UInt32[Array, "n d"]
 
@@ -81,8 +81,9 @@ def _of_parts(mixer: Mixer, sent: Callable[..., Array], share: float | Array) ->
     require_any_tree(mixer, "sampling parts of models", "what was sent of each entry", fix)
     clients = mixer.clients
 
-    def both(models: Models, masks: PyTree[Array]) -> tuple[Models, PyTree[Array]]:
-        return jax.tree.map(lambda leaf, mask: mask * leaf, models, masks), masks
+    def both(models: Models, masks: PyTree[Array]) -> Uncorrected:
+        # The models are put together from two sums, neither of which is a model.
+        return Uncorrected((jax.tree.map(lambda leaf, mask: mask * leaf, models, masks), masks))
 
     def init(models: Models) -> MixerState:
         return mixer.init(both(models, jax.tree.map(jnp.ones_like, models)))
@@ -105,7 +106,7 @@ def _of_parts(mixer: Mixer, sent: Callable[..., Array], share: float | Array) ->
             start += width
         parts: Any = both(models, jax.tree.unflatten(structure, masks))
         parts, state, metrics = mixer.apply(parts, state, mixer_key, index, active)
-        heard, given = parts
+        heard, given = parts.part
         mixed = jax.tree.map(lambda w, h, g: w + (h - g * w), models, heard, given)
         mask = as_mask(active, clients)
         mixed = mixed if mask is None else select(mask, mixed, models)

@@ -19,7 +19,7 @@ from dflax.aggregation.variance import (
 from dflax.algorithm import Metrics
 from dflax.clients import select, weighted_mean
 from dflax.gossip.linear import as_mask
-from dflax.gossip.mixer import Mixer, MixerState, Models, require_any_tree
+from dflax.gossip.mixer import Mixer, MixerState, Models, Uncorrected, require_any_tree
 
 
 class Target(enum.Enum):
@@ -56,14 +56,18 @@ def variance_corrected(
     is not kept: the correction is not linear. It costs two readings of the models, and one number per
     tensor beside each model sent.
 
+    It goes into every algorithm that takes a mixer, on top of any mixer that multiplies by a matrix.
+    What a method marks `Uncorrected` is mixed and no more; `dsgt` and `dfedadmm` say what the
+    correction does to their fixed points.
+
     Args:
       neighbours: A, a mixer that leaves the client itself out, for example
         `mixer(graph, weights=functools.partial(topology.uniform, self_weight=0.0))`. What a mixer
         gives to the client itself counts as received.
-      own_weight: beta in [0, 1]; traceable.
+      own_weight: beta in [0, 1]; 0 for mixers that count the client itself already; traceable.
       target: whose variance the result gets, see `Target`.
-      choose: which tensors are corrected, `(path, leaf) -> bool` on one model's leaves; default those
-        with two axes or more: no biases, no scales and statistics of norms.
+      choose: which tensors are corrected, `(path, leaf) -> bool` on one message's leaves; default
+        those with two axes or more: no biases, no scales and statistics of norms.
       strength: in [0, 1]; 1 gives exactly the variance V; traceable.
       epsilon: >= 0, added to both variances; traceable. 1e-4 is not small beside the variance 1 / 4096
         of a wide layer.
@@ -90,8 +94,9 @@ def variance_corrected(
     require_correction(choose, strength, epsilon)
 
     def init(models: Models) -> MixerState:
-        require_choice(models, choose)
-        return neighbours.init((models, variances(models, choose)))
+        chosen = _corrected(models, choose)
+        require_choice(models, chosen)
+        return neighbours.init((models, variances(models, chosen)))
 
     def apply(
         models: Models,
@@ -99,10 +104,12 @@ def variance_corrected(
         key: Key[Array, ""],
         index: Int[Array, ""],
         active: Array | None = None,
+        **given: Any,
     ) -> tuple[Models, MixerState, Metrics]:
-        spread = variances(models, choose)
+        chosen = _corrected(models, choose)
+        spread = variances(models, chosen)
         both: Any = (models, spread)
-        both, state, metrics = neighbours.apply(both, state, key, index, active)
+        both, state, metrics = neighbours.apply(both, state, key, index, active, **given)
         heard, received = both
 
         def blend(own: Array, other: Array) -> Array:
@@ -115,7 +122,7 @@ def variance_corrected(
             Target.ALL: lambda: blend(spread, received),
         }[target]()
         mixed = jax.tree.map(blend, models, heard)
-        mixed, factors = rescaled(mixed, wanted, choose, strength=strength, epsilon=epsilon)
+        mixed, factors = rescaled(mixed, wanted, chosen, strength=strength, epsilon=epsilon)
         mask = as_mask(active, neighbours.clients)
         if mask is None:
             factor = weighted_mean(factors).mean()
@@ -127,4 +134,19 @@ def variance_corrected(
         return mixed, state, metrics | {"variance_scale": factor}
 
     # The correction is no product with a matrix.
-    return neighbours._replace(init=init, apply=apply, symmetric=None, doubly_stochastic=False)
+    return neighbours._replace(init=init, apply=apply, symmetric=None)
+
+
+def _corrected(models: Models, choose: Choice) -> Choice:
+    """The choice, but nothing of what is marked `Uncorrected`."""
+    flat = jax.tree_util.tree_leaves_with_path(models, is_leaf=_is_uncorrected)
+    kept = [path for path, part in flat if _is_uncorrected(part)]
+
+    def chosen(path: Any, leaf: Array | jax.ShapeDtypeStruct) -> bool:
+        return not any(path[: len(start)] == start for start in kept) and choose(path, leaf)
+
+    return chosen
+
+
+def _is_uncorrected(part: Any) -> bool:
+    return isinstance(part, Uncorrected)

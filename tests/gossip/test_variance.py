@@ -61,12 +61,40 @@ def test_one_mixing_is_the_published_rule(target, beta):
     assert metrics["models_sent"] == NODES * 4
 
 
-def test_without_correction_independent_models_lose_variance_as_the_law_says():
-    """E var = v (beta^2 + (1 - beta)^2 / k), here beta = 1/2 and k = 4: 0.3125 v."""
-    stacked = jnp.asarray(np.random.default_rng(1).normal(size=(NODES, 250, 400)), jnp.float32)
-    plain = gossip.mixer(GRAPH, weights=functools.partial(topology.uniform, self_weight=0.5))
-    mixed, _, _ = plain.apply(stacked, plain.init(stacked), KEY, 0)
-    np.testing.assert_allclose(np.asarray(mixed).reshape(NODES, -1).var(1), 0.3125, rtol=0.02)
+@pytest.mark.parametrize(
+    ("graph", "beta", "left"),
+    [
+        (topology.path(2), 0.5, 0.5),
+        (topology.ring(NODES), 0.5, 0.375),
+        (GRAPH, 0.5, 0.3125),
+        (topology.complete(9), 0.5, 0.28125),
+        (topology.complete(9), 0.2, 0.12),
+    ],
+)
+def test_independent_models_lose_variance_as_the_law_says_and_get_it_back(graph, beta, left):
+    """E var = v (beta^2 + (1 - beta)^2 / k) for k neighbours, here k = 1, 2, 4, 8 and v = 1."""
+    nodes = graph.nodes
+    stacked = jnp.asarray(np.random.default_rng(1).normal(size=(nodes, 250, 400)), jnp.float32)
+    plain = gossip.mixer(graph, weights=functools.partial(topology.uniform, self_weight=beta))
+    mixed, _, _ = jax.jit(plain.apply)(stacked, plain.init(stacked), KEY, 0)
+    np.testing.assert_allclose(np.asarray(mixed).reshape(nodes, -1).var(1), left, rtol=0.02)
+    mixer = gossip.variance_corrected(neighbours(graph), beta)
+    mixed, _, metrics = jax.jit(mixer.apply)(stacked, mixer.init(stacked), KEY, 0)
+    np.testing.assert_allclose(np.asarray(mixed).reshape(nodes, -1).var(1), 1.0, rtol=0.02)
+    np.testing.assert_allclose(metrics["variance_scale"], left**-0.5, rtol=0.01)
+
+
+def test_the_sum_over_clients_is_not_kept_but_for_what_is_marked():
+    """Two clients, the published example: (1,0,0,-1) twice becomes (r,0,0,-r), r the root of 2."""
+    pair = jnp.asarray([[1.0, -1, 1, -1], [1.0, 1, -1, -1]])
+    mixer = gossip.variance_corrected(neighbours(topology.path(2)), choose=everything)
+    mixed, _, _ = mixer.apply(pair, mixer.init(pair), KEY, 0)
+    np.testing.assert_allclose(mixed.sum(0), [8**0.5, 0, 0, -(8**0.5)], rtol=1e-6)
+    np.testing.assert_allclose(mixed.mean(1), pair.mean(1), atol=1e-6)
+    both = {"model": pair, "tracker": gossip.Uncorrected({"y": pair})}
+    both, _, _ = mixer.apply(both, mixer.init(both), KEY, 0)
+    np.testing.assert_array_equal(both["model"], mixed)
+    np.testing.assert_allclose(both["tracker"].part["y"].sum(0), [2, 0, 0, -2], rtol=1e-6)
 
 
 def test_repeated_mixing_agrees_in_direction_and_keeps_the_variance():
