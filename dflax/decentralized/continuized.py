@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
+from dflax.gossip.law import require_drawn_by
 from dflax.gossip.node_events import NodeEvent
 from dflax.gossip.rows import read, starts, write
 from dflax.gossip.stream import Stream
@@ -76,7 +77,8 @@ def continuized(
 
     Raises:
       TypeError, ValueError: naming the argument; mu > L where both are known (traced values pass), and
-        a graph that is directed or not connected.
+        a graph that is directed or not connected. From the step: events that were drawn by other
+        rates, or with gradients of their own.
 
     References:
       Even et al., A Continuized View on Nesterov Acceleration for Stochastic Gradient Descent and
@@ -107,6 +109,8 @@ def continuized(
     def step(state: FederatedState, drawn: NodeEvent) -> tuple[FederatedState, Metrics]:
         validation.instance("the event", drawn, NodeEvent, "Run on a dflax.gossip.NodeEvents.")
         validation.instance("the event's row", drawn.event, Stream, "Groups are not supported.")
+        fix = "Draw them with poisson_stream(unit_rates(graph), events, seed=0, gradient_rate=0.0)."
+        require_drawn_by(drawn.event.law, rates, 0.0, fix)
         event, nodes, done = drawn.event, state.clients, state.server
         i, j = event.nodes[0], event.nodes[1]
 

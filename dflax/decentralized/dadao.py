@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.gossip.flow import Real, apply_flow, momenta, propagator
+from dflax.gossip.law import require_drawn_by
 from dflax.gossip.node_events import NodeEvent
 from dflax.gossip.rows import along, put, read, starts, write
 from dflax.gossip.stream import Groups
@@ -93,7 +94,7 @@ def dadao(
       loss: `(params, batch, key) -> (loss, metrics)`, f_i when the batch holds all that node i has; or
         an `Oracle`. Minibatches (`NodeEvents(..., batch_size=B)`) make it stochastic.
       rates: of the links, see `dflax.topology.optimal_rates` and `uniform_rates`; the stream of events
-        must be drawn with the same.
+        must be drawn with the same, and one gradient per node and unit of time.
       strong_convexity: mu > 0 of every f_i; traceable.
       smoothness: L >= mu of every f_i; traceable.
       running_mean: keep the mean of x over each node's gradient events, `state.clients.mean`.
@@ -106,7 +107,8 @@ def dadao(
 
     Raises:
       TypeError, ValueError: naming the argument; rates with 2 chi_1 chi_2 > 1, for which nothing is
-        guaranteed, and mu > L where both are known (traced values pass).
+        guaranteed, and mu > L where both are known (traced values pass). From the step: events that
+        were drawn by other rates.
 
     References:
       Nabli & Oyallon, DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization,
@@ -171,6 +173,10 @@ def dadao(
 
     def step(state: FederatedState, drawn: NodeEvent) -> tuple[FederatedState, Metrics]:
         validation.instance("the event", drawn, NodeEvent, "Run on a dflax.gossip.NodeEvents.")
+        fix = (
+            "Draw them with dflax.gossip.poisson_stream(rates, events, seed=0), of the same rates."
+        )
+        require_drawn_by(drawn.event.law, rates, 1.0, fix)
         if isinstance(drawn.event, Groups):
             return together(state, drawn)
         event, nodes, done = drawn.event, state.clients, state.server

@@ -21,6 +21,7 @@ from dflax.gossip.families import (
     torus,
 )
 from dflax.gossip.fixed import complete, dense, edges, identity, shifts, slots
+from dflax.gossip.law import Law
 from dflax.gossip.mixer import Mixer, MixerState, Models, Uncorrected
 from dflax.gossip.node_events import NodeEvent, NodeEvents
 from dflax.gossip.push_sum import PushSumState, push_sum

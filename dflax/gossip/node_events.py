@@ -66,16 +66,13 @@ class NodeEvents:
         validation.instance("events", events, (Stream, Groups), fix)
         if batch_size is not None:
             validation.integer("batch_size", batch_size, low=1)
-        who = events.nodes if isinstance(events, Stream) else events.links
-        if not validation.is_traced(who):
-            highest = int(np.max(np.asarray(who), initial=-1))
-            limit = partition.clients - (1 if isinstance(events, Stream) else 0)
-            if highest > limit:
-                raise ValueError(
-                    f"partition must give data to every node of the events, got "
-                    f"{partition.clients} clients and a node {highest}. Deal the data to as many "
-                    "clients as the graph has nodes."
-                )
+        nodes = events.law.rates.nodes
+        if partition.clients != nodes:
+            raise ValueError(
+                f"partition must have {nodes} clients, one for each node of the events, got "
+                f"{partition.clients} and events of {events.law.described}. Deal the data to as many "
+                "clients as the graph has nodes, or draw events with the rates of the graph meant."
+            )
         self.data: Dataset = data
         self.partition: Partition = partition
         self.events: Stream | Groups = events

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dflax import validation
+from dflax.gossip.law import Law
 from dflax.topology.gossip_rates import GossipRates
 
 
@@ -21,6 +22,7 @@ class Stream(NamedTuple):
       nodes: `[K, 2]` int32, who takes part; a gradient's node stands in both places.
       gaps: `[K, 2]`, time since the node's last event (since 0 for its first). Differences are taken
         in float64, so that they stay exact however long the stream.
+      law: what the events were drawn by.
     """
 
     number: Int[Array, " K"]
@@ -28,6 +30,7 @@ class Stream(NamedTuple):
     gradient: Bool[Array, " K"]
     nodes: Int[Array, "K 2"]
     gaps: Float[Array, "K 2"]
+    law: Law
 
 
 class Groups(NamedTuple):
@@ -46,6 +49,7 @@ class Groups(NamedTuple):
       links: `[T, C, 2]` int32, pairs that communicate.
       link_times: `[T, C]`.
       link_gaps: `[T, C, 2]`.
+      law: what the events were drawn by.
     """
 
     time: Float[Array, " T"]
@@ -58,6 +62,7 @@ class Groups(NamedTuple):
     links: Int[Array, "T C 2"]
     link_times: Float[Array, "T C"]
     link_gaps: Float[Array, "T C 2"]
+    law: Law
 
 
 def poisson_stream(
@@ -121,6 +126,7 @@ def poisson_stream(
         jnp.asarray(gradient),
         jnp.asarray(nodes, jnp.int32),
         jnp.asarray(_gaps(times, gradient, nodes)),
+        Law(rates, float(gradient_rate)),
     )
 
 
@@ -143,10 +149,15 @@ def independent_groups(
       The `Groups`.
 
     Raises:
-      TypeError, ValueError: naming the argument.
+      TypeError, ValueError: naming the argument; `nodes` that are not those of the stream.
     """
     validation.instance("stream", stream, Stream, "Make one with poisson_stream.")
     validation.integer("nodes", nodes, low=1)
+    if nodes != stream.law.rates.nodes:
+        raise ValueError(
+            f"nodes must be {stream.law.rates.nodes}, those of the stream, got {nodes}: it was drawn on "
+            f"{stream.law.described}."
+        )
     level = np.asarray(_levels(stream.nodes, nodes))
     kind = np.asarray(stream.gradient)
     counts = np.stack([np.bincount(level[kind == k], minlength=level.max() + 1) for k in (0, 1)])
@@ -189,6 +200,7 @@ def independent_groups(
         jnp.asarray(table(0, who, nodes)),
         jnp.asarray(table(0, times, 0.0)),
         jnp.asarray(table(0, gaps, 0.0)),
+        stream.law,
     )
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +13,7 @@ from dflax.data.dataset import Dataset
 from dflax.decentralized import dadao, synchronized
 from dflax.gossip import NodeEvents, independent_groups, poisson_stream
 from dflax.gossip.flow import generator, momenta
-from dflax.topology import given_rates, optimal_rates, uniform_rates
+from dflax.topology import given_rates, optimal_rates, switching, uniform_rates
 
 KEY = jax.random.key(0)
 N, D = 6, 3
@@ -163,6 +164,46 @@ def test_changing_graphs_stochastic_gradients_and_running_means():
     assert mean < 0.02
     assert mean < last / 3
     assert int(state.clients.taken.sum()) == int(state.server.gradients)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(
+    ("own", "given", "message"),
+    [
+        (
+            uniform_rates(dx.topology.star(N)),
+            RING,
+            "star of 6 with 6 nodes.*got events of ring of 6",
+        ),
+        (
+            uniform_rates(dx.topology.ring(5)),
+            RING,
+            "ring of 5 with 5 nodes.*got events of ring of 6",
+        ),
+        (RING, given_rates(dx.topology.ring(N), 1.0), "got events of ring of 6 .*, 6 commun"),
+        (RING, switching([RING, RING], dwell=1.0), "rates of the method"),
+    ],
+)
+def test_events_of_other_rates_are_refused(own, given, message, grouped):
+    stream = poisson_stream(given, 20, seed=0)
+    events = independent_groups(stream, N) if grouped else stream
+    method = algorithm(own)
+    state = method.init(KEY, jnp.zeros(D))
+    with pytest.raises(ValueError, match=f"events must be drawn by .*{message}"):
+        dx.rollout(method, state, source(events), KEY, 2)
+
+
+def test_events_without_their_gradients_are_refused():
+    stream = poisson_stream(RING, 20, seed=0, gradient_rate=0.0)
+    method = algorithm()
+    with pytest.raises(ValueError, match=r"and 1 gradients a node.*and 0 gradients a node.*seed=0"):
+        dx.rollout(method, method.init(KEY, jnp.zeros(D)), source(stream), KEY, 2)
+
+
+def test_rates_that_differ_by_rounding_are_the_same():
+    near = dataclasses.replace(RING, rates=tuple(rate * (1 + 1e-12) for rate in RING.rates))
+    state, _ = advance(algorithm(near), poisson_stream(RING, 20, seed=0), 20)
+    assert state.round == 20
 
 
 def test_models_are_pytrees_and_runs_are_taken_up_again():

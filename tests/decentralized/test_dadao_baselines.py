@@ -11,6 +11,7 @@ from dflax.data.dataset import Dataset
 from dflax.decentralized import adom_plus, continuized, gossip_steps, msda, unit_rates
 from dflax.gossip import NodeEvents, independent_groups, poisson_stream
 from dflax.local.conjugate import least_squares_conjugate
+from dflax.topology import uniform_rates
 
 KEY = jax.random.key(0)
 N, D, ROWS = 6, 2, 12
@@ -177,3 +178,12 @@ def test_bad_arguments_are_refused():
     method = continuized(least_squares_conjugate, GRAPH, **CONSTANTS)
     with pytest.raises(TypeError, match="the event's row must be of type Stream"):
         method.step(method.init(KEY, jnp.zeros(D)), NodeEvents(*dealt(), groups).draw(KEY, 0))
+    others = [
+        (unit_rates(dx.topology.star(N)), 0.0, f"got events of star of {N}"),
+        (uniform_rates(GRAPH), 0.0, "1 communications and 0 gradients.*got events of"),
+        (unit_rates(GRAPH), 1.0, "and 0 gradients a node .*and 1 gradients a node .*unit_rates"),
+    ]
+    for rates, gradients, message in others:
+        stream = poisson_stream(rates, 5, seed=0, gradient_rate=gradients)
+        with pytest.raises(ValueError, match=f"events must be drawn by the rates.*{message}"):
+            method.step(method.init(KEY, jnp.zeros(D)), NodeEvents(*dealt(), stream).draw(KEY, 0))

@@ -7,7 +7,8 @@ from scipy.linalg import expm
 import dflax as dx
 from dflax.gossip import independent_groups, poisson_stream
 from dflax.gossip.flow import generator, momenta, propagator
-from dflax.topology import switching, uniform_rates
+from dflax.gossip.law import Law
+from dflax.topology import given_rates, switching, uniform_rates
 
 STAR = uniform_rates(dx.topology.star(6))
 
@@ -46,7 +47,7 @@ def test_counts_and_places_follow_the_rates():
 def test_gaps_are_times_since_a_nodes_last_event():
     stream = jax.tree.map(np.asarray, poisson_stream(STAR, 500, seed=1))
     last = np.zeros(6)
-    for time, gradient, nodes, gaps in zip(*stream[1:], strict=True):
+    for time, gradient, nodes, gaps in zip(*stream[1:5], strict=True):
         for place in range(1 if gradient else 2):
             assert gaps[place] == pytest.approx(time - last[nodes[place]], abs=2e-5)
         last[nodes] = time
@@ -87,6 +88,30 @@ def test_groups_hold_every_event_once_without_conflicts_and_in_order():
     assert groups.gradients.sum() + groups.communications.sum() == 300
 
 
+def test_a_law_is_known_by_its_graphs_rates_and_gradients():
+    ring = dx.topology.ring(6)
+    laws = [
+        Law(STAR, 1.0),
+        Law(STAR, 0.0),
+        Law(uniform_rates(ring), 1.0),
+        Law(given_rates(ring, 1.0), 1.0),
+        Law(uniform_rates(dx.topology.star(7)), 1.0),
+        Law(switching([STAR, uniform_rates(ring)], dwell=0.5), 1.0),
+        Law(switching([STAR, uniform_rates(ring)], dwell=0.6), 1.0),
+    ]
+    assert len(set(laws)) == len({repr(law) for law in laws}) == len(laws)
+    again = Law(uniform_rates(dx.topology.star(6)), 1.0)
+    assert again == laws[0]
+    assert repr(again) == repr(laws[0])
+
+
+def test_tables_of_several_seeds_stack_and_keep_their_law():
+    streams = [poisson_stream(STAR, 20, seed=seed) for seed in (0, 1)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *streams)
+    assert stacked.time.shape == (2, 20)
+    assert stacked.law == streams[0].law == independent_groups(streams[0], 6).law
+
+
 def test_bad_arguments_are_refused():
     with pytest.raises(TypeError, match="rates must be of type GossipRates"):
         poisson_stream(dx.topology.ring(4), 10, seed=0)
@@ -97,11 +122,17 @@ def test_bad_arguments_are_refused():
         alone([], dwell=1.0)
     with pytest.raises(TypeError, match="stream must be of type Stream"):
         independent_groups(None, 4)
+    with pytest.raises(ValueError, match=r"nodes must be 6.*got 5: it was drawn on star of 6"):
+        independent_groups(poisson_stream(STAR, 50, seed=0), 5)
     data = dx.data.Dataset(jnp.zeros((4, 1)), jnp.zeros(4, jnp.int32))
     partition = dx.data.from_indices([np.array([i]) for i in range(4)])
     with pytest.raises(
-        ValueError, match=r"partition must give data to every node.*4 clients and a"
+        ValueError, match=r"partition must have 6 clients.*got 4 and events of star of 6"
     ):
         dx.gossip.NodeEvents(data, partition, poisson_stream(STAR, 50, seed=0))
+    small = poisson_stream(uniform_rates(dx.topology.ring(3)), 50, seed=0)
+    for events in (small, independent_groups(small, 3)):
+        with pytest.raises(ValueError, match=r"partition must have 3 clients.*got 4 and events of"):
+            dx.gossip.NodeEvents(data, partition, events)
     with pytest.raises(ValueError, match="batch_size must be"):
         dx.gossip.NodeEvents(data, partition, poisson_stream(STAR, 50, seed=0), batch_size=0)
