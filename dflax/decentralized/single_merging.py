@@ -28,6 +28,7 @@ def single_merging(
     r: float | Float[Array, ""] | topology.intensity.Intensity = 0.2,
     *,
     base: topology.Graph | None = None,
+    disconnected: bool = False,
     symmetric: bool = False,
     mixing: Callable[[Mixer], Mixer] | None = None,
     channel: Channel | None = None,
@@ -51,6 +52,7 @@ def single_merging(
       r: others heard per client and round on average, in [0, n - 1]: a number (traceable), or a
         function of the round such as those of `topology.intensity`. r = n - 1 averages exactly.
       base: hear only neighbours in this graph; default anyone.
+      disconnected: whether a base is accepted in which some client cannot reach another.
       symmetric: meet in random pairs instead, with probability min(r, 1): the mean of the models is
         then kept in every round, not only in expectation. Without `base`.
       mixing: the gossip made from the random one, for clients that start from draws of their own
@@ -90,7 +92,7 @@ def single_merging(
         probability = r if callable(r) else jnp.minimum(r, 1.0)
         schedule = topology.random_matching(clients, probability)
     else:
-        schedule = topology.random_neighbours(clients, r, base=base)
+        schedule = topology.random_neighbours(clients, r, base=base, disconnected=disconnected)
     meeting = mixer(schedule)
     if mixing is not None:
         validation.function("mixing", mixing, "For example gossip.variance_corrected.")

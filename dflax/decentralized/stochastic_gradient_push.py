@@ -15,6 +15,7 @@ def sgp(
     topology: Graph | MixingMatrix,
     *,
     gossip_steps: int = 1,
+    disconnected: bool = False,
     channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
@@ -32,6 +33,7 @@ def sgp(
       optimizer: every client's optax optimiser; or a function of the round's number.
       topology: a strongly connected graph, or a column-stochastic matrix; see `gossip.push_sum`.
       gossip_steps: Q >= 1 mixings a round.
+      disconnected: as in `gossip.push_sum`.
       channel: as in `dpsgd`.
       at_once: see `dflax.map_clients`.
 
@@ -47,7 +49,7 @@ def sgp(
     return gossip_averaging(
         loss,
         optimizer,
-        push_sum(topology, steps=gossip_steps),
+        push_sum(topology, steps=gossip_steps, disconnected=disconnected),
         order=Order.ADAPT_THEN_COMBINE,
         keep_optimizer=True,
         channel=channel,

@@ -144,6 +144,7 @@ def aligned(
         informed=informed,
         whole_models=True,
         averages_statistics=False,
+        graph=matrix.graph,
     )
 
 

@@ -16,12 +16,11 @@ from dflax.topology import (
     MixingMatrix,
     Schedule,
     from_dense,
-    from_edges,
     metropolis,
     periodic,
     uniform,
 )
-from dflax.topology.graph import require_connected
+from dflax.topology.graph import require_connected_together
 
 Topology = (
     Graph
@@ -68,7 +67,7 @@ def mixer(
         ("edges") when few nodes have most of them.
       disconnected: whether a topology is accepted in which the model of some node never reaches
         another. Of a sequence, all graphs count together: its rounds alone may be disconnected. A
-        `Schedule` is taken as it is.
+        `Schedule` is taken as it is: those of `dflax.topology` were checked when they were made.
 
     Returns:
       A `Mixer`.
@@ -95,8 +94,9 @@ def mixer(
         if not disconnected:
             _require_connected(matrices)
         if kind is None and not all(_rolls(matrix) or matrix.averages for matrix in matrices):
-            return repeat(scheduled(periodic(matrices)), steps)
-        return repeat(alternate([_of_kind(matrix, kind) for matrix in matrices]), steps)
+            return repeat(scheduled(periodic(matrices, disconnected=True)), steps)
+        turns = [_of_kind(matrix, kind) for matrix in matrices]
+        return repeat(alternate(turns, disconnected=True), steps)
     matrix = as_matrix(topology, weights)
     if not disconnected:
         _require_connected([matrix])
@@ -151,13 +151,8 @@ def fits_slots(matrix: MixingMatrix) -> bool:
 def _require_connected(matrices: Sequence[MixingMatrix]) -> None:
     """Refuse matrices whose graphs, taken together, leave some node out of reach of another."""
     graphs = [matrix.graph for matrix in matrices]
-    if len({graph.nodes for graph in graphs}) != 1 or any(graph.connected for graph in graphs):
-        return
-    edges = [np.stack([graph.senders, graph.receivers], axis=1) for graph in graphs]
-    union = from_edges(
-        graphs[0].nodes, np.concatenate(edges), directed=True, disconnected=True, name="topology"
-    )
-    require_connected(union)
+    if len({graph.nodes for graph in graphs}) == 1:
+        require_connected_together("topology", graphs)
 
 
 def _of_kind(matrix: MixingMatrix, kind: Kind | None) -> Mixer:

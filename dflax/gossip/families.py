@@ -91,10 +91,12 @@ def random_neighbours(
     *,
     most: int | None = None,
     base: topology.Graph | None = None,
+    disconnected: bool = False,
     steps: int = 1,
 ) -> Mixer:
     """Mixing with r random others on average; arguments as in `topology.random_neighbours`."""
-    return mixer(topology.random_neighbours(nodes, r, most=most, base=base), steps=steps)
+    schedule = topology.random_neighbours(nodes, r, most=most, base=base, disconnected=disconnected)
+    return mixer(schedule, steps=steps)
 
 
 def random_matching(

@@ -13,7 +13,7 @@ from dflax.clients import client_devices
 from dflax.gossip.linear import Plan, Rows, along, linear, require_topology_sums
 from dflax.gossip.mixer import Mixer
 from dflax.gossip.products import count_sent, dense_rows, edge_rows, slot_rows
-from dflax.topology import MixingMatrix
+from dflax.topology import MixingMatrix, from_edges
 from dflax.topology.mixing_matrix import require_matrix
 
 
@@ -165,7 +165,8 @@ def identity(clients: int) -> Mixer:
     def plan(table: None, key: Array, index: Array, active: Array | None) -> tuple[Rows, float]:
         return (lambda x: x), 0.0
 
-    return linear(clients, None, plan, symmetric=True, doubly_stochastic=True)
+    graph = from_edges(clients, np.zeros((0, 2), int), disconnected=True, name="no graph")
+    return linear(clients, None, plan, symmetric=True, doubly_stochastic=True, graph=graph)
 
 
 def _of_matrix(matrix: MixingMatrix, tables: PyTree[Array], plan: Plan) -> Mixer:
@@ -175,6 +176,7 @@ def _of_matrix(matrix: MixingMatrix, tables: PyTree[Array], plan: Plan) -> Mixer
         plan,
         symmetric=matrix.symmetric,
         doubly_stochastic=matrix.doubly_stochastic,
+        graph=matrix.graph,
     )
 
 

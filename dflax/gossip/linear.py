@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from dflax import validation
 from dflax.algorithm import Metrics
 from dflax.gossip.mixer import Mixer, MixerState, Models
+from dflax.topology import Graph
 
 Rows = Callable[[Float[Array, "n ..."]], Float[Array, "n ..."]]
 Plan = Callable[
@@ -25,6 +26,7 @@ def linear(
     *,
     symmetric: bool | None,
     doubly_stochastic: bool | None,
+    graph: Graph | None = None,
 ) -> Mixer:
     """A mixer `X <- W X` from a way of multiplying by W.
 
@@ -40,6 +42,7 @@ def linear(
         left of each row on it.
       symmetric: as in `Mixer`.
       doubly_stochastic: as in `Mixer`.
+      graph: as in `Mixer`.
 
     Returns:
       The `Mixer`; its state is the tables.
@@ -62,7 +65,14 @@ def linear(
         mixed = jax.tree.map(lambda leaf: mix_leaf(rows, leaf, mask), models)
         return mixed, state, {"models_sent": jnp.asarray(sent, jnp.float32)}
 
-    return Mixer(clients, init, apply, symmetric=symmetric, doubly_stochastic=doubly_stochastic)
+    return Mixer(
+        clients,
+        init,
+        apply,
+        symmetric=symmetric,
+        doubly_stochastic=doubly_stochastic,
+        graph=graph,
+    )
 
 
 def mix_leaf(rows: Rows, leaf: Array, mask: Bool[Array, " n"] | None) -> Array:

@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from dflax.algorithm import Metrics
+from dflax.topology import Graph
 
 Models = PyTree[Array]
 MixerState = Any
@@ -53,6 +54,8 @@ class Mixer(NamedTuple):
         mixes nothing beside them: no trackers, no masks, no variances.
       averages_statistics: whether running statistics ("batch_stats") come out as averages, which fit no
         model; False where they are estimated afresh or refused.
+      graph: along whose edges models travel, the same in every mixing; None where it changes or is
+        not known.
     """
 
     clients: int
@@ -64,6 +67,7 @@ class Mixer(NamedTuple):
     informed: bool = False
     whole_models: bool = False
     averages_statistics: bool = True
+    graph: Graph | None = None
 
 
 def require_mixer(mixer: Mixer) -> None:

@@ -14,6 +14,7 @@ from dflax.gossip.mixer import Mixer, Models
 from dflax.gossip.products import count_sent, edge_rows, slot_rows
 from dflax.gossip.repeat import repeat
 from dflax.topology import Graph, MixingMatrix, column_stochastic
+from dflax.topology.graph import require_connected_together
 
 
 class PushSumState(NamedTuple):
@@ -32,7 +33,9 @@ class PushSumState(NamedTuple):
     excess: PyTree[Array]
 
 
-def push_sum(topology: Graph | MixingMatrix, *, steps: int = 1) -> Mixer:
+def push_sum(
+    topology: Graph | MixingMatrix, *, steps: int = 1, disconnected: bool = False
+) -> Mixer:
     """Push-sum: `x <- A x`, `w <- A w`, `z = x / w`, with a column-stochastic A.
 
     On a directed graph that is not regular no local choice of weights is doubly stochastic, and
@@ -48,6 +51,7 @@ def push_sum(topology: Graph | MixingMatrix, *, steps: int = 1) -> Mixer:
       topology: a strongly connected graph (a node shares equally among itself and its out-neighbours),
         or a column-stochastic mixing matrix.
       steps: gossip steps per round, >= 1.
+      disconnected: whether a topology is accepted in which the model of some node never reaches another.
 
     Returns:
       A `Mixer` with a `PushSumState`. An inactive client keeps model and weight; what would have been
@@ -55,7 +59,8 @@ def push_sum(topology: Graph | MixingMatrix, *, steps: int = 1) -> Mixer:
 
     Raises:
       TypeError: a topology of another type.
-      ValueError: columns that do not sum to 1, a zero on the diagonal, or `steps` below 1.
+      ValueError: columns that do not sum to 1, a zero on the diagonal, a graph that is not strongly
+        connected, or `steps` below 1.
 
     References:
       Assran et al., Stochastic Gradient Push for Distributed Deep Learning, arXiv 1811.10792;
@@ -75,6 +80,9 @@ def push_sum(topology: Graph | MixingMatrix, *, steps: int = 1) -> Mixer:
             f"topology must keep a share of every client's own model, got a diagonal entry of "
             f"{matrix.self_weights.min():g} on {graph.name}. Use topology.lazy of the matrix."
         )
+    validation.flag("disconnected", disconnected)
+    if not disconnected:
+        require_connected_together("topology", [graph])
     compact = fits_slots(matrix)
     tables = matrix.slots() if compact else (graph.senders, graph.receivers, matrix.weights)
 
@@ -137,6 +145,7 @@ def push_sum(topology: Graph | MixingMatrix, *, steps: int = 1) -> Mixer:
         per_client=rows_of_clients,
         symmetric=False,
         doubly_stochastic=False,
+        graph=graph,
     )
     return repeat(once, steps)
 

@@ -12,6 +12,7 @@ from dflax.gossip.linear import Rows, linear
 from dflax.gossip.mixer import Mixer, MixerState, Models, all_known
 from dflax.gossip.products import dense_rows, slot_rows
 from dflax.topology import Schedule, Slots
+from dflax.topology.graph import require_connected_together
 
 
 def scheduled(schedule: Schedule) -> Mixer:
@@ -34,19 +35,23 @@ def scheduled(schedule: Schedule) -> Mixer:
     )
 
 
-def alternate(mixers: Sequence[Mixer]) -> Mixer:
+def alternate(mixers: Sequence[Mixer], *, disconnected: bool = False) -> Mixer:
     """Mixer number `t mod T` in round t; each keeps its own structure and its own state.
 
     Args:
       mixers: T >= 1 mixers of the same number of clients.
+      disconnected: whether mixers are accepted over all of whose graphs, a whole period, the model of
+        some client never reaches another. Each of them alone may be disconnected.
 
     Returns:
       A `Mixer` whose state is the tuple of theirs.
 
     Raises:
       TypeError: anything but mixers.
-      ValueError: no mixers, or numbers of clients that differ.
+      ValueError: no mixers, numbers of clients that differ, or a union of the mixers' graphs, where all
+        are known, that is not (strongly) connected.
     """
+    validation.flag("disconnected", disconnected)
     if not mixers:
         raise ValueError("mixers must hold at least one mixer, got none.")
     for number, mixer in enumerate(mixers):
@@ -55,6 +60,9 @@ def alternate(mixers: Sequence[Mixer]) -> Mixer:
     sizes = [mixer.clients for mixer in mixers]
     if len(set(sizes)) > 1:
         raise ValueError(f"mixers must be of one number of clients, got {sizes}.")
+    graphs = [mixer.graph for mixer in mixers if mixer.graph is not None]
+    if not disconnected and len(graphs) == len(mixers):
+        require_connected_together("mixers over a whole period", graphs)
 
     def init(models: Models) -> MixerState:
         return tuple(mixer.init(models) for mixer in mixers)

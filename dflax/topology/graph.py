@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -275,6 +276,18 @@ def require_connected(
         f"{name or graph.name} must be {kind}, got {len(sizes)} components of sizes "
         f"{sorted(sizes.tolist(), reverse=True)[:8]}, the largest of which begin with the nodes "
         f"{shown}. {fix}"
+    )
+
+
+def require_connected_together(argument: str, graphs: Sequence[Graph]) -> None:
+    """Refuse graphs of one size over whose edges, all taken together, some node cannot reach another."""
+    if any(graph.connected for graph in graphs):
+        return
+    edges = [np.stack([graph.senders, graph.receivers], axis=1) for graph in graphs]
+    require_connected(
+        from_edges(
+            graphs[0].nodes, np.concatenate(edges), directed=True, disconnected=True, name=argument
+        )
     )
 
 

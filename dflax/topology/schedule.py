@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import validation
-from dflax.topology.graph import Graph
+from dflax.topology.graph import Graph, require_connected_together
 from dflax.topology.mixing_matrix import MixingMatrix, require_matrix
 from dflax.topology.random_graphs import require_even
 
@@ -51,19 +51,23 @@ class Schedule(NamedTuple):
     doubly_stochastic: bool | None = None
 
 
-def periodic(matrices: Sequence[MixingMatrix]) -> Schedule:
+def periodic(matrices: Sequence[MixingMatrix], *, disconnected: bool = False) -> Schedule:
     """Matrix number `t mod T` in round t.
 
     Args:
       matrices: T >= 1 row-stochastic matrices of the same n.
+      disconnected: whether matrices are accepted over all of which, a whole period, the model of some
+        node never reaches another. Each of them alone may be disconnected.
 
     Returns:
       A `Schedule` whose tables are `[T, n, k]`, k the largest in-degree of them all.
 
     Raises:
       TypeError: anything but mixing matrices.
-      ValueError: no matrices, sizes that differ, or rows that do not sum to 1.
+      ValueError: no matrices, sizes that differ, rows that do not sum to 1, or a union of the graphs
+        that is not (strongly) connected.
     """
+    validation.flag("disconnected", disconnected)
     if not matrices:
         raise ValueError("matrices must hold at least one mixing matrix, got none.")
     for number, matrix in enumerate(matrices):
@@ -77,6 +81,9 @@ def periodic(matrices: Sequence[MixingMatrix]) -> Schedule:
                 f"matrices must have rows that sum to 1, got number {number} on {matrix.graph.name} "
                 "whose rows do not."
             )
+    if not disconnected:
+        graphs = [matrix.graph for matrix in matrices]
+        require_connected_together("matrices over a whole period", graphs)
     pairs = [matrix.slots() for matrix in matrices]
     most = max(neighbours.shape[1] for neighbours, _ in pairs)
     own = np.arange(sizes[0], dtype=np.int32)[:, None]
@@ -149,6 +156,7 @@ def random_neighbours(
     *,
     most: int | None = None,
     base: Graph | None = None,
+    disconnected: bool = False,
 ) -> Schedule:
     """Each round every node hears r random others on average and takes the plain mean with its own.
 
@@ -165,13 +173,14 @@ def random_neighbours(
         ceil(r) for a plain number, else all n - 1. Above 16, or when more than half of the others can
         be drawn, W is drawn as an n x n array.
       base: draw among this graph's neighbours only; a node with fewer than c_i hears them all.
+      disconnected: whether a base graph is accepted in which some node cannot reach another.
 
     Returns:
       A `Schedule`; not symmetric.
 
     Raises:
       TypeError: r that is neither a number nor a function, or a base that is no graph.
-      ValueError: arguments out of range, or a base graph of another size.
+      ValueError: arguments out of range, or a base graph of another size or not (strongly) connected.
 
     References:
       Zhu et al., A Single Merging Suffices, arXiv 2507.06542.
@@ -191,6 +200,9 @@ def random_neighbours(
         validation.instance("base", base, Graph, fix)
     if base is not None and base.nodes != nodes:
         raise ValueError(f"base must have nodes={nodes} nodes, got {base.name} with {base.nodes}.")
+    validation.flag("disconnected", disconnected)
+    if base is not None and not disconnected:
+        require_connected_together("base", [base])
 
     def counts(key: Key[Array, ""], index: Int[Array, ""], shape: tuple[int, ...]) -> Array:
         expected = r(index) if callable(r) else r

@@ -16,6 +16,7 @@ KEY = jax.random.key(0)
 TASK = quadratics(clients=6)
 START = jnp.ones(3)
 SGD = optax.sgd(0.1)
+THREE_PAIRS = topology.from_edges(6, np.array([[0, 1], [2, 3], [4, 5]]), disconnected=True)
 
 
 def rollout(algorithm, federation, rounds, start=START):
@@ -71,6 +72,18 @@ def test_a_base_graph_restricts_who_is_heard():
     state, _ = algorithm.step(state, TASK.federation().draw(KEY, 0))
     expected = (np.roll(start, 1, 0) + start + np.roll(start, -1, 0)) / 3
     np.testing.assert_allclose(state.clients.params, expected, rtol=1e-5)
+
+
+def test_a_disconnected_base_passes_when_asked_for():
+    algorithm = single_merging(
+        half_square, optax.sgd(0.0), 6, 5.0, base=THREE_PAIRS, disconnected=True
+    )
+    start = jax.vmap(lambda i: jnp.full(3, i))(jnp.arange(6.0))
+    state = algorithm.init(KEY, START)
+    state = state._replace(clients=state.clients._replace(params=start))
+    state, _ = algorithm.step(state, TASK.federation().draw(KEY, 0))
+    means = jnp.repeat(start.reshape(3, 2, 3).mean(1), 2, axis=0)
+    np.testing.assert_allclose(state.clients.params, means, rtol=1e-5)
 
 
 def test_the_merged_model_of_any_round_is_measured_without_feeding_it_back():
@@ -151,6 +164,10 @@ def test_statistics_are_estimated_afresh_for_the_merged_model():
             "base must be None with symmetric",
         ),
         (lambda: single_merging(half_square, SGD, 6, symmetric=1), "symmetric must be True"),
+        (
+            lambda: single_merging(half_square, SGD, 6, base=THREE_PAIRS),
+            "base must be connected, got 3 components.*disconnected=True",
+        ),
         (
             lambda: merge({"params": jnp.ones((2, 3)), "batch_stats": jnp.ones((2, 3))}),
             "module and data must be given",

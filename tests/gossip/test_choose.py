@@ -9,6 +9,7 @@ from dflax import gossip, topology
 
 KEY = jax.random.key(0)
 BLOCKS = np.kron(np.eye(2), np.full((2, 2), 0.5))
+PAIRS = topology.from_edges(4, np.array([[0, 1], [2, 3]]), disconnected=True)
 
 
 def text(mixer):
@@ -145,6 +146,24 @@ def test_row_stochastic_weights_can_be_asked_for():
             "gossip.push_sum",
         ),
         (lambda: gossip.alternate([]), ValueError, "at least one"),
+        (
+            lambda: gossip.alternate([gossip.mixer(BLOCKS, disconnected=True)] * 2),
+            ValueError,
+            "mixers over a whole period must be connected, got 2 components.*disconnected=True",
+        ),
+        (
+            lambda: gossip.alternate(
+                [gossip.mixer(BLOCKS, disconnected=True, steps=2), gossip.identity(4)]
+            ),
+            ValueError,
+            "mixers over a whole period must be connected, got 2 components",
+        ),
+        (lambda: gossip.alternate([gossip.ring(3)], disconnected=1), TypeError, "disconnected"),
+        (
+            lambda: gossip.random_neighbours(4, 1.0, base=PAIRS),
+            ValueError,
+            "base must be connected, got 2",
+        ),
         (lambda: gossip.alternate([gossip.ring(3), gossip.ring(4)]), ValueError, "one number"),
         (lambda: gossip.complete(0), ValueError, "clients must be"),
         (lambda: gossip.identity(0), ValueError, "clients must be"),
@@ -159,10 +178,16 @@ def test_bad_arguments_are_refused(make, error, message):
 
 def test_disconnected_graphs_pass_when_asked_for():
     np.testing.assert_allclose(mixed(gossip.mixer(BLOCKS, disconnected=True)), BLOCKS, atol=1e-6)
+    one = gossip.mixer(BLOCKS, disconnected=True)
+    np.testing.assert_allclose(mixed(gossip.alternate([one], disconnected=True)), BLOCKS, atol=1e-6)
+    base = gossip.random_neighbours(4, 3.0, base=PAIRS, disconnected=True)
+    np.testing.assert_allclose(mixed(base), BLOCKS, atol=1e-6)
 
 
 def test_rounds_that_are_connected_only_together_pass():
-    pairs = topology.from_edges(4, np.array([[0, 1], [2, 3]]), disconnected=True)
     across = topology.from_edges(4, np.array([[1, 2], [3, 0]]), disconnected=True)
-    assert gossip.mixer([pairs, across]).clients == 4
+    assert gossip.mixer([PAIRS, across]).clients == 4
+    turns = [gossip.mixer(graph, disconnected=True) for graph in (PAIRS, across)]
+    assert gossip.alternate(turns).clients == 4
+    assert gossip.alternate([turns[0], gossip.random_matching(4)]).clients == 4
     assert gossip.one_peer_exponential(6).clients == 6

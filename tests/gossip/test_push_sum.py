@@ -8,6 +8,9 @@ from dflax import gossip, topology
 KEY = jax.random.key(0)
 EDGES = np.array([[0, 1], [1, 2], [2, 3], [3, 4], [4, 0], [0, 3], [2, 0], [1, 4], [1, 0]])
 GRAPH = topology.from_edges(5, EDGES, directed=True)
+ONE_WAY = topology.from_edges(
+    3, np.array([[0, 1], [1, 2]]), directed=True, disconnected=True, name="one way"
+)
 MODELS = jnp.asarray(np.random.default_rng(0).standard_normal((5, 3)), jnp.float32)
 HUB = topology.from_edges(
     40,
@@ -96,11 +99,21 @@ def test_narrow_models_lose_nothing_of_the_sum():
         ),
         (lambda: gossip.push_sum(topology.from_dense(np.eye(3)[[1, 2, 0]])), "diagonal"),
         (lambda: gossip.push_sum(GRAPH, steps=0), "steps must be"),
+        (
+            lambda: gossip.push_sum(ONE_WAY),
+            "topology must be strongly connected, got 3 components.*disconnected=True",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_disconnected_graphs_pass_when_asked_for():
+    mixed, _, _ = run(gossip.push_sum(ONE_WAY, disconnected=True), MODELS[:3], 1)
+    expected, _ = reference(topology.column_stochastic(ONE_WAY).dense(), MODELS[:3], 1)
+    np.testing.assert_allclose(mixed, expected, atol=2e-6)
 
 
 def test_integer_models_are_refused():

@@ -6,6 +6,10 @@ import pytest
 from dflax import topology
 
 DRAWS = 4000
+APART = topology.from_edges(4, np.array([[0, 1], [2, 3]]), disconnected=True)
+ONE_WAY = topology.from_edges(
+    3, np.array([[0, 1], [1, 2]]), directed=True, disconnected=True, name="one way"
+)
 
 
 def as_dense(drawn):
@@ -136,6 +140,17 @@ def test_periodic_takes_turns():
     assert schedule.symmetric
 
 
+def test_rounds_are_connected_together_or_disconnected_when_asked_for():
+    across = topology.from_edges(4, np.array([[1, 2], [3, 0]]), disconnected=True)
+    matrices = [topology.metropolis(graph) for graph in (APART, across)]
+    assert topology.periodic(matrices).nodes == 4
+    schedule = topology.periodic(matrices[:1], disconnected=True)
+    drawn = as_dense(schedule.draw(schedule.tables, None, jnp.int32(0)))
+    np.testing.assert_allclose(drawn, matrices[0].dense())
+    base = topology.random_neighbours(4, 1.0, base=APART, disconnected=True)
+    assert np.all(draws(base, 20)[:, :2, 2:] == 0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -148,6 +163,22 @@ def test_periodic_takes_turns():
         (lambda: topology.random_neighbours(4, 1.0, base=topology.ring(5)), "base must have"),
         (lambda: topology.random_regular_each_round(5, 3), "even"),
         (lambda: topology.random_regular_each_round(5, 5), "degree must be"),
+        (
+            lambda: topology.random_neighbours(4, 1.0, base=APART),
+            r"base must be connected, got 2 components.*\[0, 1\], \[2, 3\].*disconnected=True",
+        ),
+        (
+            lambda: topology.random_neighbours(3, 1.0, base=ONE_WAY),
+            "base must be strongly connected, got 3 components",
+        ),
+        (
+            lambda: topology.periodic([topology.metropolis(APART)] * 2),
+            "matrices over a whole period must be connected, got 2 comp.*disconnected=True",
+        ),
+        (
+            lambda: topology.periodic([topology.uniform(ONE_WAY, row_stochastic=True)] * 2),
+            "matrices over a whole period must be strongly connected, got 3 components",
+        ),
         (lambda: topology.periodic([]), "at least one"),
         (
             lambda: topology.periodic([topology.metropolis(topology.ring(n)) for n in (3, 4)]),
