@@ -56,7 +56,8 @@ def variance_corrected(
     is not kept: the correction is not linear. It costs two readings of the models, and one number per
     tensor beside each model sent.
 
-    It goes into every algorithm that takes a mixer, on top of any mixer that multiplies by a matrix.
+    It goes into every algorithm that takes a mixer, on top of any mixer that multiplies by a matrix,
+    and into those that change the models' order first: `anchored(variance_corrected(...), matching)`.
     What a method marks `Uncorrected` is mixed and no more; `dsgt` and `dfedadmm` say what the
     correction does to their fixed points.
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 from tasks import assert_trees_close, assert_trees_equal
 
 import dflax as dx
-from dflax import gossip, matching, topology
+from dflax import aggregation, gossip, matching, topology
 from dflax.data.dataset import Dataset
 
 KEY = jax.random.key(0)
@@ -215,6 +215,16 @@ def test_one_network_in_different_orders_keeps_them_through_an_anchor():
     state = informed.init(models)
     with pytest.raises(ValueError, match="round must be"):
         informed.apply(models, state, KEY, 0)
+
+
+def test_matched_models_can_be_corrected_in_the_anchors_order():
+    """Orders change no variance: every kernel gets the mean of those received."""
+    models = independent()
+    alone = functools.partial(topology.uniform, self_weight=0.0)
+    neighbours = gossip.mixer(topology.ring(N), weights=alone)
+    mixed, _ = mix(gossip.anchored(gossip.variance_corrected(neighbours), WAYS["weights"]), models)
+    received = alone(topology.ring(N)).dense() @ np.asarray(aggregation.variances(models))
+    np.testing.assert_allclose(aggregation.variances(mixed), received, rtol=1e-4)
 
 
 def test_a_shared_set_serves_without_the_round_and_mixings_repeat():
