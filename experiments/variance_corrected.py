@@ -33,7 +33,8 @@ class Config:
       rate: of SGD with momentum 0.9, whose buffers are kept and not mixed.
       near_iid: Dirichlet concentration of the main comparison.
       skewed: Dirichlet concentration of the skewed split.
-      share: of its weights that a node sends in sampled gossip.
+      share: of its weights that a node sends in sampled gossip, and in partitioned gossip, whose parts
+        are 1 / share in number.
       target: accuracy that rounds are counted to.
       every: rounds between measurements.
       seeds: repetitions with splits, starts and minibatches of their own.
@@ -171,6 +172,7 @@ def study(config: Config) -> Summary:
     methods: dict[str, tuple[gossip.Mixer, bool]] = {
         "plain, own starts": (plain, True),
         "sampled, own starts": (gossip.sampled(plain, config.share), True),
+        "partitioned, own starts": (gossip.partitioned(plain, round(1 / config.share)), True),
         "variance-corrected, own starts": (corrected(graph), True),
         "plain, one start": (plain, False),
         "FedAvg": (average, False),
@@ -210,11 +212,11 @@ def claims(
     plain = found["plain, own starts"]
     law = float(plain["ratio"].min(1).mean() * config.nodes)
     rounds = {
-        name: float((reached(config, mine) / reached(config, reference)).mean())
+        name: float((reached(config, mine) / reached(config, reference)).max())
         for name, (mine, reference) in pairs.items()
     }
     behind = {
-        name: float(reference["accuracy"][:, -1].mean() - mine["accuracy"][:, -1].mean())
+        name: float((reference["accuracy"] - mine["accuracy"])[:, -1].max())
         for name, (mine, reference) in pairs.items()
     }
     kept = float(min(mine["ratio"].min() for mine, _ in pairs.values()))
@@ -228,11 +230,21 @@ def claims(
         Claim("its variance falls to 1/n, within 20%", 0.8 <= law <= 1.2, law, 1.0),
         Claim("with correction no kernel's variance falls below 0.98", kept >= 0.98, kept, 0.98),
         *(
-            Claim(f"{name}: corrected, at most twice FedAvg's rounds", ratio <= 2.0, ratio, 2.0)
+            Claim(
+                f"{name}: corrected, at most twice FedAvg's rounds, every seed",
+                ratio <= 2.0,
+                ratio,
+                2.0,
+            )
             for name, ratio in rounds.items()
         ),
         *(
-            Claim(f"{name}: corrected, within 0.05 of FedAvg's end", gap <= 0.05, gap, 0.05)
+            Claim(
+                f"{name}: corrected, within 0.05 of FedAvg's end, every seed",
+                gap <= 0.05,
+                gap,
+                0.05,
+            )
             for name, gap in behind.items()
         ),
     ]
@@ -266,7 +278,7 @@ def _draw(config: Config, found: dict[str, Curves]) -> Any:
         axes[2].axhline(1 / config.nodes, color="grey", linestyle=":", linewidth=1)
         axes[2].text(1.01, 1 / config.nodes, "1/n", transform=axes[2].get_yaxis_transform())
         handles, labels = axes[0].get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", ncols=5)
+        drawn.legend(handles, labels, loc="outside lower center", ncols=3)
     return drawn
 
 
