@@ -18,7 +18,7 @@ import dflax as dx
 from benchmarks.collectives import refuse_excess, rows, rows_that_leave
 from dflax import profile, topology
 from dflax.aggregation.coordinates import gram, map_coordinates
-from dflax.gossip.fixed import _are_blocks, _roll_flat
+from dflax.gossip.rolls import are_blocks, roll_flat
 
 DEVICES = 8
 WIDTH = 256
@@ -109,6 +109,57 @@ def test_methods_without_a_server_exchange_what_they_mix_and_no_more(name, mesh)
 
 def sent(found):
     return sum(one.sent * one.times for one in found)
+
+
+@pytest.mark.parametrize(
+    ("graph", "rows"),
+    [
+        (topology.ring(32), 2),
+        (topology.ring(32, directed=True), 1),
+        (topology.torus(4, 8), 10),
+        (topology.exponential(32), 15),
+    ],
+    ids=lambda given: getattr(given, "name", ""),
+)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_stochastic_gradient_push_sends_boundary_rows_as_plain_gossip_does(
+    graph, rows, steps, mesh
+):
+    algorithm = dx.decentralized.sgp(half_square, optax.sgd(0.1), graph, gossip_steps=steps)
+    found, large = exchanged(algorithm, federation(32), mesh)
+    assert {one.kind for one in large} == {"collective-permute"}
+    assert sent(large) == steps * rows * MODEL
+    # Push-sum weights and metrics.
+    assert sum(one.bytes for one in found if one not in large) <= SMALL
+
+
+def test_gossip_learning_gathers_each_model_once(mesh):
+    algorithm = dx.decentralized.gossip_learning(half_square, optax.sgd(0.1), 32)
+    found, _ = exchanged(algorithm, federation(32), mesh)
+    # Beside the models, their ages and whom they are sent to.
+    tables = [one for one in found if one.bytes <= 32 * 16]
+    models = [one for one in found if one not in tables]
+    assert [(one.kind, one.bytes) for one in models] == [("all-gather", 32 * MODEL)]
+    assert sum(one.bytes for one in tables) <= 32 * 32
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_variance_correction_among_everyone_else_is_one_all_reduce(steps, mesh):
+    others = dx.gossip.mixer(
+        topology.complete(32), weights=functools.partial(topology.uniform, self_weight=0.0)
+    )
+    corrected = dx.gossip.repeat(dx.gossip.variance_corrected(others), steps)
+    tree = {"w": jnp.ones((16, 16))}
+    algorithm = dx.decentralized.dfedavg(
+        lambda params, batch, key: half_square(params["w"].reshape(-1), batch, key),
+        optax.sgd(0.1),
+        corrected,
+    )
+    state = jax.eval_shape(algorithm.init, KEY, tree)
+    found = profile.round(algorithm, state, federation(32), mesh=mesh).collectives
+    large = [one for one in found if one.bytes > SMALL]
+    assert [(one.kind, one.times) for one in large] == [("all-reduce", steps)]
+    assert MODEL <= large[0].bytes <= MODEL + SMALL
 
 
 def of_graph(mix, clients=32):
@@ -352,16 +403,16 @@ def test_rolls_of_nodes_in_a_row_are_rolls_of_the_grid(axes):
     sides, move = zip(*axes, strict=True)
     nodes = np.arange(np.prod(sides))
     expected = np.roll(nodes.reshape(sides), move, tuple(range(len(sides)))).reshape(-1)
-    np.testing.assert_array_equal(_roll_flat(sides, jnp.asarray(nodes), move), expected)
+    np.testing.assert_array_equal(roll_flat(sides, jnp.asarray(nodes), move), expected)
 
 
 def test_blocks_of_a_grid():
-    assert _are_blocks((4, 6), 8)
-    assert _are_blocks((4, 6), 2)
-    assert not _are_blocks((6, 4), 8)
-    assert not _are_blocks((5, 8), 8)
-    assert _are_blocks((2,) * 5, 8)
-    assert _are_blocks((5, 7), 1)
+    assert are_blocks((4, 6), 8)
+    assert are_blocks((4, 6), 2)
+    assert not are_blocks((6, 4), 8)
+    assert not are_blocks((5, 8), 8)
+    assert are_blocks((2,) * 5, 8)
+    assert are_blocks((5, 7), 1)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
+from dflax.clients import everywhere
 from dflax.gossip.linear import along, as_mask, require_models
 from dflax.gossip.mixer import Mixer, MixerState, Models
 
@@ -66,13 +67,14 @@ def age_weighted(nodes: int) -> Mixer:
         own = _age(models)
         there = jnp.ones(nodes, bool) if mask is None else mask
         # Off the end for what does not arrive: rows of inactive nodes enter no sum.
-        target = jnp.where(there & there[peer], peer, nodes)
+        target = everywhere(jnp.where(there & there[peer], peer, nodes))
         total = own.at[target].add(own, mode="drop")
 
         def merged(leaf: Array) -> Array:
             wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
             weighted = along(own, wide).astype(wide.dtype) * wide
-            heard = weighted.at[target].add(weighted, mode="drop")
+            # Held whole, each model travels once; added up where it was sent from, all sums would too.
+            heard = weighted + jax.ops.segment_sum(everywhere(weighted), target, nodes)
             mean = (heard / along(jnp.maximum(total, 1e-30), wide).astype(wide.dtype)).astype(
                 leaf.dtype
             )

@@ -61,10 +61,10 @@ def mixer(
       weights: from graph to mixing matrix, such as `topology.uniform`; only for graphs. None:
         Metropolis–Hastings, and uniform weights on directed regular graphs.
       steps: gossip steps per round, >= 1 (see `repeat`).
-      kind: how W is multiplied by. None chooses: one product for exact averaging; rolls ("shifts") on
-        rings, tori, hypercubes and circulant graphs of few neighbours; a product with W ("dense") when n
-        is at most 32 times the largest degree; else a sum over neighbours ("slots"), or over edges
-        ("edges") when few nodes have most of them.
+      kind: how W is multiplied by. None chooses: one product ("complete") where everyone hears everyone
+        with one weight; rolls ("shifts") on rings, tori, hypercubes and circulant graphs of few
+        neighbours; a product with W ("dense") when n is at most 32 times the largest degree; else a sum
+        over neighbours ("slots"), or over edges ("edges") when few nodes have most of them.
       disconnected: whether a topology is accepted in which the model of some node never reaches
         another. Of a sequence, all graphs count together: its rounds alone may be disconnected. A
         `Schedule` is taken as it is: those of `dflax.topology` were checked when they were made.
@@ -93,7 +93,7 @@ def mixer(
         matrices = [as_matrix(one, weights) for one in topology]
         if not disconnected:
             _require_connected(matrices)
-        if kind is None and not all(_rolls(matrix) or matrix.averages for matrix in matrices):
+        if kind is None and not all(map(_has_structure, matrices)):
             return repeat(scheduled(periodic(matrices, disconnected=True)), steps)
         turns = [_of_kind(matrix, kind) for matrix in matrices]
         return repeat(alternate(turns, disconnected=True), steps)
@@ -142,6 +142,12 @@ def as_matrix(
     )
 
 
+def fits_rolls(matrix: MixingMatrix) -> bool:
+    """Whether a graph of few shifts has the same weights at every node."""
+    shifts = matrix.graph.shifts
+    return shifts is not None and len(shifts) <= MOST_SHIFTS and matrix.shift_weights is not None
+
+
 def fits_slots(matrix: MixingMatrix) -> bool:
     """Whether a table `[n, k]` of neighbours is short and not mostly padding."""
     most = int(matrix.graph.in_degrees.max())
@@ -159,20 +165,22 @@ def _of_kind(matrix: MixingMatrix, kind: Kind | None) -> Mixer:
     if kind is None:
         kind = _best(matrix)
     if kind == "complete":
-        if not matrix.averages:
+        weight = matrix.shared_weight
+        if weight is None:
             raise ValueError(
-                f"kind must not be 'complete' unless every weight is 1/n, got {matrix.graph.name}."
+                "kind must not be 'complete' unless everyone hears everyone with one weight, got "
+                f"{matrix.graph.name}."
             )
-        return fixed.complete(matrix.nodes)
+        return fixed.complete(matrix.nodes, None if matrix.averages else weight)
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {[*KINDS, 'complete']} or None, got {kind!r}.")
     return KINDS[kind](matrix)
 
 
 def _best(matrix: MixingMatrix) -> Kind:
-    if matrix.averages:
+    if matrix.shared_weight is not None:
         return "complete"
-    if _rolls(matrix):
+    if fits_rolls(matrix):
         return "shifts"
     most = int(matrix.graph.in_degrees.max())
     if matrix.nodes <= min(DENSE_PER_SLOT * most, LARGEST_DENSE):
@@ -180,6 +188,5 @@ def _best(matrix: MixingMatrix) -> Kind:
     return "slots" if fits_slots(matrix) else "edges"
 
 
-def _rolls(matrix: MixingMatrix) -> bool:
-    shifts = matrix.graph.shifts
-    return shifts is not None and len(shifts) <= MOST_SHIFTS and matrix.shift_weights is not None
+def _has_structure(matrix: MixingMatrix) -> bool:
+    return fits_rolls(matrix) or matrix.shared_weight is not None

@@ -1,18 +1,15 @@
 """One mixing with a fixed matrix, by the product that suits its structure."""
 
-import math
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
 from dflax import validation
-from dflax.clients import client_devices
-from dflax.gossip.linear import Plan, Rows, along, linear, require_topology_sums
+from dflax.gossip.linear import Plan, Rows, linear, require_topology_sums
 from dflax.gossip.mixer import Mixer
 from dflax.gossip.products import count_sent, dense_rows, edge_rows, slot_rows
+from dflax.gossip.rolls import roll_rows
 from dflax.topology import MixingMatrix, from_edges
 from dflax.topology.mixing_matrix import require_matrix
 
@@ -84,70 +81,54 @@ def shifts(matrix: MixingMatrix) -> Mixer:
             f"topology must be a graph of shifts with the same weights at every node to mix by rolls, "
             f"got {graph.name}. Use kind='slots' or kind='dense'."
         )
-    sides, moves = graph.shape, graph.shifts
 
     def plan(
         table: Array, key: Array, index: Array, active: Array | None
     ) -> tuple[Rows, Array | float]:
-        blocks = _are_blocks(sides, client_devices(matrix.nodes))
-        shape, roll = (sides, _roll) if blocks else ((matrix.nodes,), partial(_roll_flat, sides))
-        if active is None:
-            own: Array = table[0]
-            heard: list[Array] = [table[1 + o] for o in range(len(moves))]
-            sent: Array | float = float(matrix.nodes * np.count_nonzero(weights[1:]))
-        else:
-            grid = active.reshape(shape)
-            heard = [jnp.where(grid & roll(grid, s), table[1 + o], 0) for o, s in enumerate(moves)]
-            own = 1 - sum(heard, jnp.zeros(shape, table.dtype))
-            sent = sum((count_sent(weight) for weight in heard), jnp.float32(0))
-
-        def rows(x: Array) -> Array:
-            grid = x.reshape(*shape, *x.shape[1:])
-            spread = (...,) + (None,) * (x.ndim - 1)
-            total = own.astype(x.dtype)[spread] * grid
-            for move, weight in zip(moves, heard, strict=True):
-                total = total + weight.astype(x.dtype)[spread] * roll(grid, move)
-            return total.reshape(x.shape)
-
-        return rows, sent
+        return roll_rows(graph, table, active)
 
     return _of_matrix(matrix, weights, plan)
 
 
-def complete(clients: int) -> Mixer:
-    """`W = 11' / n`: every client gets the exact average, at the cost of one product per leaf.
+def complete(clients: int, weight: float | None = None) -> Mixer:
+    """`W = (1 - n b) I + b 11'`: everyone hears everyone, at the cost of one product per leaf.
 
-    With a mask, `x_i <- x_i + (1/n) sum_j a_j (x_j - x_i)` for active i: absent clients' share stays
-    with the client itself, so this averages the active clients exactly only when all are.
+    With b = 1/n, the default, every client gets the exact average. With a mask,
+    `x_i <- x_i + b sum_j a_j (x_j - x_i)` for active i: absent clients' share stays with the client
+    itself, so b = 1/n averages the active clients exactly only when all are.
 
     Args:
       clients: n >= 1.
+      weight: b in (0, 1 / (n - 1)], of every other client; 1 / (n - 1) leaves the client itself out.
 
     Returns:
       A `Mixer` without tables.
 
     Raises:
-      ValueError: `clients` below 1.
+      TypeError, ValueError: naming the argument.
     """
     validation.integer("clients", clients, low=1)
+    share = 1.0 / clients if weight is None else weight
+    most = 1.0 / max(clients - 1, 1) * (1 + 1e-9)
+    validation.real("weight", share, low=0.0, low_open=True, high=most, scalar=True)
 
     def plan(
         table: None, key: Array, index: Array, active: Array | None
     ) -> tuple[Rows, Array | float]:
         if active is None:
-            own: Array | float = 0.0
+            own: Array | float = 0.0 if weight is None else 1 - clients * share
             sent: Array | float = float(clients * (clients - 1))
         else:
             count = active.sum().astype(jnp.float32)
-            own, sent = 1 - count / clients, count * (count - 1)
+            own, sent = 1 - count * share, count * (count - 1)
 
         def rows(x: Array) -> Array:
-            share = jnp.full((clients,), 1.0 / clients, x.dtype)
-            mean = jnp.matmul(share, x.reshape(clients, -1), precision=jax.lax.Precision.HIGHEST)
-            mean = mean.reshape(1, *x.shape[1:])
-            if active is None:
-                return jnp.broadcast_to(mean, x.shape)
-            return jnp.asarray(own, x.dtype) * x + mean
+            shares = jnp.full((clients,), share, x.dtype)
+            heard = jnp.matmul(shares, x.reshape(clients, -1), precision=jax.lax.Precision.HIGHEST)
+            heard = heard.reshape(1, *x.shape[1:])
+            if active is None and weight is None:
+                return jnp.broadcast_to(heard, x.shape)
+            return jnp.asarray(own, x.dtype) * x + heard
 
         return rows, sent
 
@@ -177,43 +158,4 @@ def _of_matrix(matrix: MixingMatrix, tables: PyTree[Array], plan: Plan) -> Mixer
         symmetric=matrix.symmetric,
         doubly_stochastic=matrix.doubly_stochastic,
         graph=matrix.graph,
-    )
-
-
-def _roll(grid: Array, move: tuple[int, ...]) -> Array:
-    axes = tuple(axis for axis, step in enumerate(move) if step)
-    return jnp.roll(grid, tuple(move[axis] for axis in axes), axes)
-
-
-def _roll_flat(sides: tuple[int, ...], x: Array, move: tuple[int, ...]) -> Array:
-    """`_roll` on the nodes in a row: two rolls for an axis, of those that wrap around and the others."""
-    nodes = x.shape[0]
-    for axis, step in enumerate(move):
-        side, stride = sides[axis], math.prod(sides[axis + 1 :])
-        step %= side
-        # The direction that crosses the grid's edge for fewer nodes.
-        step = step - side if 2 * step > side else step
-        if not step:
-            continue
-        inside = jnp.roll(x, step * stride, 0)
-        if axis:
-            wrapped = jnp.roll(x, (step - side if step > 0 else step + side) * stride, 0)
-            place = jnp.arange(nodes) // stride % side
-            stays = place >= step if step > 0 else place < side + step
-            inside = jnp.where(along(stays, x), inside, wrapped)
-        x = inside
-    return x
-
-
-def _are_blocks(sides: tuple[int, ...], devices: int) -> bool:
-    """Whether the nodes of a device, which follow each other, are a block of the grid.
-
-    Where they are not, XLA would bring all nodes of several devices to each of them to reshape.
-    """
-    own = math.prod(sides) // devices
-    strides = [math.prod(sides[axis + 1 :]) for axis in range(len(sides))]
-    return any(
-        own % stride == 0 and side % (own // stride) == 0
-        for side, stride in zip(sides, strides, strict=True)
-        if stride <= own
     )

@@ -33,7 +33,8 @@ def hearing(matrix: MixingMatrix) -> tuple[Tables, Hear]:
       in empty slots, a client hears itself, at weight 0.
     """
     shifts, sides = matrix.graph.shifts, matrix.graph.shape
-    rolls = shifts is not None and sides is not None and len(sides) == 1 and not matrix.averages
+    one_weight = matrix.shared_weight is not None
+    rolls = shifts is not None and sides is not None and len(sides) == 1 and not one_weight
     neighbours, weights = matrix.slots()
     if rolls and shifts is not None:
         # Edge i k + o is the one that node i hears through shift o.

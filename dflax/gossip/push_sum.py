@@ -1,6 +1,6 @@
 """Exact averaging over directed graphs by push-sum."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,13 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.gossip.choose import fits_slots
-from dflax.gossip.linear import along, as_mask, mix_leaf, require_models
+from dflax.clients import everywhere
+from dflax.gossip.choose import fits_rolls, fits_slots
+from dflax.gossip.linear import Rows, along, as_mask, mix_leaf, require_models
 from dflax.gossip.mixer import Mixer, Models
 from dflax.gossip.products import count_sent, edge_rows, slot_rows
 from dflax.gossip.repeat import repeat
+from dflax.gossip.rolls import roll_rows
 from dflax.topology import Graph, MixingMatrix, column_stochastic
 from dflax.topology.graph import require_connected_together
 
@@ -21,8 +23,9 @@ class PushSumState(NamedTuple):
     """What push-sum carries between mixings.
 
     Attributes:
-      tables: the column-stochastic matrix A: diagonal `[n]`, and its neighbours and weights `[n, k]`
-        or its senders, receivers and weights `[E]`.
+      tables: the column-stochastic matrix A: on a graph of shifts its weights `[k+1]`, the own first;
+        else its diagonal `[n]`, and its neighbours and weights `[n, k]` or its senders, receivers and
+        weights `[E]`.
       weights: `[n]` push-sum weights w, > 0, that always sum to n.
       excess: leaves `[n, ...]`, the numerators less the models, `x - z`, in float32 or wider, so that
         what rounding a narrow model loses is not lost to the sum.
@@ -83,16 +86,32 @@ def push_sum(
     validation.flag("disconnected", disconnected)
     if not disconnected:
         require_connected_together("topology", [graph])
-    compact = fits_slots(matrix)
-    tables = matrix.slots() if compact else (graph.senders, graph.receivers, matrix.weights)
+    rolls, compact = fits_rolls(matrix), fits_slots(matrix)
+    if rolls:
+        tables: tuple[Any, ...] = (matrix.shift_weights,)
+    elif compact:
+        tables = (matrix.self_weights, *matrix.slots())
+    else:
+        tables = (matrix.self_weights, graph.senders, graph.receivers, matrix.weights)
+
+    def product(tables: tuple[Array, ...], mask: Array | None) -> tuple[Rows, Array]:
+        if rolls:
+            return roll_rows(graph, tables[0], mask, returned=True)
+        own, senders, *others, given = tables
+        receivers = jnp.arange(clients)[:, None] if compact else others[0]
+        if mask is not None:
+            kept = jnp.where(mask[senders] & mask[receivers], given, 0)
+            own = own.at[senders].add(given - kept)
+            given = kept
+        if compact:
+            return slot_rows(senders, given, None, own)
+        return edge_rows(senders, receivers, given, own), count_sent(given)
 
     def init(models: Models) -> PushSumState:
         require_models(models, clients)
-        own = jnp.asarray(matrix.self_weights)
+        held = tuple(jnp.asarray(table) for table in tables)
         excess = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf)), models)
-        return PushSumState(
-            (own, *(jnp.asarray(table) for table in tables)), jnp.ones(clients, own.dtype), excess
-        )
+        return PushSumState(held, jnp.ones(clients, held[0].dtype), excess)
 
     def apply(
         models: Models,
@@ -103,22 +122,9 @@ def push_sum(
     ) -> tuple[Models, PushSumState, Metrics]:
         require_models(models, clients)
         mask = as_mask(active, clients)
-        own, *others = state.tables
-        if compact:
-            senders, given = others
-            receivers = jnp.arange(clients)[:, None]
-        else:
-            senders, receivers, given = others
-        if mask is not None:
-            kept = jnp.where(mask[senders] & mask[receivers], given, 0)
-            own = own.at[senders].add(given - kept)
-            given = kept
-        if compact:
-            rows, sent = slot_rows(senders, given, None, own)
-        else:
-            rows = edge_rows(senders, receivers, given, own)
-            sent = count_sent(given)
-        weights = mix_leaf(rows, state.weights, mask)
+        rows, sent = product(state.tables, mask)
+        # One number a client: held whole, it travels in one message.
+        weights = everywhere(mix_leaf(rows, everywhere(state.weights), mask))
 
         numerators = jax.tree.map(
             lambda z, e: mix_leaf(rows, jnp.asarray(z, e.dtype) + e, mask), models, state.excess

@@ -75,9 +75,21 @@ class MixingMatrix:
     @property
     def averages(self) -> bool:
         """Whether W = 11'/n: one mixing gives everyone the exact average."""
-        everyone = len(self.weights) == self.nodes * (self.nodes - 1)
-        entries = np.concatenate([self.weights, self.self_weights])
-        return everyone and bool(np.allclose(entries, 1 / self.nodes, rtol=0, atol=1e-12))
+        weight = self.shared_weight
+        return weight is not None and abs(weight - 1 / self.nodes) <= 1e-12
+
+    @functools.cached_property
+    def shared_weight(self) -> float | None:
+        """The b > 0 of `W = (1 - n b) I + b 11'`: everyone hears everyone alike; else None."""
+        if len(self.weights) != self.nodes * (self.nodes - 1):
+            return None
+        weight = float(self.weights[0]) if len(self.weights) else 1.0
+        own = 1 - (self.nodes - 1) * weight
+        alike = [
+            np.allclose(entries, expected, rtol=0, atol=1e-12)
+            for entries, expected in ((self.weights, weight), (self.self_weights, own))
+        ]
+        return weight if weight > 0 and all(alike) else None
 
     def slots(self) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """Neighbours and weights as tables `[n, k]`, k the largest in-degree.

@@ -41,6 +41,23 @@ def test_complete_tables_are_not_n_by_n():
     assert jax.tree.leaves(gossip.mixer(topology.complete(40)).init(models)) == []
 
 
+@pytest.mark.parametrize("own", [0.0, 0.05, 0.4])
+def test_everyone_with_one_weight_is_one_product(own):
+    matrix = topology.uniform(topology.complete(8), self_weight=own)
+    mixer = gossip.mixer(matrix)
+    assert "concatenate" not in text(mixer)
+    np.testing.assert_allclose(mixed(mixer), matrix.dense(), atol=1e-6)
+    active = jnp.arange(8) % 3 > 0
+    eye = jnp.eye(8)
+    for kind in ("complete", "dense"):
+        made = gossip.mixer(matrix, kind=kind)
+        masked, _, metrics = made.apply(eye, made.init(eye), KEY, 0, active)
+        if kind == "complete":
+            first = masked
+        assert metrics["models_sent"] == 5 * 4
+    np.testing.assert_allclose(first, masked, atol=1e-6)
+
+
 def mixed(mixer, index=0):
     eye = jnp.eye(mixer.clients)
     return jax.jit(mixer.apply)(eye, mixer.init(eye), KEY, jnp.int32(index))[0]
@@ -166,6 +183,8 @@ def test_row_stochastic_weights_can_be_asked_for():
         ),
         (lambda: gossip.alternate([gossip.ring(3), gossip.ring(4)]), ValueError, "one number"),
         (lambda: gossip.complete(0), ValueError, "clients must be"),
+        (lambda: gossip.complete(4, 0.5), ValueError, "weight must be a finite number"),
+        (lambda: gossip.complete(4, 0.0), ValueError, "weight must be a finite number"),
         (lambda: gossip.identity(0), ValueError, "clients must be"),
         (lambda: gossip.hypercube(12), ValueError, "power of two"),
         (lambda: gossip.one_peer_exponential(1), ValueError, "nodes must be"),

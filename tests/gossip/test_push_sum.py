@@ -39,7 +39,14 @@ def reference(matrix, models, rounds, active=None):
     return x / w[:, None], w
 
 
-@pytest.mark.parametrize("graph", [GRAPH, HUB], ids=["slots", "edges"])
+CIRCULANT = topology.circulant(7, (1, 3), directed=True)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [GRAPH, HUB, CIRCULANT, topology.torus(4, 3), topology.complete(50)],
+    ids=["slots", "edges", "rolls", "torus", "complete"],
+)
 def test_follows_its_recursion(graph):
     models = jnp.asarray(np.random.default_rng(1).standard_normal((graph.nodes, 2)), jnp.float32)
     matrix = topology.column_stochastic(graph).dense()

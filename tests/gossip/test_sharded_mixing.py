@@ -25,6 +25,8 @@ BY_ROLLS = {
     "one-peer exponential": gossip.one_peer_exponential(CLIENTS),
     "three ring steps": gossip.ring(CLIENTS, steps=3),
     "chebyshev on a ring": gossip.chebyshev(topology.ring(CLIENTS), 3),
+    "push-sum": gossip.push_sum(topology.exponential(CLIENTS), steps=2),
+    "push-sum on a torus": gossip.push_sum(topology.torus(4, 8)),
 }
 OTHERS = {
     "average": gossip.complete(CLIENTS),
@@ -36,7 +38,8 @@ OTHERS = {
     "random neighbours": gossip.random_neighbours(CLIENTS, 1.5),
     "dense random neighbours": gossip.random_neighbours(CLIENTS, 1.5, most=31),
     "regular each round": gossip.random_regular_each_round(CLIENTS, 4),
-    "push-sum": gossip.push_sum(topology.exponential(CLIENTS)),
+    "everyone but oneself": gossip.complete(CLIENTS, 1 / (CLIENTS - 1)),
+    "push-sum by slots": gossip.push_sum(topology.random_regular(CLIENTS, 4)),
 }
 EVERY = {**BY_ROLLS, **OTHERS}
 

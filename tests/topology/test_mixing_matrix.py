@@ -83,6 +83,11 @@ def test_shift_weights_follow_the_shifts():
     assert topology.metropolis(topology.star(4)).shift_weights is None
     assert topology.metropolis(topology.complete(4)).averages
     assert not matrix.averages
+    assert matrix.shared_weight is None
+    complete = topology.uniform(topology.complete(4), self_weight=0.0)
+    assert complete.shared_weight == pytest.approx(1 / 3)
+    assert not complete.averages
+    assert topology.uniform(topology.complete(4), self_weight=1.0).shared_weight is None
 
 
 def test_a_matrix_of_ones_own_comes_back():

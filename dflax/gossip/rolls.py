@@ -1,0 +1,101 @@
+"""Products with the mixing matrix of a graph of shifts, as rolls of all clients' rows."""
+
+import math
+from functools import partial
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from dflax.clients import client_devices
+from dflax.gossip.linear import Rows, along
+from dflax.gossip.products import count_sent
+from dflax.topology import Graph
+
+
+def roll_rows(
+    graph: Graph,
+    weights: Float[Array, " k+1"],
+    active: Bool[Array, " n"] | None,
+    *,
+    returned: bool = False,
+) -> tuple[Rows, Float[Array, ""]]:
+    """Multiplication by `w_0 I + sum_s w_s S_s`, S_s the shift by s, masked, and the models it sends.
+
+    Args:
+      graph: with shifts.
+      weights: `[k+1]`, the own weight and that of each of the k shifts; they sum to 1.
+      active: `[n]`, the mask; None for everyone.
+      returned: whose the weight is of what an absent client is not sent, or does not send: False adds
+        it to the receiver's own, so that rows sum to 1; True to the sender's, so that columns do.
+
+    Returns:
+      `x -> W x`, and how many models travel.
+    """
+    sides, moves = graph.shape or (), graph.shifts or ()
+    blocks = are_blocks(sides, client_devices(graph.nodes))
+    shape, move_by = (sides, roll) if blocks else ((graph.nodes,), partial(roll_flat, sides))
+    heard: list[Array] = [weights[1 + o] for o in range(len(moves))]
+    if active is None:
+        own: Array = weights[0]
+        sent = graph.nodes * count_sent(weights[1:])
+    else:
+        grid = active.reshape(shape)
+        heard = [
+            jnp.where(grid & move_by(grid, s), w, 0) for w, s in zip(heard, moves, strict=True)
+        ]
+        sent = sum((count_sent(weight) for weight in heard), jnp.float32(0))
+        kept = heard
+        if returned:
+            back = [tuple(-step for step in move) for move in moves]
+            kept = [move_by(weight, s) for weight, s in zip(heard, back, strict=True)]
+        own = 1 - sum(kept, jnp.zeros(shape, weights.dtype))
+
+    def rows(x: Array) -> Array:
+        grid = x.reshape(*shape, *x.shape[1:])
+        spread = (...,) + (None,) * (x.ndim - 1)
+        total = own.astype(x.dtype)[spread] * grid
+        for move, weight in zip(moves, heard, strict=True):
+            total = total + weight.astype(x.dtype)[spread] * move_by(grid, move)
+        return total.reshape(x.shape)
+
+    return rows, sent
+
+
+def roll(grid: Array, move: tuple[int, ...]) -> Array:
+    """Point p moves to p + move, modulo the sides of the grid."""
+    axes = tuple(axis for axis, step in enumerate(move) if step)
+    return jnp.roll(grid, tuple(move[axis] for axis in axes), axes)
+
+
+def roll_flat(sides: tuple[int, ...], x: Array, move: tuple[int, ...]) -> Array:
+    """`roll` on the nodes in a row: two rolls for an axis, of those that wrap around and the others."""
+    nodes = x.shape[0]
+    for axis, step in enumerate(move):
+        side, stride = sides[axis], math.prod(sides[axis + 1 :])
+        step %= side
+        # The direction that crosses the grid's edge for fewer nodes.
+        step = step - side if 2 * step > side else step
+        if not step:
+            continue
+        inside = jnp.roll(x, step * stride, 0)
+        if axis:
+            wrapped = jnp.roll(x, (step - side if step > 0 else step + side) * stride, 0)
+            place = jnp.arange(nodes) // stride % side
+            stays = place >= step if step > 0 else place < side + step
+            inside = jnp.where(along(stays, x), inside, wrapped)
+        x = inside
+    return x
+
+
+def are_blocks(sides: tuple[int, ...], devices: int) -> bool:
+    """Whether the nodes of a device, which follow each other, are a block of the grid.
+
+    Where they are not, XLA would bring all nodes of several devices to each of them to reshape.
+    """
+    own = math.prod(sides) // devices
+    strides = [math.prod(sides[axis + 1 :]) for axis in range(len(sides))]
+    return any(
+        own % stride == 0 and side % (own // stride) == 0
+        for side, stride in zip(sides, strides, strict=True)
+        if stride <= own
+    )
