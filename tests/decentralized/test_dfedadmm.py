@@ -147,6 +147,23 @@ def test_on_the_complete_graph_everyone_ends_at_the_optimum():
     np.testing.assert_allclose(duals[0], slopes(np.tile(OPTIMUM, (N, 1))), atol=1e-4)
 
 
+@pytest.mark.parametrize("rho", [0.0, 0.2])
+def test_on_the_complete_graph_it_is_fedspeed_with_everyone(rho):
+    rate, penalty = optax.sgd(0.1), 2.0
+    mixer = dx.gossip.mixer(topology.complete(N))
+    spread, metrics = advance(
+        dfedadmm_sam(curved, rate, mixer, rho=rho, penalty=penalty), federation(4), 6
+    )
+    server = dx.server.fedspeed(curved, rate, N, pull=1 / penalty, rho=rho)
+    central, _ = advance(server, federation(4, weights=jnp.ones(N)), 6)
+    for client in range(N):
+        np.testing.assert_allclose(
+            spread.clients.params[client], central.server.params, rtol=1e-4, atol=1e-5
+        )
+    assert np.abs(central.server.params - START).max() > 0.1
+    assert metrics["drift"][-1] > 0.01
+
+
 def test_alone_every_client_solves_its_own_problem():
     models, duals, _ = swept(5, Dual.NEW, [0.3], dx.gossip.identity(N), 1500)
     np.testing.assert_allclose(models[0], B, atol=1e-4)

@@ -36,6 +36,33 @@ def test_on_quadratics_merging_equals_averaging_in_every_round(r):
     np.testing.assert_allclose(merge(state), server.server.params, rtol=1e-4, atol=1e-5)
 
 
+def test_two_nodes_by_hand():
+    """Centers 0 and 2, h = 0.1, K = 1 from 0: the means are 0.1, 0.19, 0.271."""
+    data = dx.data.Dataset(jnp.array([[0.0], [2.0]]), jnp.zeros(2, jnp.int32))
+    owned = dx.data.from_indices([np.array([0]), np.array([1])])
+    source = dx.Federation(data, owned, batch_size=1, local_steps=1)
+    algorithm = single_merging(half_square, SGD, 2, 0.5, symmetric=True)
+    for rounds, mean in ((1, 0.1), (2, 0.19), (3, 0.271)):
+        state, _ = rollout(algorithm, source, rounds, jnp.zeros(1))
+        np.testing.assert_allclose(merge(state), [mean], rtol=1e-6)
+    # One exact round more changes nothing of the merged model.
+    whole = dx.gossip.complete(2)
+    mixed = whole.apply(state.clients.params, whole.init(state.clients.params), KEY, 0)[0]
+    np.testing.assert_allclose(merge(mixed), merge(state), rtol=1e-6)
+
+
+@pytest.mark.parametrize("r", [0.2, 0.7])
+def test_two_opposite_values_keep_2_1_minus_r_of_their_squares(r):
+    mixer = dx.gossip.random_neighbours(2, r)
+    values = jnp.array([[1.0], [-1.0]])
+
+    def squares(key):
+        return jnp.square(mixer.apply(values, mixer.init(values), key, 0)[0]).sum()
+
+    found = jax.jit(jax.vmap(squares))(jax.random.split(KEY, 20_000))
+    np.testing.assert_allclose(found.mean(), 2 * (1 - r), atol=4 * float(found.std()) / 141)
+
+
 def test_without_communication_clients_end_at_their_own_optima():
     state, metrics = rollout(single_merging(half_square, SGD, 6, 0.0), TASK.federation(4), 40)
     np.testing.assert_allclose(state.clients.params, TASK.centers, rtol=1e-4, atol=1e-4)
