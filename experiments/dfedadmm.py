@@ -69,17 +69,23 @@ def study(config: Config) -> Summary:
         for alpha in config.alphas
         for seed in seeds
     ]
-    paired = Paired(
-        data,
-        splits,
-        seeds * len(config.alphas),
-        dx.models.MLP((32,), classes=10),
-        local_steps=config.local_steps,
-        batch_size=config.batch_size,
-        rounds=config.rounds,
-        tail=min(5, config.rounds),
-    )
-    found = curves(paired, dx.gossip.ring(config.clients), config)
+
+    def stepping(local_steps: int, batch_size: int) -> Paired:
+        return Paired(
+            data,
+            splits,
+            seeds * len(config.alphas),
+            dx.models.MLP((32,), classes=10),
+            local_steps=local_steps,
+            batch_size=batch_size,
+            rounds=config.rounds,
+            tail=min(5, config.rounds),
+        )
+
+    several = stepping(config.local_steps, config.batch_size)
+    # What D-PSGD and DSGT have of a round is one step on as many examples.
+    single = stepping(1, config.local_steps * config.batch_size)
+    found = curves(several, single, dx.gossip.ring(config.clients), config)
     rows = {}
     for place, alpha in enumerate(config.alphas):
         own = slice(place * config.seeds, (place + 1) * config.seeds)
@@ -101,7 +107,9 @@ def study(config: Config) -> Summary:
     return Summary(rows, claims, figures)
 
 
-def curves(paired: Paired, mixer: dx.gossip.Mixer, config: Config) -> dict[str, Any]:
+def curves(
+    paired: Paired, single: Paired, mixer: dx.gossip.Mixer, config: Config
+) -> dict[str, Any]:
     """Every method's measurements, `[S, T]` and `[S]`."""
     loss = paired.loss
 
@@ -126,6 +134,13 @@ def curves(paired: Paired, mixer: dx.gossip.Mixer, config: Config) -> dict[str, 
         (1.0, 3.0),
     )
 
+    last = decentralized.Order.ADAPT_THEN_COMBINE
+    rates = (config.rate, 3 * config.rate)
+    steps = single.run(lambda rate: decentralized.dpsgd(loss, sgd(rate), mixer, order=last), rates)
+    tracked = single.run(
+        lambda rate: decentralized.dsgt(loss, lambda t: rate * config.decay**t, mixer), rates
+    )
+
     def row(found: dict[str, np.ndarray], place: int) -> dict[str, np.ndarray]:
         return {
             name: found[name][place] for name in ("mean model", "distance", "local", "megabytes")
@@ -133,6 +148,11 @@ def curves(paired: Paired, mixer: dx.gossip.Mixer, config: Config) -> dict[str, 
 
     return (
         {
+            f"{name}, rate {rate:g}": row(measured, i)
+            for name, measured in (("D-PSGD", steps), ("DSGT", tracked))
+            for i, rate in enumerate(rates)
+        }
+        | {
             "DFedAvg": row(plain, 0),
             f"DFedAvg, rate {3 * config.rate:g}": row(plain, 1),
             "DFedAvgM, momentum 0.9": row(heavy, 0),
@@ -217,6 +237,7 @@ def digits_claims(found: dict[str, Any], config: Config) -> list[Claim]:
 
 
 SHOWN = {
+    "DSGT, rate 0.3": ("0.5", "--"),
     "DFedAvg": ("C0", "-"),
     "DFedAvg, rate 0.3": ("C0", "--"),
     "DFedAvgM, momentum 0.9": ("C2", "--"),
