@@ -21,6 +21,7 @@ from experiments.gossip_task import (
     graphs,
 )
 from experiments.study import Claim, Summary, figure, main
+from experiments.traffic import log_megabytes
 
 RHO = 0.05
 GOSSIP_STEPS = 4
@@ -416,7 +417,6 @@ LINES = {
 def comparison_figure(found: dict[tuple[str, str], Found], setting: Setting) -> Any:
     """Over rounds and megabytes on the ring, and at the end on every graph, in the same colours."""
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     best: dict[str, float] = {}
     for (name, _), own in found.items():
@@ -447,11 +447,8 @@ def comparison_figure(found: dict[tuple[str, str], Found], setting: Setting) -> 
                         markersize=9 if mark == "*" else 6,
                     )
         axes[0].set(xlabel="round, on the ring", ylabel="test accuracy of what a method delivers")
-        axes[1].set(xlabel="megabytes sent per client, on the ring", xscale="log")
+        log_megabytes(axes[1], "megabytes sent per client, on the ring")
         axes[1].sharey(axes[0])
-        axes[1].xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes[1].xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes[1].xaxis.set_minor_formatter(NullFormatter())
         axes[2].set_yticks(range(len(order)), order)
         for tick, name in zip(axes[2].get_yticklabels(), order, strict=True):
             tick.set_color(LINES[name][0])

@@ -10,6 +10,7 @@ import dflax as dx
 from dflax import decentralized, topology
 from experiments.paired import Paired, label_priors
 from experiments.study import Claim, Summary, figure, main
+from experiments.traffic import log_megabytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +280,7 @@ def traffic_figure(found: dict[Any, Any], graphs: list[str], config: Config) -> 
                 style = "-" if graph == "ring" else "--"
                 panel.plot(xs, own["curve"].mean(0), style, label=label, linewidth=1.4)
         axes[0].set(xlabel="round", ylabel="mean accuracy of the clients' models")
-        axes[1].set(xlabel="megabytes sent per client", xscale="log")
+        log_megabytes(axes[1], "megabytes sent per client")
         drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return drawn
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 import dflax as dx
 from dflax import decentralized, evaluation, matching, topology
 from experiments.study import Claim, Summary, each, figure, main, stacked
+from experiments.traffic import log_megabytes
 
 Curves = dict[str, np.ndarray]
 MEASURED = ("merged", "trained", "similarity", "fixed", "sent")
@@ -523,7 +524,7 @@ def _draw_megabytes(
             for name, curves in shown.items():
                 sent = megabytes * np.cumsum(curves["sent"], axis=1).mean(0)
                 panel.plot(sent, curves["trained"].mean(0), marker="o", markersize=2.5, label=name)
-            panel.set(xscale="log", xlabel="megabytes sent by all agents")
+            log_megabytes(panel, "megabytes sent by all agents")
         axes[0].set(ylabel="test accuracy after training", title="equal labels, ring")
         axes[1].set(title="skewed labels, ring")
         drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -16,7 +16,7 @@ import dflax as dx
 from dflax import evaluation
 from dflax.topology import intensity
 from experiments.study import Claim, Summary, each, figure, main, stacked
-from experiments.traffic import megabytes, message_bytes
+from experiments.traffic import log_megabytes, megabytes, message_bytes
 
 Curves = dict[str, np.ndarray]
 Networks = Literal["none", "small", "cnn", "resnet"]
@@ -336,19 +336,25 @@ def _claims(found: dict[str, Curves]) -> list[Claim]:
 
 def _draw(found: dict[str, Curves], rounds: np.ndarray) -> Any:
     with figure(12.0, 4.4, ncols=3, sharey=True) as (drawn, axes):
+        colours: dict[str, str] = {}
         for name, curves in found.items():
             sent = curves["megabytes"].mean(0)
+            # Like its counterpart from one start, but dashed.
+            kind = name.removeprefix("own starts, ")
+            colour = colours.setdefault(kind, f"C{len(colours)}")
+            look = {"color": colour, "linestyle": "-" if kind == name else "--"}
             for panel, xs, key in zip(
                 axes, (rounds, rounds, sent), ("local", "merged", "merged"), strict=True
             ):
-                (line,) = panel.plot(xs, curves[key].mean(0), label=name, linewidth=1.3)
+                panel.plot(xs, curves[key].mean(0), label=name, linewidth=1.3, **look)
                 spread = curves[key].min(0), curves[key].max(0)
-                panel.fill_between(xs, *spread, alpha=0.15, color=line.get_color(), linewidth=0)
+                panel.fill_between(xs, *spread, alpha=0.15, color=colour, linewidth=0)
         axes[0].set(xlabel="round", ylabel="test accuracy", ylim=(0, 1), title="local models, mean")
         axes[1].set(xlabel="round", title="their mean, if merged at this round")
-        axes[2].set(
-            xlabel="megabytes sent per node, merge included", xscale="log", title="the same"
-        )
+        log_megabytes(axes[2], "megabytes sent per node, merge included")
+        axes[2].set_title("the same")
+        for panel in axes[:2]:
+            panel.xaxis.get_major_locator().set_params(integer=True)
         drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn
 

@@ -44,3 +44,15 @@ def sent_axis(axes: Any, megabytes_a_round: float) -> None:
         "top", functions=(lambda t: t * megabytes_a_round, lambda mb: mb / megabytes_a_round)
     )
     top.set_xlabel("megabytes sent per client")
+
+
+def log_megabytes(axes: Any, label: str) -> None:
+    """A logarithmic axis of megabytes with plain numbers on it, few enough to be read."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    axes.set(xscale="log", xlabel=label)
+    low, high = axes.get_xlim()
+    several = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=several))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -14,7 +14,7 @@ from flax import linen as nn
 import dflax as dx
 from dflax import aggregation, evaluation, gossip, topology
 from experiments.study import Claim, Summary, figure, main, side_by_side
-from experiments.traffic import megabytes, message_bytes
+from experiments.traffic import log_megabytes, megabytes, message_bytes
 
 Curves = dict[str, np.ndarray]
 
@@ -270,9 +270,8 @@ def _draw(config: Config, found: dict[str, Curves]) -> Any:
                     color=line.get_color(),
                 )
         axes[0].set(xlabel="round", ylabel="mean accuracy of the nodes", ylim=(0, 1))
-        axes[1].set(
-            xlabel="megabytes sent per node (FedAvg: and server)", xscale="log", ylim=(0, 1)
-        )
+        log_megabytes(axes[1], "megabytes sent per node (FedAvg: and server)")
+        axes[1].set_ylim(0, 1)
         axes[2].set(xlabel="round", ylabel="least variance / at the start")
         axes[2].set_yscale("log")
         axes[2].axhline(1 / config.nodes, color="grey", linestyle=":", linewidth=1)
