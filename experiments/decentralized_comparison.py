@@ -95,9 +95,9 @@ def methods(task: Task) -> dict[str, list[Method]]:
 
     D-PSGD and MATCHA mix after their step, so that all models are measured right after gossip; all but
     DisPFL's, which are their owners', and DIMAT's. DIMAT matches by weights and is for networks that
-    were trained apart: it begins to merge after a quarter of the rounds. MATCHA takes part where its
-    base graph is undirected; the partners of single merging and the samples of MoDeST come from no
-    graph.
+    were trained apart: it begins to merge after a quarter of the rounds, on the two graphs that it was
+    published for. MATCHA takes part where its base graph is undirected; the partners of single merging
+    and the samples of MoDeST come from no graph.
     """
     d, loss, sgd, mixed = decentralized, task.loss, optax.sgd, given_matrix
     matrices = {name: matrix.dense().astype(np.float32) for name, matrix in graphs().items()}
@@ -111,15 +111,20 @@ def methods(task: Task) -> dict[str, list[Method]]:
     def matched(tables: Any) -> dx.gossip.Mixer:
         return dx.gossip.mixer(schedule._replace(tables=tables))
 
-    def merging(graph: str) -> Method:
-        matched = dx.gossip.aligned(graphs()[graph], dx.matching.by_weights(task.symmetries))
-        late = from_round(matched, task.rounds // 4)
+    def merging(graph: str, mixer: dx.gossip.Mixer) -> Method:
+        late = from_round(mixer, task.rounds // 4)
         return Method(
             lambda _, rate: d.dfedavg(loss, sgd(rate), late, order=d.Order.COMBINE_THEN_ADAPT),
             {graph: ()},
             own_starts=True,
         )
 
+    by_weights = dx.matching.by_weights(task.symmetries)
+    matched_on = {
+        "ring": dx.gossip.aligned(graphs()["ring"], by_weights),
+        # As its code has it there, everyone is matched to one client.
+        "complete": dx.gossip.anchored(dx.gossip.complete(CLIENTS), by_weights),
+    }
     kernels = sum(len(leaf.shape) > 1 for leaf in jax.tree.leaves(task.shapes))
     sam: dict[str, Any] = {"rho": RHO}
     over_graphs = {
@@ -176,7 +181,7 @@ def methods(task: Task) -> dict[str, list[Method]]:
         ),
     }
     return {name: [method] for name, method in over_graphs.items()} | {
-        "DIMAT": [merging(graph) for graph in graphs()]
+        "DIMAT": [merging(graph, mixer) for graph, mixer in matched_on.items()]
     }
 
 
