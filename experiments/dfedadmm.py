@@ -237,7 +237,6 @@ def digits_claims(found: dict[str, Any], config: Config) -> list[Claim]:
 
 
 SHOWN = {
-    "DSGT, rate 0.3": ("0.5", "--"),
     "DFedAvg": ("C0", "-"),
     "DFedAvg, rate 0.3": ("C0", "--"),
     "DFedAvgM, momentum 0.9": ("C2", "--"),
