@@ -26,11 +26,15 @@ def test_statistics_are_found_wherever_they_are():
 def test_the_warning_says_why_and_what_to_do_and_has_a_category():
     with pytest.warns(AveragedStatistics, match=r"of none.*Either do this, estimate.*GroupNorm"):
         warn_of_averaging(VARIABLES, remedies=("do this",))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         warn_of_averaging(VARIABLES["params"])
+        assert not said
+        warn_of_averaging(VARIABLES)
+        assert [warning.category for warning in said] == [AveragedStatistics]
         warnings.simplefilter("ignore", AveragedStatistics)
         warn_of_averaging(VARIABLES)
+    assert len(said) == 1
 
 
 def test_of_a_change_the_weights_move():
