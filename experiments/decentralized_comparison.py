@@ -123,7 +123,7 @@ def methods(task: Task) -> dict[str, list[Method]]:
     matched_on = {
         "ring": dx.gossip.aligned(graphs()["ring"], by_weights),
         # As its code has it there, everyone is matched to one client.
-        "complete": dx.gossip.anchored(dx.gossip.complete(CLIENTS), by_weights),
+        "complete": dx.gossip.anchored(dx.gossip.complete(CLIENTS), by_weights, broadcast=False),
     }
     kernels = sum(len(leaf.shape) > 1 for leaf in jax.tree.leaves(task.shapes))
     sam: dict[str, Any] = {"rho": RHO}

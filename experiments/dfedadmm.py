@@ -1,4 +1,4 @@
-"""DFedADMM on a ring of clients with skewed labels, beside DFedAvg, DFedAvgM and DFedSAM."""
+"""DFedADMM on a ring of clients with skewed labels, beside DFedAvg(M), DFedSAM, D-PSGD and DSGT."""
 
 import dataclasses
 from typing import Any, Literal

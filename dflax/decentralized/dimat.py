@@ -14,7 +14,7 @@ from dflax.data.dataset import Dataset
 from dflax.decentralized.gossip_averaging import Order, gossip_averaging
 from dflax.gossip.aligned import aligned
 from dflax.gossip.anchored import anchored as gossip_anchored
-from dflax.gossip.choose import mixer
+from dflax.gossip.choose import as_matrix, mixer
 from dflax.gossip.mixer import Mixer, MixerState
 from dflax.gossip.recalibrated import recalibrated
 from dflax.local.oracle import Loss, Oracle
@@ -130,8 +130,10 @@ def dimat_mixer(
         merging = mixer(topology, weights=weights, disconnected=True)
         merging = merging if module is not None else _without_statistics(merging)
     elif anchored:
-        plain = mixer(topology, weights=weights, disconnected=True)
-        merging = gossip_anchored(plain, matching, **matched)
+        matrix = as_matrix(topology, weights)
+        apart = matrix.shared_weight is None
+        plain = mixer(matrix, disconnected=True)
+        merging = gossip_anchored(plain, matching, broadcast=apart, **matched)
     else:
         merging = aligned(topology, matching, weights=weights, **matched)
     return merging if module is None else recalibrated(merging, module, **matched)

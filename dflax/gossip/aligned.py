@@ -70,17 +70,14 @@ def aligned(
     """
     matrix = as_matrix(topology, weights)
     require_topology_sums(matrix.row_stochastic, matrix.graph.name)
-    fix = "Make one with dflax.matching.by_activations or by_weights."
-    validation.instance("matching", matching, Matching, fix)
+    check_matching(matching)
     check_calibration(batches, batch_size, calibration, at_once)
     clients = matrix.nodes
     tables, hear = hearing(matrix)
     informed = matching.reads_data and calibration is None
 
     def init(models: Any) -> MixerState:
-        require_models(models, clients)
-        require_no_statistics(models)
-        widths_of(matching.symmetries, jax.tree.map(lambda leaf: leaf[0], models))
+        require_matchable(models, clients, matching)
         return tables, calibration if matching.reads_data else None
 
     def apply(
@@ -96,9 +93,7 @@ def aligned(
         known, shared = state
         mask = as_mask(active, clients)
         heard, given, own_weights = hear(models, known, mask)
-        examples: Calibration = Calibration(None, None)
-        if matching.reads_data:
-            examples = draw_calibration(shared, round, key, clients, batches, batch_size)
+        examples = examples_to_match(matching, shared, round, key, clients, batches, batch_size)
 
         def one(
             own: Params,
@@ -148,18 +143,42 @@ def aligned(
     )
 
 
-def require_no_statistics(models: Any) -> None:
-    """Refuse running statistics among what is permuted and averaged.
+def check_matching(matching: Matching) -> None:
+    """Refuse what is no `Matching`."""
+    fix = "Make one with dflax.matching.by_activations or by_weights."
+    validation.instance("matching", matching, Matching, fix)
+
+
+def require_matchable(models: Any, clients: int, matching: Matching) -> None:
+    """Refuse models whose units cannot be permuted and averaged.
 
     Raises:
-      ValueError: models with "batch_stats".
+      ValueError: not n models, models with "batch_stats", or layers that are no permutation of each
+        other.
     """
+    require_models(models, clients)
     if isinstance(models, dict) and "batch_stats" in models:
         raise ValueError(
             'models must have no "batch_stats" here: the average of running statistics fits no '
             "model. Put dflax.gossip.recalibrated(mixer, module) around the mixer, which estimates "
             "them afresh."
         )
+    widths_of(matching.symmetries, jax.tree.map(lambda leaf: leaf[0], models))
+
+
+def examples_to_match(
+    matching: Matching,
+    shared: Dataset | None,
+    round: Any,
+    key: Key[Array, ""],
+    clients: int,
+    batches: int,
+    batch_size: int,
+) -> Calibration:
+    """What units are compared on, see `draw_calibration`; nothing where no data is read."""
+    if not matching.reads_data:
+        return Calibration(None, None)
+    return draw_calibration(shared, round, key, clients, batches, batch_size)
 
 
 def _measured(sent: Array, sums: Metrics | None) -> Metrics:

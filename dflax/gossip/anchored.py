@@ -10,18 +10,19 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import gather, map_clients, mean_metrics, select
 from dflax.data.dataset import Dataset
-from dflax.gossip.aligned import require_no_statistics
-from dflax.gossip.calibration import Calibration, check_calibration, draw_calibration
+from dflax.gossip.aligned import check_matching, examples_to_match, require_matchable
+from dflax.gossip.calibration import check_calibration
 from dflax.gossip.linear import as_mask, require_models
 from dflax.gossip.mixer import Mixer, MixerState, Models, require_mixer
 from dflax.matching.matching import Matching, fixed_units
-from dflax.matching.symmetries import Permutations, permute, widths_of
+from dflax.matching.symmetries import Permutations, permute
 
 
 def anchored(
     mixer: Mixer,
     matching: Matching,
     *,
+    broadcast: bool = True,
     batches: int = 1,
     batch_size: int = 256,
     calibration: Dataset | None = None,
@@ -41,16 +42,17 @@ def anchored(
     Args:
       mixer: what mixes the ordered models, for example `complete(n)` or `ring(n)`.
       matching: how units are matched, see `dflax.matching.by_activations` and `by_weights`.
+      broadcast: whether the anchor's model travels to the others beside the mixing, and is counted;
+        False where all hear it anyway, as on the complete graph.
       batches: T >= 1, minibatches that a client's units are compared on, drawn anew in every round.
       batch_size: B >= 1, examples in each. A client that owns fewer than T B sees some twice.
       calibration: a shared set of examples instead of the clients' own, part of the mixer's state.
       at_once: see `dflax.map_clients`.
 
     Returns:
-      A `Mixer`, with the metrics of `mixer`; in `models_sent` the anchor's model to the others is
-      counted too, unless everyone hears everyone anyway. Further metrics: `similarity` to the anchor
-      and `fixed_units`, the fraction of units that the anchor has in the same place, both over the
-      clients but the anchor. Inactive clients keep their models.
+      A `Mixer`, with the metrics of `mixer`; `models_sent` with what is broadcast. Further metrics:
+      `similarity` to the anchor and `fixed_units`, the fraction of units that the anchor has in the same
+      place, both over the clients but the anchor. Inactive clients keep their models.
 
     Raises:
       TypeError, ValueError: naming the argument. Its `init` refuses what that of `aligned` refuses.
@@ -60,16 +62,14 @@ def anchored(
       arXiv 2404.08079, whose code merges once into the first agent on the complete graph.
     """
     require_mixer(mixer)
-    fix = "Make one with dflax.matching.by_activations or by_weights."
-    validation.instance("matching", matching, Matching, fix)
+    check_matching(matching)
+    validation.flag("broadcast", broadcast)
     check_calibration(batches, batch_size, calibration, at_once)
     clients, symmetries = mixer.clients, matching.symmetries
     own_examples = matching.reads_data and calibration is None
 
     def init(models: Any) -> MixerState:
-        require_models(models, clients)
-        require_no_statistics(models)
-        widths_of(symmetries, jax.tree.map(lambda leaf: leaf[0], models))
+        require_matchable(models, clients, matching)
         return mixer.init(models), calibration if matching.reads_data else None
 
     def apply(
@@ -86,9 +86,7 @@ def anchored(
         mask = as_mask(active, clients)
         taking_part = jnp.ones(clients, bool) if mask is None else mask
         first = jnp.argmax(taking_part)
-        examples = Calibration(None, None)
-        if matching.reads_data:
-            examples = draw_calibration(shared, round, key, clients, batches, batch_size)
+        examples = examples_to_match(matching, shared, round, key, clients, batches, batch_size)
 
         def order(
             own: Params, rows: Array | None, anchor: Params, data: Dataset | None
@@ -113,10 +111,9 @@ def anchored(
         )
         mixed = mixed if mask is None else select(mask, mixed, models)
         others = taking_part & (jnp.arange(clients) != first)
-        count = jnp.sum(others, dtype=jnp.float32)
-        sent = measured["models_sent"]
-        heard_anyway = sent >= count * (count + 1)
-        measured = measured | {"models_sent": jnp.where(heard_anyway, sent, sent + count)}
+        if broadcast:
+            sent = measured["models_sent"] + jnp.sum(others, dtype=jnp.float32)
+            measured = measured | {"models_sent": sent}
         return mixed, (inner, shared), measured | mean_metrics(metrics, others.astype(jnp.float32))
 
     return mixer._replace(

@@ -155,7 +155,9 @@ def test_through_an_anchor_all_pairs_agree(way):
     """Against client after client matched to the anchor; the merged networks are one function."""
     models = independent()
     complete = gossip.complete(N)
-    mixed, metrics = mix(gossip.anchored(complete, WAYS[way], batch_size=20), models)
+    mixed, metrics = mix(
+        gossip.anchored(complete, WAYS[way], broadcast=False, batch_size=20), models
+    )
     outputs = jax.vmap(lambda params: MODEL.apply({"params": params}, INPUTS))
     everyone = outputs(mixed)
     np.testing.assert_allclose(everyone, np.broadcast_to(everyone[:1], everyone.shape), atol=1e-5)
@@ -163,6 +165,12 @@ def test_through_an_anchor_all_pairs_agree(way):
     apart = outputs(mix(gossip.aligned(topology.complete(N), WAYS[way], batch_size=20), models)[0])
     assert np.abs(apart - apart[:1]).max() > 0.01
     assert metrics["models_sent"] == N * (N - 1)
+    by_dimat = dx.decentralized.dimat_mixer(
+        topology.complete(N), WAYS[way], anchored=True, batch_size=20
+    )
+    same, known = mix(by_dimat, models)
+    assert_trees_equal(same, mixed)
+    assert known["models_sent"] == N * (N - 1)
 
     match = jax.jit(WAYS[way].match)
     anchor = jax.tree.map(lambda leaf: leaf[:1], models)
