@@ -1,14 +1,46 @@
 """Checks at the door: every public factory refuses bad input before anything is compiled.
 
-A message names the argument, the value it got, what is allowed and, where that helps, what to do.
-Traced values pass unseen, so that hyper-parameters can be swept with `jax.vmap`.
+One check per kind of argument:
+
+    real, probability   a hyper-parameter, traceable
+    integer, seed       a count, static
+    flag, choice, text  a switch, one of some words, any words
+    path                a file or a folder
+    function, instance  something to call, something of a type
+    sequence            several of a kind
+    array               numbers of a shape and a type
+    model, leading_axis a pytree of arrays
+    typed_key           randomness
+    at_once             clients that one device computes at the same time
+
+A message names the argument, the value it got, what is allowed and, where that helps, what to do. It
+is short whatever the value is. Traced values pass unseen, so that hyper-parameters can be swept with
+`jax.vmap`. `tests/test_doors.py` tries every public callable with wrong values of every kind.
 """
 
 import math
-from typing import Any
+import os
+import reprlib
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import jax
 import numpy as np
+
+# Counts are 32-bit integers in compiled programs.
+LARGEST_COUNT = 2**31 - 1
+LONGEST_VALUE = 80
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 4 * LONGEST_VALUE
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxdict = 32
+
+_KINDS = {
+    "real": (jax.numpy.floating, jax.numpy.integer),
+    "integer": (jax.numpy.integer,),
+    "boolean": (np.bool_,),
+}
+_KIND_NAMES = {"real": "real numbers", "integer": "integers", "boolean": "booleans"}
 
 
 def is_traced(value: Any) -> bool:
@@ -62,8 +94,26 @@ def real(
         raise ValueError(_message(name, value, f"a finite number {allowed}", fix))
 
 
+def probability(
+    name: str, value: Any, *, low_open: bool = False, high_open: bool = False, fix: str = ""
+) -> None:
+    """Refuse anything but one real number in [0, 1]; an end may be open. Raises as `real` does."""
+    real(
+        name,
+        value,
+        low=0.0,
+        high=1.0,
+        low_open=low_open,
+        high_open=high_open,
+        scalar=True,
+        fix=fix,
+    )
+
+
 def integer(name: str, value: Any, *, low: int, high: int | None = None, fix: str = "") -> None:
     """Refuse a count that is not a Python or NumPy integer in `[low, high]` (counts are static).
+
+    Without `high` the largest is 2^31 - 1, as counts are 32-bit integers in compiled programs.
 
     Raises:
       TypeError: `value` is not an integer (booleans and floats are refused).
@@ -74,6 +124,22 @@ def integer(name: str, value: Any, *, low: int, high: int | None = None, fix: st
         raise TypeError(_message(name, value, allowed, fix))
     if value < low or (high is not None and value > high):
         raise ValueError(_message(name, value, allowed, fix))
+    if high is None and value > LARGEST_COUNT:
+        raise ValueError(_message(name, value, f"{allowed} and at most {LARGEST_COUNT}", fix))
+
+
+def seed(name: str, value: Any) -> None:
+    """Refuse a seed of a host's generator that is no integer in [0, 2^63)."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(_message(name, value, "an integer >= 0", "A key goes where a key is asked."))
+    if not 0 <= value < 2**63:
+        raise ValueError(_message(name, value, "an integer in [0, 2^63)", ""))
+
+
+def at_once(value: Any) -> None:
+    """Refuse a number of clients at the same time that is neither None nor an integer >= 1."""
+    if value is not None:
+        integer("at_once", value, low=1, fix="None chooses by device and size of the model.")
 
 
 def typed_key(name: str, key: Any) -> None:
@@ -106,9 +172,87 @@ def flag(name: str, value: Any) -> None:
         raise TypeError(_message(name, value, "True or False", ""))
 
 
+def text(name: str, value: Any) -> None:
+    """Refuse a name or title that is no string."""
+    if not isinstance(value, str):
+        raise TypeError(_message(name, value, "a string", ""))
+
+
+def path(name: str, value: Any) -> None:
+    """Refuse what cannot be the path of a file or folder."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(_message(name, value, "a path (a string or a pathlib.Path)", ""))
+
+
+def sequence(name: str, value: Any, of: str, *, least: int = 1, fix: str = "") -> list:
+    """The items of a list, tuple or array; refuses what has no order, and strings.
+
+    Args:
+      name: the argument's name, for the message.
+      value: what should hold the items. The items themselves are for the caller to check.
+      of: what the items are, for the message: "graphs".
+      least: how many there must be at least.
+      fix: a closing sentence that tells what to do.
+
+    Raises:
+      TypeError: no list, tuple or array.
+      ValueError: too few items.
+    """
+    unordered = isinstance(value, (str, bytes, dict, set, frozenset))
+    if unordered or not isinstance(value, Iterable) or getattr(value, "shape", None) == ():
+        raise TypeError(_message(name, value, f"a list of {of}", fix))
+    items = list(value)
+    if len(items) < least:
+        raise ValueError(_message(name, value, f"a list of at least {least} {of}", fix))
+    return items
+
+
+def array(
+    name: str,
+    value: Any,
+    *,
+    kind: Literal["real", "integer", "boolean"],
+    shape: tuple[int | str, ...] | None = None,
+    low: float = -math.inf,
+    high: float = math.inf,
+    fix: str = "",
+) -> np.ndarray:
+    """The numbers as a NumPy array; refuses those of another type, shape or range, and NaN.
+
+    Args:
+      name: the argument's name, for the message.
+      value: numbers in any form that NumPy reads; a tracer is returned as it is, if its shape fits.
+      kind: real numbers (integers count as such), integers or booleans; nothing is converted.
+      shape: per axis its length, or a letter where any length of at least 1 will do. None: any shape.
+      low: smallest allowed entry.
+      high: largest allowed entry.
+      fix: a closing sentence that tells what to do.
+
+    Raises:
+      TypeError: no array, or entries of another type.
+      ValueError: another shape, NaN, infinite, or an entry out of range.
+    """
+    axes = "" if shape is None else f" of shape [{', '.join(map(str, shape))}]"
+    allowed = f"{_KIND_NAMES[kind]}{axes}"
+    given = value if is_traced(value) else _host_array(value)
+    if given is None or not _is_kind(given, kind):
+        raise TypeError(_message(name, value, allowed, fix))
+    if shape is not None and not _has_shape(given.shape, shape):
+        raise ValueError(f"{name} must be {allowed}, got shape {given.shape}. {fix}".rstrip())
+    if not is_traced(given) and kind != "boolean" and given.size:
+        least, most = given.min(), given.max()
+        if not (least >= low and most <= high and np.isfinite(least) and np.isfinite(most)):
+            bounds = _interval(low, high, False, False)
+            raise ValueError(
+                f"{name} must hold finite numbers {bounds}, got {least} to {most}. {fix}".rstrip()
+            )
+    return given
+
+
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Refuse a value that is none of the names allowed."""
-    if value not in allowed:
+    # A comparison of an array with a word is an array of comparisons.
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(_message(name, value, f"one of {', '.join(map(repr, allowed))}", ""))
 
 
@@ -129,7 +273,7 @@ def model(name: str, params: Any) -> None:
             )
     if not leaves:
         raise TypeError(
-            f"{name} must be a pytree with at least one array of real numbers, got {params!r}."
+            f"{name} must be a pytree with at least one array of real numbers, got {shown(params)}."
         )
 
 
@@ -152,7 +296,8 @@ def leading_axis(name: str, tree: Any, size: int | None = None) -> int:
     required = None if size is None else (size,)
     if not distinct or () in distinct or len(distinct) > 1 or distinct == {None}:
         raise ValueError(
-            f"{name} must have leaves that share one leading axis, got lengths {lengths}."
+            f"{name} must have leaves that share one leading axis, got "
+            f"{'no leaves' if not lengths else 'lengths ' + _listed(lengths)}."
         )
     (length,) = distinct
     if required is not None and length != required:
@@ -165,12 +310,8 @@ def leading_axis(name: str, tree: Any, size: int | None = None) -> int:
 
 def _real_numbers(value: Any) -> np.ndarray | None:
     """The value in float64; None where it holds anything but integers and floating-point numbers."""
-    try:
-        given = np.asarray(value)
-    except (TypeError, ValueError):
-        return None
-    kinds = (jax.numpy.integer, jax.numpy.floating)
-    known = any(jax.numpy.issubdtype(given.dtype, kind) for kind in kinds)
+    given = _host_array(value)
+    known = given is not None and _is_kind(given, "real")
     return given.astype(np.float64) if known else None
 
 
@@ -182,7 +323,36 @@ def _interval(low: float, high: float, low_open: bool, high_open: bool) -> str:
     return f"in {left}{low:g}, {high:g}{right}"
 
 
+def _listed(lengths: dict[str, tuple[int, ...]]) -> str:
+    """The first few of the leaves' lengths."""
+    few = dict(list(lengths.items())[:8])
+    return f"{few}" if len(few) == len(lengths) else f"{few} and {len(lengths) - len(few)} more"
+
+
+def _host_array(value: Any) -> np.ndarray | None:
+    """The value as NumPy reads it; None where it makes no array of it."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _is_kind(given: Any, kind: str) -> bool:
+    return any(jax.numpy.issubdtype(given.dtype, one) for one in _KINDS[kind])
+
+
+def _has_shape(given: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
+    return len(given) == len(wanted) and all(
+        size >= 1 if isinstance(axis, str) else size == axis
+        for size, axis in zip(given, wanted, strict=True)
+    )
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: its `repr`, of which at most 80 characters are made and kept."""
+    words = _SHORT.repr(value)
+    return words if len(words) <= LONGEST_VALUE else words[: LONGEST_VALUE - 3] + "..."
+
+
 def _message(name: str, value: Any, allowed: str, fix: str) -> str:
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return f"{name} must be {allowed}, got {shown}. {fix}".rstrip()
+    return f"{name} must be {allowed}, got {shown(value)}. {fix}".rstrip()

@@ -1,0 +1,1 @@
+"""A right call of every public callable, and the wrong values it is tried with."""

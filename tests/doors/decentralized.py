@@ -1,0 +1,137 @@
+"""Right calls of the algorithms without a server, of gossip and of matching."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from doors.things import (
+    DATA,
+    FEDERATION,
+    GRAPH,
+    KEY,
+    LOSS,
+    MATRIX,
+    MIXER,
+    MODULE,
+    N,
+    NEIGHBOURS,
+    NORMALIZED,
+    OPTIMIZER,
+    PARTITION,
+    PEERS,
+    RATES,
+    STREAM,
+    SYMMETRIES,
+    WEIGHTS,
+)
+
+import dflax as dx
+
+METHOD = {"loss": LOSS, "optimizer": OPTIMIZER}
+GOSSIP = {**METHOD, "mixer": MIXER}
+CONVEX = {"strong_convexity": 1.0, "smoothness": 2.0}
+MATCHING = dx.matching.by_weights(SYMMETRIES)
+UNITS = {"hidden": np.arange(4)}
+PROFIT = np.eye(3, dtype=np.float32)
+TIMED = dx.decentralized.dadao(LOSS, RATES, **CONVEX).init(KEY, WEIGHTS)
+
+
+def conjugate(y, batch):
+    """Of (1/2) |x|^2."""
+    return y
+
+
+CALLS = {
+    "decentralized.adapt_then_combine": {"work": lambda *given: given, "mixer": MIXER},
+    "decentralized.adom_plus": {"loss": LOSS, "graph": GRAPH, **CONVEX},
+    "decentralized.combine_then_adapt": {"work": lambda *given: given, "mixer": MIXER},
+    "decentralized.continuized": {"conjugate": conjugate, "graph": GRAPH, **CONVEX},
+    "decentralized.dadao": {"loss": LOSS, "rates": RATES, **CONVEX},
+    "decentralized.dfedadmm": GOSSIP,
+    "decentralized.dfedadmm_sam": GOSSIP,
+    "decentralized.dfedavg": GOSSIP,
+    "decentralized.dfedsam": GOSSIP,
+    "decentralized.dimat": {**METHOD, "topology": GRAPH, "matching": MATCHING},
+    "decentralized.dimat_mixer": {"topology": GRAPH, "matching": MATCHING},
+    "decentralized.dispfl": {**GOSSIP, "rounds": 2},
+    "decentralized.dpsgd": GOSSIP,
+    "decentralized.dsgt": {"loss": LOSS, "rate": 0.1, "mixer": MIXER},
+    "decentralized.gossip_learning": {**METHOD, "nodes": N},
+    "decentralized.gossip_steps": {"graph": GRAPH},
+    "decentralized.md5_ranks": {"nodes": N, "rounds": 2},
+    "decentralized.mean_dual": {
+        "state": dx.decentralized.dfedadmm(LOSS, OPTIMIZER, MIXER).init(KEY, WEIGHTS)
+    },
+    "decentralized.merge": {"state": PEERS},
+    "decentralized.mixed": {"mixer": MIXER, "state": PEERS, "round": FEDERATION.draw(KEY, 0)},
+    "decentralized.modest": {**METHOD, "nodes": N, "sample": 2},
+    "decentralized.msda": {"conjugate": conjugate, "graph": GRAPH, **CONVEX},
+    "decentralized.probe": {
+        "keys": np.arange(N),
+        "candidates": np.ones(N, bool),
+        "online": np.ones(N, bool),
+        "wanted": 2,
+    },
+    "decentralized.sgp": {**METHOD, "topology": GRAPH},
+    "decentralized.single_merging": {**METHOD, "clients": N},
+    "decentralized.synchronized": {"state": TIMED, **CONVEX},
+    "decentralized.unit_rates": {"graph": GRAPH},
+    "gossip.Law": {"rates": RATES, "gradient_rate": 1.0},
+    "gossip.NodeEvents": {"data": DATA, "partition": PARTITION, "events": STREAM},
+    "gossip.age_weighted": {"nodes": N},
+    "gossip.aligned": {"topology": GRAPH, "matching": MATCHING},
+    "gossip.alternate": {"mixers": [MIXER, MIXER]},
+    "gossip.anchored": {"mixer": MIXER, "matching": MATCHING},
+    "gossip.chebyshev": {"topology": GRAPH, "steps": 2},
+    "gossip.complete": {"clients": N},
+    "gossip.dense": {"matrix": MATRIX},
+    "gossip.edges": {"matrix": MATRIX},
+    "gossip.erdos_renyi": {"nodes": 6, "probability": 0.9},
+    "gossip.exponential": {"nodes": N},
+    "gossip.geometric": {"nodes": 6, "radius": 0.9},
+    "gossip.hypercube": {"nodes": N},
+    "gossip.identity": {"clients": N},
+    "gossip.independent_groups": {"stream": STREAM, "nodes": N},
+    "gossip.matcha": {"graph": GRAPH, "budget": 0.5},
+    "gossip.mixer": {"topology": GRAPH},
+    "gossip.one_peer_exponential": {"nodes": N},
+    "gossip.partitioned": {"mixer": MIXER, "parts": 2},
+    "gossip.poisson_stream": {"rates": RATES, "events": 8, "seed": 0},
+    "gossip.push_sum": {"topology": GRAPH},
+    "gossip.random_matching": {"nodes": N},
+    "gossip.random_neighbours": {"nodes": N, "r": 1.0},
+    "gossip.random_regular": {"nodes": 6, "degree": 3},
+    "gossip.random_regular_each_round": {"nodes": 6, "degree": 3},
+    "gossip.recalibrated": {"mixer": MIXER, "module": NORMALIZED},
+    "gossip.repeat": {"mixer": MIXER, "steps": 2},
+    "gossip.ring": {"nodes": N},
+    "gossip.sampled": {"mixer": MIXER, "share": 0.5},
+    "gossip.scheduled": {"schedule": dx.topology.random_matching(N)},
+    "gossip.shifts": {"matrix": MATRIX},
+    "gossip.slots": {"matrix": MATRIX},
+    "gossip.star": {"nodes": N},
+    "gossip.torus": {"rows": 2, "columns": 3},
+    "gossip.variance_corrected": {"neighbours": NEIGHBOURS},
+    "matching.activations": {"model": MODULE, "symmetries": SYMMETRIES},
+    "matching.assign": {"profit": PROFIT},
+    "matching.assign_by_optax": {"profit": PROFIT},
+    "matching.assign_on_host": {"profit": PROFIT},
+    "matching.by_activations": {"model": MODULE, "symmetries": SYMMETRIES},
+    "matching.by_weights": {"symmetries": SYMMETRIES},
+    "matching.fixed_units": {"permutations": UNITS},
+    "matching.identity": {"widths": {"hidden": 4}},
+    "matching.permute": {
+        "params": WEIGHTS,
+        "symmetries": SYMMETRIES,
+        "permutations": UNITS,
+    },
+    "matching.random_permutations": {"key": KEY, "widths": {"hidden": 4}},
+    "matching.symmetries": {"model": MODULE, "params": WEIGHTS, "inputs": DATA.inputs[:2]},
+    "matching.verify": {
+        "model": MODULE,
+        "params": WEIGHTS,
+        "inputs": DATA.inputs[:2],
+        "symmetries": SYMMETRIES,
+        "key": KEY,
+    },
+    "matching.widths_of": {"symmetries": SYMMETRIES, "params": WEIGHTS},
+}

@@ -1,0 +1,193 @@
+"""Every public callable, called with one argument wrong at a time."""
+
+import ast
+import contextlib
+import enum
+import inspect
+import pathlib
+import re
+import signal
+import threading
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import dflax
+
+PACKAGE = str(pathlib.Path(dflax.__file__).parent)
+LONGEST_MESSAGE = 1_000
+LONGEST_CALL = 20.0
+
+# A name and a value for every kind of mistake. What a value of one kind is right for is found in
+# `rightful` below, or listed one by one in `legitimate.py`.
+WRONG = {
+    "None": None,
+    "True": True,
+    "word": "no",
+    "digit": "3",
+    "bytes": b"3",
+    "complex": 0.5 + 0.5j,
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "-1": -1,
+    "0.5": 0.5,
+    "3": 3,
+    "2^40": 2**40,
+    "[]": [],
+    "{}": {},
+    "empty array": np.zeros(0),
+    "array of 3 axes": np.full((2, 3, 4), 0.5),
+    "array of words": np.array(["no", "yes"]),
+    "array of NaN": np.full(3, np.nan),
+    "rows": [[0.5] * 40] * 2_000,
+    "object": object(),
+    "function": lambda: 3,
+}
+
+
+class Call(NamedTuple):
+    """One wrong call: what is called, which argument is wrong, and in what way."""
+
+    name: str
+    argument: str
+    kind: str
+
+
+def public() -> dict[str, Callable]:
+    """All callables that a user reaches from `dflax`, by their shortest names without "dflax.".
+
+    Of a package these are the names that its `__init__` imports, of a module those that it defines.
+    Types of values (NamedTuples, enumerations, protocols, type aliases) are no doors.
+    """
+    found: dict[int, tuple[str, Callable]] = {}
+    seen = set()
+
+    def look(module: types.ModuleType) -> None:
+        if module in seen:
+            return
+        seen.add(module)
+        for name in _names(module):
+            value = getattr(module, name)
+            if isinstance(value, types.ModuleType):
+                look(value)
+            elif callable(value) and not _is_type_of_values(value):
+                found.setdefault(id(value), (f"{module.__name__}.{name}"[len("dflax.") :], value))
+
+    look(dflax)
+    return dict(sorted(found.values()))
+
+
+def _names(module: types.ModuleType) -> Iterator[str]:
+    is_package = hasattr(module, "__path__")
+    for node in ast.parse(inspect.getsource(module)).body:
+        if is_package and isinstance(node, ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield node.name
+
+
+def _is_type_of_values(value: Any) -> bool:
+    if not isinstance(value, type):
+        return not inspect.isfunction(value)
+    plain = issubclass(value, (tuple, enum.Enum)) or getattr(value, "_is_protocol", False)
+    return plain or value.__module__ == "typing"
+
+
+def calls(function: Callable, right: dict[str, Any]) -> Iterator[tuple[str, str, Callable]]:
+    """Every wrong call of one function: the argument, the kind, and what makes the call."""
+    for argument, value in arguments(function, right).items():
+        for kind, wrong in WRONG.items():
+            if not rightful(kind, wrong, value):
+                yield argument, kind, bound(function, {**right, argument: wrong})
+
+
+def arguments(function: Callable, right: dict[str, Any]) -> dict[str, Any]:
+    """Right values of all arguments: those of the call, and defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {
+        one.name: one.default
+        for one in parameters
+        if one.default is not one.empty and not _of_flax(one.name, function)
+    }
+    return {**defaults, **right}
+
+
+def _of_flax(argument: str, function: Callable) -> bool:
+    return isinstance(function, type) and argument in ("parent", "name")
+
+
+def bound(function: Callable, values: dict[str, Any]) -> Callable:
+    """The call with these values by name; a starred argument gets its one value alone."""
+    starred = [
+        one.name
+        for one in inspect.signature(function).parameters.values()
+        if one.kind is one.VAR_POSITIONAL
+    ]
+    if not starred or starred[0] not in values:
+        return lambda: function(**values)
+    names = list(inspect.signature(function).parameters)
+    before = [values[name] for name in names[: names.index(starred[0])]]
+    named = {name: values[name] for name in values if name not in names[: len(before) + 1]}
+    return lambda: function(*before, values[starred[0]], **named)
+
+
+def rightful(kind: str, wrong: Any, right: Any) -> bool:
+    """Whether a value of this kind may well be right where `right` is."""
+    if kind == "None":
+        return right is None
+    if kind == "True":
+        return isinstance(right, bool)
+    if kind == "function":
+        return callable(right)
+    if isinstance(right, bool) or right is None:
+        return False
+    if isinstance(right, int):
+        return kind == "3"
+    return False
+
+
+def refusal(call: Callable, argument: str) -> str | None:
+    """None for a call that is refused well, else what is wrong with what happened."""
+    try:
+        with _time_limit():
+            call()
+    except (TypeError, ValueError) as error:
+        raised_by = traceback.extract_tb(error.__traceback__)[-1].filename
+        message = str(error)
+        if not raised_by.startswith(PACKAGE):
+            where = pathlib.Path(raised_by).name
+            return f"{type(error).__name__} of {where}: {_line(message)}"
+        if not re.search(rf"\b{re.escape(argument)}\b", message):
+            return f"not named: {_line(message)}"
+        if len(message) > LONGEST_MESSAGE:
+            return f"{len(message)} characters: {_line(message)}"
+        return None
+    except Exception as error:
+        return f"{type(error).__name__}: {_line(str(error))}"
+    return "accepted"
+
+
+def _line(message: str) -> str:
+    return " ".join(message[:300].split())[:140]
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """A call that goes to work on a wrong value must not hold up the walk."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"still at work after {LONGEST_CALL:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST_CALL)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
