@@ -43,6 +43,8 @@ def start_hosts(
     """
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     validation.integer("timeout", timeout, low=1)
+    if coordinator is not None:
+        validation.text("coordinator", coordinator)
     missing = [name for name, value in given.items() if value is None]
     if missing and len(missing) < len(given):
         raise ValueError(
@@ -108,12 +110,8 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
       TypeError: `mesh` is none.
       ValueError: the mesh has no such axis, or a leaf under `clients` has no axis of clients.
     """
-    validation.instance("mesh", mesh, Mesh, "Make one with dflax.client_mesh().")
-    if CLIENTS not in mesh.axis_names:
-        raise ValueError(
-            f'mesh must have an axis named "{CLIENTS}", got axes {mesh.axis_names}. '
-            "Make one with dflax.client_mesh()."
-        )
+    validation.arrays("state", state)
+    _require_mesh(mesh)
 
     def over_model(shape: tuple[int, ...]) -> list[str | None]:
         axes: list[str | None] = [None] * len(shape)
@@ -162,9 +160,15 @@ def place(tree: PyTree[Array], layout: PyTree[NamedSharding] | NamedSharding) ->
     Raises:
       ValueError: a leaf differs between the processes.
     """
+    validation.arrays("tree", tree)
     if isinstance(layout, NamedSharding):
         layout = jax.tree.map(lambda leaf: layout, tree)
     shardings = jax.tree.leaves(layout)
+    fix = "Pass one sharding, or what state_sharding(tree, mesh) gives."
+    for sharding in shardings:
+        validation.instance("layout", sharding, NamedSharding, fix)
+    if jax.tree.structure(layout) != jax.tree.structure(tree):
+        raise ValueError(f"layout must have one sharding for each leaf of the tree. {fix}")
     if all(sharding.is_fully_addressable for sharding in shardings):
         return jax.device_put(tree, layout)
     named, structure = jax.tree_util.tree_flatten_with_path(tree)
@@ -180,6 +184,8 @@ def place(tree: PyTree[Array], layout: PyTree[NamedSharding] | NamedSharding) ->
 
 def replicate_source(source: Any, mesh: Mesh) -> Any:
     """A run's source on every device; leaves already laid out over this mesh stay where they are."""
+    _require_mesh(mesh)
+    validation.arrays("source", source)
     everywhere = NamedSharding(mesh, PartitionSpec())
     leaves, structure = jax.tree.flatten(source)
     moving = [number for number, leaf in enumerate(leaves) if not _on(leaf, mesh)]
@@ -191,6 +197,7 @@ def replicate_source(source: Any, mesh: Mesh) -> Any:
 
 def collect(tree: PyTree[Array]) -> PyTree[np.ndarray]:
     """Whole NumPy arrays on every host, of leaves spread over several; all processes must call it."""
+    validation.arrays("tree", tree)
 
     def whole(leaf: Any) -> np.ndarray:
         if not _spread(leaf) or leaf.is_fully_replicated:
@@ -219,7 +226,7 @@ def host_clients(clients: int, mesh: Mesh, process: int | None = None) -> range:
       TypeError: a count that is not an integer.
     """
     validation.integer("clients", clients, low=1)
-    validation.instance("mesh", mesh, Mesh, "Make one with dflax.client_mesh().")
+    _require_mesh(mesh)
     process = jax.process_index() if process is None else process
     validation.integer("process", process, low=0)
     owners = np.array([device.process_index for device in mesh.devices.flat])
@@ -232,6 +239,15 @@ def host_clients(clients: int, mesh: Mesh, process: int | None = None) -> range:
     block = -(-clients // len(owners))
     first, last = int(places[0]) * block, (int(places[-1]) + 1) * block
     return range(min(first, clients), min(last, clients))
+
+
+def _require_mesh(mesh: Mesh) -> None:
+    fix = "Make one with dflax.client_mesh()."
+    validation.instance("mesh", mesh, Mesh, fix)
+    if CLIENTS not in mesh.axis_names:
+        raise ValueError(
+            f'mesh must have an axis named "{CLIENTS}", got axes {mesh.axis_names}. {fix}'
+        )
 
 
 def _spread(leaf: Any) -> bool:

@@ -9,7 +9,7 @@ One check per kind of argument:
     function, instance  something to call, something of a type
     sequence            several of a kind
     array               numbers of a shape and a type
-    model, leading_axis a pytree of arrays
+    model, arrays, leading_axis   a pytree of arrays
     typed_key           randomness
     at_once             clients that one device computes at the same time
 
@@ -18,6 +18,7 @@ is short whatever the value is. Traced values pass unseen, so that hyper-paramet
 `jax.vmap`. `tests/test_doors.py` tries every public callable with wrong values of every kind.
 """
 
+import inspect
 import math
 import os
 import reprlib
@@ -83,6 +84,9 @@ def real(
     if is_traced(value):
         return
     allowed = _interval(low, high, low_open, high_open)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST_COUNT:
+        point = "Write it with a decimal point: integers have 32 bits in compiled programs."
+        raise ValueError(_message(name, value, f"a real number {allowed}", point))
     numbers = _real_numbers(value)
     if numbers is None:
         raise TypeError(_message(name, value, f"a real number {allowed}", fix))
@@ -131,7 +135,9 @@ def integer(name: str, value: Any, *, low: int, high: int | None = None, fix: st
 def seed(name: str, value: Any) -> None:
     """Refuse a seed of a host's generator that is no integer in [0, 2^63)."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(_message(name, value, "an integer >= 0", "A key goes where a key is asked."))
+        raise TypeError(
+            _message(name, value, "an integer >= 0", "A key goes where a key is asked.")
+        )
     if not 0 <= value < 2**63:
         raise ValueError(_message(name, value, "an integer in [0, 2^63)", ""))
 
@@ -151,10 +157,33 @@ def typed_key(name: str, key: Any) -> None:
         )
 
 
-def function(name: str, value: Any, fix: str = "") -> None:
-    """Refuse a value that cannot be called."""
+def function(name: str, value: Any, fix: str = "", *, takes: int | None = None) -> None:
+    """Refuse a value that cannot be called, or not with as many arguments as it will get.
+
+    Args:
+      name: the argument's name, for the message.
+      value: a function; where Python knows no signature of it, any is let through.
+      fix: a closing sentence that tells what to do.
+      takes: how many positional arguments it will get; None: unknown.
+
+    Raises:
+      TypeError: no function, or one of other arguments.
+    """
     if not callable(value):
         raise TypeError(_message(name, value, "a function", fix))
+    if takes is None:
+        return
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*range(takes))
+    except TypeError:
+        count = f"{takes} argument{'s' * (takes != 1)}"
+        raise TypeError(
+            _message(name, value, f"a function of {count}", f"Its own are {signature}. {fix}")
+        ) from None
 
 
 def instance(name: str, value: Any, kind: type | tuple[type, ...], fix: str = "") -> None:
@@ -203,7 +232,7 @@ def sequence(name: str, value: Any, of: str, *, least: int = 1, fix: str = "") -
         raise TypeError(_message(name, value, f"a list of {of}", fix))
     items = list(value)
     if len(items) < least:
-        raise ValueError(_message(name, value, f"a list of at least {least} {of}", fix))
+        raise ValueError(_message(name, value, f"a list of at least {_number(least)} {of}", fix))
     return items
 
 
@@ -232,11 +261,12 @@ def array(
       TypeError: no array, or entries of another type.
       ValueError: another shape, NaN, infinite, or an entry out of range.
     """
-    axes = "" if shape is None else f" of shape [{', '.join(map(str, shape))}]"
-    allowed = f"{_KIND_NAMES[kind]}{axes}"
+    allowed = f"{_KIND_NAMES[kind]}{_of_shape(shape)}"
     given = value if is_traced(value) else _host_array(value)
-    if given is None or not _is_kind(given, kind):
-        raise TypeError(_message(name, value, allowed, fix))
+    # What is empty has no type that was meant.
+    if given is None or not (_is_kind(given, kind) or given.size == 0):
+        given_type = f"{allowed}, not {given.dtype}" if given is not None else allowed
+        raise TypeError(_message(name, value, given_type, fix))
     if shape is not None and not _has_shape(given.shape, shape):
         raise ValueError(f"{name} must be {allowed}, got shape {given.shape}. {fix}".rstrip())
     if not is_traced(given) and kind != "boolean" and given.size:
@@ -244,7 +274,7 @@ def array(
         if not (least >= low and most <= high and np.isfinite(least) and np.isfinite(most)):
             bounds = _interval(low, high, False, False)
             raise ValueError(
-                f"{name} must hold finite numbers {bounds}, got {least} to {most}. {fix}".rstrip()
+                f"{name} must be finite numbers {bounds}, got {least} to {most}. {fix}".rstrip()
             )
     return given
 
@@ -275,6 +305,23 @@ def model(name: str, params: Any) -> None:
         raise TypeError(
             f"{name} must be a pytree with at least one array of real numbers, got {shown(params)}."
         )
+
+
+def arrays(name: str, tree: Any, fix: str = "") -> None:
+    """Refuse a pytree with a leaf that is neither array nor number; shapes count as arrays.
+
+    Raises:
+      TypeError: such a leaf, by its path.
+      ValueError: an integer of Python's that 32 bits do not hold.
+    """
+    for at, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        place = f"{name}{jax.tree_util.keystr(at)}"
+        dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
+        known = dtype is not None and shape is not None and getattr(dtype, "kind", "") not in "OSUM"
+        if not known and not isinstance(leaf, (bool, int, float, complex)):
+            raise TypeError(_message(place, leaf, "an array or a number", fix))
+        if isinstance(leaf, int) and abs(leaf) > LARGEST_COUNT:
+            raise ValueError(_message(place, leaf, "an integer of 32 bits", fix))
 
 
 def leading_axis(name: str, tree: Any, size: int | None = None) -> int:
@@ -323,6 +370,10 @@ def _interval(low: float, high: float, low_open: bool, high_open: bool) -> str:
     return f"in {left}{low:g}, {high:g}{right}"
 
 
+def _number(count: int) -> str:
+    return "one" if count == 1 else f"{count}"
+
+
 def _listed(lengths: dict[str, tuple[int, ...]]) -> str:
     """The first few of the leaves' lengths."""
     few = dict(list(lengths.items())[:8])
@@ -339,6 +390,13 @@ def _host_array(value: Any) -> np.ndarray | None:
 
 def _is_kind(given: Any, kind: str) -> bool:
     return any(jax.numpy.issubdtype(given.dtype, one) for one in _KINDS[kind])
+
+
+def _of_shape(shape: tuple[int | str, ...] | None) -> str:
+    if shape is None:
+        return ""
+    free = ", ".join(axis for axis in shape if isinstance(axis, str))
+    return f" of shape [{', '.join(map(str, shape))}]" + (f" with {free} >= 1" if free else "")
 
 
 def _has_shape(given: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:

@@ -110,10 +110,8 @@ def split(data: Dataset, test_fraction: float, seed: int = 0) -> Split:
       TypeError: `data` is no `Dataset`.
     """
     validation.instance("data", data, Dataset, "Of a Split pass .train; of arrays use from_arrays.")
-    validation.real(
-        "test_fraction", test_fraction, low=0.0, high=1.0, low_open=True, high_open=True
-    )
-    validation.integer("seed", seed, low=0)
+    validation.probability("test_fraction", test_fraction, low_open=True, high_open=True)
+    validation.seed("seed", seed)
     labels = np.asarray(data.labels)
     # The product's last bit must not add an example: 0.1 * 30 is just above 3.
     held_out = math.ceil(test_fraction * len(labels) - 1e-9)

@@ -80,14 +80,10 @@ def resample(labels: Int[AnyArray, " N"], laws: Float[AnyArray, "n C"]) -> Class
     References:
       Zhu et al., A Single Merging Suffices, arXiv 2507.06542.
     """
-    numbers, rows = np.asarray(labels), np.asarray(laws, np.float64)
-    if rows.ndim != 2 or 0 in rows.shape:
-        raise ValueError(
-            f"laws must have shape [clients, classes], at least one of each, got {rows.shape}."
-        )
-    if numbers.ndim != 1 or len(numbers) == 0:
-        raise ValueError(f"labels must have shape [N] with N >= 1, got {numbers.shape}.")
-    validation.real("laws", rows, low=0.0, high=1.0)
+    rows = validation.array(
+        "laws", laws, kind="real", shape=("clients", "classes"), low=0.0, high=1.0
+    ).astype(np.float64)
+    numbers = validation.array("labels", labels, kind="integer", shape=("N",))
     if not np.allclose(rows.sum(1), 1.0, atol=1e-5):
         worst = int(np.abs(rows.sum(1) - 1).argmax())
         raise ValueError(

@@ -26,16 +26,9 @@ def class_counts(
       ValueError: labels that are out of range or fewer than the partition's indices ask for.
       TypeError: labels that are no integers, or a partition that is not a `Partition`.
     """
-    if not isinstance(partition, Partition):
-        raise TypeError(
-            f"partition must be a Partition, got {type(partition).__name__}. "
-            "label_distribution also takes ClassLaws."
-        )
-    numbers = np.asarray(labels)
-    if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
-        raise TypeError(
-            f"labels must be integers of shape [N], got {numbers.dtype} of shape {numbers.shape}."
-        )
+    fix = "label_distribution also takes ClassLaws."
+    validation.instance("partition", partition, Partition, fix)
+    numbers = validation.array("labels", labels, kind="integer", shape=("N",))
     indices, sizes = np.asarray(partition.indices), np.asarray(partition.sizes)
     if indices.max() >= len(numbers):
         raise ValueError(
@@ -71,6 +64,7 @@ def label_distribution(
     Raises:
       ValueError, TypeError: as `class_counts` does, or labels that are missing.
     """
+    validation.instance("owned", owned, (Partition, ClassLaws))
     if isinstance(owned, ClassLaws):
         return np.diff(np.asarray(owned.cumulative, np.float64), axis=1, prepend=0.0)
     if labels is None:

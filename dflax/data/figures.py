@@ -48,12 +48,17 @@ def partition_figure(
     Raises:
       ValueError, TypeError: an argument out of range, or labels that do not fit the partition.
     """
+    validation.integer("max_clients", max_clients, low=1)
+    validation.flag("sort", sort)
+    if ax is not None and not hasattr(ax, "inset_axes"):
+        given = type(ax).__name__
+        raise TypeError(f"ax must be matplotlib axes, got {given}. None makes a new figure.")
+    counts = class_counts(partition, labels, classes)
+
     import matplotlib.pyplot as plt
     from matplotlib.colors import PowerNorm
     from matplotlib.ticker import MaxNLocator
 
-    validation.integer("max_clients", max_clients, low=1)
-    counts = class_counts(partition, labels, classes)
     clients, classes = counts.shape
     sizes = counts.sum(1)
     order = _by_largest_class(counts) if sort else np.arange(clients)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dflax import validation
+
 DTYPES: Mapping[int, np.dtype] = {
     0x08: np.dtype(">u1"),
     0x09: np.dtype(">i1"),
@@ -41,6 +43,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
       FileNotFoundError: there is no such file.
       ValueError: damaged gzip, no IDX header, or more or fewer bytes than the header promises.
     """
+    validation.path("path", path)
     return parse_idx(content(path), str(path))
 
 

@@ -35,14 +35,14 @@ def dirichlet_laws(
     """
     validation.integer("clients", clients, low=1)
     validation.integer("classes", classes, low=1)
-    validation.real("alpha", alpha, low=0.0, low_open=True)
-    if classes > 1:
-        validation.real("min_mass", min_mass, low=0.0, high=1 / classes, high_open=True)
+    validation.real("alpha", alpha, low=0.0, low_open=True, scalar=True)
+    # One class has all the mass: its floor may be anything below.
+    validation.real("min_mass", min_mass, low=0.0, high=1 / classes, high_open=True, scalar=True)
     if not isinstance(seed, (int, np.integer)):
         validation.typed_key("seed", seed)
         seed = np.asarray(jax.random.key_data(seed)).tolist()
     else:
-        validation.integer("seed", seed, low=0)
+        validation.seed("seed", seed)
     generator = np.random.default_rng(seed)
     best = 0.0
     for _ in range(REDRAWS):

@@ -124,9 +124,9 @@ def logistic(
     validation.integer("dimension", dimension, low=1)
     validation.integer("samples", samples, low=1)
     validation.integer("classes", classes, low=2)
-    validation.real("alpha", alpha, low=0.0)
-    validation.real("beta", beta, low=0.0)
-    validation.real("l2", l2, low=0.0, low_open=True)
+    validation.real("alpha", alpha, low=0.0, scalar=True)
+    validation.real("beta", beta, low=0.0, scalar=True)
+    validation.real("l2", l2, low=0.0, low_open=True, scalar=True)
     shape = (dimension + 1, classes)
     common = generator.normal(size=shape)
     models = common + np.sqrt(alpha) * generator.normal(size=(clients, *shape))
@@ -172,7 +172,7 @@ def logistic_loss(
     Raises:
       ValueError, TypeError: l2 is negative or no number.
     """
-    validation.real("l2", l2, low=0.0)
+    validation.real("l2", l2, low=0.0, scalar=True)
 
     def loss(
         params: Linear, batch: Batch, key: Key[Array, ""] | None = None

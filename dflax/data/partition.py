@@ -105,7 +105,7 @@ def from_indices(
       ValueError: no clients, a client without examples, one that is too large, an index out of range.
       TypeError: `owned` is no list, or holds anything but lists of integers.
     """
-    validation.integer("seed", seed, low=0)
+    validation.seed("seed", seed)
     if examples is not None:
         validation.integer("examples", examples, low=1)
     fix = "Pass one list of example numbers per client."

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
@@ -62,7 +63,7 @@ def dirichlet(
       Li et al., Federated Learning on Non-IID Data Silos, arXiv 2102.02079.
     """
     numbers = _labels(labels)
-    validation.real("alpha", alpha, low=0.0, low_open=True)
+    validation.real("alpha", alpha, low=0.0, low_open=True, scalar=True)
     generator = _start(len(numbers), clients, min_size, seed)
     shuffled = generator.permutation(len(numbers))
     shuffled = shuffled[np.argsort(numbers[shuffled], kind="stable")]
@@ -189,10 +190,8 @@ def train_test_per_client(
       TypeError: `partition` is no `Partition`.
     """
     validation.instance("partition", partition, Partition)
-    validation.real(
-        "test_fraction", test_fraction, low=0.0, high=1.0, low_open=True, high_open=True
-    )
-    validation.integer("seed", seed, low=0)
+    validation.probability("test_fraction", test_fraction, low_open=True, high_open=True)
+    validation.seed("seed", seed)
     sizes = np.asarray(partition.sizes)
     if sizes.min() < 2:
         raise ValueError(
@@ -211,21 +210,17 @@ def train_test_per_client(
 
 
 def _examples(examples: int | Shaped[AnyArray, "N ..."]) -> int:
-    if np.ndim(examples) == 0:
-        validation.integer("examples", examples, low=1, fix="Pass N or the labels.")
-        return int(examples)
-    return np.shape(examples)[0]
+    if isinstance(examples, (list, tuple, np.ndarray, jax.Array)) and np.ndim(examples) > 0:
+        if len(examples) == 0:
+            raise ValueError("examples must be N >= 1 or the labels of N examples, got none.")
+        return len(examples)
+    validation.integer("examples", examples, low=1, fix="Pass N or the labels.")
+    return int(examples)
 
 
 def _labels(labels: Int[AnyArray, " N"]) -> np.ndarray:
-    numbers = np.asarray(labels)
-    if numbers.ndim != 1 or len(numbers) == 0:
-        raise ValueError(f"labels must have shape [N] with N >= 1, got {numbers.shape}.")
-    if not np.issubdtype(numbers.dtype, np.integer):
-        raise TypeError(f"labels must be integer class numbers, got dtype {numbers.dtype}.")
-    if numbers.min() < 0:
-        raise ValueError(f"labels must be class numbers >= 0, got {numbers.min()}.")
-    return numbers
+    fix = "Number the classes from 0, for example with numpy.unique(labels, return_inverse=True)."
+    return validation.array("labels", labels, kind="integer", shape=("N",), low=0, fix=fix)
 
 
 def _start(
@@ -234,7 +229,7 @@ def _start(
     """The generator of a deal that gives each of the clients at least `min_size` examples."""
     validation.integer("clients", clients, low=1)
     validation.integer(floor, min_size, low=1)
-    validation.integer("seed", seed, low=0)
+    validation.seed("seed", seed)
     if clients * min_size > count:
         raise ValueError(
             f"clients={clients} with {floor}={min_size} must need at most the {count} examples there "

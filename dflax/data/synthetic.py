@@ -140,9 +140,9 @@ def least_squares(
             f"samples must give clients * samples >= dimension for a unique optimum, got {clients} * "
             f"{samples} < {dimension}."
         )
-    validation.real("heterogeneity", heterogeneity, low=0.0)
-    validation.real("noise", noise, low=0.0)
-    validation.real("condition", condition, low=1.0)
+    validation.real("heterogeneity", heterogeneity, low=0.0, scalar=True)
+    validation.real("noise", noise, low=0.0, scalar=True)
+    validation.real("condition", condition, low=1.0, scalar=True)
     common = generator.normal(size=dimension)
     models = common + heterogeneity * generator.normal(size=(clients, dimension))
     deviations = np.sqrt(_spectrum(dimension, condition))
@@ -205,9 +205,9 @@ def quadratics(
     generator = seeded(key)
     validation.integer("clients", clients, low=1)
     validation.integer("dimension", dimension, low=1)
-    validation.real("heterogeneity", heterogeneity, low=0.0)
-    validation.real("curvature_heterogeneity", curvature_heterogeneity, low=0.0, high=1.0)
-    validation.real("condition", condition, low=1.0)
+    validation.real("heterogeneity", heterogeneity, low=0.0, scalar=True)
+    validation.probability("curvature_heterogeneity", curvature_heterogeneity)
+    validation.real("condition", condition, low=1.0, scalar=True)
     common = generator.normal(size=dimension)
     offsets = heterogeneity * generator.normal(size=(clients, dimension))
     bases = np.linalg.qr(generator.normal(size=(clients + 1, dimension, dimension)))[0]

@@ -75,7 +75,9 @@ def weighted_least_squares(
     validation.integer("clients", clients, low=1)
     validation.integer("dimension", dimension, low=2)
     if not isinstance(samples, (tuple, list)) or len(samples) != 2:
-        raise TypeError(f"samples must be a pair, smallest and largest, got {samples!r}.")
+        raise TypeError(
+            f"samples must be a pair, smallest and largest, got {validation.shown(samples)}."
+        )
     validation.integer("samples[0]", samples[0], low=2)
     validation.integer("samples[1]", samples[1], low=samples[0])
     validation.real("noise", noise, low=0.0, low_open=True)

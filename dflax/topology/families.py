@@ -1,14 +1,21 @@
 """The named graphs of decentralized learning."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 from dflax import validation
 from dflax.topology.graph import Graph, from_edges, from_shifts
 
+# Its n (n - 1) edges are numbered in 32 bits.
+LARGEST_COMPLETE = math.isqrt(validation.LARGEST_COUNT)
+
 
 def ring(nodes: int, *, directed: bool = False) -> Graph:
     """The cycle: i and i + 1 (mod n) are linked; directed: i only sends to i + 1."""
     validation.integer("nodes", nodes, low=2)
+    validation.flag("directed", directed)
     shifts = ((1,),) if directed else ((1,), (-1,))
     return from_shifts((nodes,), shifts, f"{'directed ' if directed else ''}ring of {nodes}")
 
@@ -66,7 +73,8 @@ def complete_bipartite(first: int, second: int) -> Graph:
       ValueError: an empty group.
     """
     validation.integer("first", first, low=1)
-    validation.integer("second", second, low=1)
+    fix = "All first * second links are listed, numbered in 32 bits."
+    validation.integer("second", second, low=1, high=validation.LARGEST_COUNT // first, fix=fix)
     left, right = np.meshgrid(np.arange(first), first + np.arange(second), indexing="ij")
     pairs = np.stack([left.ravel(), right.ravel()], axis=1)
     name = f"complete bipartite graph of {first} and {second}"
@@ -75,7 +83,8 @@ def complete_bipartite(first: int, second: int) -> Graph:
 
 def complete(nodes: int) -> Graph:
     """Every two nodes are linked: n (n-1) edges (`gossip.complete` averages without listing them)."""
-    validation.integer("nodes", nodes, low=2)
+    fix = "gossip.complete(n) averages any number of nodes without listing their edges."
+    validation.integer("nodes", nodes, low=2, high=LARGEST_COMPLETE, fix=fix)
     shifts = tuple((offset,) for offset in range(1, nodes))
     return from_shifts((nodes,), shifts, f"complete graph of {nodes}")
 
@@ -104,16 +113,19 @@ def exponential(nodes: int) -> Graph:
     return from_shifts((nodes,), shifts, f"exponential graph of {nodes}")
 
 
-def circulant(nodes: int, offsets: tuple[int, ...], *, directed: bool = False) -> Graph:
+def circulant(nodes: int, offsets: Sequence[int], *, directed: bool = False) -> Graph:
     """Node i sends to i + o (mod n) for each offset o, and to i - o unless directed."""
     validation.integer("nodes", nodes, low=2)
-    for offset in offsets:
-        validation.integer("offsets", offset, low=1 - nodes, high=nodes - 1)
+    validation.flag("directed", directed)
+    fix = "Pass for example (1, 2)."
+    for place, offset in enumerate(validation.sequence("offsets", offsets, "integers", fix=fix)):
+        validation.integer(f"offsets[{place}]", offset, low=1 - nodes, high=nodes - 1)
     both = tuple(offsets) if directed else (*offsets, *(-offset for offset in offsets))
     kind = "directed circulant" if directed else "circulant"
     return from_shifts((nodes,), tuple((o,) for o in both), f"{kind} {tuple(offsets)} of {nodes}")
 
 
 def exponential_offsets(nodes: int) -> tuple[int, ...]:
-    """The powers of two below n: 1, 2, 4, ..., ceil(log2 n) of them."""
+    """The powers of two below n >= 1: 1, 2, 4, ..., ceil(log2 n) of them."""
+    validation.integer("nodes", nodes, low=1)
     return tuple(1 << bit for bit in range((nodes - 1).bit_length()))

@@ -8,7 +8,14 @@ import numpy as np
 from jaxtyping import Float
 
 from dflax import validation
-from dflax.topology.graph import CONNECT, Graph, from_edges, require_connected, require_undirected
+from dflax.topology.graph import (
+    CONNECT,
+    Graph,
+    from_edges,
+    require_connected,
+    require_graph,
+    require_undirected,
+)
 from dflax.topology.laplacian import chi_1, chi_2
 
 # A link that a solver switches off keeps this share of all communications: it still counts as one.
@@ -187,10 +194,9 @@ def switching(phases: Sequence[GossipRates], *, dwell: float | None = None) -> G
     Raises:
       TypeError, ValueError: no phases, or phases of different sizes.
     """
-    if not phases:
-        raise ValueError("phases must hold at least one GossipRates, got none.")
+    fix = "Make one with uniform_rates(graph)."
+    phases = validation.sequence("phases", phases, "GossipRates", fix=fix)
     for number, phase in enumerate(phases):
-        fix = "Make one with uniform_rates(graph)."
         validation.instance(f"phases[{number}]", phase, GossipRates, fix)
     sizes = {phase.nodes for phase in phases}
     if len(sizes) > 1:
@@ -224,9 +230,9 @@ def switching_graphs(graphs: Sequence[Graph], *, dwell: float) -> GossipRates:
     Raises:
       ValueError: a directed graph, different sizes, or a node that is out of reach over a whole period.
     """
-    if not graphs:
-        raise ValueError("graphs must hold at least one graph, got none.")
-    for graph in graphs:
+    graphs = validation.sequence("graphs", graphs, "graphs", fix="Make one with topology.ring(n).")
+    for number, graph in enumerate(graphs):
+        require_graph(graph, f"graphs[{number}]")
         require_undirected(graph, "graphs")
     validation.real("dwell", dwell, low=0.0, low_open=True, scalar=True)
     nodes = graphs[0].nodes

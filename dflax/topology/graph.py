@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,13 +124,15 @@ def from_edges(
         connected.
     """
     validation.integer("nodes", nodes, low=1)
-    pairs = np.asarray(edges)
-    if pairs.size == 0:
-        pairs = np.zeros((0, 2), np.int64)
-    if pairs.dtype.kind not in "iu":
-        raise TypeError(f"edges must be pairs of node numbers (integers), got {pairs.dtype}.")
+    validation.flag("directed", directed)
+    validation.flag("disconnected", disconnected)
+    validation.text("name", name)
+    if isinstance(edges, Sequence | np.ndarray) and len(edges) == 0:
+        edges = np.zeros((0, 2), np.int64)
+    fix = "Each row is a pair of node numbers."
+    pairs = validation.array("edges", edges, kind="integer", fix=fix)
     if pairs.ndim != 2 or pairs.shape[1] != 2:
-        raise ValueError(f"edges must have shape [E, 2], got {pairs.shape}.")
+        raise ValueError(f"edges must have shape [E, 2], got {pairs.shape}. {fix}")
     if len(pairs) and (pairs.min() < 0 or pairs.max() >= nodes):
         raise ValueError(
             f"edges must join nodes in [0, {nodes}), got {pairs.min()} to {pairs.max()}. "
@@ -175,20 +178,29 @@ def from_adjacency(
       ValueError: a matrix that is not square, a negative entry, NaN or infinity, or a graph that is
         not (strongly) connected.
     """
-    matrix = adjacency if hasattr(adjacency, "tocoo") else np.asarray(adjacency)
-    entries = matrix.tocoo().data if hasattr(matrix, "tocoo") else matrix
-    if entries.size and entries.dtype != bool:
-        validation.real("adjacency", entries, low=0.0, fix="Write 0 where there is no edge.")
+    validation.flag("disconnected", disconnected)
+    validation.text("name", name)
+    matrix = adjacency if hasattr(adjacency, "tocoo") else _entries(adjacency)
     if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"adjacency must be square, [n, n], got shape {matrix.shape}.")
+    if hasattr(matrix, "tocoo"):
+        _entries(matrix.tocoo().data)
     receivers, senders = matrix.nonzero()
     pairs = np.stack([senders, receivers], axis=1)[senders != receivers]
     return from_edges(matrix.shape[0], pairs, directed=True, disconnected=disconnected, name=name)
 
 
+def _entries(values: Any) -> np.ndarray:
+    """Entries of an adjacency matrix: booleans, or numbers >= 0."""
+    if getattr(values, "dtype", None) == bool:
+        return np.asarray(values)
+    fix = "Write 0 where there is no edge."
+    return validation.array("adjacency", values, kind="real", low=0.0, fix=fix)
+
+
 def from_shifts(
-    shape: tuple[int, ...],
-    shifts: tuple[tuple[int, ...], ...],
+    shape: Sequence[int],
+    shifts: Sequence[Sequence[int]],
     name: str,
     *,
     disconnected: bool = False,
@@ -200,7 +212,7 @@ def from_shifts(
 
     Args:
       shape: the grid's sides, each >= 1; n is their product. Points are numbered in row-major order.
-      shifts: translations, one integer per side. Shifts that are equal modulo the sides count once,
+      shifts: at least one translation, one integer per side. Shifts that are equal modulo the sides count once,
         those that are zero do not count.
       name: for tables and figures.
       disconnected: whether a graph in which some node cannot reach another is accepted.
@@ -209,22 +221,31 @@ def from_shifts(
       The `Graph`.
 
     Raises:
-      ValueError: a side below 1, a shift of the wrong length, or a graph that is not connected.
+      TypeError, ValueError: a side below 1, no shifts, one of the wrong length, more edges than 32
+        bits number, or a graph that is not connected.
     """
-    for side in shape:
-        validation.integer("shape", side, low=1)
-    if any(len(shift) != len(shape) for shift in shifts):
+    validation.text("name", name)
+    validation.flag("disconnected", disconnected)
+    sides = validation.sequence("shape", shape, "integers", fix="For example (4, 5) for a grid.")
+    for place, side in enumerate(sides):
+        validation.integer(f"shape[{place}]", side, low=1)
+    fix = f"Each shift has {len(sides)} integers, one per side."
+    given = validation.array(
+        "shifts", shifts, kind="integer", shape=("k", len(sides)), fix=fix
+    ).tolist()
+    nodes = math.prod(sides)
+    if nodes * len(given) > validation.LARGEST_COUNT:
         raise ValueError(
-            f"shifts must have {len(shape)} integers each (one per side), got {shifts}."
+            f"shape must give at most {validation.LARGEST_COUNT} edges, got {nodes} nodes with "
+            f"{len(given)} shifts each. Use fewer."
         )
     reduced = dict.fromkeys(
-        tuple(int(s) % side for s, side in zip(shift, shape, strict=True)) for shift in shifts
+        tuple(s % side for s, side in zip(shift, sides, strict=True)) for shift in given
     )
     kept = tuple(shift for shift in reduced if any(shift))
-    opposite = {tuple(-s % side for s, side in zip(shift, shape, strict=True)) for shift in kept}
-    nodes = int(np.prod(shape))
-    points = np.arange(nodes, dtype=np.int32).reshape(shape)
-    axes = tuple(range(len(shape)))
+    opposite = {tuple(-s % side for s, side in zip(shift, sides, strict=True)) for shift in kept}
+    points = np.arange(nodes, dtype=np.int32).reshape(sides)
+    axes = tuple(range(len(sides)))
     heard = [np.roll(points, shift, axes).reshape(-1) for shift in kept]
     graph = Graph(
         nodes,
@@ -232,7 +253,7 @@ def from_shifts(
         np.repeat(np.arange(nodes, dtype=np.int32), len(kept)),
         directed=opposite != set(kept),
         name=name,
-        shape=tuple(int(side) for side in shape),
+        shape=tuple(int(side) for side in sides),
         shifts=kept,
     )
     if not disconnected:
@@ -240,10 +261,10 @@ def from_shifts(
     return graph
 
 
-def require_graph(graph: Graph) -> None:
+def require_graph(graph: Graph, name: str = "graph") -> None:
     """Refuse anything that is not a graph."""
     fix = "Make one with dflax.topology, for example ring(20) or from_adjacency(array)."
-    validation.instance("graph", graph, Graph, fix)
+    validation.instance(name, graph, Graph, fix)
 
 
 # What to do where no argument lets a graph through that is not connected.

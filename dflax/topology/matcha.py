@@ -90,9 +90,9 @@ def matcha_plan(graph: Graph, budget: float) -> Matcha:
       Wang et al., MATCHA: Speeding Up Decentralized SGD via Matching Decomposition Sampling,
       arXiv 1905.09435.
     """
-    found = matchings(graph)
     require_connected(graph, "graph", CONNECT)
-    validation.real("budget", budget, low=0.0, high=1.0, low_open=True, scalar=True)
+    validation.probability("budget", budget, low_open=True)
+    found = matchings(graph)
     nodes = graph.nodes
     partners = np.repeat(np.arange(nodes, dtype=np.int32)[:, None], len(found), axis=1)
     for number, edges in enumerate(found):

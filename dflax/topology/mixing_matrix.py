@@ -196,7 +196,7 @@ def uniform(
     if self_weight is None:
         matrix = _filled(graph, 1.0 / (1.0 + degrees))
     else:
-        validation.real("self_weight", self_weight, low=0.0, high=1.0, scalar=True)
+        validation.probability("self_weight", self_weight)
         matrix = _filled(graph, (1.0 - float(self_weight)) / degrees)
     if not row_stochastic:
         _require_columns(matrix, f"uniform weights on {graph.name}")
@@ -242,6 +242,7 @@ def from_dense(
     """
     validation.flag("row_stochastic", row_stochastic)
     validation.flag("disconnected", disconnected)
+    validation.text("name", name)
     validation.real(name, matrix)
     values = np.asarray(matrix, np.float64)
     if values.ndim != 2 or values.shape[0] != values.shape[1] or not values.size:

@@ -27,7 +27,8 @@ def erdos_renyi(nodes: int, probability: float, seed: int = 0) -> Graph:
       ValueError: arguments out of range, or no connected draw in 50 tries.
     """
     validation.integer("nodes", nodes, low=2)
-    validation.real("probability", probability, low=0.0, high=1.0, low_open=True)
+    validation.probability("probability", probability, low_open=True)
+    validation.seed("seed", seed)
 
     def draw(seed: int) -> Any:
         import networkx
@@ -59,6 +60,7 @@ def random_regular(nodes: int, degree: int, seed: int = 0) -> Graph:
     validation.integer("nodes", nodes, low=2)
     validation.integer("degree", degree, low=1, high=nodes - 1)
     require_even(nodes, degree)
+    validation.seed("seed", seed)
 
     def draw(seed: int) -> Any:
         import networkx
@@ -85,7 +87,8 @@ def geometric(nodes: int, radius: float, seed: int = 0) -> Graph:
       ValueError: arguments out of range, or no connected draw in 50 tries.
     """
     validation.integer("nodes", nodes, low=2)
-    validation.real("radius", radius, low=0.0, high=math.sqrt(2.0), low_open=True)
+    validation.real("radius", radius, low=0.0, high=math.sqrt(2.0), low_open=True, scalar=True)
+    validation.seed("seed", seed)
 
     def draw(seed: int) -> Any:
         import networkx
@@ -109,7 +112,6 @@ def require_even(nodes: int, degree: int) -> None:
 def _first_connected(
     draw: Callable[[int], Any], nodes: int, seed: int, name: str, fix: str
 ) -> Graph:
-    validation.integer("seed", seed, low=0)
     retries = np.random.default_rng(seed).integers(1 << 31, size=TRIES - 1)
     for attempt in (seed, *retries.tolist()):
         pairs = np.array(draw(attempt).edges, dtype=np.int64).reshape(-1, 2)

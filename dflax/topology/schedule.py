@@ -68,8 +68,8 @@ def periodic(matrices: Sequence[MixingMatrix], *, disconnected: bool = False) ->
         that is not (strongly) connected.
     """
     validation.flag("disconnected", disconnected)
-    if not matrices:
-        raise ValueError("matrices must hold at least one mixing matrix, got none.")
+    fix = "Make one with topology.metropolis(graph)."
+    matrices = validation.sequence("matrices", matrices, "mixing matrices", fix=fix)
     for number, matrix in enumerate(matrices):
         require_matrix(f"matrices[{number}]", matrix)
     sizes = [matrix.nodes for matrix in matrices]
@@ -131,7 +131,7 @@ def random_matching(
     """
     validation.integer("nodes", nodes, low=2)
     if not callable(probability):
-        validation.real("probability", probability, low=0.0, high=1.0, scalar=True)
+        validation.probability("probability", probability)
 
     def draw(tables: None, key: Key[Array, ""], index: Int[Array, ""]) -> Slots:
         order_key, meet_key = jax.random.split(key)

@@ -54,11 +54,15 @@ def test_resample_refuses(labels, laws, message):
 @pytest.mark.parametrize(
     ("labels", "laws", "message"),
     [
-        (np.arange(3), np.ones((0, 3)), r"at least one of each, got \(0, 3\)"),
+        (
+            np.arange(3),
+            np.ones((0, 3)),
+            r"laws must be .* with clients, classes >= 1, got shape \(0, 3\)",
+        ),
         (
             np.zeros(0, int),
             np.ones((2, 1)),
-            r"labels must have shape \[N\] with N >= 1, got \(0,\)",
+            r"labels must be integers of shape \[N\] with N >= 1, got shape \(0,\)",
         ),
     ],
 )

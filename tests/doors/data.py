@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 import numpy as np
-from doors.things import DATA, FEDERATION, KEY, LABELS, N, PARAMS, PARTITION
 
 import dflax as dx
+from doors.things import DATA, FEDERATION, KEY, LABELS, PARTITION, N
 
 BATCH = DATA.fetch(jnp.arange(2))
 POINT = np.zeros(2, np.float32)

@@ -1,8 +1,8 @@
 """Right calls of the algorithms without a server, of gossip and of matching."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+
+import dflax as dx
 from doors.things import (
     DATA,
     FEDERATION,
@@ -12,7 +12,6 @@ from doors.things import (
     MATRIX,
     MIXER,
     MODULE,
-    N,
     NEIGHBOURS,
     NORMALIZED,
     OPTIMIZER,
@@ -22,9 +21,8 @@ from doors.things import (
     STREAM,
     SYMMETRIES,
     WEIGHTS,
+    N,
 )
-
-import dflax as dx
 
 METHOD = {"loss": LOSS, "optimizer": OPTIMIZER}
 GOSSIP = {**METHOD, "mixer": MIXER}

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import dflax as dx
 from doors.things import (
     ALGORITHM,
     DATA,
@@ -10,7 +12,6 @@ from doors.things import (
     KEY,
     LOSS,
     MODULE,
-    N,
     NORMALIZED,
     OPTIMIZER,
     PARAMS,
@@ -19,12 +20,11 @@ from doors.things import (
     STACKED,
     STATE,
     VARIABLES,
+    N,
     attack,
     measure,
     score,
 )
-
-import dflax as dx
 
 MESH = dx.client_mesh()
 COHORT = np.array([0, 2])

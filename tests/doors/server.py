@@ -3,26 +3,23 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+
+import dflax as dx
 from doors.things import (
     AGGREGATOR,
-    ALGORITHM,
     CHANNEL,
     DATA,
     FEDERATION,
     KEY,
     LOSS,
-    N,
     OPTIMIZER,
     PARAMS,
     PARTITION,
     STACKED,
-    STATE,
+    N,
     attack,
     score,
 )
-
-import dflax as dx
 
 METHOD = {"loss": LOSS, "optimizer": OPTIMIZER}
 OPTIONS = {"aggregator": AGGREGATOR, "channel": CHANNEL, "at_once": 1}
@@ -81,6 +78,15 @@ CALLS = {
     "local.distances": {"first": ROWS, "second": ROWS},
     "local.fast_gradient_sign": {"loss": LOSS, "radius": 0.1},
     "local.gradient": {"loss": LOSS},
+    "local.large_gradient": {
+        "oracle": dx.local.gradient(LOSS),
+        "params": PARAMS,
+        "batch": jax.tree.map(
+            lambda leaf: leaf[0],
+            dx.local.large_batches(FEDERATION.draw(KEY, 0), KEY, examples=2),
+        ),
+        "data": DATA,
+    },
     "local.large_batches": {"round": FEDERATION.draw(KEY, 0), "key": KEY, "examples": 2},
     "local.optimizer_at": {"optimizer": OPTIMIZER, "index": 0},
     "local.perturbed": {"params": PARAMS, "direction": PARAMS, "rho": 0.1},
@@ -116,7 +122,6 @@ CALLS = {
     "server.fedavg": METHOD,
     "server.fedavg_m": FORGETTING,
     "server.fedavg_m_vr": FORGETTING,
-    "server.fedcm": FORGETTING,
     "server.feddyn": KEEPING,
     "server.fedgamma": KEEPING,
     "server.fednova": FORGETTING,

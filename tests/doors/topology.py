@@ -1,7 +1,8 @@
 """Right calls of graphs, mixing matrices and schedules."""
 
 import numpy as np
-from doors.things import GRAPH, MATRIX, N, RATES
+
+from doors.things import GRAPH, MATRIX, RATES, N
 
 PAIRS = np.array([[0, 1], [1, 2]])
 ADJACENCY = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]])

@@ -38,10 +38,10 @@ WRONG = {
     "2^40": 2**40,
     "[]": [],
     "{}": {},
-    "empty array": np.zeros(0),
-    "array of 3 axes": np.full((2, 3, 4), 0.5),
-    "array of words": np.array(["no", "yes"]),
-    "array of NaN": np.full(3, np.nan),
+    "array[0]": np.zeros(0),
+    "array[2,3,4]": np.full((2, 3, 4), 0.5),
+    "array-of-words": np.array(["no", "yes"]),
+    "array-of-NaN": np.full(3, np.nan),
     "rows": [[0.5] * 40] * 2_000,
     "object": object(),
     "function": lambda: 3,
@@ -98,9 +98,12 @@ def _is_type_of_values(value: Any) -> bool:
 
 def calls(function: Callable, right: dict[str, Any]) -> Iterator[tuple[str, str, Callable]]:
     """Every wrong call of one function: the argument, the kind, and what makes the call."""
+    parameters = inspect.signature(function).parameters
     for argument, value in arguments(function, right).items():
+        # What is not in the signature is one of the `**options`, all of which may be left out.
+        optional = argument not in parameters or parameters[argument].default is None
         for kind, wrong in WRONG.items():
-            if not rightful(kind, wrong, value):
+            if not (rightful(kind, value) or (optional and wrong is None)):
                 yield argument, kind, bound(function, {**right, argument: wrong})
 
 
@@ -134,7 +137,7 @@ def bound(function: Callable, values: dict[str, Any]) -> Callable:
     return lambda: function(*before, values[starred[0]], **named)
 
 
-def rightful(kind: str, wrong: Any, right: Any) -> bool:
+def rightful(kind: str, right: Any) -> bool:
     """Whether a value of this kind may well be right where `right` is."""
     if kind == "None":
         return right is None
@@ -146,7 +149,7 @@ def rightful(kind: str, wrong: Any, right: Any) -> bool:
         return False
     if isinstance(right, int):
         return kind == "3"
-    return False
+    return isinstance(right, float) and kind == "0.5"
 
 
 def refusal(call: Callable, argument: str) -> str | None:

@@ -93,7 +93,7 @@ def test_bad_rates_are_refused(monkeypatch):
         uniform_rates(dx.topology.from_edges(4, np.array([(0, 1), (2, 3)]), disconnected=True))
     with pytest.raises(ValueError, match="rates must be a finite number"):
         given_rates(dx.topology.ring(4), -1.0)
-    with pytest.raises(ValueError, match="phases must hold at least one"):
+    with pytest.raises(ValueError, match="phases must be a list of at least one"):
         switching([])
     with pytest.raises(ValueError, match="same number of nodes"):
         switching([uniform_rates(dx.topology.ring(4)), uniform_rates(dx.topology.ring(5))])

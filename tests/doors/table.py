@@ -1,0 +1,13 @@
+"""The right calls of all packages in one table."""
+
+from typing import Any
+
+from doors import data, decentralized, running, server, topology
+
+CALLS: dict[str, dict[str, Any]] = {
+    **topology.CALLS,
+    **data.CALLS,
+    **server.CALLS,
+    **decentralized.CALLS,
+    **running.CALLS,
+}
