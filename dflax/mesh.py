@@ -167,7 +167,7 @@ def place(tree: PyTree[Array], layout: PyTree[NamedSharding] | NamedSharding) ->
     fix = "Pass one sharding, or what state_sharding(tree, mesh) gives."
     for sharding in shardings:
         validation.instance("layout", sharding, NamedSharding, fix)
-    if jax.tree.structure(layout) != jax.tree.structure(tree):
+    if len(shardings) != len(jax.tree.leaves(tree)):
         raise ValueError(f"layout must have one sharding for each leaf of the tree. {fix}")
     if all(sharding.is_fully_addressable for sharding in shardings):
         return jax.device_put(tree, layout)

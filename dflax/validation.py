@@ -358,8 +358,9 @@ def leading_axis(name: str, tree: Any, size: int | None = None) -> int:
 def _real_numbers(value: Any) -> np.ndarray | None:
     """The value in float64; None where it holds anything but integers and floating-point numbers."""
     given = _host_array(value)
-    known = given is not None and _is_kind(given, "real")
-    return given.astype(np.float64) if known else None
+    if given is None or not _is_kind(given, "real"):
+        return None
+    return given.astype(np.float64)
 
 
 def _interval(low: float, high: float, low_open: bool, high_open: bool) -> str:

@@ -212,8 +212,8 @@ def from_shifts(
 
     Args:
       shape: the grid's sides, each >= 1; n is their product. Points are numbered in row-major order.
-      shifts: at least one translation, one integer per side. Shifts that are equal modulo the sides count once,
-        those that are zero do not count.
+      shifts: at least one translation, one integer per side. Those that are equal modulo the sides
+        count once, those that are zero do not count.
       name: for tables and figures.
       disconnected: whether a graph in which some node cannot reach another is accepted.
 

@@ -57,7 +57,7 @@ def test_resample_refuses(labels, laws, message):
         (
             np.arange(3),
             np.ones((0, 3)),
-            r"laws must be .* with clients, classes >= 1, got shape \(0, 3\)",
+            r"laws must be .*, classes >= 1, got shape \(0, 3\)",
         ),
         (
             np.zeros(0, int),
