@@ -192,7 +192,7 @@ def from_adjacency(
 
 def _entries(values: Any) -> np.ndarray:
     """Entries of an adjacency matrix: booleans, or numbers >= 0."""
-    if getattr(values, "dtype", None) == bool:
+    if np.issubdtype(getattr(values, "dtype", np.float64), np.bool_):
         return np.asarray(values)
     fix = "Write 0 where there is no edge."
     return validation.array("adjacency", values, kind="real", low=0.0, fix=fix)

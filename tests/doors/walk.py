@@ -42,7 +42,7 @@ WRONG = {
     "array[2,3,4]": np.full((2, 3, 4), 0.5),
     "array-of-words": np.array(["no", "yes"]),
     "array-of-NaN": np.full(3, np.nan),
-    "rows": [[0.5] * 40] * 2_000,
+    "rows": [[0.5] * 40] * 100,
     "object": object(),
     "function": lambda: 3,
 }
