@@ -104,3 +104,94 @@ def test_a_choice_is_one_of_the_names():
     validation.choice("rule", "mean", ("mean", "median"))
     with pytest.raises(ValueError, match="rule must be one of 'mean', 'median', got 'average'"):
         validation.choice("rule", "average", ("mean", "median"))
+
+
+@pytest.mark.parametrize("value", [True, 0.5, "3", None, -1, 2**63, np.zeros(2)])
+def test_a_seed_is_a_natural_number(value):
+    validation.seed("seed", np.int64(2**40))
+    with pytest.raises((TypeError, ValueError), match="seed must be an integer"):
+        validation.seed("seed", value)
+
+
+def test_counts_and_numbers_fit_32_bits():
+    with pytest.raises(ValueError, match="rounds must be an integer >= 1 and at most 2147483647"):
+        validation.integer("rounds", 2**31, low=1)
+    with pytest.raises(
+        ValueError, match=r"rate must be .*, got 1099511627776. Write it with a dec"
+    ):
+        validation.real("rate", 2**40)
+    validation.real("rate", float(2**40))
+
+
+def test_a_probability_is_one_number():
+    validation.probability("rate", 1.0)
+    for value in (-0.1, 1.5, [0.5, 0.5], True, 0.5 + 0j):
+        with pytest.raises((TypeError, ValueError), match="rate must be"):
+            validation.probability("rate", value)
+    with pytest.raises(ValueError, match=r"rate must be a finite number in \(0, 1\), got 1.0"):
+        validation.probability("rate", 1.0, low_open=True, high_open=True)
+
+
+def test_functions_take_what_they_will_get():
+    validation.function("loss", lambda params, batch, key: 0, takes=3)
+    validation.function("loss", lambda *given: 0, takes=3)
+    validation.function("loss", np.add, takes=3)  # which tells no signature
+    with pytest.raises(TypeError, match=r"loss must be a function of 3 arguments, got .*\(x, y\)"):
+        validation.function("loss", lambda x, y: 0, takes=3)
+
+
+def test_sequences_have_an_order_and_a_length():
+    assert validation.sequence("graphs", (1, 2), "graphs") == [1, 2]
+    assert validation.sequence("graphs", iter([1]), "graphs") == [1]
+    for value in ("ring", b"ring", {1: 2}, {1}, None, 3, np.zeros(()), object()):
+        with pytest.raises(TypeError, match="graphs must be a list of graphs"):
+            validation.sequence("graphs", value, "graphs")
+    with pytest.raises(ValueError, match=r"graphs must be a list of at least one graphs, got \(\)"):
+        validation.sequence("graphs", (), "graphs")
+
+
+def test_arrays_have_their_kind_shape_and_range():
+    edges = validation.array("edges", [[0, 1]], kind="integer", shape=("E", 2), low=0, high=1)
+    assert edges.tolist() == [[0, 1]]
+    assert validation.array("table", np.ones(2, bool), kind="boolean").dtype == bool
+    for value, message in (
+        (
+            [[0, 1.5]],
+            r"edges must be integers of shape \[E, 2\] with E >= 1, not float64, got \[\[",
+        ),
+        ([[True, False]], "not bool"),
+        ([["a", "b"]], "not <U1"),
+        ([[0], [0, 1]], r"edges must be integers of shape \[E, 2\]"),
+        ([0, 1], r"got shape \(2,\)"),
+        (np.zeros((0, 2)), r"with E >= 1, got shape \(0, 2\)"),
+        ([[0, 2]], r"edges must be finite numbers in \[0, 1\], got 0 to 2"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            validation.array("edges", value, kind="integer", shape=("E", 2), low=0, high=1)
+    with pytest.raises(ValueError, match="rates must be finite numbers .*, got nan to nan"):
+        validation.array("rates", [1.0, np.nan], kind="real")
+    jax.jit(lambda x: validation.array("rates", x, kind="real", shape=("m",)))(jnp.ones(2))
+
+
+def test_trees_of_arrays_hold_arrays_and_numbers():
+    validation.arrays(
+        "state", {"w": np.ones(2), "rate": 0.3, "shape": jax.ShapeDtypeStruct((), int)}
+    )
+    for leaf in ("no", object(), np.array(["no"])):
+        with pytest.raises(TypeError, match=r"state\['w'\] must be an array or a number"):
+            validation.arrays("state", {"w": leaf})
+
+
+def test_messages_are_short_whatever_the_value():
+    rows = [[0.5] * 100] * 100_000
+    for check in (
+        lambda: validation.integer("rows", rows, low=1),
+        lambda: validation.flag("rows", rows),
+        lambda: validation.choice("rows", "no" * 10_000, ("mean",)),
+        lambda: validation.instance("rows", {n: n for n in range(100_000)}, int),
+        lambda: validation.leading_axis("rows", {n: np.ones(n + 1) for n in range(1_000)}),
+        lambda: validation.model("rows", {n: [] for n in range(100_000)}),
+    ):
+        with pytest.raises((TypeError, ValueError), match="rows must") as caught:
+            check()
+        assert len(str(caught.value)) < 1_000
