@@ -168,7 +168,7 @@ def test_arrays_have_their_kind_shape_and_range():
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             validation.array("edges", value, kind="integer", shape=("E", 2), low=0, high=1)
-    with pytest.raises(ValueError, match="rates must be finite numbers .*, got nan to nan"):
+    with pytest.raises(ValueError, match=r"rates must be finite numbers .*, got nan to nan"):
         validation.array("rates", [1.0, np.nan], kind="real")
     jax.jit(lambda x: validation.array("rates", x, kind="real", shape=("m",)))(jnp.ones(2))
 

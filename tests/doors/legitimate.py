@@ -72,7 +72,7 @@ LEGITIMATE = [
     ("gossip.*(gradient_rate)", "3", "rates have no upper bound"),
     ("evaluation.*(examples)", "3", "an integer, None by default"),
     ("checkpoint.Checkpoints(every_*)", "0.5 3", "times and counts, None by default"),
-    ("with_server(clients)", "3", "an integer, None by default"),
+    ("server.with_server(clients)", "3", "an integer, None by default"),
     # Pytrees of any arrays.
     ("mesh.*(tree)", NUMBERS, "any pytree of arrays and numbers"),
     ("mesh.*(state)", NUMBERS, "any pytree of arrays and numbers"),
