@@ -9,6 +9,7 @@ One check per kind of argument:
     function, instance  something to call, something of a type
     sequence            several of a kind
     array               numbers of a shape and a type
+    dtype               of floating-point numbers
     model, arrays, leading_axis   a pytree of arrays
     typed_key           randomness
     at_once             clients that one device computes at the same time
@@ -284,6 +285,16 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     # A comparison of an array with a word is an array of comparisons.
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(_message(name, value, f"one of {', '.join(map(repr, allowed))}", ""))
+
+
+def dtype(name: str, value: Any) -> None:
+    """Refuse what names no floating-point dtype; None leaves the choice to the inputs."""
+    try:
+        floating = value is None or jax.numpy.issubdtype(np.dtype(value), jax.numpy.floating)
+    except (TypeError, ValueError):
+        floating = False
+    if not floating:
+        raise TypeError(_message(name, value, "a floating-point dtype or None", ""))
 
 
 def model(name: str, params: Any) -> None:

@@ -161,4 +161,5 @@ def continuized(
 
 def unit_rates(graph: Graph) -> GossipRates:
     """One communication per unit of time, over a uniformly random link."""
+    require_undirected(graph, "graph")
     return given_rates(graph, 1.0 / len(graph.links))

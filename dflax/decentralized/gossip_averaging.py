@@ -208,7 +208,9 @@ def gossip_averaging(
     check_optimizer("optimizer", optimizer)
     validation.flag("keep_optimizer", keep_optimizer)
     if not isinstance(order, Order):
-        raise TypeError(f"order must be one of {[str(o) for o in Order]}, got {order!r}.")
+        raise TypeError(
+            f"order must be one of {[str(o) for o in Order]}, got {validation.shown(order)}."
+        )
     solve = solver(loss, optimizer)
 
     def start(key: Key[Array, ""], models: Params) -> Any:

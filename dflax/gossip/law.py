@@ -7,6 +7,7 @@ import hashlib
 import jax
 import numpy as np
 
+from dflax import validation
 from dflax.topology.gossip_rates import GossipRates
 
 
@@ -24,6 +25,11 @@ class Law:
 
     rates: GossipRates
     gradient_rate: float
+
+    def __post_init__(self) -> None:
+        fix = "Make them for example with dflax.topology.uniform_rates."
+        validation.instance("rates", self.rates, GossipRates, fix)
+        validation.real("gradient_rate", self.gradient_rate, low=0.0, scalar=True)
 
     @functools.cached_property
     def digest(self) -> str:

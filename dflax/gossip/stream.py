@@ -90,7 +90,7 @@ def poisson_stream(
     fix = "Make one with dflax.topology.uniform_rates(graph)."
     validation.instance("rates", rates, GossipRates, fix)
     validation.integer("events", events, low=1, high=2**31 - 1)
-    validation.integer("seed", seed, low=0)
+    validation.seed("seed", seed)
     validation.real("gradient_rate", gradient_rate, low=0.0, scalar=True)
     generator = np.random.default_rng(seed)
     at_nodes = rates.nodes * float(gradient_rate)

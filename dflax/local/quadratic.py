@@ -71,6 +71,7 @@ def quadratic_objectives(
     validation.instance("data", data, Dataset, "Of a Split pass its .train.")
     validation.instance("partition", partition, Partition)
     validation.real("scale", scale, low=0.0, low_open=True, scalar=True)
+    validation.dtype("dtype", dtype)
     inputs, labels = np.asarray(data.inputs, np.float64), np.asarray(data.labels, np.float64)
     if inputs.ndim != 2 or labels.ndim != 1:
         raise ValueError(
@@ -110,10 +111,11 @@ def proximal_points(
         "objectives", objectives, Quadratic, "Make them with dflax.local.quadratic_objectives."
     )
     validation.leading_axis("objectives", objectives)
-    validation.model("params", center)
+    validation.model("center", center)
+    validation.real("rho", rho, low=0.0, low_open=True, scalar=True)
     if jnp.shape(center) != objectives.basis.shape[-1:]:
         raise ValueError(
-            f"params must be one array of the objectives' shape {objectives.basis.shape[-1:]}, got "
+            f"center must be one array of the objectives' shape {objectives.basis.shape[-1:]}, got "
             f"{jax.tree.map(jnp.shape, center)}. Quadratic objectives know flat models only."
         )
 

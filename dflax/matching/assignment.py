@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from dflax import validation
+
 # Rounds of bidding before paths are searched for. Few settle most rows; each costs as much as d steps.
 BIDDING = 4
 
@@ -87,8 +89,10 @@ def require_square(profit: Float[Array, "*B d d"]) -> Float[Array, "*B d d"]:
     """Refuse a profit that is not square.
 
     Raises:
-      ValueError: fewer than two axes, or the last two of different lengths.
+      TypeError, ValueError: no numbers, fewer than two axes, or the last two of different lengths.
     """
+    if not isinstance(profit, jax.Array):
+        profit = validation.array("profit", profit, kind="real")
     profit = jnp.asarray(profit)
     if profit.ndim < 2 or profit.shape[-1] != profit.shape[-2]:
         raise ValueError(

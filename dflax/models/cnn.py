@@ -34,6 +34,7 @@ class CNN(nn.Module):
         validation.integer("classes", self.classes, low=1)
         widths("channels", self.channels)
         validation.integer("hidden", self.hidden, low=1)
+        validation.dtype("dtype", self.dtype)
         super().__post_init__()
 
     @nn.compact

@@ -23,6 +23,7 @@ class Linear(nn.Module):
 
     def __post_init__(self) -> None:
         validation.integer("classes", self.classes, low=1)
+        validation.dtype("dtype", self.dtype)
         super().__post_init__()
 
     @nn.compact
@@ -47,6 +48,7 @@ class MLP(nn.Module):
     def __post_init__(self) -> None:
         widths("features", self.features)
         validation.integer("classes", self.classes, low=1)
+        validation.dtype("dtype", self.dtype)
         super().__post_init__()
 
     @nn.compact
@@ -60,10 +62,9 @@ class MLP(nn.Module):
 
 def widths(name: str, values: Sequence[int]) -> None:
     """Refuse anything but a sequence of positive integers."""
-    if isinstance(values, int):
-        raise TypeError(f"{name} must be a sequence of integers, got {values}. Write ({values},).")
-    for value in values:
-        validation.integer(name, value, low=1)
+    fix = f"Write ({values},)." if isinstance(values, int) else ""
+    for place, value in enumerate(validation.sequence(name, values, "integers", least=0, fix=fix)):
+        validation.integer(f"{name}[{place}]", value, low=1)
 
 
 def _flatten(x: Float[Array, "B ..."]) -> Float[Array, "B d"]:

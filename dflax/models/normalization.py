@@ -32,11 +32,16 @@ class GroupNorm(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
+    def __post_init__(self) -> None:
+        validation.integer("num_groups", self.num_groups, low=1)
+        validation.real("epsilon", self.epsilon, low=0.0, low_open=True, scalar=True)
+        validation.dtype("dtype", self.dtype)
+        validation.dtype("param_dtype", self.param_dtype)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *space C"]:
         """The normalised inputs."""
-        validation.integer("num_groups", self.num_groups, low=1)
-        validation.real("epsilon", self.epsilon, low=0.0, low_open=True, scalar=True)
         channels, groups = x.shape[-1], self.num_groups
         if channels % groups:
             raise ValueError(f"num_groups must divide the {channels} channels, got {groups}.")

@@ -45,8 +45,9 @@ class ResNet18(nn.Module):
         validation.integer("classes", self.classes, low=1)
         validation.integer("groups", self.groups, low=1)
         validation.integer("width", self.width, low=1)
-        if self.norm not in get_args(Norm):
-            raise ValueError(f"norm must be 'group' or 'batch', got {self.norm!r}.")
+        validation.choice("norm", self.norm, get_args(Norm))
+        validation.flag("small_images", self.small_images)
+        validation.dtype("dtype", self.dtype)
         if self.norm == "group" and self.width % self.groups:
             raise ValueError(
                 f"groups must divide width = {self.width}, got {self.groups}. "
@@ -92,6 +93,14 @@ class BasicBlock(nn.Module):
     norm: Norm = "group"
     groups: int = 32
     dtype: Any = None
+
+    def __post_init__(self) -> None:
+        validation.integer("features", self.features, low=1)
+        validation.integer("stride", self.stride, low=1)
+        validation.choice("norm", self.norm, get_args(Norm))
+        validation.integer("groups", self.groups, low=1)
+        validation.dtype("dtype", self.dtype)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w f"]:

@@ -42,10 +42,11 @@ class TransformerClassifier(nn.Module):
 
     def __post_init__(self) -> None:
         validation.integer("classes", self.classes, low=1)
+        validation.dtype("dtype", self.dtype)
         if (self.patch is None) == (self.vocabulary is None):
             raise ValueError(
                 "exactly one of patch (images) and vocabulary (tokens) must be given, got patch = "
-                f"{self.patch} and vocabulary = {self.vocabulary}."
+                f"{validation.shown(self.patch)} and vocabulary = {validation.shown(self.vocabulary)}."
             )
         name = "patch" if self.vocabulary is None else "vocabulary"
         validation.integer(name, getattr(self, name), low=1)
@@ -105,6 +106,8 @@ class TransformerLM(nn.Module):
     def __post_init__(self) -> None:
         validation.integer("vocabulary", self.vocabulary, low=1)
         validation.integer("length", self.length, low=1)
+        validation.flag("tied", self.tied)
+        validation.dtype("dtype", self.dtype)
         _validate_blocks(self.width, self.depth, self.heads, self.dropout)
         super().__post_init__()
 
@@ -151,6 +154,13 @@ class Block(nn.Module):
     causal: bool = False
     dropout: float = 0.0
     dtype: Any = None
+
+    def __post_init__(self) -> None:
+        validation.integer("heads", self.heads, low=1)
+        validation.flag("causal", self.causal)
+        validation.probability("dropout", self.dropout, high_open=True)
+        validation.dtype("dtype", self.dtype)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], train: bool = False) -> Float[Array, "B L D"]:
@@ -211,6 +221,6 @@ def _validate_blocks(width: int, depth: int, heads: int, dropout: float) -> None
     validation.integer("width", width, low=1)
     validation.integer("depth", depth, low=1)
     validation.integer("heads", heads, low=1)
-    validation.real("dropout", dropout, low=0.0, high=1.0, high_open=True)
+    validation.probability("dropout", dropout, high_open=True)
     if width % heads:
         raise ValueError(f"heads must divide width = {width}, got {heads}.")

@@ -9,7 +9,6 @@ RECORDS = {
     "data.Dealt",
     "data.Partition",
     "gossip.Models",
-    "models.AveragedStatistics",
     "topology.GossipRates",
     "topology.Graph",
     "topology.MixingMatrix",

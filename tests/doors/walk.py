@@ -92,7 +92,7 @@ def _names(module: types.ModuleType) -> Iterator[str]:
 def _is_type_of_values(value: Any) -> bool:
     if not isinstance(value, type):
         return not inspect.isfunction(value)
-    plain = issubclass(value, (tuple, enum.Enum)) or getattr(value, "_is_protocol", False)
+    plain = issubclass(value, (tuple, enum.Enum, Warning)) or getattr(value, "_is_protocol", False)
     return plain or value.__module__ == "typing"
 
 
