@@ -266,8 +266,7 @@ def synchronized(
       TypeError, ValueError: naming the argument.
     """
     validation.instance("state", state, FederatedState, "Pass what dadao's init or step returns.")
-    validation.real("strong_convexity", strong_convexity, low=0.0, low_open=True, scalar=True)
-    validation.real("smoothness", smoothness, low=0.0, low_open=True, scalar=True)
+    verify_conditioning(strong_convexity, smoothness)
     flow = propagator(momenta(strong_convexity, smoothness))
     matrices = flow(state.server.time - state.clients.clock)
     vectors = jax.tree.map(lambda leaf: jax.vmap(apply_flow)(matrices, leaf), state.clients.vectors)

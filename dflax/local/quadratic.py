@@ -111,11 +111,11 @@ def proximal_points(
         "objectives", objectives, Quadratic, "Make them with dflax.local.quadratic_objectives."
     )
     validation.leading_axis("objectives", objectives)
-    validation.model("center", center)
+    validation.model("params", center)
     validation.real("rho", rho, low=0.0, low_open=True, scalar=True)
     if jnp.shape(center) != objectives.basis.shape[-1:]:
         raise ValueError(
-            f"center must be one array of the objectives' shape {objectives.basis.shape[-1:]}, got "
+            f"params must be one array of the objectives' shape {objectives.basis.shape[-1:]}, got "
             f"{jax.tree.map(jnp.shape, center)}. Quadratic objectives know flat models only."
         )
 

@@ -1,7 +1,7 @@
 """Convolution that stays fast inside loops and under a client axis."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -52,13 +52,26 @@ class Conv(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     method: Method = "auto"
 
+    def __post_init__(self) -> None:
+        validation.integer("features", self.features, low=1)
+        dimensions = len(_per_dimension("kernel_size", self.kernel_size))
+        _per_dimension("strides", self.strides, dimensions)
+        _per_dimension("kernel_dilation", self.kernel_dilation, dimensions)
+        _require_padding(self.padding, dimensions)
+        validation.integer("feature_group_count", self.feature_group_count, low=1)
+        validation.flag("use_bias", self.use_bias)
+        validation.dtype("dtype", self.dtype)
+        validation.dtype("param_dtype", self.param_dtype)
+        validation.function("kernel_init", self.kernel_init, takes=3)
+        validation.function("bias_init", self.bias_init, takes=3)
+        validation.choice("method", self.method, get_args(Method))
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, inputs: Float[Array, "*B C"]) -> Float[Array, "*B features"]:
         """The convolved inputs `[..., *space, features]` of inputs `[..., *space, C_in]`."""
-        validation.integer("features", self.features, low=1)
         size = _per_dimension("kernel_size", self.kernel_size)
         groups, channels = self.feature_group_count, inputs.shape[-1]
-        validation.integer("feature_group_count", groups, low=1)
         if channels % groups:
             raise ValueError(
                 f"feature_group_count must divide the {channels} input channels, got {groups}."
@@ -140,6 +153,7 @@ def convolve(
     References:
       Lavin & Gray, Fast Algorithms for Convolutional Neural Networks, arXiv 1509.09308.
     """
+    validation.choice("method", method, get_args(Method))
     dimensions = kernel.ndim - 2
     geometry = _geometry(inputs, kernel, strides, padding, dilation, groups)
     batch, space = inputs.shape[: -dimensions - 1], inputs.shape[-dimensions - 1 : -1]
@@ -183,30 +197,46 @@ def _geometry(
 def _pads(
     padding: Any, space: tuple[int, ...], spans: tuple[int, ...], strides: tuple[int, ...]
 ) -> tuple[tuple[int, int], ...]:
+    named = _require_padding(padding, len(space))
+    return named or tuple(lax.padtype_to_pads(space, spans, strides, padding))
+
+
+def _require_padding(padding: Any, dimensions: int) -> tuple[tuple[int, int], ...] | None:
+    """The padding as one pair per dimension; None where it is a word, whose meaning depends on sizes."""
     if isinstance(padding, str):
         if padding not in ("SAME", "VALID"):
             raise ValueError(
-                f"padding must be 'SAME', 'VALID', an int or pairs of ints, got {padding!r}."
+                "padding must be 'SAME', 'VALID', an int or pairs of ints, got "
+                f"{validation.shown(padding)}."
             )
-        return tuple(lax.padtype_to_pads(space, spans, strides, padding))
-    entries = (padding,) * len(space) if isinstance(padding, int) else tuple(padding)
-    pads = tuple((pad, pad) if isinstance(pad, int) else tuple(pad) for pad in entries)
-    if len(pads) != len(space) or any(len(pad) != 2 for pad in pads):
+        return None
+    allowed = f"integers or pairs (low, high), one per dimension, {dimensions} in all"
+    if isinstance(padding, int):
+        entries = [padding] * dimensions
+    else:
+        entries = validation.sequence("padding", padding, allowed)
+    pads = [(pad, pad) if isinstance(pad, int) else pad for pad in entries]
+    if len(pads) != dimensions or not all(
+        isinstance(p, (tuple, list)) and len(p) == 2 for p in pads
+    ):
         raise ValueError(
-            f"padding must have one int or pair (low, high) per dimension, {len(space)} in all, "
-            f"got {padding!r}."
+            f"padding must have one int or pair (low, high) per dimension, {dimensions} in all, "
+            f"got {validation.shown(padding)}."
         )
-    for pad in pads:
-        validation.integer("padding", pad[0], low=0)
-        validation.integer("padding", pad[1], low=0)
-    return pads
+    for low, high in pads:
+        validation.integer("padding", low, low=0)
+        validation.integer("padding", high, low=0)
+    return tuple((low, high) for low, high in pads)
 
 
 def _per_dimension(name: str, value: Any, dimensions: int | None = None) -> tuple[int, ...]:
-    entries = (value,) * (dimensions or 1) if isinstance(value, int) else tuple(value)
+    if isinstance(value, int):
+        entries = (value,) * (dimensions or 1)
+    else:
+        entries = tuple(validation.sequence(name, value, "integers", least=0))
     if len(entries) != (dimensions or len(entries)) or len(entries) not in (1, 2):
         allowed = "one or two" if dimensions is None else dimensions
-        raise ValueError(f"{name} must have {allowed} entries, got {value!r}.")
+        raise ValueError(f"{name} must have {allowed} entries, got {validation.shown(value)}.")
     for entry in entries:
         validation.integer(name, entry, low=1)
     return entries

@@ -185,8 +185,10 @@ def _pads(x: Array, window: Sizes, strides: Sizes, padding: str) -> Pads:
 def _window(
     inputs: Array, window_shape: Sequence[int], strides: Sequence[int] | None, padding: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    window = tuple(window_shape)
-    strides = (1,) * len(window) if strides is None else tuple(strides)
+    window = tuple(validation.sequence("window_shape", window_shape, "integers", least=0))
+    if strides is None:
+        strides = (1,) * len(window)
+    strides = tuple(validation.sequence("strides", strides, "integers", least=0))
     for name, entries in (("window_shape", window), ("strides", strides)):
         for entry in entries:
             validation.integer(name, entry, low=1)
@@ -195,10 +197,9 @@ def _window(
     if not window or inputs.ndim < len(window) + 1:
         raise ValueError(
             f"inputs must have {len(window)} >= 1 axes of space before the channels, got shape "
-            f"{inputs.shape} for window_shape {window}."
+            f"{inputs.shape} for window_shape {validation.shown(window)}."
         )
-    if padding not in ("SAME", "VALID"):
-        raise ValueError(f"padding must be 'SAME' or 'VALID', got {padding!r}.")
+    validation.choice("padding", padding, ("SAME", "VALID"))
     space = inputs.shape[-len(window) - 1 : -1]
     if padding == "VALID" and any(w > n for n, w in zip(space, window, strict=True)):
         raise ValueError(

@@ -72,6 +72,12 @@ LEGITIMATE = [
     ("evaluation.*(examples)", "3", "an integer, None by default"),
     ("checkpoint.Checkpoints(every_*)", "0.5 3", "times and counts, None by default"),
     ("server.with_server(clients)", "3", "an integer, None by default"),
+    ("models.CNN(channels)", "[] array[0]", "no convolution is a model, too"),
+    ("models.MLP(features)", "[] array[0]", "no hidden layer is a model, too"),
+    ("*(param_dtype)", "None", "float32"),
+    ("local.quadratic_objectives(dtype)", "None", "that of NumPy"),
+    ("models.*(padding)", "3", "so many on both sides"),
+    ("models.Conv(kernel_size)", "3", "one dimension"),
     # Pytrees of any arrays.
     ("mesh.*(tree)", NUMBERS, "any pytree of arrays and numbers"),
     ("mesh.*(state)", NUMBERS, "any pytree of arrays and numbers"),
