@@ -58,7 +58,7 @@ def test_bad_arguments_are_refused():
         max_pool(x, (2, 2), (2,))
     with pytest.raises(ValueError, match="inputs must have 4 >= 1 axes of space"):
         max_pool(x, (1, 2, 2, 2))
-    with pytest.raises(ValueError, match="padding must be 'SAME' or 'VALID', got 'FULL'"):
+    with pytest.raises(ValueError, match="padding must be one of 'SAME', 'VALID', got 'FULL'"):
         avg_pool(x, (2, 2), (2, 2), "FULL")
 
 
