@@ -118,8 +118,8 @@ def availability(cohort: int, table: Bool[Array, "T n"]) -> Participation:
             "at least one; they repeat."
         )
     fix = "Say 1 where a client is there and 0 where not; threshold probabilities first."
-    validation.real("table", table, low=0.0, high=1.0, fix=fix)
-    if not validation.is_traced(table):
+    if not validation.is_traced(table) and np.asarray(table).dtype != bool:
+        validation.real("table", table, low=0.0, high=1.0, fix=fix)
         values = np.asarray(table)
         other = values[~np.isin(values, (0, 1))]
         if other.size:

@@ -111,7 +111,7 @@ def test_the_table_has_a_row_per_point_with_the_spread_over_seeds():
     ("changes", "message"),
     [
         ({"grid": {}}, "grid must name at least one hyper-parameter"),
-        ({"grid": {"rate": []}}, r"grid\['rate'\] must list at least one number"),
+        ({"grid": {"rate": []}}, r"grid\['rate'\] must be an array of at least one number"),
         ({"grid": {"rate": [0.1, jnp.nan]}}, r"grid\['rate'\] must be a finite number"),
         ({"seeds": 0}, "seeds must be an integer >= 1, got 0"),
         ({"key": 1}, "key must be one typed JAX key, got 1"),

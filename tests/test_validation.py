@@ -14,11 +14,29 @@ from dflax import validation
         (float("nan"), "rate must be a finite number"),
         ([0.5, 2.0], r"got \[0.5, 2.0\]"),
         ("fast", "rate must be a real number"),
+        ("0.5", "rate must be a real number"),
+        (None, "rate must be a real number"),
+        (True, r"rate must be a real number in \[0, 1\), got True"),
+        (np.False_, "rate must be a real number"),
+        (np.zeros(2, bool), "rate must be a real number"),
+        (0.5 + 0.0j, r"rate must be a real number in \[0, 1\), got \(0.5\+0j\)"),
+        (jnp.zeros(2, jnp.complex64), "rate must be a real number"),
+        (["0.5", "0.6"], "rate must be a real number"),
+        ([[0.1], [0.1, 0.2]], "rate must be a real number"),
+        ([], r"rate must be an array of at least one number, got \[\]"),
+        (jnp.zeros((0, 3)), "rate must be an array of at least one number"),
     ],
 )
 def test_reals_out_of_range_are_refused(value, message):
     with pytest.raises((TypeError, ValueError), match=message):
         validation.real("rate", value, low=0.0, high=1.0, high_open=True)
+
+
+@pytest.mark.parametrize(
+    "value", [0, np.int64(1), 0.5, np.float16(0.5), jnp.bfloat16(0.5), [0.1, 1], jnp.zeros((2, 3))]
+)
+def test_real_numbers_of_every_width_pass(value):
+    validation.real("rate", value, low=0.0, high=1.0)
 
 
 def test_a_scalar_is_one_number_also_when_traced():
@@ -51,8 +69,10 @@ def test_kinds_flags_and_functions():
     ):
         validation.instance("graph", 3.0, (int, str), "Do better.")
     validation.flag("strict", True)
-    with pytest.raises(TypeError, match="strict must be True or False, got 'no'"):
-        validation.flag("strict", "no")
+    validation.flag("strict", np.False_)
+    for value in ("no", 0, 1, None, [], 1.0, jnp.bool_(True)):
+        with pytest.raises(TypeError, match="strict must be True or False, got"):
+            validation.flag("strict", value)
     with pytest.raises(TypeError, match="loss must be a function, got 3"):
         validation.function("loss", 3)
 

@@ -177,7 +177,8 @@ def from_adjacency(
     """
     matrix = adjacency if hasattr(adjacency, "tocoo") else np.asarray(adjacency)
     entries = matrix.tocoo().data if hasattr(matrix, "tocoo") else matrix
-    validation.real("adjacency", entries, low=0.0, fix="Write 0 where there is no edge.")
+    if entries.size and entries.dtype != bool:
+        validation.real("adjacency", entries, low=0.0, fix="Write 0 where there is no edge.")
     if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"adjacency must be square, [n, n], got shape {matrix.shape}.")
     receivers, senders = matrix.nonzero()
