@@ -250,7 +250,8 @@ def _bernoulli(
         # The first client that joins is at f with probability ~ (1 - p)^f; those behind it stay
         # free. The law of everything else is untouched, so this is the conditional law exactly.
         order = jnp.arange(clients)
-        logits = order * jnp.log1p(-jnp.minimum(probability, 1.0 - 1e-7))
+        stays_out = jnp.log1p(-jnp.minimum(jnp.asarray(probability, float), 1.0 - 1e-7))
+        logits = order.astype(stays_out.dtype) * stays_out
         first = jax.random.categorical(first_key, logits)
         joined = jnp.where(order > first, joined, order == first)
     if capacity is None:
@@ -302,7 +303,7 @@ def _dropout(
     inner_key, drop_key = jax.random.split(key)
     cohort = participation(inner_key, index, clients)
     size = clients if cohort.clients is None else cohort.clients.shape[0]
-    stays = 1.0 - jax.random.bernoulli(drop_key, rate, (size,))
+    stays = 1.0 - jax.random.bernoulli(drop_key, rate, (size,)).astype(jnp.float32)
     return cohort._replace(reports=stays if cohort.reports is None else cohort.reports * stays)
 
 
@@ -328,7 +329,8 @@ def _stragglers(
 
 def _first(key: Key[Array, ""], present: Bool[Array, " n"], places: int) -> Cohort:
     """`places` distinct clients, the present ones first, in random order; the others do not report."""
-    scores = jax.random.uniform(key, present.shape) + present
+    scores = jax.random.uniform(key, present.shape)
+    scores += present.astype(scores.dtype)
     _, ids = jax.lax.top_k(scores, places)
     reports = present[ids].astype(jnp.float32)
     return Cohort(ids.astype(jnp.int32), reports)

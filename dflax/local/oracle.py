@@ -13,6 +13,8 @@ from dflax.algorithm import Metrics, Params
 from dflax.clients import require_structure
 from dflax.data.dataset import Batch
 
+# What can be averaged.
+NUMBERS = (jnp.floating, jnp.integer, jnp.bool_)
 Loss = Callable[[Params, Batch, Key[Array, ""] | None], tuple[Float[Array, ""], Metrics]]
 
 
@@ -123,7 +125,8 @@ def gradient(loss: Loss | Oracle) -> Oracle:
 
 def _pair(name: str, wanted: str, made: Any) -> tuple[Any, Any]:
     if not isinstance(made, tuple) or len(made) != 2:
-        given = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
+        given = "one array" if hasattr(made, "dtype") else type(made).__name__
+        given = f"a tuple of {len(made)}" if isinstance(made, tuple) else given
         raise TypeError(
             f"{name} must return {wanted}, got {given}. Where nothing is measured, metrics are an "
             "empty dict: {}."
@@ -140,10 +143,8 @@ def _arrays(name: str, metrics: Any) -> Metrics:
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(metrics):
         known = isinstance(leaf, (bool, int, float)) or hasattr(leaf, "dtype")
-        if not known or not (
-            jnp.issubdtype(jnp.result_type(leaf), jnp.number)
-            or jnp.issubdtype(jnp.result_type(leaf), jnp.bool_)
-        ):
+        dtype = jnp.result_type(leaf) if known else None
+        if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in NUMBERS):
             raise TypeError(
                 f"{name} must return arrays of numbers for its metrics, got "
                 f"metrics{jax.tree_util.keystr(path)} of type {type(leaf).__name__}."
