@@ -70,7 +70,7 @@ def remembering(loss: Loss | Oracle | Remembering) -> Remembering:
         params: Params, batch: Batch, key: Key[Array, ""], memory: Any
     ) -> tuple[Params, Metrics, tuple[()]]:
         seen, metrics = _pair("an oracle", "(gradient, metrics)", oracle(params, batch, key))
-        require_structure("the gradient of an oracle", seen, params)
+        _require_like(seen, params)
         return seen, _arrays("an oracle", metrics), ()
 
     def conclude(seen: Params, noted: tuple[()], params: Params, memory: Any) -> tuple[Params, Any]:
@@ -132,6 +132,18 @@ def _pair(name: str, wanted: str, made: Any) -> tuple[Any, Any]:
             "empty dict: {}."
         )
     return made
+
+
+def _require_like(seen: Params, params: Params) -> None:
+    require_structure("the gradient of an oracle", seen, params)
+    for (path, given), leaf in zip(
+        jax.tree_util.tree_leaves_with_path(seen), jax.tree.leaves(params), strict=True
+    ):
+        if jnp.shape(given) != jnp.shape(leaf):
+            raise ValueError(
+                f"the gradient of an oracle must have shape {jnp.shape(leaf)}, that of params"
+                f"{jax.tree_util.keystr(path)}, got {jnp.shape(given)}."
+            )
 
 
 def _arrays(name: str, metrics: Any) -> Metrics:
