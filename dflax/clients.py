@@ -312,7 +312,9 @@ def require_structure(name: str, tree: Any, like: Any) -> None:
     Raises:
       ValueError: naming the leaves that only one of the two has, where there are any.
     """
-    if jax.tree.structure(tree) == jax.tree.structure(like):
+    given: Any = jax.tree.structure(tree)
+    wanted: Any = jax.tree.structure(like)
+    if given == wanted:
         return
 
     def names(tree: Any) -> set[str]:
@@ -324,8 +326,7 @@ def require_structure(name: str, tree: Any, like: Any) -> None:
     missing, extra = sorted(names(like) - names(tree)), sorted(names(tree) - names(like))
     leaves = f" (missing {missing}, not known {extra})" if missing or extra else ""
     raise ValueError(
-        f"{name} must have the structure of what it takes the place of, {jax.tree.structure(like)}, "
-        f"got {jax.tree.structure(tree)}{leaves}."
+        f"{name} must have the structure of what it takes the place of, {wanted}, got {given}{leaves}."
     )
 
 

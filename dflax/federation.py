@@ -25,11 +25,14 @@ class Assignment(NamedTuple):
       minibatches: `[K, B]` int32 indices into the data set.
       local_steps: `[]` int32, how many of the K steps the client manages.
       key: the client's own typed key of this round.
+      client: `[]` int32, the client's number in [0, n), so that an attack, a rate or a fault can be
+        said of a client; None in work that is made up without a federation.
     """
 
     minibatches: Int[Array, "K B"]
     local_steps: Int[Array, ""]
     key: Key[Array, ""]
+    client: Int[Array, ""] | None = None
 
 
 @jax.tree_util.register_static
@@ -275,7 +278,7 @@ def _drawn(
     if cohort.reports is not None:
         own_steps = jnp.where(cohort.reports > 0, own_steps, 0)
         own_weights = own_weights * cohort.reports.astype(own_weights.dtype)
-    assignments = Assignment(minibatches, own_steps, fold(clients_key, ids))
+    assignments = Assignment(minibatches, own_steps, fold(clients_key, ids), ids)
     return step_key, cohort, own_weights, assignments
 
 

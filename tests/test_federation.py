@@ -32,6 +32,7 @@ def test_a_round_has_the_shapes_it_promises(task):
     assert drawn.cohort.shape == drawn.weights.shape == (5,)
     assert drawn.assignments.minibatches.shape == (5, 3, 4)
     assert drawn.assignments.key.shape == (5,)
+    np.testing.assert_array_equal(drawn.assignments.client, drawn.cohort)
     np.testing.assert_array_equal(drawn.assignments.local_steps, 3)
     sizes = np.asarray(task.partition.sizes)
     np.testing.assert_array_equal(drawn.weights, sizes[np.asarray(drawn.cohort)])
@@ -71,6 +72,7 @@ def test_a_clients_draws_do_not_depend_on_who_else_is_invited(task):
         participation=participation.uniform(3),
     )
     drawn, whole = some.draw(KEY, 3), everyone.draw(KEY, 3)
+    np.testing.assert_array_equal(whole.assignments.client, np.arange(8))
     for place, client in enumerate(np.asarray(drawn.cohort)):
         np.testing.assert_array_equal(
             drawn.assignments.minibatches[place], whole.assignments.minibatches[client]
@@ -259,7 +261,8 @@ def drawn_of(round):
     """What is drawn of a round, keys as numbers."""
     work = round.assignments
     keys = jax.random.key_data(round.key), jax.random.key_data(work.key)
-    return keys, round.number, round.cohort, round.weights, round.reports, work[:2]
+    shares = round.number, round.cohort, round.weights, round.reports
+    return keys, shares, work.minibatches, work.local_steps, work.client
 
 
 def test_a_draw_is_one_program_wherever_it_is_called(task):
@@ -355,3 +358,26 @@ def test_a_round_of_nobody_measures_nothing():
         state, metrics = dx.rollout(algorithm, start, source, KEY, 1)
         assert np.isnan(metrics["loss"]).all()
         assert_trees_equal((state.server, state.clients), (start.server, start.clients))
+
+
+@pytest.mark.parametrize("at_once", [1, None])
+def test_a_clients_work_knows_whose_it_is(at_once):
+    """Client 3 lies, whoever else is invited and in whatever order."""
+
+    def lying(assignment, memory, server, data, index):
+        change = data.inputs[assignment.client] - server.params
+        return dx.server.Report(jnp.where(assignment.client == 3, -change, change), (), {})
+
+    def update(server, received):
+        return server.params + received.message, (), {}
+
+    task = quadratics(6)
+    algorithm = dx.server.with_server(lambda key, params: ((), ()), lying, update, at_once=at_once)
+    source = task.federation(participation=participation.uniform(4))
+    state, _ = dx.rollout(algorithm, algorithm.init(KEY, jnp.zeros(3)), source, KEY, 1)
+    cohort = np.asarray(source.draw(KEY, 0).cohort)
+    assert 3 in cohort
+    signs = np.where(cohort == 3, -1.0, 1.0)[:, None]
+    np.testing.assert_allclose(
+        state.server.params, (signs * task.centers[cohort]).mean(0), rtol=1e-5, atol=1e-6
+    )
