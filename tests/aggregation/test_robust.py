@@ -198,7 +198,7 @@ def test_over_eight_devices_models_are_dealt_by_coordinates_once(name, clients):
     dealt = ("all-to-all", 4 * own * width)
     if name == "distances":
         # And which models are finite, a byte each.
-        large = [one for one in found if one[1] > clients]
+        large = [one for one in found if one[1] > 8 * own]
         assert large == [("all-reduce", 4 * clients**2), dealt], found
     elif name == "geometric median":
         # The products, a mean at the end in each of two branches, masks and scalars.
