@@ -193,3 +193,120 @@ def test_bad_arguments_are_refused(call, message):
 
 def test_weights_may_be_a_list():
     np.testing.assert_array_equal(dx.weighted_mean(jnp.arange(2.0), [1.0, 3.0]), 0.75)
+
+
+@pytest.mark.parametrize("cohort", [None, jnp.arange(3)])
+@pytest.mark.parametrize("reported", [None, jnp.ones(3)])
+def test_scatter_bends_neither_shapes_nor_dtypes(cohort, reported):
+    def refused(tree, rows, kind, message):
+        for write in (dx.scatter, jax.jit(dx.scatter)):
+            with pytest.raises(kind, match=message):
+                write(tree, cohort, rows, reported)
+
+    tree = {"a": jnp.zeros((3, 3)), "n": jnp.zeros(3, jnp.int32)}
+    good = {"a": jnp.ones((3, 3)), "n": jnp.ones(3, jnp.int32)}
+    assert dx.scatter(tree, cohort, good, reported)["n"].tolist() == [1, 1, 1]
+    for a, message in (
+        (jnp.array([1.0, 2.0, 3.0]), r"rows\['a'\] must have shape \(3, 3\).*got \(3,\)"),
+        (jnp.ones((3, 1)), r"rows\['a'\] must have shape \(3, 3\).*got \(3, 1\)"),
+        (jnp.ones((1, 3)), r"rows\['a'\] must have shape \(3, 3\).*got \(1, 3\)"),
+    ):
+        refused(tree, good | {"a": a}, ValueError, message)
+    half = jnp.full(3, 0.5)
+    refused(tree, good | {"n": half}, TypeError, r"rows\['n'\] must have dtype int32.*got float32")
+    narrow = jnp.ones((3, 3), jnp.bfloat16)
+    refused(tree, good | {"a": narrow}, TypeError, r"rows\['a'\] must have dtype float32.*bfloat16")
+    # An integer that the state's dtype may round is converted by who knows that it does not.
+    count = jnp.ones((3, 3), jnp.int32)
+    refused(tree, good | {"a": count}, TypeError, r"rows\['a'\] must have dtype float32.*int32")
+    refused(tree, {"a": good["a"]}, ValueError, r"rows must have the structure.*missing.*'n'")
+
+
+def test_pythons_own_numbers_take_the_dtype_of_the_state():
+    def halved(tree):
+        rows = jnp.broadcast_to(jnp.asarray(0.5), tree.shape)
+        assert rows.weak_type
+        return dx.scatter(tree, None, rows)
+
+    with jax.enable_x64(True):
+        out = halved(jnp.zeros(3, jnp.float32))
+    assert out.dtype == jnp.float32
+    np.testing.assert_array_equal(out, 0.5)
+    with pytest.raises(TypeError, match="rows must have dtype int32"):
+        halved(jnp.zeros(3, jnp.int32))
+
+
+def test_a_memory_of_integers_that_would_swallow_halves_is_refused_by_both_frameworks():
+    data = dx.data.Dataset(jnp.ones((3, 2)), jnp.zeros(3, jnp.int32))
+    part = dx.data.from_indices([np.array([i]) for i in range(3)])
+    source = dx.Federation(data, part, batch_size=1, local_steps=1)
+    key, counts = jax.random.key(0), jnp.zeros(3, jnp.int32)
+
+    def work(assignment, memory, server, data, index):
+        return dx.server.Report(server.params, {"count": memory["count"] + 0.5}, {})
+
+    served = dx.server.with_server(
+        lambda key, params: ((), {"count": counts}),
+        work,
+        lambda server, received: (received.message, (), {}),
+        clients=3,
+    )
+    with pytest.raises(TypeError, match=r"rows\['count'\] must have dtype int32.*got float32"):
+        dx.rollout(served, served.init(key, jnp.ones(2)), source, key, 1)
+
+    def alone(assignment, client, data, index):
+        return client._replace(memory={"count": client.memory["count"] + 0.5}), {}
+
+    mixed = dx.decentralized.adapt_then_combine(
+        alone, dx.gossip.ring(3), start=lambda key, models: {"count": counts}
+    )
+    with pytest.raises(TypeError, match=r"\['count'\] must have dtype int32.*got float32"):
+        dx.rollout(mixed, mixed.init(key, jnp.ones(2)), source, key, 1)
+
+
+def test_select_and_gather_refuse_what_would_be_broadcast_or_clamped():
+    mask, old = jnp.array([True, False, True]), {"a": jnp.zeros((3, 2))}
+    assert dx.clients.select(mask, {"a": jnp.ones((3, 2))}, old)["a"].sum() == 4
+    for new, kind, message in (
+        (jnp.ones(2), ValueError, r"chosen\['a'\] must have shape \(3, 2\)"),
+        (jnp.ones((3, 2), jnp.int32), TypeError, r"chosen\['a'\] must have dtype float32"),
+    ):
+        with pytest.raises(kind, match=message):
+            dx.clients.select(mask, {"a": new}, old)
+    with pytest.raises(ValueError, match=r"leading axes \(3,\).*got shape \(2, 3\)"):
+        dx.clients.select(mask, jnp.ones((2, 3)), jnp.ones((2, 3)))
+    rows = jnp.arange(3.0)
+    for cohort, kind, message in (
+        (mask, TypeError, "cohort must hold the clients' numbers, got bool"),
+        (jnp.array([0.0]), TypeError, "cohort must hold the clients' numbers, got float32"),
+        (jnp.array([[0]]), ValueError, r"cohort must be a vector.*\(1, 1\)"),
+        (jnp.array([0, 3]), ValueError, r"clients' numbers in \[0, 3\).*got 0 to 3"),
+        (jnp.array([-1]), ValueError, r"clients' numbers in \[0, 3\).*got -1"),
+    ):
+        with pytest.raises(kind, match=message):
+            dx.gather(rows, cohort)
+        with pytest.raises(kind, match=message):
+            dx.scatter(rows, cohort, rows[: cohort.size])
+    with pytest.raises(TypeError, match="at_once must be an integer >= 1, got True"):
+        dx.map_cohort(jnp.sum, rows, jnp.arange(2), at_once=True)
+
+
+def test_metrics_of_nobody_are_not_a_number_and_counts_are_averaged_as_reals():
+    metrics = {
+        "loss": jnp.array([1.0, jnp.nan, 3.0]),
+        "hits": jnp.array([1, 7, 2]),
+        "right": jnp.array([True, False, False]),
+        "half": jnp.ones((3, 2), jnp.bfloat16),
+    }
+    some = dx.clients.mean_metrics(metrics, jnp.array([1.0, 0.0, 1.0]))
+    assert {name: float(some[name]) for name in ("loss", "hits", "right")} == {
+        "loss": 2.0,
+        "hits": 1.5,
+        "right": 0.5,
+    }
+    none = dx.clients.mean_metrics(metrics, jnp.zeros(3))
+    for name, value in (some | {f"no {name}": value for name, value in none.items()}).items():
+        assert value.dtype == jnp.float32, name
+    assert all(np.isnan(value).all() for value in none.values())
+    assert dx.clients.mean_metrics({}, jnp.zeros(3)) == {}
+    assert dx.clients.mean_metrics((), jnp.zeros(3)) == ()

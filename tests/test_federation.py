@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tasks import quadratics, regression, softmax_loss
+from tasks import assert_trees_equal, half_square, quadratics, regression, softmax_loss
 
 import dflax as dx
 from dflax import participation
@@ -32,6 +32,7 @@ def test_a_round_has_the_shapes_it_promises(task):
     assert drawn.cohort.shape == drawn.weights.shape == (5,)
     assert drawn.assignments.minibatches.shape == (5, 3, 4)
     assert drawn.assignments.key.shape == (5,)
+    np.testing.assert_array_equal(drawn.assignments.client, drawn.cohort)
     np.testing.assert_array_equal(drawn.assignments.local_steps, 3)
     sizes = np.asarray(task.partition.sizes)
     np.testing.assert_array_equal(drawn.weights, sizes[np.asarray(drawn.cohort)])
@@ -71,6 +72,7 @@ def test_a_clients_draws_do_not_depend_on_who_else_is_invited(task):
         participation=participation.uniform(3),
     )
     drawn, whole = some.draw(KEY, 3), everyone.draw(KEY, 3)
+    np.testing.assert_array_equal(whole.assignments.client, np.arange(8))
     for place, client in enumerate(np.asarray(drawn.cohort)):
         np.testing.assert_array_equal(
             drawn.assignments.minibatches[place], whole.assignments.minibatches[client]
@@ -253,3 +255,129 @@ def test_a_plain_function_is_a_participation():
     federation = quadratics(6).federation(participation=first_two)
     drawn = jax.jit(lambda federation: federation.draw(KEY, 0))(federation)
     np.testing.assert_array_equal(drawn.cohort, [0, 1])
+
+
+def drawn_of(round):
+    """What is drawn of a round, keys as numbers."""
+    work = round.assignments
+    keys = jax.random.key_data(round.key), jax.random.key_data(work.key)
+    shares = round.number, round.cohort, round.weights, round.reports
+    return keys, shares, work.minibatches, work.local_steps, work.client
+
+
+def test_a_draw_is_one_program_wherever_it_is_called(task):
+    federation = dx.Federation(
+        task.data,
+        task.partition,
+        batch_size=3,
+        local_steps=2,
+        participation=participation.dropout(participation.uniform(4), 0.2),
+    )
+    alone = [federation.draw(KEY, t) for t in range(3)]
+    scanned = jax.lax.scan(lambda _, t: (None, federation.draw(KEY, t)), None, jnp.arange(3))[1]
+    mapped = jax.vmap(federation.draw, in_axes=(None, 0))(KEY, jnp.arange(3))
+    for number, one in enumerate(alone):
+        for many in (scanned, mapped):
+            picked = jax.tree.map(lambda leaf, number=number: leaf[number], drawn_of(many))
+            assert_trees_equal(drawn_of(one), picked)
+        assert one.data is federation.data
+    # Nested, it leaves no call behind: what reads traced programs sees its operations.
+    traced = jax.make_jaxpr(lambda t: federation.draw(KEY, t))(0)
+    assert "_drawn" not in str(traced)
+
+
+def test_an_eager_draw_compiles_one_program():
+    federation, compiled = quadratics(7).federation(local_steps=3), []
+    index = jnp.asarray(2, jnp.int32)
+
+    def note(event, duration, **others):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(others)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        federation.draw(KEY, index)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert len(compiled) <= 1, compiled
+
+
+def test_under_x64_weights_keep_their_digits(task):
+    weights = np.random.default_rng(0).uniform(size=8)
+    with jax.enable_x64(True):
+        federation = dx.Federation(
+            task.data, task.partition, batch_size=2, local_steps=1, weights=weights
+        )
+        drawn = federation.draw(KEY, 0)
+    assert drawn.weights.dtype == np.float64
+    np.testing.assert_array_equal(drawn.weights, weights)
+    narrow = dx.Federation(task.data, task.partition, batch_size=2, local_steps=1, weights=weights)
+    assert narrow.draw(KEY, 0).weights.dtype == np.float32
+
+
+def test_what_a_refusal_advises_works():
+    with pytest.raises(TypeError) as refused:
+        dx.Federation(None, None, batch_size=1, local_steps=1)
+    call = re.search(r"Make one with (dflax\S+\(.*\))\.", str(refused.value)).group(1)
+    inputs, labels = np.ones((20, 2), np.float32), np.arange(20) % 2
+    split = eval(call, {"dflax": dx, "inputs": inputs, "labels": labels})
+    part = dx.data.iid(split.train.labels, 2)
+    assert dx.Federation(split, part, batch_size=1, local_steps=1).clients == 2
+    with pytest.raises(TypeError) as refused:
+        dx.Federation(split, None, batch_size=1, local_steps=1)
+    assert "iid(labels, 10)" in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["server", "gossip"])
+def test_a_whole_round_runs_under_strict_dtype_promotion(kind):
+    source = quadratics(6).federation(
+        local_steps=2, participation=participation.dropout(participation.uniform(4), 0.3)
+    )
+    with jax.numpy_dtype_promotion("strict"):
+        optimizer = optax.sgd(0.1, momentum=0.9)
+        algorithm = (
+            dx.server.fedprox(half_square, optimizer, pull=0.1)
+            if kind == "server"
+            else dx.decentralized.dfedavg(half_square, optimizer, dx.gossip.ring(6))
+        )
+        state = algorithm.init(KEY, jnp.ones(3))
+        state, metrics = dx.rollout(algorithm, state, source, KEY, 2)
+    again = dx.rollout(algorithm, algorithm.init(KEY, jnp.ones(3)), source, KEY, 2)
+    assert_trees_equal((state, metrics), again)
+
+
+def test_a_round_of_nobody_measures_nothing():
+    source = quadratics(4).federation(
+        participation=participation.dropout(participation.everyone(), 1.0)
+    )
+    for algorithm in (
+        dx.server.fedavg(half_square, optax.sgd(0.1)),
+        dx.decentralized.dfedavg(half_square, optax.sgd(0.1), dx.gossip.ring(4)),
+    ):
+        start = algorithm.init(KEY, jnp.ones(3))
+        state, metrics = dx.rollout(algorithm, start, source, KEY, 1)
+        assert np.isnan(metrics["loss"]).all()
+        assert_trees_equal((state.server, state.clients), (start.server, start.clients))
+
+
+@pytest.mark.parametrize("at_once", [1, None])
+def test_a_clients_work_knows_whose_it_is(at_once):
+    """Client 3 lies, whoever else is invited and in whatever order."""
+
+    def lying(assignment, memory, server, data, index):
+        change = data.inputs[assignment.client] - server.params
+        return dx.server.Report(jnp.where(assignment.client == 3, -change, change), (), {})
+
+    def update(server, received):
+        return server.params + received.message, (), {}
+
+    task = quadratics(6)
+    algorithm = dx.server.with_server(lambda key, params: ((), ()), lying, update, at_once=at_once)
+    source = task.federation(participation=participation.uniform(4))
+    state, _ = dx.rollout(algorithm, algorithm.init(KEY, jnp.zeros(3)), source, KEY, 1)
+    cohort = np.asarray(source.draw(KEY, 0).cohort)
+    assert 3 in cohort
+    signs = np.where(cohort == 3, -1.0, 1.0)[:, None]
+    np.testing.assert_allclose(
+        state.server.params, (signs * task.centers[cohort]).mean(0), rtol=1e-5, atol=1e-6
+    )

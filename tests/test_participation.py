@@ -162,6 +162,25 @@ def test_least_can_differ_from_client_to_client():
         (lambda: distinct(jax.random.key(0), 9000, 8000), "count must be.*draw fewer"),
         (lambda: distinct(jax.random.key(0), 0, 3), "count must be an integer"),
         (lambda: distinct(0, 1, 3), "key must be one typed JAX key"),
+        (
+            lambda: distinct(jax.random.key(0), 3, 2**40),
+            r"population must be an integer in \[1, 2147483647\], got 1099511627776",
+        ),
+        (lambda: participation.bernoulli(True), "probability must be a real number .* got True"),
+        (lambda: participation.bernoulli(0.5 + 0.1j), "probability must be a real number"),
+        (
+            lambda: participation.weighted(1, np.ones(3, np.complex64)),
+            "probabilities must be a real number",
+        ),
+        (lambda: participation.weighted(1, []), "probabilities must be an array of at least one"),
+        (
+            lambda: participation.dropout(participation.everyone(), np.True_),
+            "rate must be a real number",
+        ),
+        (
+            lambda: participation.stragglers(participation.everyone(), 0.1, [False, True]),
+            "least must be a real number",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(make, message):
@@ -180,3 +199,35 @@ def test_small_draws_are_the_start_of_a_stable_sort():
     bits = jax.random.randint(jax.random.key(1), (100,), 0, 40).astype(jnp.uint32)
     chosen = participation._ranked(bits, 60)
     np.testing.assert_array_equal(chosen, np.argsort(np.asarray(bits), kind="stable")[:60])
+
+
+def test_the_largest_population_is_drawn_from_without_overflow():
+    draws = jax.jit(jax.vmap(lambda key: distinct(key, 5, participation.LARGEST)))(
+        jax.random.split(jax.random.key(0), 200)
+    )
+    assert int(draws.min()) >= 0
+    assert int(draws.max()) > 2**30
+    assert all(len(set(row)) == 5 for row in np.asarray(draws).tolist())
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        participation.bernoulli(0.5),
+        participation.bernoulli(0.5, nonempty=True),
+        participation.bernoulli(0.5, capacity=3),
+        participation.weighted(3, np.ones(6)),
+        participation.availability(3, np.ones((2, 6), bool)),
+        participation.present(np.ones((2, 6))),
+        participation.dropout(participation.uniform(3), 0.3),
+        participation.stragglers(participation.everyone(), 0.3, np.full(6, 0.5)),
+    ],
+)
+def test_rules_draw_under_strict_promotion_and_in_float64(rule):
+    key, number = jax.random.key(0), jnp.int32(1)
+    with jax.numpy_dtype_promotion("strict"):
+        first = jax.jit(lambda rule: rule(key, number, 6))(rule)
+    with jax.enable_x64(True):
+        again = jax.jit(lambda rule: rule(key, number, 6))(rule)
+    if first.clients is not None:
+        assert again.clients.dtype == first.clients.dtype == np.int32

@@ -8,3 +8,4 @@ from dflax.aggregation.geometric_median import geometric_median
 from dflax.aggregation.majority_vote import majority_vote
 from dflax.aggregation.order_statistics import median_rows, sorted_rows, trimmed_mean_rows
 from dflax.aggregation.variance import kernels, rescaled, variance_corrected, variances
+from dflax.aggregation.weighted_median import weighted_median_rows

@@ -266,9 +266,9 @@ def _algorithm(
         active = _active(round, n)
         after, measured, mixing, memory, arrived, sent = one_round(state, round, active)
         present = jnp.ones_like(round.weights) if round.reports is None else round.reports
-        counted = present * (round.assignments.local_steps > 0)
+        counted = jnp.where(round.assignments.local_steps > 0, present, 0)
         if arrived is not None:
-            counted *= gather(arrived, round.cohort) > 0
+            counted = jnp.where(gather(arrived, round.cohort) > 0, counted, 0)
         metrics = mean_metrics(measured, counted) | {"clients_active": present.sum()}
         once, rows = deal(mixer, mixing)
         clients = Clients(after.params, after.memory, memory, rows)

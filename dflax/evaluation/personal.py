@@ -166,7 +166,8 @@ def _own(
             counter.seed_of(draw_key), clients, jnp.int32(0), steps, tuning_batch, False
         )
         keys = jax.vmap(jax.random.fold_in, (None, 0))(own_key, clients)
-        assignments = Assignment(minibatches, jnp.full(clients.shape, steps, jnp.int32), keys)
+        done = jnp.full(clients.shape, steps, jnp.int32)
+        assignments = Assignment(minibatches, done, keys, clients)
     own = () if models is None else models(state)
     common = state.server.params if models is None else ()
 

@@ -162,9 +162,10 @@ def fedamd(
         news = weighted_mean(jax.tree.map(jnp.subtract, messages, old), refreshes)
         share = refreshes.sum() / round.clients
         direction = jax.tree.map(lambda g, d: g + share.astype(g.dtype) * d, server.direction, news)
+        fresh = jnp.zeros_like(is_anchor, clients.age.dtype)
         kept = AmdClients(
             scatter(clients.gradients, round.cohort, messages, refreshes),
-            scatter(clients.age + 1, round.cohort, jnp.zeros_like(is_anchor, int), refreshes),
+            scatter(clients.age + 1, round.cohort, fresh, refreshes),
         )
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         minibatch = 2 * round.assignments.minibatches.shape[2]

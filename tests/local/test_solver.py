@@ -6,6 +6,9 @@ import pytest
 from flax import linen as nn
 from tasks import assert_trees_close, assert_trees_equal, half_square, quadratics
 
+import dflax as dx
+from dflax import local
+from dflax.data.dataset import Dataset
 from dflax.federation import Assignment
 from dflax.local import (
     Oracle,
@@ -209,6 +212,140 @@ def test_a_pull_that_a_step_overshoots_is_refused(optimizer, largest):
     check_pull("pull", 100.0, optax.adam(0.5))
     jax.vmap(lambda pull, rate: check_pull("pull", pull, optax.sgd(rate)))(jnp.ones(2), jnp.ones(2))
     jax.vmap(lambda rate: check_pull("pull", 5.0, optax.sgd(rate)))(jnp.ones(2))
+
+
+@pytest.mark.parametrize("done", [600, 400])
+def test_means_over_many_steps_are_added_up_in_float32(done):
+    """Ones in bfloat16 stop adding up at 256."""
+
+    def ones(params, batch, key):
+        measured = {
+            "one": jnp.ones((), jnp.bfloat16),
+            "count": jnp.int32(3),
+            "right": k_is_even(key),
+        }
+        return jnp.ones_like(params), measured
+
+    def k_is_even(key):
+        return jax.random.bits(key) % 2 == 0
+
+    solution = jax.jit(solver(Oracle(ones), optax.sgd(0.0), mean_gradient=True))(
+        Subproblem(), jnp.zeros(2, jnp.bfloat16), assignment(600, done), TASK.data
+    )
+    assert solution.gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(solution.gradient.astype(np.float32), 1)
+    assert {leaf.dtype for leaf in solution.metrics.values()} == {jnp.dtype("float32")}
+    assert solution.metrics["one"] == 1
+    assert solution.metrics["count"] == 3
+    assert 0.4 < solution.metrics["right"] < 0.6
+
+
+def test_in_float64_the_solver_is_exact_to_float64():
+    generator = np.random.default_rng(0)
+    center, start = generator.normal(size=(2, 3))
+    shift, anchor = generator.normal(size=(2, 3))
+    scale, pull, rate = 0.7, 0.3, 0.11
+    x, seen, losses = start, [], []
+    for _ in range(3):
+        seen.append(x - center)
+        losses.append(0.5 * np.sum((x - center) ** 2))
+        x = x - rate * (scale * (x - center) + shift + pull * (x - anchor))
+    with jax.enable_x64(True):
+        data = Dataset(jnp.asarray(center[None]), jnp.zeros(1, jnp.int32))
+        problem = Subproblem(scale, jnp.asarray(shift), pull, jnp.asarray(anchor))
+        work = Assignment(jnp.zeros((5, 1), jnp.int32), jnp.int32(3), KEY)
+        solution = jax.jit(solver(half_square, optax.sgd(rate), mean_gradient=True))(
+            problem, jnp.asarray(start), work, data
+        )
+    assert solution.gradient.dtype == solution.metrics["loss"].dtype == np.float64
+    for found, exact in (
+        (solution.params, x),
+        (solution.gradient, np.mean(seen, 0)),
+        (solution.metrics["loss"], np.mean(losses)),
+    ):
+        np.testing.assert_allclose(found, exact, rtol=1e-14)
+
+
+def test_optimisers_that_ask_for_values_get_those_of_the_subproblem():
+    """Polyak's step (F(x) - F*) / |grad F|^2 and L-BFGS, on scale f + <h, x> + (mu / 2) |x - a|^2."""
+    scale, pull = 0.5, 2.0
+    shift, anchor = np.array([0.3, -0.1, 0.2]), np.array([1.0, 1.0, -1.0])
+    center = TASK.centers[0].astype(np.float64)
+    best = (scale * center - shift + pull * anchor) / (scale + pull)
+
+    def value(x):
+        f = 0.5 * np.sum((x - center) ** 2)
+        return scale * f + shift @ x + 0.5 * pull * np.sum((x - anchor) ** 2)
+
+    problem = Subproblem(
+        scale, jnp.asarray(shift, jnp.float32), pull, jnp.asarray(anchor, jnp.float32)
+    )
+    polyak = optax.polyak_sgd(max_learning_rate=10.0, f_min=float(value(best)))
+    out = jax.jit(solver(half_square, polyak))(
+        problem, jnp.zeros(3), assignment(4, done=3), TASK.data
+    )
+    x = np.zeros(3)
+    for _ in range(3):
+        slope = (scale + pull) * (x - best)
+        x = x - (value(x) - value(best)) / (slope @ slope) * slope
+    np.testing.assert_allclose(out.params, x, rtol=1e-4)
+    np.testing.assert_allclose(out.params - best, -best / 8, rtol=1e-3)
+    out = jax.jit(solver(half_square, optax.lbfgs()))(
+        problem, jnp.zeros(3), assignment(3), TASK.data
+    )
+    np.testing.assert_allclose(out.params, best, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", [optax.polyak_sgd(), optax.lbfgs()])
+def test_where_no_values_are_known_such_optimisers_are_refused(optimizer):
+    solve = solver(local.sam(half_square, 0.1), optimizer)
+    with pytest.raises(TypeError, match=r"optimizer must be one of gradients alone.*'value'"):
+        solve(Subproblem(), jnp.ones(3), assignment(1), TASK.data)
+    with pytest.raises(TypeError, match="server_optimizer must be an optimiser of gradients alone"):
+        dx.server.fedavg(half_square, optax.sgd(0.1), optimizer)
+    with pytest.raises(TypeError, match="optimizer must be an optimiser of gradients alone"):
+        dx.server.fednova(half_square, optimizer)
+    check_pull("pull", 100.0, optimizer)
+
+
+def test_an_optimiser_that_asks_for_something_else_is_refused():
+    def update(updates, state, params=None, *, curvature, **others):
+        return updates, state
+
+    strange = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    with pytest.raises(TypeError, match=r"no more than value, grad and value_fn.*'curvature'"):
+        solver(half_square, strange)(Subproblem(), jnp.ones(3), assignment(1), TASK.data)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda p, b, k: p.sum(), r"loss must return \(loss, metrics\), got one array.*: \{\}"),
+        (lambda p, b, k: (p.sum(), {}, 1), r"loss must return \(loss, metrics\), got a tuple of 3"),
+        (lambda p, b, k: (p, {}), r"loss must return .* one real number.*float32 of shape \(3,\)"),
+        (lambda p, b, k: (1, {}), "loss must return .* one real number.*got int32"),
+        (lambda p, b, k: (p.sum(), None), "loss must return a dict of arrays.*got NoneType"),
+        (lambda p, b, k: (p.sum(), p), "loss must return a dict of arrays"),
+        (lambda p, b, k: (p.sum(), {"a": "b"}), r"numbers for its metrics, got metrics\['a'\]"),
+        (lambda p, b, k: (p.sum(), {"k": k}), r"numbers for its metrics, got metrics\['k'\]"),
+        (Oracle(lambda p, b, k: p), r"an oracle must return \(gradient, metrics\), got one array"),
+        (Oracle(lambda p, b, k: (p, None)), "an oracle must return a dict of arrays"),
+        (Oracle(lambda p, b, k: ({"a": p}, {})), "gradient of an oracle must have the structure"),
+        (Oracle(lambda p, b, k: (p[:1], {})), r"gradient of an oracle must have shape \(3,\)"),
+    ],
+)
+def test_what_a_loss_or_an_oracle_returns_is_checked_by_name(loss, message):
+    solve = solver(loss, optax.sgd(0.1))
+    with pytest.raises((TypeError, ValueError), match=message):
+        solve(Subproblem(), jnp.ones(3), assignment(1), TASK.data)
+
+
+def test_a_loss_may_measure_nothing_or_pythons_numbers():
+    for metrics in ({}, {"two": 2.0, "one": 1, "yes": True}):
+        solution = solver(
+            lambda p, b, k, metrics=metrics: (half_square(p, b, k)[0], metrics), optax.sgd(0.1)
+        )(Subproblem(), jnp.ones(3), assignment(2), TASK.data)
+        assert solution.metrics == metrics
 
 
 def test_bad_arguments_are_refused():

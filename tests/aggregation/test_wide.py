@@ -1,0 +1,94 @@
+"""Every rule in the widest type at hand: against NumPy in float64, and of values in half precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dflax as dx
+from dflax import aggregation
+
+ROWS, TRIM = 31, 9
+TIGHT = {"rtol": 1e-13, "atol": 1e-14}
+
+
+def weiszfeld(values, weights, steps, smoothing):
+    center = np.zeros(values.shape[1])
+    for _ in range(steps):
+        near = weights / np.maximum(np.linalg.norm(center - values, axis=1), smoothing)
+        center = near @ values / near.sum()
+    return center
+
+
+@pytest.fixture(scope="module")
+def task():
+    generator = np.random.default_rng(0)
+    return generator.normal(5.0, 1.0, (ROWS, 4, 3)), generator.uniform(size=ROWS)
+
+
+def apply(rule, values, weights):
+    return jax.jit(rule.apply)(values, weights, (), jax.random.key(0))[0]
+
+
+def test_rules_are_those_of_numpy_in_float64(task):
+    values, weights = task
+    flat = values.reshape(ROWS, -1)
+    shares = weights / weights.sum()
+    with jax.enable_x64(True):
+        found = {
+            "mean": apply(aggregation.mean(), values, weights),
+            "median": apply(aggregation.median(), values, weights),
+            "trimmed": apply(aggregation.trimmed_mean(TRIM), values, weights),
+            "geometric": apply(aggregation.geometric_median(5), values, weights),
+            "vote": apply(aggregation.majority_vote(), values - 5, weights),
+            "distances": aggregation.squared_distances(values, weights),
+            "gram": aggregation.gram(values),
+            "variances": aggregation.variances({"w": jnp.asarray(values)})[:, 0],
+            "equal": dx.weighted_mean(jnp.asarray(values)),
+            "lists": dx.weighted_mean(jnp.asarray(values), list(weights)),
+        }
+    signs = np.sign(np.tensordot(shares, np.sign(values - 5), 1))
+    exact = {
+        "mean": np.tensordot(shares, values, 1),
+        "median": np.median(values, 0),
+        "trimmed": np.sort(values, 0)[TRIM:-TRIM].mean(0),
+        "geometric": weiszfeld(flat, weights, 5, 0.1).reshape(4, 3),
+        "vote": signs,
+        "distances": ((flat[:, None] - flat) ** 2).sum(-1),
+        "gram": flat @ flat.T,
+        "variances": flat.var(1),
+        "equal": values.mean(0),
+        "lists": np.tensordot(shares, values, 1),
+    }
+    for name, expected in exact.items():
+        assert found[name].dtype == np.float64, name
+        np.testing.assert_allclose(found[name], expected, err_msg=name, **TIGHT)
+
+
+def test_what_all_send_comes_back_to_the_last_digit(task):
+    _, weights = task
+    with jax.enable_x64(True):
+        same = jnp.full((ROWS, 2), 0.1, float)
+        for rule in (
+            aggregation.mean(),
+            aggregation.median(),
+            aggregation.trimmed_mean(TRIM),
+            aggregation.geometric_median(),
+        ):
+            np.testing.assert_allclose(apply(rule, same, weights), 0.1, rtol=1e-15)
+
+
+def test_values_in_half_precision_are_added_in_float32(task):
+    rows = jnp.ones((300, 2), jnp.bfloat16).at[0].set(4096)
+    trimmed = aggregation.trimmed_mean_rows(rows, 1)
+    assert trimmed.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(trimmed.astype(np.float32), 1)
+    long = aggregation.trimmed_mean_rows(jnp.ones((600, 2), jnp.bfloat16), 20)
+    np.testing.assert_array_equal(long.astype(np.float32), 1)
+    mean = dx.weighted_mean(jnp.ones((600, 2), jnp.bfloat16), jnp.ones(600, jnp.bfloat16))
+    np.testing.assert_array_equal(mean.astype(np.float32), 1)
+    # A step of 2^-8 beside a mean of 1: rescaled in float32, and rounded once.
+    kernel = jnp.asarray(1 + np.array([[[-1.0, 1.0], [1.0, -1.0]]]) / 128, jnp.bfloat16)
+    corrected, _ = aggregation.rescaled({"w": kernel}, jnp.full((1, 1), 4.0 / 128**2))
+    expected = 1 + 2 * (kernel.astype(np.float32) - 1)
+    np.testing.assert_array_equal(corrected["w"].astype(np.float32), expected)
