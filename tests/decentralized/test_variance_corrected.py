@@ -24,6 +24,7 @@ from dflax.decentralized import (
     single_merging,
 )
 from dflax.decentralized.partial_aggregation import Election, average
+from dflax.gossip import Mixing
 from dflax.gossip.age_weighted import random_peers
 
 KEY = jax.random.key(0)
@@ -153,7 +154,7 @@ def test_random_gossip_and_the_last_merge_keep_the_variance():
     )
     x, states, _, keys = advance(method, 5)
     (plain,), eye = caught, jnp.eye(N)
-    matrix = jax.jit(lambda key, t: plain.apply(eye, plain.init(eye), key, t)[0])
+    matrix = jax.jit(lambda key, t: plain.apply(eye, plain.init(eye), Mixing(key, t))[0])
     for t in range(5):
         x = x - 0.1 * (x - CENTERS)
         heard = np.asarray(matrix(keys[t], t), np.float64)
@@ -297,6 +298,6 @@ def test_sampling_inside_the_correction_goes():
     neighbours = gossip.sampled(gossip.mixer(GRAPH, weights=ALONE), 1.0)
     mixer = gossip.variance_corrected(neighbours)
     stacked = jax.vmap(draw)(jax.random.split(KEY, N))
-    mixed, _, _ = jax.jit(mixer.apply)(stacked, mixer.init(stacked), KEY, 0)
-    expected, _, _ = jax.jit(CORRECTED.apply)(stacked, CORRECTED.init(stacked), KEY, 0)
+    mixed, _, _ = jax.jit(mixer.apply)(stacked, mixer.init(stacked), Mixing(KEY, 0))
+    expected, _, _ = jax.jit(CORRECTED.apply)(stacked, CORRECTED.init(stacked), Mixing(KEY, 0))
     assert_trees_close(mixed, expected, rtol=1e-4, atol=1e-5)
