@@ -76,9 +76,9 @@ class Mixer(NamedTuple):
       symmetric: whether every mixing is the product with a matrix that equals its transpose; None
         where it is not known.
       doubly_stochastic: whether every mixing keeps agreement and the mean: rows and columns of its
-        matrix sum to 1; None where it is not known. Of a mixer that corrects what it mixed
-        (`variance_corrected`): whether the mixing before the correction does, which is all that
-        becomes of a part marked `Uncorrected`.
+        matrix sum to 1. None where it is not known. A mixer that corrects what it mixed
+        (`variance_corrected`) answers for the mixing before the correction. A part that is marked
+        `Uncorrected` gets that mixing alone.
       whole_models: whether it reads what it mixes as models, by the names of their layers, so that it
         mixes nothing beside them: no trackers, no masks, no variances.
       averages_statistics: whether running statistics ("batch_stats") come out as averages, which fit no

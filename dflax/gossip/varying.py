@@ -137,7 +137,7 @@ def sometimes(mixer: Mixer, probability: float | Float[Array, ""]) -> Mixer:
 def same_metrics(
     branches: Sequence[Callable[..., tuple[Models, MixerState, Metrics]]], *arguments: PyTree[Array]
 ) -> list[Callable[..., tuple[Models, MixerState, Metrics]]]:
-    """Mixings of which one takes place, each with the metrics of all: NaN for what it does not measure."""
+    """Mixings of which one takes place, each with the metrics of all: NaN for what it lacks."""
     shapes = [jax.eval_shape(branch, *arguments)[2] for branch in branches]
     every = {name: shape for metrics in shapes for name, shape in metrics.items()}
 

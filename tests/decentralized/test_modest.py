@@ -252,7 +252,7 @@ def test_the_first_holder_is_somebody_on_line():
     for lone in range(N):
         state = algorithm(ranks=ranks).init(KEY, START, present=jnp.arange(N) == lone)
         assert int(state.server.holders[0]) == lone
-        assert bool(state.clients.joined.all())
+        assert bool(state.clients.views.joined.all())
 
 
 def test_deaths_within_rounds_and_partial_aggregation():
@@ -275,7 +275,7 @@ def test_joins_spread_with_the_models_and_departures_at_once():
     assert not (sampled[29:] == 2).any()
     assert (sampled[:29] == 2).any()
     assert float(metrics["view_errors"][-1]) == 0.0
-    assert np.asarray(state.clients.joined)[:, 7].sum() >= N - 1
+    assert np.asarray(state.clients.views.joined)[:, 7].sum() >= N - 1
     np.testing.assert_array_equal(metrics["lost"], 0)
 
 
