@@ -114,6 +114,8 @@ def map_cohort(
     Raises:
       ValueError: as `map_clients`.
     """
+    if at_once is not None:
+        validation.integer("at_once", at_once, low=1)
     if cohort is None or client_devices() > 1 or not jax.tree.leaves(tree):
         rows = gather(tree, cohort)
         return map_clients(function, rows, *stacked, shared=shared, at_once=at_once)
@@ -146,9 +148,15 @@ def gather(tree: PyTree[Array], cohort: Int[Array, " m"] | None) -> PyTree[Array
 
     Returns:
       Leaves `[m, ...]`.
+
+    Raises:
+      TypeError: ids that are no integers, a mask for example.
+      ValueError: ids that are no vector, or lie beyond the rows; leaves whose leading axes differ.
     """
     if cohort is None:
         return tree
+    cohort = jnp.asarray(cohort)
+    _require_members(tree, cohort)
     return jax.tree.map(lambda leaf: _gather_rows(leaf, cohort), tree)
 
 
@@ -166,20 +174,31 @@ def scatter(
     Args:
       tree: leaves `[n, ...]`.
       cohort: `[m]` distinct client ids; None when the rows are all n clients' in order.
-      rows: leaves `[m, ...]`.
+      rows: leaves `[m, ...]`, of the structure, the trailing shapes and the dtypes of `tree`. Nothing
+        is broadcast, and nothing is converted but Python's own numbers.
       reported: `[m]`; members with 0 here keep their old row. None: all are written.
 
     Returns:
       Leaves `[n, ...]`.
-    """
 
-    def write(leaf: Array, new: Array) -> Array:
-        new = new.astype(leaf.dtype)
+    Raises:
+      TypeError, ValueError: naming the leaf whose structure, shape or dtype differs; ids as `gather`.
+    """
+    if cohort is not None:
+        cohort = jnp.asarray(cohort)
+        _require_members(tree, cohort)
+    length = None if cohort is None else cohort.shape[0]
+
+    def write(path: Any, leaf: Array, new: Array) -> Array:
+        name = f"rows{jax.tree_util.keystr(path)}"
+        wanted = leaf.shape if length is None else (length, *leaf.shape[1:])
+        new = _like(name, jnp.asarray(new), wanted, leaf.dtype)
         if cohort is not None:
             return _scatter_rows(leaf, cohort, new, reported)
-        return new if reported is None else jnp.where(_against(reported > 0, new), new, leaf)
+        return new if reported is None else jnp.where(against(reported > 0, new), new, leaf)
 
-    return jax.tree.map(write, tree, rows)
+    require_structure("rows", rows, tree)
+    return jax.tree_util.tree_map_with_path(write, tree, rows)
 
 
 def replicate(tree: PyTree[Array], clients: int) -> PyTree[Array]:
@@ -192,7 +211,8 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
     """Mean over the client axis, `sum_i w_i x_i / sum_i w_i`, as one product per leaf.
 
     The product `w @ x` runs at memory speed where `x.mean(0)` does not, and needs one all-reduce
-    when clients are sharded. It accumulates in float32, or in the leaf's dtype if that is wider.
+    when clients are sharded. It accumulates in float32, or in the leaf's dtype if that is wider; the
+    weights are added up in the widest of their dtype, the leaf's and float32.
 
     Args:
       tree: floating-point leaves `[m, ...]`.
@@ -211,15 +231,15 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
             raise ValueError(
                 f"weights must be one number per row of tree, [m], got shape {np.shape(weights)}."
             )
-        weights = jnp.asarray(weights, jnp.float32)
+        weights = jnp.asarray(weights)
     count = validation.leading_axis("tree", tree, None if weights is None else weights.shape[0])
 
     def shares(dtype: Any) -> Float[Array, " m"]:
         if weights is None:
             return jnp.full((count,), 1.0 / count, dtype)
-        wide = weights.astype(dtype)
+        wide = weights.astype(jnp.promote_types(weights.dtype, dtype))
         total = wide.sum()
-        return jnp.where(total > 0, wide / jnp.where(total > 0, total, 1.0), 0.0)
+        return jnp.where(total > 0, wide / jnp.where(total > 0, total, 1), 0).astype(dtype)
 
     def mean(path: Any, leaf: Array) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -231,9 +251,8 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
         accumulated = jnp.promote_types(leaf.dtype, jnp.float32)
         product = jnp.matmul(
             shares(accumulated),
-            leaf.reshape(count, -1),
+            leaf.reshape(count, -1).astype(accumulated),
             precision=jax.lax.Precision.HIGHEST,
-            preferred_element_type=accumulated,
         )
         return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
 
@@ -241,25 +260,123 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
 
 
 def mean_metrics(metrics: PyTree[Array], weights: Float[Array, " m"]) -> PyTree[Array]:
-    """The weighted mean of what clients measured, `[m, ...]`, over those of positive weight.
+    """The weighted mean of what clients measured, over those of positive weight.
 
-    Whatever a client of weight 0 holds, a NaN even, does not count. Where no weight is positive there
-    is no mean, and the result is NaN.
+    Whatever a client of weight 0 holds, a NaN even, does not count. Where all weights are 0 nothing
+    was measured, and every mean is NaN: a 0 would be read as a loss or an accuracy of 0.
+
+    Args:
+      metrics: leaves `[m, ...]` of real numbers, integers or booleans; a tree without leaves stays.
+      weights: `[m]`, >= 0.
+
+    Returns:
+      Leaves `[...]`: of floating-point metrics at least float32, of integers and booleans float32.
     """
-    # A loss may measure nothing.
     if not jax.tree.leaves(metrics):
         return metrics
-    counted = jax.tree.map(lambda leaf: jnp.where(_against(weights > 0, leaf), leaf, 0), metrics)
-    means = weighted_mean(counted, weights)
-    nobody = ~(weights > 0).any()
-    return jax.tree.map(lambda mean: jnp.where(nobody, jnp.nan, mean).astype(mean.dtype), means)
+
+    def counted(leaf: Array) -> Array:
+        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        return jnp.where(against(weights > 0, leaf), leaf, 0).astype(wide)
+
+    means = weighted_mean(jax.tree.map(counted, metrics), weights)
+    nobody = jnp.logical_not(jnp.any(weights > 0))
+    return jax.tree.map(lambda leaf: jnp.where(nobody, jnp.nan, leaf), means)
 
 
 def select(condition: Array, chosen: PyTree[Array], otherwise: PyTree[Array]) -> PyTree[Array]:
-    """Leaf-wise `where` with a scalar condition, or one per client `[m]` against leaves `[m, ...]`."""
-    return jax.tree.map(
-        lambda new, old: jnp.where(_against(condition, new), new, old), chosen, otherwise
+    """Leaf-wise `where` with a scalar condition, or one per client `[m]` against leaves `[m, ...]`.
+
+    Args:
+      condition: `[]` or `[m]` booleans.
+      chosen: a tree of the structure, the shapes and the dtypes of `otherwise`. Nothing is broadcast,
+        and nothing is converted but Python's own numbers.
+      otherwise: what is taken where the condition is False.
+
+    Raises:
+      TypeError, ValueError: naming the leaf whose structure, shape or dtype differs.
+    """
+
+    def choose(path: Any, old: Array, new: Array) -> Array:
+        name = f"chosen{jax.tree_util.keystr(path)}"
+        new = _like(name, jnp.asarray(new), jnp.shape(old), jnp.result_type(old))
+        return jnp.where(against(condition, new), new, old)
+
+    require_structure("chosen", chosen, otherwise)
+    return jax.tree_util.tree_map_with_path(choose, otherwise, chosen)
+
+
+def require_structure(name: str, tree: Any, like: Any) -> None:
+    """Refuse a tree of another structure than that of the tree that it takes the place of.
+
+    Raises:
+      ValueError: naming the leaves that only one of the two has, where there are any.
+    """
+    if jax.tree.structure(tree) == jax.tree.structure(like):
+        return
+
+    def names(tree: Any) -> set[str]:
+        return {jax.tree_util.keystr(p) or "(the tree)" for p, _ in jax.tree_util.tree_leaves_with_path(tree)}
+
+    missing, extra = sorted(names(like) - names(tree)), sorted(names(tree) - names(like))
+    leaves = f" (missing {missing}, not known {extra})" if missing or extra else ""
+    raise ValueError(
+        f"{name} must have the structure of what it takes the place of, {jax.tree.structure(like)}, "
+        f"got {jax.tree.structure(tree)}{leaves}."
     )
+
+
+def _like(name: str, new: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """The array, of the shape and dtype that are wanted; only Python's numbers are converted."""
+    if new.shape != shape:
+        raise ValueError(
+            f"{name} must have shape {shape}, that of the state it takes the place of, got "
+            f"{new.shape}. Nothing is broadcast."
+        )
+    if new.dtype == dtype:
+        return new
+    if getattr(new, "weak_type", False) and jnp.result_type(new, dtype) == dtype:
+        return new.astype(dtype)
+    raise TypeError(
+        f"{name} must have dtype {dtype}, that of the state it takes the place of, got {new.dtype}. "
+        "Start the state in the dtype that a round makes, or convert what the round makes."
+    )
+
+
+def _require_members(tree: PyTree[Array], cohort: Array) -> None:
+    """Refuse ids that are no vector of integers, or that lie beyond the rows of the tree if known."""
+    if not jnp.issubdtype(cohort.dtype, jnp.integer):
+        raise TypeError(
+            f"cohort must hold the clients' numbers, got {cohort.dtype}. Of a mask take "
+            "jnp.flatnonzero(mask)."
+        )
+    if cohort.ndim != 1:
+        raise ValueError(f"cohort must be a vector of clients' numbers, got shape {cohort.shape}.")
+    if not jax.tree.leaves(tree):
+        return
+    clients = validation.leading_axis("tree", tree)
+    if validation.is_traced(cohort) or not cohort.size:
+        return
+    low, high = int(cohort.min()), int(cohort.max())
+    if low < 0 or high >= clients:
+        raise ValueError(
+            f"cohort must hold clients' numbers in [0, {clients}), the rows of tree, got {low} to "
+            f"{high}."
+        )
+
+
+def against(rows: Array, leaf: Array) -> Array:
+    """One entry per client, `[m]` or a scalar, with axes of length 1 so that it meets `[m, ...]`.
+
+    Raises:
+      ValueError: a leaf without these leading axes, which would be broadcast instead.
+    """
+    if leaf.shape[: rows.ndim] != rows.shape:
+        raise ValueError(
+            f"a leaf must have the leading axes {rows.shape} of what stands for its clients, got "
+            f"shape {leaf.shape}."
+        )
+    return rows.reshape(rows.shape + (1,) * (leaf.ndim - rows.ndim))
 
 
 def everywhere(tree: PyTree[Array]) -> PyTree[Array]:
@@ -292,8 +409,8 @@ def _gather_rows(leaf: Array, cohort: Int[Array, " m"]) -> Array:
 
     def give(own: Array, cohort: Array) -> Array:
         place, mine = _places(own, cohort)
-        rows = jnp.where(_against(mine, own), own[jnp.where(mine, place, 0)], 0)
-        rows = rows.astype(leaf.dtype)
+        rows = own[jnp.where(mine, place, 0)]
+        rows = jnp.where(against(mine, rows), rows, 0)
         if not even:
             return jax.lax.psum(rows, CLIENTS)
         return jax.lax.psum_scatter(rows, CLIENTS, scatter_dimension=0, tiled=True)
@@ -353,10 +470,6 @@ def _layout(shared: Any, devices: int) -> Any:
         shared,
         is_leaf=is_dealt,
     )
-
-
-def _against(mask: Array, leaf: Array) -> Array:
-    return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
 
 
 def _repeat_first(leaf: Array, padding: int) -> Array:

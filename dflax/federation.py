@@ -1,5 +1,6 @@
 """A federation: data dealt to clients, who takes part, and the rounds drawn from both."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +44,9 @@ class Round(NamedTuple):
       key: the round's typed key, for everything random outside of the clients.
       number: `[]` int32, which round of the run this is, from 0.
       cohort: `[m]` int32 ids of the invited clients, distinct; None for all n clients in order.
-      weights: `[m]` float32 aggregation weights; 0 for a client that was invited but did not report.
+      weights: `[m]` aggregation weights, float32, or float64 of a federation made under
+        `jax.enable_x64`; 0 for a client that was invited but did not report. Where all are 0 nobody
+        reports, and what is a mean over clients in the round's metrics is NaN.
       reports: `[m]` 1 for clients that report, 0 for the others; None when every one of them does.
       assignments: the clients' work, leaves `[m, ...]`.
       data: the data set that the assignments' indices point into.
@@ -106,7 +109,7 @@ class Federation:
         if not isinstance(data, Dataset):
             raise TypeError(
                 f"data must be a Dataset or a Split of two, got {type(data).__name__}. "
-                "Make one with dflax.data.from_arrays(inputs, labels)."
+                "Make one with dflax.data.from_arrays(inputs, labels, test_fraction=0.2)."
             )
         _verify_examples(data)
         sizes = _sizes(partition, len(data))
@@ -135,7 +138,7 @@ class Federation:
                 f"{int(steps.max())} * {batch_size}. Use fewer local steps or epochs."
             )
         if weights is None:
-            weights = jnp.asarray(sizes, jnp.float32)
+            weights = jnp.asarray(sizes, float)
         validation.real("weights", weights, low=0.0)
         validation.leading_axis("weights", weights, partition.clients)
         if np.ndim(weights) != 1:
@@ -152,7 +155,7 @@ class Federation:
         # A plain function is no pytree; wrapped, it becomes part of the structure.
         plain = jax.tree_util.all_leaves([participation])
         self.participation = Partial(participation) if plain else participation
-        self.weights = jnp.asarray(weights, jnp.float32)
+        self.weights = jnp.asarray(weights, float)
         self.steps = jnp.asarray(steps, jnp.int32)
         # How far every client's stream moves on from round to round: whole epochs where they count.
         self.strides = jnp.asarray(
@@ -185,43 +188,18 @@ class Federation:
           A `Round` of m clients with K minibatches of B indices each.
         """
         validation.typed_key("key", key)
-        index = jnp.asarray(index, jnp.int32)
-        # One call of the generator for all of the round's keys.
-        numbers = 4 * index.astype(jnp.uint32) + jnp.arange(4, dtype=jnp.uint32)
-        cohort_key, clients_key, batch_key, step_key = jax.vmap(
-            jax.random.fold_in, in_axes=(None, 0)
-        )(key, numbers)
-        # A few numbers that every device needs whole: cut up they would travel time and again.
-        cohort = self.participation(cohort_key, index, self.clients)
-        validation.instance(
-            "what participation returns", cohort, Cohort, "See dflax.participation.Cohort."
-        )
-        cohort = everywhere(cohort)
-        ids = cohort.clients
-        ids = jnp.arange(self.clients, dtype=jnp.int32) if ids is None else ids
-        # Without replacement the stream must outlive the round, so its seed is the run's.
-        minibatches = self.partition.minibatches(
-            counter.seed_of(batch_key if self.replacement else key),
-            ids,
-            index * self.strides[ids],
-            self.local_steps,
-            self.batch_size,
-            self.replacement,
-        )
-        local_steps, weights = self.steps[ids], self.weights[ids]
-        if cohort.effort is not None:
-            local_steps = jnp.ceil(cohort.effort * local_steps - 1e-5).astype(jnp.int32)
-        if cohort.reports is not None:
-            local_steps = jnp.where(cohort.reports > 0, local_steps, 0)
-            weights = weights * cohort.reports
-        client_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(clients_key, ids)
+        number = jnp.asarray(index, jnp.int32)
+        # The examples stay outside: compiled programs copy what they hand back.
+        arrays = (self.partition, self.participation, self.weights, self.steps, self.strides)
+        counts = (self.clients, self.local_steps, self.batch_size, self.replacement)
+        step_key, cohort, weights, assignments = _drawn(*arrays, key, number, counts)
         return Round(
             key=step_key,
-            number=index,
+            number=number,
             cohort=cohort.clients,
             weights=weights,
             reports=cohort.reports,
-            assignments=Assignment(minibatches, local_steps, client_keys),
+            assignments=assignments,
             data=self.data,
             partition=self.partition,
             clients=Count(self.clients),
@@ -250,6 +228,55 @@ class Federation:
         for name, value in (*zip(cls._arrays, children), *zip(cls._static, static)):  # noqa: B905
             setattr(federation, name, value)
         return federation
+
+
+@functools.partial(jax.jit, static_argnames="counts", inline=True)
+def _drawn(
+    partition: Any,
+    participation: Participation,
+    weights: Float[Array, " n"],
+    steps: Int[Array, " n"],
+    strides: Int[Array, " n"],
+    key: Key[Array, ""],
+    index: Int[Array, ""],
+    counts: tuple[int, int, int, bool],
+) -> tuple[Key[Array, ""], Cohort, Float[Array, " m"], Assignment]:
+    """What is random in a round, as one program: a draw on its own would else be some hundred.
+
+    Returns:
+      The round's key, who takes part, their weights, and their work.
+    """
+    clients, local_steps, batch_size, replacement = counts
+    # One call of the generator for all of the round's keys.
+    numbers = 4 * index.astype(jnp.uint32) + jnp.arange(4, dtype=jnp.uint32)
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    cohort_key, clients_key, batch_key, step_key = fold(key, numbers)
+    # A few numbers that every device needs whole: cut up they would travel time and again.
+    cohort = participation(cohort_key, index, clients)
+    validation.instance(
+        "what participation returns", cohort, Cohort, "See dflax.participation.Cohort."
+    )
+    cohort = everywhere(cohort)
+    ids = cohort.clients
+    ids = jnp.arange(clients, dtype=jnp.int32) if ids is None else ids
+    # Without replacement the stream must outlive the round, so its seed is the run's.
+    minibatches = partition.minibatches(
+        counter.seed_of(batch_key if replacement else key),
+        ids,
+        index * strides[ids],
+        local_steps,
+        batch_size,
+        replacement,
+    )
+    own_steps, own_weights = steps[ids], weights[ids]
+    if cohort.effort is not None:
+        managed = cohort.effort * own_steps.astype(cohort.effort.dtype)
+        own_steps = jnp.ceil(managed - 1e-5).astype(jnp.int32)
+    if cohort.reports is not None:
+        own_steps = jnp.where(cohort.reports > 0, own_steps, 0)
+        own_weights = own_weights * cohort.reports.astype(own_weights.dtype)
+    assignments = Assignment(minibatches, own_steps, fold(clients_key, ids))
+    return step_key, cohort, own_weights, assignments
 
 
 def _verify_examples(data: Dataset) -> None:

@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import counter, validation
 
+# Numbers are int32.
+LARGEST = 2**31 - 1
 # Up to this many clients, sorting random bits is cheaper than Floyd's sampling step by step.
 SORTED_DRAW = 4096
 # Up to this many, comparing all pairs is cheaper than sorting, with the same result.
@@ -101,7 +103,7 @@ def weighted(cohort: int, probabilities: Float[Array, " n"]) -> Participation:
             raise ValueError(
                 f"probabilities must have at least cohort={cohort} positive entries, got {positive}."
             )
-    return Partial(functools.partial(_weighted, cohort), jnp.asarray(probabilities, jnp.float32))
+    return Partial(functools.partial(_weighted, cohort), jnp.asarray(probabilities, float))
 
 
 def availability(cohort: int, table: Bool[Array, "T n"]) -> Participation:
@@ -170,7 +172,7 @@ def stragglers(
             f"least must be one number or have shape [clients], got shape {np.shape(least)}. Give one "
             "share for all clients or one per client."
         )
-    return Partial(_stragglers, participation, rate, jnp.asarray(least, jnp.float32))
+    return Partial(_stragglers, participation, rate, jnp.asarray(least, float))
 
 
 def distinct(key: Key[Array, ""], count: int, population: int) -> Int[Array, " m"]:
@@ -183,7 +185,7 @@ def distinct(key: Key[Array, ""], count: int, population: int) -> Int[Array, " m
     Args:
       key: one typed key.
       count: m, in [1, N], static.
-      population: N >= 1, static.
+      population: N in [1, 2^31 - 1], static.
 
     Returns:
       `[m]` int32.
@@ -193,7 +195,7 @@ def distinct(key: Key[Array, ""], count: int, population: int) -> Int[Array, " m
       ValueError: counts out of range.
     """
     validation.typed_key("key", key)
-    validation.integer("population", population, low=1)
+    validation.integer("population", population, low=1, high=LARGEST)
     fix = f"Only {population} distinct numbers exist: draw fewer or raise population."
     validation.integer("count", count, low=1, high=population, fix=fix)
     if population <= SORTED_DRAW:
@@ -203,7 +205,8 @@ def distinct(key: Key[Array, ""], count: int, population: int) -> Int[Array, " m
         return jnp.argsort(bits)[:count].astype(jnp.int32)
     draw_key, order_key = jax.random.split(key)
     tops = jnp.arange(population - count, population, dtype=jnp.int32)
-    draws = jax.random.randint(draw_key, (count,), 0, tops + 1)
+    # An upper end that is included: tops + 1 would overflow at the largest population.
+    draws = jax.random.randint(draw_key, (count,), -1, tops, jnp.int32) + 1
 
     def take(chosen: Array, scanned: tuple[Array, Array, Array]) -> tuple[Array, None]:
         place, draw, top = scanned
@@ -247,7 +250,8 @@ def _bernoulli(
         # The first client that joins is at f with probability ~ (1 - p)^f; those behind it stay
         # free. The law of everything else is untouched, so this is the conditional law exactly.
         order = jnp.arange(clients)
-        logits = order * jnp.log1p(-jnp.minimum(probability, 1.0 - 1e-7))
+        stays_out = jnp.log1p(-jnp.minimum(jnp.asarray(probability, float), 1.0 - 1e-7))
+        logits = order.astype(stays_out.dtype) * stays_out
         first = jax.random.categorical(first_key, logits)
         joined = jnp.where(order > first, joined, order == first)
     if capacity is None:
@@ -299,7 +303,7 @@ def _dropout(
     inner_key, drop_key = jax.random.split(key)
     cohort = participation(inner_key, index, clients)
     size = clients if cohort.clients is None else cohort.clients.shape[0]
-    stays = 1.0 - jax.random.bernoulli(drop_key, rate, (size,))
+    stays = 1.0 - jax.random.bernoulli(drop_key, rate, (size,)).astype(jnp.float32)
     return cohort._replace(reports=stays if cohort.reports is None else cohort.reports * stays)
 
 
@@ -325,7 +329,8 @@ def _stragglers(
 
 def _first(key: Key[Array, ""], present: Bool[Array, " n"], places: int) -> Cohort:
     """`places` distinct clients, the present ones first, in random order; the others do not report."""
-    scores = jax.random.uniform(key, present.shape) + present
+    scores = jax.random.uniform(key, present.shape)
+    scores += present.astype(scores.dtype)
     _, ids = jax.lax.top_k(scores, places)
     reports = present[ids].astype(jnp.float32)
     return Cohort(ids.astype(jnp.int32), reports)

@@ -1,13 +1,16 @@
 """Distances between clients' models from their products: what Krum and its relatives look at."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from dflax import validation
 from dflax.aggregation.coordinates import sum_coordinates
-from dflax.aggregation.order_statistics import median_rows
 from dflax.aggregation.products import centred_products
+from dflax.aggregation.weighted_median import weighted_centre
 
 
 def squared_distances(
@@ -17,9 +20,10 @@ def squared_distances(
 
     They come from products of centred models, `D_ij = G_ii + G_jj - 2 G_ij` with
     `G_ij = <x_i - c, x_j - c>`, at the cost of one matrix product. Products lose digits as
-    `|x_i - c|^2 / D_ij`, so the centre c is the coordinate-wise median: while fewer than half of the
-    models are arbitrary it lies among the others, and neither a common offset nor a far outlier takes
-    digits from the distances between the others.
+    `|x_i - c|^2 / D_ij`, so the centre c is the coordinate-wise median by weight. Models that hold a
+    NaN or an infinity have no part in it. While arbitrary models hold less than half of the weight
+    of the rest, c lies among the others, and neither a common offset nor a far outlier takes digits
+    from the distances between the others.
 
     Krum's score of client i, with f arbitrary clients of n >= 2 f + 3, is the sum of its n - f - 2
     smallest distances to others: `jnp.sort(squared_distances(x), 1)[:, 1 : n - f - 1].sum(1)`.
@@ -41,7 +45,8 @@ def squared_distances(
       Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent,
       NeurIPS 2017, arXiv 1703.02757.
     """
-    distances = distances_of(robust_products(stacked, weights))
+    products, _ = robust_products(stacked, weights)
+    distances = distances_of(products)
     mask = present(weights, len(distances))
     if mask is None:
         return distances
@@ -51,27 +56,39 @@ def squared_distances(
 
 def robust_products(
     stacked: PyTree[Array], weights: Float[Array, " m"] | None = None, *, origin: bool = False
-) -> Float[Array, "r r"]:
-    """The products `<x_i - c, x_j - c>`, c the coordinate-wise median of the models of positive weight.
+) -> tuple[Float[Array, "r r"], Bool[Array, " m"]]:
+    """The products `<x_i - c, x_j - c>`, c the coordinate-wise median by weight of the finite models.
 
-    Absent models have no part in c, but they have their products. With `origin`, a last row and column
-    stand for the model 0, at the same price.
+    Models that are absent, or hold a NaN or an infinity, have no part in c, but they have their
+    products. With `origin`, a last row and column stand for the model 0, at the same price.
 
     Args:
       stacked: floating-point leaves `[m, ...]`.
-      weights: `[m]`, >= 0; None: all models count.
+      weights: `[m]`, >= 0; None: all models count the same.
       origin: whether the model 0 is among them.
 
     Returns:
-      `[m, m]`, or `[m + 1, m + 1]`.
+      `[m, m]`, or `[m + 1, m + 1]`; and `[m]`, which of the models hold finite numbers only.
     """
     count = validation.leading_axis("stacked", stacked)
     mask = present(weights, count)
+    finite = finite_rows(stacked)
+    shares = finite if mask is None else jnp.where(finite, jnp.asarray(weights), 0)
+    shares = shares.astype(jnp.promote_types(shares.dtype, jnp.float32))
 
-    def multiply(values: Float[Array, "m c"], mask: Bool[Array, " m"] | None) -> Array:
-        return centred_products(values, median_rows(values, mask), origin=origin)
+    def multiply(values: Float[Array, "m c"], shares: Float[Array, " m"]) -> Array:
+        return centred_products(values, weighted_centre(values, shares), origin=origin)
 
-    return sum_coordinates(multiply, stacked, mask)
+    return sum_coordinates(multiply, stacked, shares), finite
+
+
+def finite_rows(stacked: PyTree[Array]) -> Bool[Array, " m"]:
+    """Which models hold finite numbers only, `[m]`, of leaves `[m, ...]`."""
+    whole = [
+        jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
+        for leaf in jax.tree.leaves(stacked)
+    ]
+    return functools.reduce(jnp.logical_and, whole)
 
 
 def distances_of(products: Float[Array, "m m"]) -> Float[Array, "m m"]:

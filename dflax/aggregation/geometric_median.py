@@ -25,11 +25,14 @@ def geometric_median(
         b_i = w_i / max(|z - x_i|, nu),    z = sum_i b_i x_i / sum_i b_i                  nu = smoothing
 
     Every z is a combination `sum_i a_i x_i`, so its distances follow from the messages' products G,
-    `|z - x_i|^2 = a'Ga - 2 (Ga)_i + G_ii`: messages are read three times whatever T is. G is taken about
-    the coordinate-wise median, so that neither a common offset nor outliers cost digits.
+    `|z - x_i|^2 = a'Ga - 2 (Ga)_i + G_ii`: messages are read four times whatever T is. G is taken about
+    the coordinate-wise median by weight, so that neither a common offset nor outliers cost digits.
 
-    Tolerates arbitrary messages of less than half of the weight. Messages that hold a NaN or an
-    infinity, or whose norm overflows, are left out; the metric `messages_dropped` counts them.
+    Messages that hold a NaN or an infinity, or whose distance to that median overflows, are left out
+    before anything else and their weight with them; the metric `messages_dropped` counts them. Of the
+    others, arbitrary messages of less than half of the weight are tolerated: if they hold the share
+    a < 1/2 and the rest lies within r of a point, the minimiser lies within 2 (1 - a) / (1 - 2 a) r
+    of it.
 
     Args:
       steps: T >= 1, static. A few steps are not the minimum: from a start z_0 far from the messages
@@ -61,8 +64,9 @@ def geometric_median(
         messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
     ) -> tuple[Message, tuple[()], Metrics]:
         count = validation.leading_axis("messages", messages)
-        products = robust_products(messages, weights, origin=from_zero)
-        whole = jnp.isfinite(jnp.diagonal(products))
+        products, finite = robust_products(messages, weights, origin=from_zero)
+        finite = jnp.append(finite, True) if from_zero else finite
+        whole = finite & jnp.isfinite(jnp.diagonal(products))
         products = jnp.where(whole[:, None] & whole, products, 0)
         norms = jnp.diagonal(products)
         weighs = jnp.where(whole[:count], weights, 0).astype(products.dtype)
@@ -77,7 +81,7 @@ def geometric_median(
             squared = jnp.maximum(jnp.vdot(mix, to) - 2 * to + norms, 0)[:count]
             return share(weighs / jnp.maximum(jnp.sqrt(squared), smoothing))
 
-        first = jnp.zeros(count + 1).at[-1].set(1) if from_zero else share(weighs)
+        first = jnp.arange(count + 1) == count if from_zero else share(weighs)
         mix = jax.lax.fori_loop(0, steps, step, first.astype(products.dtype))[:count]
         dropped = ~whole[:count] & (weights > 0)
 

@@ -12,7 +12,10 @@ from dflax.clients import weighted_mean
 def majority_vote() -> Aggregator:
     """`sign(sum_i w_i sign(x_i))`: -1, 0 in a tie, or 1 for every number (signSGD with majority vote).
 
-    The magnitudes of messages do not count, so neither does a single client that sends large ones.
+    The magnitudes of messages do not count, so neither does a single client that sends large ones. A
+    NaN is no vote. Where clients that hold more than half of the weight agree, the result is their
+    sign, whatever the others send.
+
     The server's learning rate is the length of its step in every coordinate:
     `fedavg(loss, optimizer, optax.sgd(0.001), channel=dflax.channel.sign(scaled=False),
     aggregator=majority_vote())` sends one bit a number up and, as a tie is rare, about one down.
@@ -27,7 +30,7 @@ def majority_vote() -> Aggregator:
     def apply(
         messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
     ) -> tuple[Message, tuple[()], Metrics]:
-        votes = weighted_mean(jax.tree.map(jnp.sign, messages), weights)
-        return jax.tree.map(jnp.sign, votes), state, {}
+        votes = jax.tree.map(lambda leaf: jnp.where(jnp.isnan(leaf), 0, jnp.sign(leaf)), messages)
+        return jax.tree.map(jnp.sign, weighted_mean(votes, weights)), state, {}
 
     return Aggregator(init, apply)

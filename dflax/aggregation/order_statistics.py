@@ -126,7 +126,8 @@ def _trimmed(
     values: Float[Array, "n d"], trim: int, present: Bool[Array, " n"] | None
 ) -> Float[Array, " d"]:
     rows = values.shape[0]
-    kept = _kept(rows, trim, present)
+    wide = jnp.promote_types(values.dtype, jnp.float32)
+    kept = _kept(rows, trim, present, wide)
     # With some rows absent, what is kept may reach down to the lower of the two ranks in the middle.
     first = trim if present is None else max(0, min(trim, rows // 2 - 1))
     ranks = tuple(range(first, rows - trim))
@@ -134,9 +135,8 @@ def _trimmed(
     def combine(block: Float[Array, "n c"]) -> Float[Array, " c"]:
         if rows > UNROLLED:
             ordered = from_keys(_sorted_keys(_keys(block, present), ranks), block.dtype)
-            ordered = jnp.where(kept[:, None] > 0, ordered, 0)
-            share = kept.astype(block.dtype)
-            return jnp.matmul(share, ordered, precision=jax.lax.Precision.HIGHEST)
+            ordered = jnp.where(kept[:, None] > 0, ordered.astype(wide), 0)
+            return jnp.matmul(kept, ordered, precision=jax.lax.Precision.HIGHEST)
         network = sorting_network.selecting(rows, ranks)
         # Row by row: of keys made together, XLA would make some fifty programs instead of one.
         keys = [to_keys(row) for row in block]
@@ -144,15 +144,16 @@ def _trimmed(
             fill = _fill(present, block.dtype)
             keys = [jnp.where(present[i], key, fill[i]) for i, key in enumerate(keys)]
         in_place = sorting_network.apply(network, keys)
-        share = kept.astype(block.dtype)
+        found = (from_keys(in_place[rank], block.dtype).astype(wide) for rank in ranks)
         # A value that is not kept may be infinite, and 0 times that is no number.
         parts = [
-            jnp.where(share[rank] > 0, share[rank] * from_keys(in_place[rank], block.dtype), 0)
-            for rank in ranks
+            jnp.where(kept[rank] > 0, kept[rank] * value, 0)
+            for rank, value in zip(ranks, found, strict=True)
         ]
         return functools.reduce(jnp.add, parts)
 
-    return map_columns(combine, values, COLUMNS if rows <= UNROLLED else _width(rows))
+    width = COLUMNS if rows <= UNROLLED else _width(rows)
+    return map_columns(combine, values, width).astype(values.dtype)
 
 
 @_trimmed.defjvp
@@ -162,18 +163,21 @@ def _trimmed_tangent(
     values, present = primals
     order = jnp.argsort(_keys(values, present), axis=0)
     ordered = jnp.take_along_axis(tangents[0], order, 0)
-    kept = _kept(values.shape[0], trim, present).astype(values.dtype)
-    moved = jnp.where(kept[:, None] > 0, kept[:, None] * ordered, 0).sum(0)
-    return _trimmed(values, trim, present), moved
+    kept = _kept(values.shape[0], trim, present, jnp.promote_types(values.dtype, jnp.float32))
+    moved = jnp.where(kept[:, None] > 0, kept[:, None] * ordered.astype(kept.dtype), 0).sum(0)
+    return _trimmed(values, trim, present), moved.astype(values.dtype)
 
 
-def _kept(rows: int, trim: int, present: Bool[Array, " n"] | None) -> Float[Array, " n"]:
+def _kept(
+    rows: int, trim: int, present: Bool[Array, " n"] | None, dtype: jnp.dtype
+) -> Float[Array, " n"]:
     """The share of every rank in the result, where `_fill` has put half of the absent rows below."""
     rank = jnp.arange(rows)
     count = jnp.int32(rows) if present is None else jnp.sum(present, dtype=jnp.int32)
     below = (rows - count) // 2 + trimmed(trim, count)
     left = jnp.where(count > 0, count - 2 * trimmed(trim, count), 0)
-    return jnp.where((rank >= below) & (rank < below + left), 1 / jnp.maximum(left, 1), 0.0)
+    share = 1 / jnp.maximum(left, 1).astype(dtype)
+    return jnp.where((rank >= below) & (rank < below + left), share, 0)
 
 
 def _keys(block: Float[Array, "n c"], present: Bool[Array, " n"] | None) -> Int[Array, "n c"]:

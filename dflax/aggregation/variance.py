@@ -10,13 +10,13 @@ from jaxtyping import Array, Float, Key, PyTree
 from dflax import validation
 from dflax.aggregation.aggregator import Aggregator, Message, mean
 from dflax.algorithm import Metrics
-from dflax.clients import weighted_mean
+from dflax.clients import against, weighted_mean
 
 Choice = Callable[[Any, Array | jax.ShapeDtypeStruct], bool]
 # Sums over a long axis run at memory speed as products with ones over pieces of this length.
 PIECE = 1 << 10
-# Deviations below this share of the mean are rounding, not spread.
-ROUNDING = 1e-6
+# Deviations below so many units in the last place of the mean are rounding, not spread.
+ROUNDING = 8
 
 
 def kernels(path: Any, leaf: Array | jax.ShapeDtypeStruct) -> bool:
@@ -34,7 +34,8 @@ def variances(stacked: PyTree[Array], choose: Choice = kernels) -> Float[Array, 
       choose: `(path, leaf) -> bool` on one model's leaves, static: which tensors count.
 
     Returns:
-      `[m, L]`, one column per chosen leaf in the order of the tree; float32.
+      `[m, L]`, one column per chosen leaf in the order of the tree; float32, or the widest dtype among
+      them.
     """
     return jnp.stack([_moments(leaf)[1] for leaf in _chosen(stacked, choose)], axis=1)
 
@@ -72,15 +73,14 @@ def rescaled(
         leaf = leaves[place]
         center, variance = _moments(leaf)
         # The mean of equal entries is off by rounding, and so is their variance.
-        noise = jnp.square(ROUNDING * center) + jnp.finfo(jnp.float32).tiny
+        kind = jnp.finfo(variance.dtype)
+        noise = jnp.square(ROUNDING * kind.eps * center) + kind.tiny
         varies = variance > noise
         ratio = (target[:, column] + epsilon) / jnp.where(varies, variance + epsilon, 1.0)
         factor = jnp.where(varies, 1 + strength * (jnp.sqrt(ratio) - 1), 1.0)
-        stretch, middle = (
-            part.astype(leaf.dtype).reshape((-1,) + (1,) * (leaf.ndim - 1))
-            for part in (factor, center)
-        )
-        leaves[place] = middle + stretch * (leaf - middle)
+        stretch, middle = against(factor, leaf), against(center, leaf)
+        moved = middle + stretch * (leaf.astype(center.dtype) - middle)
+        leaves[place] = moved.astype(leaf.dtype)
         factors.append(factor)
     return jax.tree.unflatten(structure, leaves), jnp.stack(factors, axis=1)
 
@@ -176,8 +176,9 @@ def _chosen(stacked: PyTree[Array], choose: Choice) -> list[Array]:
 
 
 def _moments(leaf: Array) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
-    """Mean and biased variance of every row's entries, in float32."""
-    rows = leaf.reshape(leaf.shape[0], -1).astype(jnp.float32)
+    """Mean and biased variance of every row's entries, in float32 or in the leaf's wider dtype."""
+    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    rows = leaf.reshape(leaf.shape[0], -1).astype(wide)
     center = _sum(rows) / rows.shape[1]
     return center, _sum(jnp.square(rows - center[:, None])) / rows.shape[1]
 

@@ -12,6 +12,7 @@ from dflax.local.sam import perturbed, sam
 from dflax.local.solver import (
     Optimizer,
     Solution,
+    check_no_value,
     check_optimizer,
     check_pull,
     optimizer_at,

@@ -6,6 +6,7 @@ from jaxtyping import Array, Key
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
+from dflax.clients import against
 from dflax.data.dataset import Batch
 from dflax.local.attack import Attack, distances
 from dflax.local.oracle import Loss, Oracle, gradient
@@ -56,7 +57,7 @@ def adversarial(
         # 1e-5: a share of 0.3 of 10 examples is 3 of them, whatever its last bit.
         attacked = jnp.arange(count) < jnp.ceil(share * count - 1e-5)
         inputs = jax.tree.map(
-            lambda new, old: jnp.where(attacked.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
+            lambda new, old: jnp.where(against(attacked, new), new, old),
             moved.inputs,
             batch.inputs,
         )

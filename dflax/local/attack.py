@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Params
+from dflax.clients import against
 from dflax.data.dataset import Batch
 from dflax.local.oracle import Loss
 
@@ -199,17 +200,15 @@ def _rows(leaf: Array) -> Float[Array, "B d"]:
     return leaf.reshape(leaf.shape[0], -1)
 
 
-def _against(scalars: Float[Array, " B"], leaf: Array) -> Array:
-    return scalars.reshape(-1, *(1,) * (leaf.ndim - 1)).astype(leaf.dtype)
-
-
 def _square_lengths(tree: PyTree[Array]) -> Float[Array, " B"]:
-    squares = [jnp.sum(jnp.square(_rows(leaf)), axis=1) for leaf in jax.tree.leaves(tree)]
+    """In float32 or wider: a length decides which points lie in the ball."""
+    wide = jnp.result_type(jnp.float32, *jax.tree.leaves(tree))
+    squares = [jnp.square(_rows(leaf).astype(wide)).sum(axis=1) for leaf in jax.tree.leaves(tree)]
     return jnp.sum(jnp.stack(squares), axis=0)
 
 
 def _scaled(tree: PyTree[Array], factor: Float[Array, " B"]) -> PyTree[Array]:
-    return jax.tree.map(lambda leaf: leaf * _against(factor, leaf), tree)
+    return jax.tree.map(lambda leaf: (leaf * against(factor, leaf)).astype(leaf.dtype), tree)
 
 
 def _normalized(tree: PyTree[Array]) -> PyTree[Array]:

@@ -2,8 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
@@ -33,7 +32,14 @@ def clipped(loss: Loss | Oracle, norm: float) -> Oracle:
 
     def evaluate(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
         seen, metrics = oracle(params, batch, key)
-        factor = norm / jnp.maximum(optax.tree.norm(seen), norm)
+        factor = norm / jnp.maximum(jnp.sqrt(squared_norm(seen)), norm)
         return jax.tree.map(lambda q: jnp.asarray(factor, q.dtype) * q, seen), metrics
 
     return Oracle(evaluate)
+
+
+def squared_norm(tree: PyTree[Array]) -> Float[Array, ""]:
+    """The squared Euclidean norm over all leaves, added up in float32 or in the widest leaf's dtype."""
+    wide = jnp.result_type(jnp.float32, *jax.tree.leaves(tree))
+    squares = (jnp.sum(jnp.square(leaf.astype(wide))) for leaf in jax.tree.leaves(tree))
+    return sum(squares, start=jnp.zeros((), wide))

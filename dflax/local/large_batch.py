@@ -48,6 +48,8 @@ def large_batches(
     Raises:
       TypeError, ValueError: naming the argument.
     """
+    validation.instance("round", round, Round, "It is what Federation.draw returns.")
+    validation.typed_key("key", key)
     validation.integer("batch_size", batch_size, low=1)
     if examples is not None:
         validation.integer("examples", examples, low=1, fix="Or None for all of them.")
@@ -99,12 +101,17 @@ def large_gradient(
 
         def add(total: Params) -> Params:
             seen, _ = oracle.evaluate(params, examples._replace(mask=mask), own_key)
-            share = counted / batch.examples
-            return jax.tree.map(lambda t, g: t + jnp.asarray(share, g.dtype) * g, total, seen)
+            return jax.tree.map(lambda t, g: t + share(t.dtype) * g.astype(t.dtype), total, seen)
+
+        def share(dtype: Any) -> Float[Array, ""]:
+            return counted.astype(dtype) / batch.examples.astype(dtype)
 
         # Under vmap this is a select; for a client alone it saves the pieces it has not got.
         return jax.lax.cond(counted > 0, add, lambda t: t, total), None
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    def zeros(leaf: Array) -> Array:
+        return jnp.zeros(jnp.shape(leaf), jnp.promote_types(jnp.result_type(leaf), jnp.float32))
+
     scanned = (jnp.arange(batch.minibatches.shape[0], dtype=jnp.int32), batch.minibatches)
-    return jax.lax.scan(step, zeros, scanned)[0]
+    total, _ = jax.lax.scan(step, jax.tree.map(zeros, params), scanned)
+    return jax.tree.map(lambda t, x: t.astype(x.dtype), total, params)

@@ -1,16 +1,20 @@
 """How a client sees its objective: gradients of a minibatch, and wrappers that change them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
+from dflax.clients import require_structure
 from dflax.data.dataset import Batch
 
+# What can be averaged.
+NUMBERS = (jnp.floating, jnp.integer, jnp.bool_)
 Loss = Callable[[Params, Batch, Key[Array, ""] | None], tuple[Float[Array, ""], Metrics]]
 
 
@@ -19,10 +23,13 @@ class Oracle(NamedTuple):
 
     Attributes:
       evaluate: `(params, batch, key) -> (gradient, metrics)`. The gradient has the structure of
-        `params`; metrics are a dict of arrays.
+        `params`; metrics are a dict of arrays, empty where nothing is measured.
+      objective: the loss of which `evaluate` gives the gradient, for optimisers that ask for values
+        (`optax.polyak_sgd`, `optax.lbfgs`); None where there is none.
     """
 
     evaluate: Callable[[Params, Batch, Key[Array, ""]], tuple[Params, Metrics]]
+    objective: Loss | None = None
 
     def __call__(self, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
         """The gradient at `params` on a minibatch, and what was measured on the way."""
@@ -44,11 +51,13 @@ class Remembering(NamedTuple):
         memory. Sums belong here, where they are written over the memory in place.
       lasting: whether the memory is read after the last step, so that it must stand still while a
         client rests.
+      objective: as in `Oracle`.
     """
 
     evaluate: Callable[[Params, Batch, Key[Array, ""], Any], tuple[Any, Metrics, Any]]
     conclude: Callable[[Any, Any, Params, Any], tuple[Params, Any]] = _as_it_is
     lasting: bool = True
+    objective: Loss | None = None
 
 
 def remembering(loss: Loss | Oracle | Remembering) -> Remembering:
@@ -60,22 +69,25 @@ def remembering(loss: Loss | Oracle | Remembering) -> Remembering:
     def evaluate(
         params: Params, batch: Batch, key: Key[Array, ""], memory: Any
     ) -> tuple[Params, Metrics, tuple[()]]:
-        return *oracle(params, batch, key), ()
+        seen, metrics = _pair("an oracle", "(gradient, metrics)", oracle(params, batch, key))
+        require_structure("the gradient of an oracle", seen, params)
+        return seen, _arrays("an oracle", metrics), ()
 
     def conclude(seen: Params, noted: tuple[()], params: Params, memory: Any) -> tuple[Params, Any]:
         return seen, memory
 
-    return Remembering(evaluate, conclude, lasting=False)
+    return Remembering(evaluate, conclude, lasting=False, objective=oracle.objective)
 
 
 def gradient(loss: Loss | Oracle) -> Oracle:
     """The plain oracle of a loss: `jax.value_and_grad`. An oracle is handed back as it is.
 
     Args:
-      loss: `(params, batch, key) -> (scalar, metrics)`.
+      loss: `(params, batch, key) -> (scalar, metrics)`, metrics a dict of arrays; {} for none.
 
     Raises:
-      TypeError: `loss` cannot be called, or is a model rather than a loss.
+      TypeError: `loss` cannot be called, or is a model rather than a loss; and, when the oracle is
+        traced, a loss that returns something else.
     """
     if isinstance(loss, Oracle):
         return loss
@@ -89,10 +101,52 @@ def gradient(loss: Loss | Oracle) -> Oracle:
         loss,
         "Make one with dflax.losses, or write (params, batch, key) -> (loss, metrics).",
     )
-    differentiate = jax.value_and_grad(loss, has_aux=True)
+
+    def objective(
+        params: Params, batch: Batch, key: Key[Array, ""] | None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        value, metrics = _pair("loss", "(loss, metrics)", loss(params, batch, key))
+        shape, dtype = jnp.shape(value), jnp.result_type(value)
+        if shape or not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                "loss must return (loss, metrics) with one real number for the loss, got "
+                f"{dtype} of shape {shape}. Take the mean over the minibatch."
+            )
+        return value, _arrays("loss", metrics)
+
+    differentiate = jax.value_and_grad(objective, has_aux=True)
 
     def evaluate(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
         (_, metrics), gradients = differentiate(params, batch, key)
         return gradients, metrics
 
-    return Oracle(evaluate)
+    return Oracle(evaluate, objective)
+
+
+def _pair(name: str, wanted: str, made: Any) -> tuple[Any, Any]:
+    if not isinstance(made, tuple) or len(made) != 2:
+        given = "one array" if hasattr(made, "dtype") else type(made).__name__
+        given = f"a tuple of {len(made)}" if isinstance(made, tuple) else given
+        raise TypeError(
+            f"{name} must return {wanted}, got {given}. Where nothing is measured, metrics are an "
+            "empty dict: {}."
+        )
+    return made
+
+
+def _arrays(name: str, metrics: Any) -> Metrics:
+    """Metrics as a dict of arrays; the message names what is none."""
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            f"{name} must return a dict of arrays for its metrics, got {type(metrics).__name__}. Where "
+            "nothing is measured return an empty one: {}."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(metrics):
+        known = isinstance(leaf, (bool, int, float)) or hasattr(leaf, "dtype")
+        dtype = jnp.result_type(leaf) if known else None
+        if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in NUMBERS):
+            raise TypeError(
+                f"{name} must return arrays of numbers for its metrics, got "
+                f"metrics{jax.tree_util.keystr(path)} of type {type(leaf).__name__}."
+            )
+    return jax.tree.map(jnp.asarray, dict(metrics))

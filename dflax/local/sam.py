@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Key
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Batch
+from dflax.local.clipping import squared_norm
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.models.averaged import of_weights
 
@@ -66,8 +66,19 @@ def perturbed(
     """`x + rho d / (|d| + 1e-7)`, or `x + rho d` without `normalize`; |.| over all parameters.
 
     Running statistics ("batch_stats" of a variables dict) do not move and do not count.
+
+    Args:
+      params: x.
+      direction: d, a tree like the model.
+      rho: >= 0, in units of the parameters, or of d with `normalize=False`; traceable.
+      normalize: whether the length of d does not count.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
     """
+    validation.real("rho", rho, low=0.0, scalar=True)
+    validation.flag("normalize", normalize)
     direction = of_weights(direction)
-    length = optax.tree.norm(direction) + SMALLEST_NORM if normalize else 1.0
+    length = jnp.sqrt(squared_norm(direction)) + SMALLEST_NORM if normalize else 1.0
     step = rho / length
     return jax.tree.map(lambda x, d: x + jnp.asarray(step, x.dtype) * d, params, direction)

@@ -25,8 +25,10 @@ class Solution(NamedTuple):
     Attributes:
       params: the model.
       optimizer: the optimiser's state, for methods that keep it from round to round.
-      gradient: mean of the oracle's raw gradients over the steps done; None unless asked for.
-      metrics: means over the steps done; 0 for a client that did none.
+      gradient: mean of the oracle's raw gradients over the steps done, added up in float32 or wider;
+        None unless asked for.
+      metrics: means over the steps done, float32 or wider, of integers and booleans as well; 0 for a
+        client that did none.
       memory: what a lasting `Remembering` oracle holds after the last step; () for the others.
     """
 
@@ -75,7 +77,7 @@ def check_pull(name: str, pull: float | Array, optimizer: Optimizer) -> None:
     validation.real(name, pull, low=0.0, low_open=True, scalar=True)
     descent, one = optimizer_at(optimizer, jnp.int32(0)), model_of_one(jnp.float32(1.0))
     state = descent.init(one)
-    if validation.is_traced(pull) or jax.tree.leaves(state):
+    if validation.is_traced(pull) or jax.tree.leaves(state) or missing_argument(descent, one):
         return
     moved, _ = descent.update(model_of_one(jnp.float32(pull)), state, one)
     left = one["params"] + moved["params"]
@@ -85,6 +87,50 @@ def check_pull(name: str, pull: float | Array, optimizer: Optimizer) -> None:
             f"{name}={pull}, with which one step takes a model at distance 1 of its anchor to "
             f"{float(left):g}. Lower it, or the learning rate."
         )
+
+
+def check_no_value(name: str, optimizer: Optimizer) -> None:
+    """Refuse an optimiser that asks for values of the objective where there are none.
+
+    Raises:
+      TypeError: naming the argument.
+    """
+    missing = missing_argument(
+        optimizer_at(optimizer, jnp.int32(0)), model_of_one(jnp.float32(1.0))
+    )
+    if missing:
+        raise TypeError(
+            f"{name} must be an optimiser of gradients alone, got one that asks for more: {missing}. "
+            "It can be a local optimizer on a plain loss; here no value of an objective is known. "
+            "Take for example optax.sgd or optax.adam."
+        )
+
+
+def missing_argument(
+    descent: optax.GradientTransformation, params: Params, **given: Any
+) -> str | None:
+    """What an optimiser says it lacks, beside gradients, its state and the model; None for nothing.
+
+    Args:
+      descent: the optimiser.
+      params: a model, of which only shapes are read.
+      **given: further arguments of its update, functions or arrays.
+    """
+
+    def update(params: Params, arrays: dict[str, Array]) -> Any:
+        return descent.update(params, descent.init(params), params, **arrays, **functions)
+
+    if not isinstance(descent, optax.GradientTransformationExtraArgs):
+        return None
+    functions = {name: value for name, value in given.items() if callable(value)}
+    arrays = {name: value for name, value in given.items() if name not in functions}
+    try:
+        jax.eval_shape(update, params, arrays)
+    except TypeError as error:
+        if "required keyword-only argument" in str(error):
+            return str(error).splitlines()[0]
+        raise
+    return None
 
 
 def solver(
@@ -100,7 +146,9 @@ def solver(
     Args:
       loss: a loss, an `Oracle`, or a `Remembering` one.
       optimizer: an optax optimiser; or a function of the round's number (traced) that returns one,
-        for learning rates that change from round to round.
+        for learning rates that change from round to round. One that asks for `value`, `grad` or
+        `value_fn` (`optax.polyak_sgd`, `optax.lbfgs`) gets those of the subproblem on the minibatch,
+        which takes a plain loss, at the price of further passes.
       mean_gradient: whether the solution carries the mean of the raw gradients q.
 
     Returns:
@@ -108,6 +156,10 @@ def solver(
       -> Solution`, for one client: `problem` a `Subproblem`, `assignment` with `[K, B]` indices into
       `data`, `index` the round's number, `optimizer_state` that of an earlier round or None for a
       fresh one, `memory` what the oracle starts from.
+
+    Raises:
+      TypeError: naming the argument; and, when `solve` is traced, a loss or an oracle that returns
+        something else than it should, or an optimiser that asks for what is not known here.
     """
     oracle = remembering(loss)
     check_optimizer("optimizer", optimizer)
@@ -123,13 +175,20 @@ def solver(
         memory: Any = (),
     ) -> Solution:
         descent = optimizer_at(optimizer, jnp.asarray(index))
-        problem = problem.around_origin()
+        whole, problem = problem, problem.around_origin()
         if optimizer_state is None:
             optimizer_state = descent.init(params)
 
         def fetch(k: Array, minibatch: Array) -> tuple[Batch, Array]:
             fetch_key, oracle_key = jax.random.split(jax.random.fold_in(assignment.key, k))
             return data.fetch(minibatch, fetch_key), oracle_key
+
+        def values(batch: Batch, key: Array, params: Params, wanted: Params) -> dict[str, Any]:
+            def value(x: Params) -> Float[Array, ""]:
+                assert oracle.objective is not None, "checked before the first step"
+                return whole.value(oracle.objective(x, batch, key)[0], x)
+
+            return {"value": value(params), "grad": wanted, "value_fn": value}
 
         def one_step(carry: Any, scanned: Any) -> tuple[Any, None]:
             k, minibatch = scanned
@@ -149,13 +208,14 @@ def solver(
             seen, metrics, noted = jax.lax.cond(works, look, rest, params, memory)
             seen, remembered = oracle.conclude(seen, noted, params, memory)
             wanted = problem.direction(seen, params)
-            updates, moved = descent.update(wanted, optimizer_state, params)
+            known = values(batch, oracle_key, params, wanted) if asks else {}
+            updates, moved = descent.update(wanted, optimizer_state, params, **known)
             memory = select(works, remembered, memory) if oracle.lasting else remembered
             after = optax.apply_updates(params, updates), moved
             params, optimizer_state = select(works, after, (params, optimizer_state))
             if total is not None:
-                total = jax.tree.map(lambda t, g: jnp.where(works, t + g, t), total, seen)
-            measured = jax.tree.map(jnp.add, measured, metrics)
+                total = select(works, _plus(total, seen), total)
+            measured = _plus(measured, metrics)
             return (params, optimizer_state, total, measured, memory), None
 
         steps = assignment.minibatches.shape[0]
@@ -163,16 +223,48 @@ def solver(
         first = jax.tree.map(lambda leaf: leaf[0], scanned)
         batch, oracle_key = jax.eval_shape(fetch, *first)
         looked = jax.eval_shape(oracle.evaluate, params, batch, oracle_key, memory)
-        total = jax.tree.map(jnp.zeros_like, params) if mean_gradient else None
-        carry = params, optimizer_state, total, _zeros(looked[1]), memory
+        asks = missing_argument(descent, params)
+        if asks and oracle.objective is None:
+            raise TypeError(
+                f"optimizer must be one of gradients alone, got one that asks for more: {asks}. Only a "
+                "plain loss gives values, this oracle does not. Take for example optax.sgd."
+            )
+        if asks:
+            _check_served(descent, params)
+        total = _zeros(jax.tree.map(_wide, params)) if mean_gradient else None
+        carry = params, optimizer_state, total, _zeros(jax.tree.map(_wide, looked[1])), memory
         (params, optimizer_state, total, measured, memory), _ = jax.lax.scan(
             one_step, carry, scanned
         )
-        share = 1.0 / jnp.maximum(assignment.local_steps, 1)
-        total, measured = jax.tree.map(lambda leaf: leaf * share, (total, measured))
+        done = jnp.maximum(assignment.local_steps, 1)
+        total, measured = jax.tree.map(lambda leaf: leaf / done.astype(leaf.dtype), (total, measured))
+        if total is not None:
+            total = jax.tree.map(lambda t, x: t.astype(x.dtype), total, params)
         return Solution(params, optimizer_state, total, measured, memory)
 
     return solve
+
+
+def _check_served(descent: optax.GradientTransformation, params: Params) -> None:
+    value = jnp.zeros(())
+    lacks = missing_argument(
+        descent, params, value=value, grad=params, value_fn=optax.tree.norm
+    )
+    if lacks:
+        raise TypeError(
+            "optimizer must ask for no more than value, grad and value_fn, which local steps give it, "
+            f"got one that says: {lacks}. Take for example optax.sgd."
+        )
+
+
+def _wide(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Where values of this dtype are added up: float32, or their own if it is wider."""
+    dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype)
+
+
+def _plus(total: PyTree[Array], values: PyTree[Array]) -> PyTree[Array]:
+    return jax.tree.map(lambda t, v: t + v.astype(t.dtype), total, values)
 
 
 def _zeros(shapes: PyTree) -> PyTree[Array]:

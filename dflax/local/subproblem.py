@@ -4,9 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from dflax.algorithm import Params
+from dflax.local.clipping import squared_norm
+from dflax.models.averaged import of_weights
 
 
 class Subproblem(NamedTuple):
@@ -51,6 +54,20 @@ class Subproblem(NamedTuple):
         if isinstance(seen, dict) and "batch_stats" in seen:
             gradient = {**gradient, "batch_stats": seen["batch_stats"]}
         return gradient
+
+    def value(self, objective: Float[Array, ""], params: Params) -> Float[Array, ""]:
+        """The subproblem's value at `params`, given that of the client's own objective."""
+        if self.scale is not None:
+            objective = self.scale * objective
+        params = of_weights(params)
+        if self.shift is not None:
+            objective = objective + optax.tree.vdot(of_weights(self.shift), params)
+        if self.pull is not None:
+            apart = params
+            if not _is_origin(self.anchor):
+                apart = jax.tree.map(jnp.subtract, params, of_weights(self.anchor))
+            objective = objective + 0.5 * self.pull * squared_norm(apart)
+        return objective
 
     def around_origin(self) -> "Subproblem":
         """The same gradients, shift and anchor put into one tree: a local step then reads one less.

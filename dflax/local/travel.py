@@ -8,7 +8,13 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from dflax import validation
-from dflax.local.solver import Optimizer, model_of_one, optimizer_at
+from dflax.local.solver import (
+    Optimizer,
+    check_no_value,
+    check_optimizer,
+    model_of_one,
+    optimizer_at,
+)
 
 
 def travel(
@@ -33,11 +39,20 @@ def travel(
     Args:
       optimizer: an optax optimiser, or a function of the round's number that returns one. Of optimisers
         that are not linear (Adam, clipping) it is only a scale: see `check_linear`.
-      steps: K, static, the most steps that are done.
+      steps: K >= 0, static, the most steps that are done.
       done: tau in [0, K].
-      pull: mu of the proximal term; None for none.
+      pull: mu >= 0 of the proximal term; None for none.
       index: number of the round.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
     """
+    check_optimizer("optimizer", optimizer)
+    check_no_value("optimizer", optimizer)
+    validation.integer("steps", steps, low=0)
+    validation.real("done", done, low=0.0, high=float(steps), scalar=True)
+    if pull is not None:
+        validation.real("pull", pull, low=0.0, scalar=True)
     descent, start = optimizer_at(optimizer, jnp.asarray(index)), model_of_one(jnp.zeros(()))
 
     def one_step(carry: Any, k: Array) -> tuple[Any, None]:
@@ -60,8 +75,9 @@ def check_linear(name: str, optimizer: Optimizer) -> None:
     much; rates that are traced are not looked at.
 
     Raises:
-      ValueError: naming the argument.
+      TypeError, ValueError: naming the argument.
     """
+    check_no_value(name, optimizer)
     gradients = jnp.array([1.0, -0.5, 2.0])
 
     def moved(scale: float) -> Any:

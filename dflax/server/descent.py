@@ -12,7 +12,7 @@ from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
-from dflax.local.solver import Optimizer, check_optimizer, optimizer_at, solver
+from dflax.local.solver import Optimizer, check_no_value, check_optimizer, optimizer_at, solver
 from dflax.local.subproblem import Subproblem
 from dflax.server.protocol import Received, Report, Server
 
@@ -54,6 +54,7 @@ def descent(server_optimizer: Optimizer | None = None) -> tuple[Start, Update]:
     """
     made = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     check_optimizer("server_optimizer", made)
+    check_no_value("server_optimizer", made)
 
     def start(key: Key[Array, ""], params: Params) -> tuple[PyTree[Array], tuple[()]]:
         return optimizer_at(made, jnp.int32(0)).init(params), ()

@@ -200,7 +200,8 @@ def with_server(
             scatter(state.clients.memory, round.cohort, reports.memory, weights),
             scatter(state.clients.channel, round.cohort, sent_memory, round.weights),
         )
-        metrics = mean_metrics(reports.metrics, weights * (round.assignments.local_steps > 0))
+        worked = jnp.where(round.assignments.local_steps > 0, weights, 0)
+        metrics = mean_metrics(reports.metrics, worked)
         arrived, aggregator_state, combined = aggregator.apply(
             messages, weights, state.server.aggregator, aggregator_key
         )

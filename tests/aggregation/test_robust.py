@@ -132,7 +132,7 @@ def test_models_that_are_absent_or_not_finite_are_infinitely_far():
     weights = np.arange(CLIENTS) != 5.0
     out = np.asarray(jax.jit(aggregation.squared_distances)(tree, jnp.asarray(weights * 1.0)))
     far = np.isin(np.arange(CLIENTS), [1, 2, 5])
-    expected = pairwise(np.where(far[:, None], np.inf, flat(tree)))
+    expected = pairwise(np.where(far[:, None], 0, flat(tree)))
     np.testing.assert_allclose(out[np.ix_(~far, ~far)], expected[np.ix_(~far, ~far)], rtol=1e-5)
     away = (far[:, None] | far) & ~np.eye(CLIENTS, dtype=bool)
     assert np.isinf(out[away]).all()
@@ -197,7 +197,9 @@ def test_over_eight_devices_models_are_dealt_by_coordinates_once(name, clients):
     found = sorted((one.kind, one.bytes) for one in profile.collectives(compiled))
     dealt = ("all-to-all", 4 * own * width)
     if name == "distances":
-        assert found == [("all-reduce", 4 * clients**2), dealt]
+        # And which models are finite, a byte each.
+        large = [one for one in found if one[1] > clients]
+        assert large == [("all-reduce", 4 * clients**2), dealt], found
     elif name == "geometric median":
         # The products, a mean at the end in each of two branches, masks and scalars.
         assert dealt in found
