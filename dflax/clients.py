@@ -316,7 +316,10 @@ def require_structure(name: str, tree: Any, like: Any) -> None:
         return
 
     def names(tree: Any) -> set[str]:
-        return {jax.tree_util.keystr(p) or "(the tree)" for p, _ in jax.tree_util.tree_leaves_with_path(tree)}
+        return {
+            jax.tree_util.keystr(p) or "(the tree)"
+            for p, _ in jax.tree_util.tree_leaves_with_path(tree)
+        }
 
     missing, extra = sorted(names(like) - names(tree)), sorted(names(tree) - names(like))
     leaves = f" (missing {missing}, not known {extra})" if missing or extra else ""

@@ -12,9 +12,7 @@ from dflax.aggregation.order_statistics import median_rows
 ELEMENTS = 1 << 15
 
 
-def weighted_centre(
-    values: Float[Array, "n d"], weights: Float[Array, " n"]
-) -> Float[Array, " d"]:
+def weighted_centre(values: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array, " d"]:
     """A median by weight: `median_rows` where all weights are the same or 0, which costs a fifth.
 
     Args:

@@ -281,7 +281,7 @@ def _algorithm(
             )
         after, measured, mixed = one_round(state, round)
         present = jnp.ones_like(round.weights) if round.reports is None else round.reports
-counted = jnp.where(round.assignments.local_steps > 0, present, 0)
+        counted = jnp.where(round.assignments.local_steps > 0, present, 0)
         if mixed.arrived is not None:
             counted = jnp.where(gather(mixed.arrived, round.cohort) > 0, counted, 0)
         metrics = mean_metrics(measured, counted) | {"clients_active": present.sum()}

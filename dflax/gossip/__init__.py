@@ -29,5 +29,6 @@ from dflax.gossip.recalibrated import recalibrated
 from dflax.gossip.repeat import repeat
 from dflax.gossip.sampled import partitioned, sampled
 from dflax.gossip.stream import Groups, Stream, independent_groups, poisson_stream
+from dflax.gossip.thinned import thinned
 from dflax.gossip.variance import Target, variance_corrected
 from dflax.gossip.varying import alternate, scheduled, sometimes

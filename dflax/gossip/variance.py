@@ -17,7 +17,7 @@ from dflax.aggregation.variance import (
     variances,
 )
 from dflax.algorithm import Metrics
-from dflax.clients import select, weighted_mean
+from dflax.clients import mean_metrics, select, weighted_mean
 from dflax.gossip.linear import as_mask
 from dflax.gossip.mixer import (
     Mixer,
@@ -134,9 +134,7 @@ def variance_corrected(
             factor = weighted_mean(factors).mean()
         else:
             mixed = select(mask, mixed, models)
-            # Absent clients may hold anything; weight 0 times NaN would be NaN.
-            present = jnp.where(mask[:, None], factors, 0)
-            factor = weighted_mean(present, mask.astype(jnp.float32)).mean()
+            factor = mean_metrics(factors, mask.astype(jnp.float32)).mean()
         return mixed, state, metrics | {"variance_scale": factor}
 
     # The correction is no product with a matrix.

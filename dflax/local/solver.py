@@ -237,7 +237,9 @@ def solver(
             one_step, carry, scanned
         )
         done = jnp.maximum(assignment.local_steps, 1)
-        total, measured = jax.tree.map(lambda leaf: leaf / done.astype(leaf.dtype), (total, measured))
+        total, measured = jax.tree.map(
+            lambda leaf: leaf / done.astype(leaf.dtype), (total, measured)
+        )
         if total is not None:
             total = jax.tree.map(lambda t, x: t.astype(x.dtype), total, params)
         return Solution(params, optimizer_state, total, measured, memory)
@@ -247,9 +249,7 @@ def solver(
 
 def _check_served(descent: optax.GradientTransformation, params: Params) -> None:
     value = jnp.zeros(())
-    lacks = missing_argument(
-        descent, params, value=value, grad=params, value_fn=optax.tree.norm
-    )
+    lacks = missing_argument(descent, params, value=value, grad=params, value_fn=optax.tree.norm)
     if lacks:
         raise TypeError(
             "optimizer must ask for no more than value, grad and value_fn, which local steps give it, "
