@@ -29,7 +29,7 @@ class Duals(NamedTuple):
       y_fast: y_f.
       z: its complement, sum over nodes 0.
       z_fast: z_f.
-      feedback: M, what compression of the gossip left over; sum over nodes 0.
+      feedback: M, what compression of the gossip left over.
     """
 
     x_fast: Params
@@ -70,14 +70,15 @@ def adom_plus(
       strong_convexity: mu > 0 of every f_i; traceable.
       smoothness: L >= mu of every f_i; traceable.
       multi_consensus: repeat the gossip ceil(chi ln 2) times a round and calculate with chi = 2.
-      channel: what happens to q and y_g + z_g on the way; see `adapt_then_combine`. Loss and absence
-        keep the sums of z and M at 0, noise and compression do not.
+      channel: what happens to q and y_g + z_g on the way; see `adapt_then_combine`. Lost messages
+        leave the sum of z over nodes at 0, noise and compression do not.
       at_once: see `dflax.map_clients`.
 
     Returns:
       As `adapt_then_combine`; models are `state.clients.params`, all else `state.clients.memory`, a
       `Duals`. W acts on two vectors that are known at the same time: a message counts two models.
-      Rates are guaranteed where everyone takes part in every round.
+      Rates are guaranteed where everyone takes part in every round: whoever is absent does not take its
+      step of momentum, after which z no longer sums to 0.
 
     Raises:
       TypeError, ValueError: naming the argument; mu > L where both are known (traced values pass), and

@@ -54,14 +54,15 @@ def msda(
       graph: undirected and connected, of at most 3000 nodes.
       strong_convexity: mu > 0 of every f_i; traceable.
       smoothness: L >= mu of every f_i; traceable.
-      channel: what happens to the primal points on the way; see `adapt_then_combine`. Loss and absence
-        keep the sum of the dual variables at 0, noise and compression do not.
+      channel: what happens to the primal points on the way; see `adapt_then_combine`. Lost messages
+        leave the sum of the dual variables at 0, noise and compression do not.
       at_once: see `dflax.map_clients`.
 
     Returns:
       As `adapt_then_combine`; the primal points are `state.clients.params`, the dual variables
       `state.clients.memory`, a `Duals`. These start at 0 whatever the start, whose shapes alone are
-      read. Rates are guaranteed where everyone takes part in every round.
+      read. Rates are guaranteed where everyone takes part in every round: whoever is absent does not
+      take its step of momentum, after which the dual variables no longer sum to 0.
 
     Raises:
       TypeError, ValueError: naming the argument; mu > L where both are known (traced values pass), and

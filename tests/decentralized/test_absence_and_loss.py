@@ -77,20 +77,10 @@ EVENTS = {
 # What is counted is 0 where nothing happens; all else is a mean over clients.
 COUNTED = ("models_sent", "clients_active", "models", "pings", "answers", "adverts", "takeovers")
 # Of the simulated network and of what nodes believe; no means over clients.
-OF_MODEST = [
-    "failed_pings",
-    "failed_pings_upward",
-    "waves",
-    "lost",
-    "disagreements",
-    "view_size",
-    "view_errors",
-    "seconds",
-    "sampled",
-    "model_bytes",
-    "view_bytes",
-    "ping_bytes",
-]
+OF_MODEST = {
+    *("failed_pings", "failed_pings_upward", "waves", "lost", "disagreements", "view_size"),
+    *("view_errors", "seconds", "sampled", "model_bytes", "view_bytes", "ping_bytes"),
+}
 
 
 def test_every_exported_method_is_looked_at():
@@ -196,7 +186,7 @@ def test_where_all_messages_are_lost_everybody_hears_itself_alone(name):
 def after_events(name, stream):
     make, _ = EVENTS[name]
     method = make()
-    start = jax.jit(method.init)(KEY, lambda key: jax.random.normal(key, (D,)))
+    start = method.init(KEY, lambda key: jax.random.normal(key, (D,)))
     source = NodeEvents(DATA, DEALT, stream)
     count = len(stream.number)
     run = jax.jit(functools.partial(dx.rollout, method, rounds=count))
@@ -250,22 +240,12 @@ def test_bad_streams_are_refused():
 
 
 @pytest.mark.parametrize("name", ["adom_plus", "msda"])
-def test_sums_of_duals_stay_zero_when_clients_and_messages_are_missing(name):
+def test_lost_messages_leave_the_sum_of_the_duals_at_zero(name):
     method = ROUNDS[name](channel=channel.lossy(0.3))
-    source = dx.Federation(
-        DATA,
-        DEALT,
-        batch_size=ROWS,
-        local_steps=1,
-        participation=dx.participation.dropout(dx.participation.uniform(4), 0.2),
-    )
-    state = method.init(KEY, jnp.ones(D))
     run = jax.jit(functools.partial(dx.rollout, method, rounds=20))
-    state, metrics = run(state, source, KEY)
+    state, metrics = run(method.init(KEY, jnp.ones(D)), WHOLE, KEY)
     held = state.clients.memory
-    sums = (held.z, held.feedback) if name == "adom_plus" else (held.dual, held.before)
-    for dual in sums:
+    for dual in (held.z, held.z_fast) if name == "adom_plus" else (held.dual, held.before):
         assert np.abs(dual).max() > 0
-        np.testing.assert_allclose(dual.sum(0), 0.0, atol=2e-4 * np.abs(dual).max() + 1e-5)
+        np.testing.assert_allclose(dual.sum(0), 0.0, atol=1e-4 * np.abs(dual).max())
     assert metrics["messages_lost"].sum() > 0
-    assert (metrics["clients_active"] <= 4).all()
