@@ -37,11 +37,10 @@ def alike(name: str, value: Any, wanted: Any, what: str) -> None:
       TypeError: another structure, or a leaf of another type.
       ValueError: a leaf of another shape.
     """
-    if jax.tree.structure(value) != jax.tree.structure(wanted):
-        raise TypeError(
-            f"{name} must have the structure of {what}, {jax.tree.structure(wanted)}, got "
-            f"{jax.tree.structure(value)}."
-        )
+    given: Any = jax.tree.structure(value)
+    asked: Any = jax.tree.structure(wanted)
+    if given != asked:
+        raise TypeError(f"{name} must have the structure of {what}, {asked}, got {given}.")
     found = jax.tree_util.tree_leaves_with_path(value)
     for (path, leaf), like in zip(found, jax.tree.leaves(wanted), strict=True):
         place = f"{name}{jax.tree_util.keystr(path)}"

@@ -12,7 +12,7 @@ from dflax.data.dataset import Dataset
 from dflax.decentralized.protocol import Client, adapt_then_combine
 from dflax.federation import Assignment
 from dflax.gossip.age_weighted import Aged, age_weighted
-from dflax.gossip.mixer import Mixer
+from dflax.gossip.mixer import Mixer, require_mixer
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_optimizer, solver
 from dflax.local.subproblem import Subproblem
@@ -64,6 +64,7 @@ def gossip_learning(
     if mixing is not None:
         validation.function("mixing", mixing, "For example gossip.variance_corrected.")
         merging = mixing(merging)
+        require_mixer(merging, "what mixing returns")
     solve = solver(loss, optimizer)
 
     def start(key: Key[Array, ""], models: Params) -> Float[Array, " n"]:

@@ -39,7 +39,7 @@ def md5_ranks(nodes: int | Sequence[bytes], rounds: int, *, first: int = 0) -> I
     Returns:
       `[T, n]` int32, a permutation in each row.
     """
-    if isinstance(nodes, (list, tuple)):
+    if isinstance(nodes, Sequence):
         for place, name in enumerate(nodes):
             validation.instance(f"nodes[{place}]", name, bytes, "An id is a bytes object: b'0'.")
         names = list(nodes)

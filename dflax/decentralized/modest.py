@@ -14,7 +14,7 @@ from dflax.clients import gather, map_clients, mean_metrics, replicate, select
 from dflax.data.dataset import Dataset
 from dflax.decentralized.hash_sampling import probe_in_order
 from dflax.decentralized.holders import Holders, at, order_of, require_ranks, who_holds
-from dflax.decentralized.partial_aggregation import average, elect
+from dflax.decentralized.partial_aggregation import Election, average, elect
 from dflax.decentralized.traffic import model_bytes, traffic
 from dflax.decentralized.transfer_times import Network, downloads, uploads
 from dflax.decentralized.view_exchange import announce, ascend, descend
@@ -247,7 +247,8 @@ def modest(
             found = jax.vmap(lambda asked: probe_in_order(following, asked, late, a))(asked_next)
         named = jnp.where(trains[:, None], found.chosen, n)
         sent = elect(named, following)
-        election, counted = sent, {}
+        election: Election = sent
+        counted: Metrics = {}
         if channel is not None:
             trained, arrived, after, counted = channel.apply(
                 trained,

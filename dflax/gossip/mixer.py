@@ -29,7 +29,7 @@ class Mixing(NamedTuple):
     """
 
     key: Key[Array, ""]
-    index: Int[Array, ""] | int
+    index: Int[Array, ""]  # type: ignore[assignment]  # over the method of tuples
     active: Array | None = None
     round: Any = None
 

@@ -270,7 +270,7 @@ def test_sums_that_are_no_models_are_not_corrected(make):
         (lambda: gossip_learning(loss, optax.sgd(0.1), N, mixing=3), "mixing must be a function"),
         (
             lambda: gossip_learning(loss, optax.sgd(0.1), N, mixing=lambda plain: 3),
-            "mixer must be a Mixer",
+            "what mixing returns must be a Mixer",
         ),
         (lambda: merge(jnp.ones((2, 3)), aggregator=3), "aggregator must be of type Aggregator"),
         (
