@@ -61,7 +61,8 @@ def alternate(mixers: Sequence[Mixer], *, disconnected: bool = False) -> Mixer:
         are known, that is not (strongly) connected.
     """
     validation.flag("disconnected", disconnected)
-    if not isinstance(mixers, (list, tuple)):
+    # A Mixer is a tuple itself.
+    if isinstance(mixers, Mixer) or not isinstance(mixers, (list, tuple)):
         raise TypeError(
             f"mixers must be a list or tuple of mixers, got {type(mixers).__name__}. To use one alone, "
             "pass it as it is."

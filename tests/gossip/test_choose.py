@@ -125,7 +125,6 @@ def test_row_stochastic_weights_can_be_asked_for():
         (lambda: gossip.mixer(topology.star(4), kind=[]), ValueError, "kind must be one of"),
         (lambda: gossip.mixer(topology.star(4), steps=0), ValueError, "steps must be an integer"),
         (lambda: gossip.alternate(gossip.ring(4)), TypeError, "mixers must be a list or tuple"),
-        (lambda: gossip.alternate([3]), TypeError, r"mixers\[0\] must be a Mixer"),
         (lambda: gossip.mixer(topology.ring(4), kind="complete"), ValueError, "complete"),
         (lambda: gossip.mixer("ring"), TypeError, "topology must be a Graph"),
         (lambda: gossip.mixer(gossip.ring(4)), TypeError, "Mixer"),
@@ -154,7 +153,7 @@ def test_row_stochastic_weights_can_be_asked_for():
             TypeError,
             r"weights\(graph\) must be of type MixingMatrix, not int",
         ),
-        (lambda: gossip.alternate([3]), TypeError, r"mixers\[0\] must be of type Mixer, not int"),
+        (lambda: gossip.alternate([3]), TypeError, r"mixers\[0\] must be a Mixer, got int"),
         (
             lambda: gossip.scheduled(topology.ring(4)),
             TypeError,
