@@ -1,7 +1,7 @@
 """The symmetries of a network under permutations of its hidden units, as data."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def require_symmetries(symmetries: Symmetries) -> None:
     fix = "Make them with dflax.matching.symmetries(model, params, inputs)."
     validation.instance("symmetries", symmetries, Mapping, fix)
     for name, given in symmetries.items():
-        places = list(given) if isinstance(given, (list, tuple)) else [None]
+        places: list[Any] = list(given) if isinstance(given, (list, tuple)) else [None]
         for place in places:
             fits = isinstance(place, tuple) and 2 <= len(place) <= len(Place._fields)
             if not fits or not isinstance(place[0], str):
