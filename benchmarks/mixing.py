@@ -40,10 +40,10 @@ def pair(name: str, mixer: dx.gossip.Mixer, width: int, repeats: int) -> list[Ro
     the second is what a step inside a longer program costs.
     """
     models = jax.random.normal(jax.random.key(0), (mixer.clients, width))
-    state, key, index = mixer.init(models), jax.random.key(1), jnp.int32(3)
+    state, mixing = mixer.init(models), dx.gossip.Mixing(jax.random.key(1), jnp.int32(3))
 
     def mix(models: jax.Array, target: jax.Array | None) -> jax.Array:
-        return mixer.apply(models, state, key, index)[0]
+        return mixer.apply(models, state, mixing)[0]
 
     def copy(models: jax.Array, target: jax.Array | None) -> jax.Array:
         return models + 0.5

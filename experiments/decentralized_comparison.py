@@ -125,7 +125,6 @@ def methods(task: Task) -> dict[str, list[Method]]:
         # As its code has it there, everyone is matched to one client.
         "complete": dx.gossip.anchored(dx.gossip.complete(CLIENTS), by_weights, broadcast=False),
     }
-    kernels = sum(len(leaf.shape) > 1 for leaf in jax.tree.leaves(task.shapes))
     sam: dict[str, Any] = {"rho": RHO}
     over_graphs = {
         "D-PSGD": Method(
@@ -140,7 +139,6 @@ def methods(task: Task) -> dict[str, list[Method]]:
             lambda w, rate: d.dsgt(loss, rate, mixed(w)),
             matrices,
             one_step=True,
-            message={"models": 2},
         ),
         "DFedAvg": Method(lambda w, rate: d.dfedavg(loss, sgd(rate), mixed(w)), matrices),
         "DFedAvgM": Method(
@@ -150,7 +148,6 @@ def methods(task: Task) -> dict[str, list[Method]]:
             lambda w, rate: d.dfedavg(loss, sgd(rate), corrected(w)),
             matrices,
             own_starts=True,
-            message={"numbers": kernels},
         ),
         "DFedSAM": Method(lambda w, rate: d.dfedsam(loss, sgd(rate), mixed(w), **sam), matrices),
         "DFedSAM-MGS": Method(
@@ -166,7 +163,6 @@ def methods(task: Task) -> dict[str, list[Method]]:
                 loss, sgd(rate), mixed(w), rounds=task.rounds, density=DENSITY
             ),
             matrices,
-            message={"density": DENSITY},
         ),
         "single merging": Method(
             lambda _, rate: d.single_merging(loss, sgd(rate), CLIENTS, 0.2),
@@ -188,13 +184,13 @@ def methods(task: Task) -> dict[str, list[Method]]:
 def from_round(mixer: dx.gossip.Mixer, first: int) -> dx.gossip.Mixer:
     """Mixes from a round on; until then everyone stays alone."""
 
-    def apply(models: Any, state: Any, key: Any, index: Any, active: Any = None) -> Any:
+    def apply(models: Any, state: Any, mixing: dx.gossip.Mixing) -> Any:
         def mix() -> Any:
-            return mixer.apply(models, state, key, index, active)
+            return mixer.apply(models, state, mixing)
 
         metrics = jax.eval_shape(mix)[2]
         none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
-        return jax.lax.cond(index < first, lambda: (models, state, none), mix)
+        return jax.lax.cond(mixing.index < first, lambda: (models, state, none), mix)
 
     return mixer._replace(apply=apply)
 

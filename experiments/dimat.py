@@ -226,8 +226,8 @@ def merging(
         def iteration(carry: Any, t: jax.Array) -> Any:
             models, mixing = carry
             round = source.draw(key, t)
-            extra = {"round": round} if mixer.informed else {}
-            merged, mixing, metrics = mixer.apply(models, mixing, round.key, t, **extra)
+            here = dx.gossip.Mixing(round.key, t, round=round)
+            merged, mixing, metrics = mixer.apply(models, mixing, here)
             held = state._replace(clients=state.clients._replace(params=merged))
             after, _ = training.step(held, round)
             nothing = jnp.zeros(())

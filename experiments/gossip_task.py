@@ -16,7 +16,7 @@ from dflax import decentralized, evaluation, topology
 from experiments.image_task import network
 from experiments.quickstart import load as load_data
 from experiments.study import each, stacked
-from experiments.traffic import megabytes, message_bytes
+from experiments.traffic import megabytes, model_bytes
 
 CLIENTS = 16
 NOWHERE = "any"
@@ -56,7 +56,6 @@ class Method(NamedTuple):
       own_starts: every client starts from a draw of its own.
       merges: what the method delivers is the mean of all models, which it takes once.
       models: `state -> ` the models to measure, leaves `[m, ...]`.
-      message: what a message holds, as arguments of `message_bytes`.
     """
 
     make: Callable[[Any, Any], dx.Algorithm]
@@ -66,7 +65,6 @@ class Method(NamedTuple):
     own_starts: bool = False
     merges: bool = False
     models: Callable[[dx.FederatedState], Any] = lambda state: state.clients.params
-    message: dict[str, Any] = {}  # noqa: RUF012
 
 
 class Task:
@@ -136,7 +134,7 @@ class Task:
           `[4, G, R, S, E]`, what `MEASURED` says, after every so many rounds.
         """
         rounds = self.every * method.more_rounds
-        bytes_each = message_bytes(self.shapes, **method.message)
+        bytes_each = model_bytes(self.shapes)
 
         def one(lane: Any, source: Any, measure: Any) -> Any:
             rate, key, split, table = lane

@@ -203,7 +203,7 @@ def joins(config: Config, runs: Runs, report: Report) -> np.ndarray:
         config.rounds,
         runs.at_server,
         start=lambda algorithm, key, params, table: algorithm.init(key, params, arrivals),
-        also=lambda state, table: {"known": state.clients.joined[:start, start:].mean(0)},
+        also=lambda state, table: {"known": state.clients.views.joined[:start, start:].mean(0)},
     )()
     known = found["test_known"]
     # Rounds since each newcomer's own arrival, its first one counted.

@@ -152,7 +152,7 @@ class Runs:
 
         def live(state: Any, online: Bool[Array, "T n"], delta: Any) -> Metrics:
             holder = jnp.minimum(state.server.holders[0], self.nodes - 1)
-            known = candidates(row(state.clients, holder), holder, state.round, delta)
+            known = candidates(row(state.clients.views, holder), holder, state.round, delta)
             return {"live_known": jnp.sum(known & online[state.round - 1])}
 
         return self.program(

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 import dflax as dx
 from dflax import evaluation
 from dflax.data.laws import dirichlet_laws
-from experiments.traffic import megabytes, message_bytes
+from experiments.traffic import megabytes, model_bytes
 
 Factory = Callable[[Any], dx.Algorithm]
 
@@ -76,7 +76,7 @@ class Paired:
         self.rounds, self.tail, self.together = rounds, tail, together
         example = data.example
         self.start = lambda key: model.init(key, example)["params"]
-        self.bytes_each = message_bytes(jax.eval_shape(self.start, self.keys[0]))
+        self.bytes_each = model_bytes(jax.eval_shape(self.start, self.keys[0]))
         measure = evaluation.on(self.loss, data.test, examples=examples)
         self.mean_model = evaluation.mean_model(measure)
         self.client_models = evaluation.client_models(measure)

@@ -16,7 +16,7 @@ import dflax as dx
 from dflax import evaluation
 from dflax.topology import intensity
 from experiments.study import Claim, Summary, each, figure, main, stacked
-from experiments.traffic import log_megabytes, megabytes, message_bytes
+from experiments.traffic import log_megabytes, megabytes, model_bytes
 
 Curves = dict[str, np.ndarray]
 Networks = Literal["none", "small", "cnn", "resnet"]
@@ -206,7 +206,7 @@ def compiled(config: Config, task: Task, *, symmetric: bool = False) -> Callable
     def program(lanes: Any, *shared: Any) -> Any:
         return each(one, lanes, *shared)
 
-    bytes_each = message_bytes(jax.eval_shape(task.draw, task.keys[0]))
+    bytes_each = model_bytes(jax.eval_shape(task.draw, task.keys[0]))
 
     def run(table: np.ndarray, independent: bool = False) -> Curves:
         def start(key: jax.Array) -> Any:

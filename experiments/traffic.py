@@ -1,4 +1,4 @@
-"""What gossip sends, in bytes: of a message, of a run, and as an axis of a figure."""
+"""What gossip sends, in bytes: of a model, of a run, and as an axis of a figure."""
 
 from typing import Any
 
@@ -9,20 +9,9 @@ from jaxtyping import Array, Float, PyTree
 BYTES = 4
 
 
-def message_bytes(
-    model: PyTree[Array], *, models: int = 1, density: float = 1.0, numbers: int = 0
-) -> float:
-    """The bytes of one message of float32: `4 (models d density + numbers)`, and `d / 8` for a mask.
-
-    Args:
-      model: one model of d parameters, or its shapes.
-      models: how many trees of the model's form a message holds; a tracker is one more.
-      density: share of the entries that is sent, in (0, 1]; below 1 a mask of d bits says which.
-      numbers: single numbers beside them.
-    """
-    size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model))
-    mask = size / 8 if density < 1.0 else 0.0
-    return BYTES * (models * size * density + numbers) + mask
+def model_bytes(model: PyTree[Array]) -> float:
+    """The bytes of one model of float32, or of its shapes."""
+    return float(BYTES * sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model)))
 
 
 def megabytes(
@@ -31,8 +20,9 @@ def megabytes(
     """Megabytes that a client has sent on average after every round.
 
     Args:
-      models_sent: messages of all clients in each round, the metric of every mixer.
-      bytes_each: of a message, see `message_bytes`.
+      models_sent: by all clients in each round, the metric of every method: a message of two models,
+        or of a part of one, counts as that.
+      bytes_each: of a model, see `model_bytes`.
       clients: n.
     """
     return np.cumsum(models_sent, axis=-1) * (bytes_each / clients / 1e6)

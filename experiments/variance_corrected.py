@@ -14,7 +14,7 @@ from flax import linen as nn
 import dflax as dx
 from dflax import aggregation, evaluation, gossip, topology
 from experiments.study import Claim, Summary, figure, main, side_by_side
-from experiments.traffic import log_megabytes, megabytes, message_bytes
+from experiments.traffic import log_megabytes, megabytes, model_bytes
 
 Curves = dict[str, np.ndarray]
 
@@ -133,7 +133,7 @@ def curves(config: Config, setting: Setting, mixer: gossip.Mixer, independent: b
     program = jax.jit(jax.vmap(one, in_axes=(0, 0, None)))
     accuracy, ratio, sent = jax.device_get(program(side_by_side(federations), keys, measure))
     # The corrected mixer's one number per kernel beside a model does not show.
-    bytes_each = message_bytes(jax.eval_shape(draw, keys[0]))
+    bytes_each = model_bytes(jax.eval_shape(draw, keys[0]))
     return {
         "accuracy": accuracy,
         "ratio": ratio,

@@ -1,7 +1,6 @@
 """ADOM+: accelerated primal optimisation over networks, with or without several gossip steps a round."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,38 +8,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dflax import validation
-from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
-from dflax.clients import map_clients
+from dflax.algorithm import Algorithm, Metrics, Params
+from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment, Round
+from dflax.decentralized.protocol import Client, Number, adapt_then_combine, of_type
+from dflax.federation import Assignment
 from dflax.gossip.choose import mixer
-from dflax.gossip.rows import starts
 from dflax.local.conditioning import verify_conditioning
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.topology.graph import Graph, require_undirected
 from dflax.topology.laplacian_mixing import extremes, laplacian_mixing
 
 
-class Shared(NamedTuple):
-    """What exists once: the mixer's tables."""
-
-    mixer: Params
-
-
-class Nodes(NamedTuple):
-    """What every node carries; all leaves `[n, ...]`.
+class Duals(NamedTuple):
+    """A client's memory beside its model x.
 
     Attributes:
-      params: x.
       x_fast: x_f.
       y: dual of the consensus of x.
       y_fast: y_f.
       z: its complement, sum over nodes 0.
       z_fast: z_f.
-      feedback: M, what compression of the gossip left over; sum over nodes 0.
+      feedback: M, what compression of the gossip left over.
     """
 
-    params: Params
     x_fast: Params
     y: Params
     y_fast: Params
@@ -56,6 +47,7 @@ def adom_plus(
     strong_convexity: float | Float[Array, ""],
     smoothness: float | Float[Array, ""],
     multi_consensus: bool = False,
+    channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
     """Everyone takes a gradient, then everyone communicates: optimal rates, rounds in lockstep.
@@ -78,12 +70,15 @@ def adom_plus(
       strong_convexity: mu > 0 of every f_i; traceable.
       smoothness: L >= mu of every f_i; traceable.
       multi_consensus: repeat the gossip ceil(chi ln 2) times a round and calculate with chi = 2.
+      channel: what happens to q and y_g + z_g on the way; see `adapt_then_combine`. Lost messages
+        leave the sum of z over nodes at 0, noise and compression do not.
       at_once: see `dflax.map_clients`.
 
     Returns:
-      An `Algorithm` on a `FederatedState`; models are `state.clients.params`. All clients take part in
-      every round. Metrics: the loss's own and `models_sent` (over directed edges; W acts on two
-      vectors that are known at the same time and travel as one message).
+      As `adapt_then_combine`; models are `state.clients.params`, all else `state.clients.memory`, a
+      `Duals`. W acts on two vectors that are known at the same time: a message counts two models.
+      Rates are guaranteed where everyone takes part in every round: whoever is absent does not take its
+      step of momentum, after which z no longer sums to 0.
 
     Raises:
       TypeError, ValueError: naming the argument; mu > L where both are known (traced values pass), and
@@ -97,8 +92,6 @@ def adom_plus(
     require_undirected(graph, "graph")
     validation.flag("multi_consensus", multi_consensus)
     verify_conditioning(strong_convexity, smoothness)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
     ends = extremes(graph)
     chi = ends.largest / ends.least
     repeats = max(1, math.ceil(chi * math.log(2.0) - 1e-9)) if multi_consensus else 1
@@ -113,30 +106,23 @@ def adom_plus(
     eta, gamma, theta = 1 / (top * tau_2), nu / (14 * sigma_2 * chi**2), nu / (4 * sigma_2)
     determinant = (1 + eta * alpha) * (1 + theta * beta) + eta * theta
 
-    def init(key: Key[Array, ""], params: Params | Callable[..., Params]) -> FederatedState:
-        start = starts(key, params, gossip.clients)
-        zeros = [jax.tree.map(jnp.zeros_like, start) for _ in range(5)]
-        nodes = Nodes(start, jax.tree.map(jnp.copy, start), *zeros)
-        shared = Shared(gossip.init((start, start)))
-        return FederatedState(jnp.int32(0), shared, nodes)
+    def start(key: Key[Array, ""], models: Params) -> Duals:
+        return Duals(models, *(jax.tree.map(jnp.zeros_like, models) for _ in range(5)))
 
-    def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
-        if round.cohort is not None or round.clients != gossip.clients:
-            raise ValueError(
-                f"graph must join all clients of the federation, and all take part, got "
-                f"{gossip.clients} nodes and {round.clients} clients. Leave participation out."
-            )
-        own = state.clients
+    def ahead(own: Client) -> tuple[Params, Params, Params]:
+        """x_g, z_g and y_g + z_g."""
+        held = own.memory
+        x_g = _mix(tau_1, own.params, held.x_fast)
+        y_g, z_g = _mix(sigma_1, held.y, held.y_fast), _mix(sigma_1, held.z, held.z_fast)
+        return x_g, z_g, jax.tree.map(jnp.add, y_g, z_g)
 
-        def slope(assignment: Assignment, x: Params, data: Dataset) -> tuple[Params, Metrics]:
-            batch = data.fetch(assignment.minibatches[0], assignment.key)
-            return oracle(x, batch, assignment.key)
-
-        x_g = _mix(tau_1, own.params, own.x_fast)
-        y_g, z_g = _mix(sigma_1, own.y, own.y_fast), _mix(sigma_1, own.z, own.z_fast)
-        slopes, metrics = map_clients(
-            slope, round.assignments, x_g, shared=(round.data,), at_once=at_once
-        )
+    def primal_and_dual(
+        assignment: Assignment, own: Client, data: Dataset, index: Number
+    ) -> tuple[Client, Metrics]:
+        held = own.memory
+        x_g, z_g, dual = ahead(own)
+        batch = data.fetch(assignment.minibatches[0], assignment.key)
+        slope, metrics = oracle(x_g, batch, assignment.key)
 
         def solve(g: Array, x_g: Array, x: Array, y: Array, dual: Array) -> tuple[Array, Array]:
             g = g - nu * x_g
@@ -147,33 +133,42 @@ def adom_plus(
                 ((1 + eta * alpha) * second - theta * first) / determinant,
             )
 
-        dual = jax.tree.map(jnp.add, y_g, z_g)
-        x, y = _unzip(jax.tree.map(solve, slopes, x_g, own.params, own.y, dual))
-        q = jax.tree.map(lambda d, m: gamma / nu * d + m, dual, own.feedback)
-        heard: tuple[Params, Params]
-        heard, mixing, sent = gossip.apply((q, dual), state.server.mixer, round.key, round.number)
-        mixed_q, mixed_dual = heard
+        x, y = _unzip(jax.tree.map(solve, slope, x_g, own.params, held.y, dual))
+        x_fast = jax.tree.map(lambda g, new, old: g + tau_2 * (new - old), x_g, x, own.params)
+        y_g = jax.tree.map(jnp.subtract, dual, z_g)
+        y_fast = jax.tree.map(lambda g, new, old: g + sigma_2 * (new - old), y_g, y, held.y)
+        after = Client(x, held._replace(x_fast=x_fast, y=y, y_fast=y_fast))
+        return of_type(after, own), metrics
+
+    def residuals(before: Client, after: Client, index: Number) -> dict[str, Params]:
+        dual = ahead(before)[2]
+        q = jax.tree.map(lambda d, m: gamma / nu * d + m, dual, before.memory.feedback)
+        return of_type({"q": q, "dual": dual}, {"q": before.params, "dual": before.params})
+
+    def ascend(before: Client, after: Client, heard: dict[str, Params], index: Number) -> Client:
+        _, z_g, dual = ahead(before)
+        q = residuals(before, after, index)["q"]
         # A mixing is I - W: what W takes is the difference.
         z = jax.tree.map(
             lambda z, z_g, q, mixed: z + gamma * delta * (z_g - z) - (q - mixed),
-            own.z,
+            before.memory.z,
             z_g,
             q,
-            mixed_q,
+            heard["q"],
         )
-        nodes = Nodes(
-            params=x,
-            x_fast=jax.tree.map(lambda g, new, old: g + tau_2 * (new - old), x_g, x, own.params),
-            y=y,
-            y_fast=jax.tree.map(lambda g, new, old: g + sigma_2 * (new - old), y_g, y, own.y),
-            z=z,
-            z_fast=jax.tree.map(lambda g, d, m: g - zeta * (d - m), z_g, dual, mixed_dual),
-            feedback=mixed_q,
-        )
-        metrics = jax.tree.map(lambda leaf: leaf.mean(0), metrics) | sent
-        return FederatedState(state.round + 1, Shared(mixing), nodes), metrics
+        z_fast = jax.tree.map(lambda g, d, m: g - zeta * (d - m), z_g, dual, heard["dual"])
+        held = after.memory._replace(z=z, z_fast=z_fast, feedback=heard["q"])
+        return of_type(Client(after.params, held), before)
 
-    return Algorithm(init, step)
+    return adapt_then_combine(
+        primal_and_dual,
+        gossip,
+        start=start,
+        message=residuals,
+        hear=ascend,
+        channel=channel,
+        at_once=at_once,
+    )
 
 
 def _mix(share: float | Array, first: Params, second: Params) -> Params:

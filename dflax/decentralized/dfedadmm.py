@@ -60,8 +60,9 @@ def dfedadmm(
 
     With `gossip.variance_corrected`, for models from draws of their own, the messages are corrected,
     and at a fixed point still g_i = grad f_i(x_i), but sum_i grad f_i(x_i) = 0 is lost: messages
-    differ by their duals even when the models agree, and every mixing stretches what averaging them
-    took away. On the complete graph, a corrected tensor's mean gradient at the fixed point is
+    differ by their duals even when the models agree. Averaging takes that variance away, and the
+    correction stretches the models to bring it back. On the complete graph, a corrected tensor's mean
+    gradient at the fixed point is
 
         (1 / n) sum_i g_i = (1 - 1 / s) (x - mean x) / lambda        s > 1 the factor of the correction
 

@@ -75,7 +75,8 @@ def dispfl(
       round on zero outside its mask, and masks `state.clients.memory`. Its `init` is that of
       `dfedavg`. Metrics: the loss's own; `active`, the share of active entries; `moved`,
       the share of them that is new;
-      `clients_active`, and the mixer's: a model that it counts is sparse, and its mask.
+      `clients_active`, and the mixer's; `models_sent` counts the active entries of a model, and a bit
+      for every entry of its mask.
 
     Raises:
       TypeError, ValueError: naming the argument; a mixer of whole models alone (`gossip.recalibrated`).
@@ -141,8 +142,15 @@ def dispfl(
         }
         return Client(masked(solution.params, moved), moved), solution.metrics | measured
 
+    def sent(message: Uncorrected, model: Params) -> float:
+        counts, leaves = entries(model), jax.tree.leaves(model)
+        active, every = sum(jax.tree.leaves(counts)), sum(leaf.size for leaf in leaves)
+        # Who has every entry sends no mask.
+        bits = sum(8 * leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        return active / every + (every / bits if active < every else 0.0)
+
     return combine_then_adapt(
-        local_work, mixer, start=start, message=sparse, channel=channel, at_once=at_once
+        local_work, mixer, start=start, message=sparse, size=sent, channel=channel, at_once=at_once
     )
 
 

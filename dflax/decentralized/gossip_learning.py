@@ -7,11 +7,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Params
+from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
 from dflax.decentralized.protocol import Client, adapt_then_combine
 from dflax.federation import Assignment
 from dflax.gossip.age_weighted import Aged, age_weighted
-from dflax.gossip.mixer import Mixer
+from dflax.gossip.mixer import Mixer, require_mixer
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_optimizer, solver
 from dflax.local.subproblem import Subproblem
@@ -23,6 +24,7 @@ def gossip_learning(
     nodes: int,
     *,
     mixing: Callable[[Mixer], Mixer] | None = None,
+    channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
     """Models wander over a network without any structure, and the longer trained weigh more.
@@ -43,6 +45,7 @@ def gossip_learning(
       mixing: the merging made from that by age, for nodes that start from draws of their own
         `lambda plain: gossip.variance_corrected(plain, 0.0)`: a merged tensor then gets the mean
         variance, by age as well, of what was merged.
+      channel: what happens to models and ages on the way; see `adapt_then_combine`.
       at_once: see `dflax.map_clients`.
 
     Returns:
@@ -61,6 +64,7 @@ def gossip_learning(
     if mixing is not None:
         validation.function("mixing", mixing, "For example gossip.variance_corrected.")
         merging = mixing(merging)
+        require_mixer(merging, "what mixing returns")
     solve = solver(loss, optimizer)
 
     def start(key: Key[Array, ""], models: Params) -> Float[Array, " n"]:
@@ -79,5 +83,11 @@ def gossip_learning(
         return Client(*heard)
 
     return adapt_then_combine(
-        train, merging, start=start, message=aged, hear=adopt, at_once=at_once
+        train,
+        merging,
+        start=start,
+        message=aged,
+        hear=adopt,
+        channel=channel,
+        at_once=at_once,
     )

@@ -78,7 +78,7 @@ def dsgt(
     Returns:
       An `Algorithm` on a `FederatedState`; models are `state.clients.params`, trackers and gradients
       `state.clients.memory`, a `Tracking`. Its `init` is that of `dfedavg`. Metrics: the loss's own,
-      `tracker_norm`, mean |y_i|, `clients_active`, and the mixer's.
+      `tracker_norm`, mean |y_i|, `clients_active`, and the mixer's; a message counts two models.
 
     Raises:
       TypeError, ValueError: naming the argument; a mixer that is known to move the mean, or mixes

@@ -39,15 +39,21 @@ def md5_ranks(nodes: int | Sequence[bytes], rounds: int, *, first: int = 0) -> I
     Returns:
       `[T, n]` int32, a permutation in each row.
     """
-    if isinstance(nodes, (int, np.integer)):
-        validation.integer("nodes", nodes, low=1)
-        nodes = [b"%d" % node for node in range(nodes)]
+    if isinstance(nodes, Sequence):
+        for place, name in enumerate(nodes):
+            validation.instance(f"nodes[{place}]", name, bytes, "An id is a bytes object: b'0'.")
+        names = list(nodes)
+    else:
+        validation.integer("nodes", nodes, low=1, fix="Or pass a list of ids.")
+        names = [b"%d" % node for node in range(nodes)]
+    if not names:
+        raise ValueError("nodes must hold at least one id, got none.")
     validation.integer("rounds", rounds, low=1)
     validation.integer("first", first, low=0)
-    ranks = np.empty((rounds, len(nodes)), np.int32)
+    ranks = np.empty((rounds, len(names)), np.int32)
     for row in range(rounds):
-        keys = [hashlib.md5(b"%s-%d" % (name, first + row)).digest() for name in nodes]
-        ranks[row, sorted(range(len(nodes)), key=keys.__getitem__)] = np.arange(len(nodes))
+        keys = [hashlib.md5(b"%s-%d" % (name, first + row)).digest() for name in names]
+        ranks[row, sorted(range(len(names)), key=keys.__getitem__)] = np.arange(len(names))
     return jnp.asarray(ranks)
 
 
@@ -62,10 +68,10 @@ def probe(
 ) -> Probe:
     """Pings candidates in the order of their keys until `wanted` have answered.
 
-    The first s are pinged at once, and each that lets a ping time out is replaced by the next: answered
-    and outstanding pings always make s, so the tried ones are the shortest prefix of the order with s
-    live nodes. With n candidates, N_off of them off line, that is s N_off / (n - N_off + 1) failed
-    pings on average.
+    The first s are pinged at once. Who lets its ping time out is replaced by the next in the order. So
+    the number of answered and outstanding pings is always s, and those that are tried are the shortest
+    prefix of the order with s live nodes. With n candidates, N_off of them off line, that is
+    s N_off / (n - N_off + 1) failed pings on average.
 
     Args:
       keys: `[n]`, smaller is earlier; ranks or hashes, distinct.

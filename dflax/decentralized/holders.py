@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from dflax import validation
 from dflax.algorithm import Params
 from dflax.decentralized.hash_sampling import hashed_keys, probe_in_order
 
@@ -37,6 +39,23 @@ class Holders(NamedTuple):
     def params(self) -> Params:
         """The first aggregator's model."""
         return jax.tree.map(lambda leaf: leaf[0], self.models)
+
+
+def require_ranks(ranks: Int[Array, "T n"], nodes: int) -> None:
+    """Refuse what is no table of at least one order of all nodes.
+
+    Raises:
+      TypeError: no array of integers.
+      ValueError: another shape.
+    """
+    fix = "Make them with dflax.decentralized.md5_ranks(nodes, rounds)."
+    validation.instance("ranks", ranks, (jax.Array, np.ndarray), fix)
+    if not jnp.issubdtype(ranks.dtype, jnp.integer):
+        raise TypeError(f"ranks must hold integers, got {ranks.dtype}. {fix}")
+    if ranks.ndim != 2 or ranks.shape[1] != nodes or not len(ranks):
+        raise ValueError(
+            f"ranks must have shape [T, {nodes}] with T >= 1, got {ranks.shape}. {fix}"
+        )
 
 
 def order_of(

@@ -1,6 +1,6 @@
 """MoDeST: federated averaging whose samples and aggregators the nodes derive without a server."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,22 +9,36 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dflax import counter, validation
 from dflax.aggregation.aggregator import Aggregator, mean
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
-from dflax.clients import map_clients, mean_metrics, replicate, select
+from dflax.channel.channel import Channel
+from dflax.clients import gather, map_clients, mean_metrics, replicate, select
 from dflax.data.dataset import Dataset
 from dflax.decentralized.hash_sampling import probe_in_order
-from dflax.decentralized.holders import Holders, at, order_of, who_holds
-from dflax.decentralized.partial_aggregation import average, elect
+from dflax.decentralized.holders import Holders, at, order_of, require_ranks, who_holds
+from dflax.decentralized.partial_aggregation import Election, average, elect
 from dflax.decentralized.traffic import model_bytes, traffic
 from dflax.decentralized.transfer_times import Network, downloads, uploads
 from dflax.decentralized.view_exchange import announce, ascend, descend
-from dflax.decentralized.views import candidates, equal_views, row
+from dflax.decentralized.views import Views, candidates, equal_views, row
 from dflax.federation import Assignment, Round
+from dflax.gossip.rows import put
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import warn_of_averaging
 
 FOREVER = 1 << 30
+
+
+class Nodes(NamedTuple):
+    """What every node carries.
+
+    Attributes:
+      views: what it believes of the population; () where everyone knows.
+      channel: the channel's memory, leaves `[n, ...]`; None without a channel.
+    """
+
+    views: Views | tuple[()]
+    channel: Any = None
 
 
 def modest(
@@ -45,6 +59,7 @@ def modest(
     network: Network | None = None,
     ranks: Int[Array, "T n"] | None = None,
     aggregator: Aggregator | None = None,
+    channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
     """Decentralized sampling: who trains and who averages follows from a hash of node and round.
@@ -62,8 +77,9 @@ def modest(
     goes on. Whoever does not report in a round of the federation is off line in it: it answers no ping
     and forgets nothing. One step is one round.
 
-    Where no aggregator answers at the start of a round, the first of the last round's participants that
-    does takes over: senders without acknowledgement put their models forward again. Several aggregators
+    Where no aggregator answers at the start of a round, one of the last round's participants takes its
+    place: the first in the order of the round that answers. Senders without acknowledgement put their
+    models forward again. Several aggregators
     invite the sample of the first one's view; participants start from the model that reaches them first.
     Participants whose views name other aggregators than most are counted in `disagreements`.
 
@@ -87,15 +103,18 @@ def modest(
       aggregator: what an aggregator makes of the models that reach it, each of weight 1; default their
         mean. It gets whole models, not changes, as `aggregation.variance_corrected()` wants them, and
         may keep no state: who aggregates changes from round to round.
+      channel: what happens to trained models on their way to the aggregators; default nothing. A lost
+        one, and the view that travels with it, reaches none of them.
       at_once: see `dflax.map_clients`.
 
     Returns:
-      An `Algorithm` on a `FederatedState` of `Holders` and `Views`; the model is
+      An `Algorithm` on a `FederatedState` of `Holders` and `Nodes`; the model is
       `state.server.params`. `init(key, params, arrivals=None, departures=None, present=None)` takes
       rounds in which nodes join and leave with notice, and `[n]`, who is on line at the start (the
       others are known all the same). Metrics: the loss's own, `models` averaged, `failed_pings` of a
       sample, `failed_pings_upward`, `waves`, `lost`, `takeovers`, `disagreements`, `view_size`,
-      `view_errors`, `seconds`, `sampled`, `[s]` ids, the aggregator's, and what `traffic` counts.
+      `view_errors`, `seconds`, `sampled`, `[s]` ids, those of aggregator and channel, and what
+      `traffic` counts.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -114,16 +133,23 @@ def modest(
     validation.flag("idealised", idealised)
     validation.real("ping_timeout", ping_timeout, low=0.0, low_open=True, scalar=True)
     if aggregation_timeout is not None:
-        validation.real("aggregation_timeout", aggregation_timeout, low=0.0, low_open=True)
+        validation.real(
+            "aggregation_timeout", aggregation_timeout, low=0.0, low_open=True, scalar=True
+        )
     if inactivity is not None:
         validation.real("inactivity", inactivity, low=1.0, scalar=True)
     validation.integer("min_models", min_models, low=1)
     validation.real("death", death, low=0.0, high=1.0, scalar=True)
     adverts = min(10 * sample, nodes) if adverts is None else adverts
     validation.integer("adverts", adverts, low=1, high=nodes)
-    if ranks is not None and ranks.shape[1:] != (nodes,):
-        raise ValueError(f"ranks must have shape [T, {nodes}], got {ranks.shape}.")
+    if ranks is not None:
+        require_ranks(ranks, nodes)
+    if channel is not None:
+        validation.instance("channel", channel, Channel, "Make one with dflax.channel.")
+    if at_once is not None:
+        validation.integer("at_once", at_once, low=1)
     if network is not None:
+        validation.instance("network", network, Network, "Make a dflax.decentralized.Network.")
         validation.leading_axis("network", network, nodes)
     rule = mean() if aggregator is None else aggregator
     validation.instance("aggregator", rule, Aggregator, "For example dflax.aggregation.mean().")
@@ -168,7 +194,9 @@ def modest(
             ranks,
             jnp.zeros(()),
         )
-        return FederatedState(jnp.int32(0), server, () if idealised else equal_views(there))
+        memory = None if channel is None else replicate(channel.init(params), n)
+        nodes = Nodes(() if idealised else equal_views(there), memory)
+        return FederatedState(jnp.int32(0), server, nodes)
 
     def work(assignment: Assignment, params: Params, data: Dataset, index: Array) -> Any:
         solution = solve(Subproblem(), params, assignment, data, index=index)
@@ -180,7 +208,7 @@ def modest(
                 f"nodes must be the federation's {round.clients} clients, all invited, got {n}. Say "
                 "who is on line by reports (participation.present), not by a cohort."
             )
-        server, views, r = state.server, state.clients, state.round + 1
+        server, (views, memory), r = state.server, state.clients, state.round + 1
         death_key, order_key, join_key = jax.random.split(round.key, 3)
         joins, leaves = server.arrivals == r, server.departures == r
         member = (server.arrivals <= r) & (server.departures > r)
@@ -218,7 +246,18 @@ def modest(
             )
             found = jax.vmap(lambda asked: probe_in_order(following, asked, late, a))(asked_next)
         named = jnp.where(trains[:, None], found.chosen, n)
-        election = elect(named, following)
+        sent = elect(named, following)
+        election: Election = sent
+        counted: Metrics = {}
+        if channel is not None:
+            trained, arrived, after, counted = channel.apply(
+                trained,
+                trains.astype(jnp.float32),
+                gather(memory, people),
+                jax.random.fold_in(round.key, 4),
+            )
+            memory = put(memory, jnp.where(trains, people, n), after)
+            election = sent._replace(heard=sent.heard & (arrived > 0)[:, None])
         start = jnp.where(trains, reach.min(0), 0.0)
         steps = round.assignments.local_steps[people]
         finish = uploads(network, start, steps, people, election.chosen, size, order_key)
@@ -246,7 +285,7 @@ def modest(
             time=server.time + seconds,
         )
         told = jnp.int32(0) if idealised else joins.sum() + leaves.sum()
-        metrics = mean_metrics(measured, trains.astype(jnp.float32)) | made.metrics
+        metrics = mean_metrics(measured, trains.astype(jnp.float32)) | made.metrics | counted
         metrics |= {
             "models": made.counted[0],
             "failed_pings": invited.failed,
@@ -254,7 +293,7 @@ def modest(
             "waves": waves,
             "lost": (~fired).astype(jnp.int32),
             "takeovers": taken.astype(jnp.int32),
-            "disagreements": jnp.sum(named < n) - election.heard.sum(),
+            "disagreements": jnp.sum(named < n) - sent.heard.sum(),
             "view_size": asked.sum(),
             "view_errors": jnp.float32(0)
             if idealised
@@ -268,11 +307,11 @@ def modest(
             invited,
             found,
             trains,
-            election,
+            sent,
             told * jnp.minimum(adverts, online.sum()),
             size=size,
             entries=0 if idealised else n,
         )
-        return FederatedState(r, server, views), metrics
+        return FederatedState(r, server, Nodes(views, memory)), metrics
 
     return Algorithm(init, step)

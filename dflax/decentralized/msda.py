@@ -8,35 +8,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dflax import validation
-from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
-from dflax.clients import map_clients
+from dflax.algorithm import Algorithm, Metrics, Params
+from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment, Round
+from dflax.decentralized.protocol import Client, Number, adapt_then_combine, of_type
+from dflax.federation import Assignment
 from dflax.gossip.chebyshev import chebyshev
 from dflax.gossip.fixed import complete
-from dflax.gossip.rows import starts
 from dflax.local.conditioning import verify_conditioning
 from dflax.local.conjugate import Conjugate
 from dflax.topology.graph import Graph, require_undirected
 from dflax.topology.laplacian_mixing import extremes, laplacian_mixing
 
 
-class Shared(NamedTuple):
-    """What exists once: the mixer's tables."""
-
-    mixer: Params
-
-
-class Nodes(NamedTuple):
-    """What every node carries; leaves `[n, ...]`.
+class Duals(NamedTuple):
+    """A client's memory.
 
     Attributes:
-      params: the primal point of its dual variable.
       dual: X.
       before: Y, the dual variable before the momentum step.
     """
 
-    params: Params
     dual: Params
     before: Params
 
@@ -47,6 +39,7 @@ def msda(
     *,
     strong_convexity: float | Float[Array, ""],
     smoothness: float | Float[Array, ""],
+    channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
     """Multi-step dual accelerated ascent: optimal for a fixed graph when dual gradients are at hand.
@@ -61,11 +54,15 @@ def msda(
       graph: undirected and connected, of at most 3000 nodes.
       strong_convexity: mu > 0 of every f_i; traceable.
       smoothness: L >= mu of every f_i; traceable.
+      channel: what happens to the primal points on the way; see `adapt_then_combine`. Lost messages
+        leave the sum of the dual variables at 0, noise and compression do not.
       at_once: see `dflax.map_clients`.
 
     Returns:
-      An `Algorithm` on a `FederatedState`; the primal points are `state.clients.params`. Dual variables
-      start at 0 whatever the start, whose shapes alone are read. Metrics: `models_sent`.
+      As `adapt_then_combine`; the primal points are `state.clients.params`, the dual variables
+      `state.clients.memory`, a `Duals`. These start at 0 whatever the start, whose shapes alone are
+      read. Rates are guaranteed where everyone takes part in every round: whoever is absent does not
+      take its step of momentum, after which the dual variables no longer sum to 0.
 
     Raises:
       TypeError, ValueError: naming the argument; mu > L where both are known (traced values pass), and
@@ -78,8 +75,6 @@ def msda(
     validation.function("conjugate", conjugate, "It is (y, batch) -> x.")
     require_undirected(graph, "graph")
     verify_conditioning(strong_convexity, smoothness)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
     ends = extremes(graph)
     gamma = ends.least / ends.largest
     steps = gossip_steps(graph)
@@ -95,31 +90,24 @@ def msda(
     eta = strong_convexity * (1.0 + c * c) / (1.0 + c) ** 2
     momentum = ((1.0 + c) * root - 1.0 + c) / ((1.0 + c) * root + 1.0 - c)
 
-    def init(key: Key[Array, ""], params: Params) -> FederatedState:
-        start = starts(key, params, graph.nodes)
-        zeros = [jax.tree.map(jnp.zeros_like, start) for _ in range(2)]
-        return FederatedState(jnp.int32(0), Shared(gossip.init(start)), Nodes(start, *zeros))
+    def start(key: Key[Array, ""], models: Params) -> Duals:
+        return Duals(*(jax.tree.map(jnp.zeros_like, models) for _ in range(2)))
 
-    def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
-        if round.cohort is not None or round.clients != graph.nodes:
-            raise ValueError(
-                f"graph must join all clients of the federation, and all take part, got "
-                f"{graph.nodes} nodes and {round.clients} clients. Leave participation out."
-            )
+    def primal(
+        assignment: Assignment, own: Client, data: Dataset, index: Number
+    ) -> tuple[Client, Metrics]:
+        x = conjugate(own.memory.dual, data.fetch(assignment.minibatches[0]))
+        return Client(x, own.memory), {}
 
-        def primal(assignment: Assignment, dual: Params, data: Dataset) -> Params:
-            return conjugate(dual, data.fetch(assignment.minibatches[0]))
+    def ascend(before: Client, after: Client, heard: Params, index: Number) -> Client:
+        held = before.memory
+        new = jax.tree.map(lambda d, x, m: d - eta * (x - m), held.dual, after.params, heard)
+        dual = jax.tree.map(lambda y, old: (1 + momentum) * y - momentum * old, new, held.before)
+        return of_type(Client(after.params, Duals(dual, new)), before)
 
-        own = state.clients
-        x = map_clients(primal, round.assignments, own.dual, shared=(round.data,), at_once=at_once)
-        mixed, mixing, sent = gossip.apply(x, state.server.mixer, round.key, round.number)
-        after = jax.tree.map(lambda d, x, m: d - eta * (x - m), own.dual, x, mixed)
-        dual = jax.tree.map(
-            lambda new, old: (1 + momentum) * new - momentum * old, after, own.before
-        )
-        return FederatedState(state.round + 1, Shared(mixing), Nodes(x, dual, after)), sent
-
-    return Algorithm(init, step)
+    return adapt_then_combine(
+        primal, gossip, start=start, hear=ascend, channel=channel, at_once=at_once
+    )
 
 
 def gossip_steps(graph: Graph) -> int:

@@ -5,18 +5,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
-from dflax import validation
+from dflax import returned, validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.clients import gather, map_cohort, mean_metrics, replicate, scatter, select
 from dflax.data.dataset import Dataset
+from dflax.decentralized.exchange import Exchange, Message, Size, exchange, taking_part
 from dflax.federation import Assignment, Round
 from dflax.gossip.mixer import Mixer, deal, join, require_mixer
+from dflax.gossip.rows import starts
 from dflax.models.averaged import warn_of_averaging
 
-Message = PyTree[Array]
 Number = Int[Array, ""]
 
 
@@ -68,6 +69,7 @@ def adapt_then_combine(
     hear: Callable[[Client, Client, Message, Number], Client] = (
         lambda before, after, heard, t: after._replace(params=heard)
     ),
+    size: Size | None = None,
     channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
@@ -84,6 +86,8 @@ def adapt_then_combine(
     a neighbour goes to the neighbour's own message. A client whose message is lost hears itself.
     Everything else of a round (cohorts, meshes, channels' memories, metrics) is done here, once for
     all methods. `work` alone reads data; `message` and `hear` are arithmetic of one client's rows.
+    What the four functions return is looked at while the step is traced: the client that comes back
+    has the form of the one that went in.
 
     Args:
       work: `(assignment, client, data, index) -> (client, metrics)` for one client.
@@ -93,6 +97,9 @@ def adapt_then_combine(
       message: what is mixed, a tree of real numbers: `(before, after, index) -> message`; default the
         model after the work. Mixed trees may be several: a dict of the model and a tracker, ...
       hear: `(before, after, heard, index) -> client`; default: the model becomes what is heard.
+      size: `(message, model) -> float`, how many models' worth of numbers one message is, from their
+        shapes, for `models_sent`; default the ratio of their numbers: two trees of the model's size
+        count 2. For messages that are sent in another form than they are mixed, such as masks.
       channel: what happens to messages on the way; default nothing. Everyone, the sender too, mixes
         what was sent.
       at_once: see `dflax.map_clients`.
@@ -104,17 +111,28 @@ def adapt_then_combine(
       take part, `clients_active`, and those of mixer and channel.
 
     Raises:
-      TypeError, ValueError: naming the argument.
+      TypeError, ValueError: naming the argument; from the step, naming the function that returned what
+        it may not.
 
     Warns:
       dflax.models.AveragedStatistics: from `init`, models with "batch_stats" that the mixer averages.
     """
+    _require_functions(work=work, start=start, message=message, hear=hear, size=size)
 
-    def one_round(state: FederatedState, round: Round, active: Any) -> tuple[Any, ...]:
+    def send(before: Client, after: Client, index: Number) -> Message:
+        return _message(message(before, after, index), "message(before, after, index)")
+
+    def take(before: Client, after: Client, heard: Message, index: Number) -> Client:
+        return _client(
+            hear(before, after, heard, index), "hear(before, after, heard, index)", before
+        )
+
+    def one_round(state: FederatedState, round: Round) -> tuple[Client, Metrics, Exchange]:
         before = Client(state.clients.params, state.clients.memory)
 
         def one(own: Client, assignment: Assignment, data: Dataset, index: Array) -> Any:
-            return work(assignment, own, data, index)
+            name = "work(assignment, client, data, index)"
+            return _worked(work(assignment, own, data, index), name, own)
 
         rows, measured = map_cohort(
             one,
@@ -125,17 +143,15 @@ def adapt_then_combine(
             at_once=at_once,
         )
         after = scatter(before, round.cohort, rows)
-        messages = jax.vmap(message, in_axes=(0, 0, None))(before, after, round.number)
-        heard, *carried = _mix(mixer, channel, state, round, messages, active)
-        clients = jax.vmap(hear, in_axes=(0, 0, 0, None))(before, after, heard, round.number)
-        return (
-            clients if active is None else select(active > 0, clients, before),
-            measured,
-            *carried,
-        )
+        messages = jax.vmap(send, in_axes=(0, 0, None))(before, after, round.number)
+        mixed = _exchange(mixer, channel, state, round, messages, size)
+        clients = jax.vmap(take, in_axes=(0, 0, 0, None))(before, after, mixed.heard, round.number)
+        active = taking_part(round, mixer.clients)
+        clients = clients if active is None else select(active > 0, clients, before)
+        return clients, measured, mixed
 
     def first_message(client: Client) -> Message:
-        return message(client, client, jnp.int32(0))
+        return send(client, client, jnp.int32(0))
 
     return _algorithm(one_round, first_message, mixer, start, channel, at_once)
 
@@ -146,6 +162,7 @@ def combine_then_adapt(
     *,
     start: Callable[..., Any] = lambda key, models: (),
     message: Callable[[Client, Number], Message] = lambda own, t: own.params,
+    size: Size | None = None,
     channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
@@ -162,6 +179,7 @@ def combine_then_adapt(
       mixer: as in `adapt_then_combine`.
       start: as there.
       message: what is mixed: `(client, index) -> message`; default the model.
+      size: as there.
       channel: as there.
       at_once: as there.
 
@@ -169,31 +187,36 @@ def combine_then_adapt(
       As `adapt_then_combine`, models as they are after the work.
 
     Raises:
-      TypeError, ValueError: naming the argument. Warnings are those of `adapt_then_combine`.
+      As there, and so are the warnings.
     """
+    _require_functions(work=work, start=start, message=message, size=size)
 
-    def one_round(state: FederatedState, round: Round, active: Any) -> tuple[Any, ...]:
+    def send(own: Client, index: Number) -> Message:
+        return _message(message(own, index), "message(client, index)")
+
+    def one_round(state: FederatedState, round: Round) -> tuple[Client, Metrics, Exchange]:
         before = Client(state.clients.params, state.clients.memory)
-        messages = jax.vmap(message, in_axes=(0, None))(before, round.number)
-        heard, *carried = _mix(mixer, channel, state, round, messages, active)
+        messages = jax.vmap(send, in_axes=(0, None))(before, round.number)
+        mixed = _exchange(mixer, channel, state, round, messages, size)
 
         def one(
             held: tuple[Client, Message], assignment: Assignment, data: Dataset, index: Array
         ) -> Any:
-            return work(assignment, *held, data, index)
+            name = "work(assignment, client, heard, data, index)"
+            return _worked(work(assignment, *held, data, index), name, held[0])
 
         rows, measured = map_cohort(
             one,
-            (before, heard),
+            (before, mixed.heard),
             round.cohort,
             round.assignments,
             shared=(round.data, round.number),
             at_once=at_once,
         )
-        return scatter(before, round.cohort, rows, round.reports), measured, *carried
+        return scatter(before, round.cohort, rows, round.reports), measured, mixed
 
     def first_message(client: Client) -> Message:
-        return message(client, jnp.int32(0))
+        return send(client, jnp.int32(0))
 
     return _algorithm(one_round, first_message, mixer, start, channel, at_once)
 
@@ -213,11 +236,11 @@ def mixed(mixer: Mixer, state: FederatedState, round: Round) -> Params:
       Leaves `[n, ...]`.
     """
     require_mixer(mixer)
-    return _mix(mixer, None, state, round, state.clients.params, _active(round, mixer.clients))[0]
+    return _exchange(mixer, None, state, round, state.clients.params).heard
 
 
 def _algorithm(
-    one_round: Callable[..., tuple[Any, ...]],
+    one_round: Callable[[FederatedState, Round], tuple[Client, Metrics, Exchange]],
     first_message: Callable[[Client], Message],
     mixer: Mixer,
     start: Callable[..., Any],
@@ -235,24 +258,17 @@ def _algorithm(
     def init(
         key: Key[Array, ""], params: Params | Callable[..., Params], *given: Any
     ) -> FederatedState:
-        validation.typed_key("key", key)
-        # The rounds of a run with the same key fold in small numbers: no start shares a key with one.
-        own = jax.random.fold_in(key, 0xFFFFFFFF)
-        # A function is a leaf of its own; a model that can be called (equinox) has arrays for leaves.
-        if callable(params) and jax.tree_util.all_leaves([params]):
-            models = jax.vmap(params)(jax.random.split(own, n))
-            validation.model("params", models)
-        else:
-            validation.model("params", params)
-            models = replicate(params, n)
-        memory = start(jax.random.fold_in(own, n), models, *given)
+        models = starts(key, params, n)
+        # Number n of the keys by which the models are drawn.
+        own = jax.random.fold_in(jax.random.fold_in(key, 0xFFFFFFFF), n)
+        memory = start(own, models, *given)
         if jax.tree.leaves(memory):
-            validation.leading_axis("the clients' memory", memory, n)
+            validation.leading_axis("what start returns, the clients' memory,", memory, n)
         messages = jax.vmap(first_message)(Client(models, memory))
         sent = None
         if channel is not None:
             sent = replicate(channel.init(jax.tree.map(lambda leaf: leaf[0], messages)), n)
-        once, rows = deal(mixer, mixer.init(messages))
+        once, rows = deal(mixer.init(messages))
         if mixer.averages_statistics:
             warn_of_averaging(messages, remedies=_remedies(messages))
         return FederatedState(jnp.int32(0), Server(once), Clients(models, memory, sent, rows))
@@ -260,19 +276,18 @@ def _algorithm(
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
         if round.clients != n:
             raise ValueError(
-                f"mixer must mix the federation's {round.clients} clients, got one for {n}. Make it "
-                "with as many clients as the partition has."
+                f"mixer must mix the federation's {round.clients} clients, got one for {n}. Make it, or "
+                "the graph that it is made of, with as many clients as the partition has."
             )
-        active = _active(round, n)
-        after, measured, mixing, memory, arrived, sent = one_round(state, round, active)
+        after, measured, mixed = one_round(state, round)
         present = jnp.ones_like(round.weights) if round.reports is None else round.reports
         counted = jnp.where(round.assignments.local_steps > 0, present, 0)
-        if arrived is not None:
-            counted = jnp.where(gather(arrived, round.cohort) > 0, counted, 0)
+        if mixed.arrived is not None:
+            counted = jnp.where(gather(mixed.arrived, round.cohort) > 0, counted, 0)
         metrics = mean_metrics(measured, counted) | {"clients_active": present.sum()}
-        once, rows = deal(mixer, mixing)
-        clients = Clients(after.params, after.memory, memory, rows)
-        return FederatedState(state.round + 1, Server(once), clients), metrics | sent
+        once, rows = deal(mixed.mixer)
+        clients = Clients(after.params, after.memory, mixed.channel, rows)
+        return FederatedState(state.round + 1, Server(once), clients), metrics | mixed.metrics
 
     return Algorithm(init, step)
 
@@ -284,36 +299,47 @@ def _remedies(messages: Any) -> tuple[str, ...]:
     return (fix,) if alone else ()
 
 
-def _mix(
+def of_type(tree: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
+    """The tree in the types of another: constants of float64 widen what they multiply."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
+
+
+def _exchange(
     mixer: Mixer,
     channel: Channel | None,
     state: FederatedState,
     round: Round,
     messages: Message,
-    active: Float[Array, " n"] | None,
-) -> tuple[Message, Any, Any, Array | None, Metrics]:
-    """What everyone hears; then the mixer's state, the channel's, whose messages came, and metrics."""
-    mixing = join(state.server.mixer, state.clients.mixer)
-    given: dict[str, Any] = {"round": round} if mixer.informed else {}
-    if channel is None:
-        key, index = round.key, round.number
-        heard, mixing, metrics = mixer.apply(messages, mixing, key, index, active, **given)
-        return heard, mixing, None, None, metrics
-    channel_key, mixer_key = jax.random.split(round.key)
-    weights = jnp.ones(mixer.clients) if active is None else active
-    sent, weights, memory, counted = channel.apply(
-        messages, weights, state.clients.channel, channel_key
-    )
-    heard, mixing, metrics = mixer.apply(sent, mixing, mixer_key, round.number, weights, **given)
-    memory = memory if active is None else select(active > 0, memory, state.clients.channel)
-    # A client whose own message is lost still has it.
-    heard = select(weights > 0, heard, messages)
-    return heard, mixing, memory, weights, metrics | counted
+    size: Size | None = None,
+) -> Exchange:
+    """What everyone hears, by the mixer's and the channel's parts of a state."""
+    clients = state.clients
+    mixing = join(state.server.mixer, clients.mixer)
+    return exchange(mixer, channel, mixing, clients.channel, round, messages, clients.params, size)
 
 
-def _active(round: Round, clients: int) -> Float[Array, " n"] | None:
-    """The mask of clients that take part in this round; None when all do, whatever is drawn."""
-    if round.cohort is None:
-        return round.reports
-    reports = jnp.ones(round.cohort.shape) if round.reports is None else round.reports
-    return jnp.zeros(clients, jnp.float32).at[round.cohort].set(reports, unique_indices=True)
+def _require_functions(**given: Any) -> None:
+    """Refuse arguments that cannot be called; None where that is a default."""
+    for name, value in given.items():
+        if not (name == "size" and value is None):
+            validation.function(name, value)
+
+
+def _worked(value: Any, name: str, before: Client) -> tuple[Client, Metrics]:
+    """What `work` returned: the client in the form it had, and a dict of metrics."""
+    client, metrics = returned.parts(name, value, ("client", "metrics"))
+    returned.metrics(f"the metrics of {name}", metrics)
+    return _client(client, f"the client of {name}", before), metrics
+
+
+def _client(value: Any, name: str, before: Client) -> Client:
+    validation.instance(name, value, Client, "Make one with Client(params, memory).")
+    returned.alike(f"{name}.params", value.params, before.params, "the model before")
+    returned.alike(f"{name}.memory", value.memory, before.memory, "the memory before")
+    return value
+
+
+def _message(value: Any, name: str) -> Message:
+    if not jax.tree.leaves(value):
+        raise TypeError(f"{name} must return a tree of arrays to be mixed, got {value!r}.")
+    return value

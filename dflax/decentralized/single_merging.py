@@ -15,7 +15,7 @@ from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
 from dflax.decentralized.gossip_averaging import Order, gossip_averaging
 from dflax.gossip.choose import mixer
-from dflax.gossip.mixer import Mixer
+from dflax.gossip.mixer import Mixer, require_mixer
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer
 from dflax.models.statistics import recalibrate
@@ -97,6 +97,7 @@ def single_merging(
     if mixing is not None:
         validation.function("mixing", mixing, "For example gossip.variance_corrected.")
         meeting = mixing(meeting)
+        require_mixer(meeting, "what mixing returns")
     return gossip_averaging(
         loss,
         optimizer,

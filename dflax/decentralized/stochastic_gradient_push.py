@@ -1,5 +1,6 @@
 """Stochastic gradient push: local steps on directed graphs whose weights keep only the sum."""
 
+from dflax import validation
 from dflax.algorithm import Algorithm
 from dflax.channel.channel import Channel
 from dflax.decentralized.gossip_averaging import Order, gossip_averaging
@@ -46,6 +47,7 @@ def sgp(
     References:
       Assran et al., Stochastic Gradient Push for Distributed Deep Learning, arXiv 1811.10792.
     """
+    validation.integer("gossip_steps", gossip_steps, low=1)
     return gossip_averaging(
         loss,
         optimizer,

@@ -22,12 +22,13 @@ from dflax.gossip.families import (
 )
 from dflax.gossip.fixed import complete, dense, edges, identity, shifts, slots
 from dflax.gossip.law import Law
-from dflax.gossip.mixer import Mixer, MixerState, Models, Uncorrected
+from dflax.gossip.mixer import Mixer, MixerState, Mixing, Models, PerClient, Uncorrected
 from dflax.gossip.node_events import NodeEvent, NodeEvents
 from dflax.gossip.push_sum import PushSumState, push_sum
 from dflax.gossip.recalibrated import recalibrated
 from dflax.gossip.repeat import repeat
 from dflax.gossip.sampled import partitioned, sampled
 from dflax.gossip.stream import Groups, Stream, independent_groups, poisson_stream
+from dflax.gossip.thinned import thinned
 from dflax.gossip.variance import Target, variance_corrected
-from dflax.gossip.varying import alternate, scheduled
+from dflax.gossip.varying import alternate, scheduled, sometimes

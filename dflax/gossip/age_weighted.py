@@ -10,7 +10,7 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import everywhere
 from dflax.gossip.linear import along, as_mask, require_models
-from dflax.gossip.mixer import Mixer, MixerState, Models
+from dflax.gossip.mixer import Mixer, MixerState, Mixing, Models
 
 
 class Aged(NamedTuple):
@@ -55,15 +55,11 @@ def age_weighted(nodes: int) -> Mixer:
         return ()
 
     def apply(
-        models: Models,
-        state: MixerState,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        active: Array | None = None,
+        models: Models, state: MixerState, mixing: Mixing
     ) -> tuple[Models, MixerState, Metrics]:
         require_models(models, nodes)
-        mask = as_mask(active, nodes)
-        peer = random_peers(key, nodes)
+        mask = as_mask(mixing.active, nodes)
+        peer = random_peers(mixing.key, nodes)
         own = _age(models)
         there = jnp.ones(nodes, bool) if mask is None else mask
         # Off the end for what does not arrive: rows of inactive nodes enter no sum.

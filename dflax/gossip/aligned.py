@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
@@ -16,7 +16,7 @@ from dflax.gossip.calibration import Calibration, check_calibration, draw_calibr
 from dflax.gossip.choose import as_matrix
 from dflax.gossip.heard import hearing, weighted_sum
 from dflax.gossip.linear import as_mask, require_models, require_topology_sums
-from dflax.gossip.mixer import Mixer, MixerState, Models
+from dflax.gossip.mixer import Mixer, MixerState, Mixing, Models
 from dflax.gossip.products import count_sent
 from dflax.matching.matching import Matching, fixed_units
 from dflax.matching.symmetries import permute, widths_of
@@ -74,26 +74,19 @@ def aligned(
     check_calibration(batches, batch_size, calibration, at_once)
     clients = matrix.nodes
     tables, hear = hearing(matrix)
-    informed = matching.reads_data and calibration is None
 
     def init(models: Any) -> MixerState:
         require_matchable(models, clients, matching)
         return tables, calibration if matching.reads_data else None
 
     def apply(
-        models: Models,
-        state: MixerState,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        active: Array | None = None,
-        *,
-        round: Any = None,
+        models: Models, state: MixerState, mixing: Mixing
     ) -> tuple[Models, MixerState, Metrics]:
         require_models(models, clients)
         known, shared = state
-        mask = as_mask(active, clients)
+        mask = as_mask(mixing.active, clients)
         heard, given, own_weights = hear(models, known, mask)
-        examples = examples_to_match(matching, shared, round, key, clients, batches, batch_size)
+        examples = examples_to_match(matching, shared, mixing, clients, batches, batch_size)
 
         def one(
             own: Params,
@@ -134,9 +127,8 @@ def aligned(
         clients,
         init,
         apply,
-        symmetric=None,
+        symmetric=False,
         doubly_stochastic=False,
-        informed=informed,
         whole_models=True,
         averages_statistics=False,
         graph=matrix.graph,
@@ -169,8 +161,7 @@ def require_matchable(models: Any, clients: int, matching: Matching) -> None:
 def examples_to_match(
     matching: Matching,
     shared: Dataset | None,
-    round: Any,
-    key: Key[Array, ""],
+    mixing: Mixing,
     clients: int,
     batches: int,
     batch_size: int,
@@ -178,14 +169,14 @@ def examples_to_match(
     """What units are compared on, see `draw_calibration`; nothing where no data is read."""
     if not matching.reads_data:
         return Calibration(None, None)
-    return draw_calibration(shared, round, key, clients, batches, batch_size)
+    return draw_calibration(shared, mixing, clients, batches, batch_size)
 
 
 def _measured(sent: Array, sums: Metrics | None) -> Metrics:
-    """Means over all pairs of a client and a neighbour; 0 where there are none."""
+    """Means over all pairs of a client and a neighbour; NaN where there are none."""
     if sums is None:
-        zero = jnp.zeros(())
-        return {"models_sent": sent, "similarity": zero, "fixed_units": zero}
+        nothing = jnp.full((), jnp.nan)
+        return {"models_sent": sent, "similarity": nothing, "fixed_units": nothing}
     pairs = sums.pop("pairs")
     per_pair = {name: values / jnp.maximum(pairs, 1.0) for name, values in sums.items()}
     return {"models_sent": sent} | mean_metrics(per_pair, pairs)

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
@@ -13,7 +13,7 @@ from dflax.data.dataset import Dataset
 from dflax.gossip.aligned import check_matching, examples_to_match, require_matchable
 from dflax.gossip.calibration import check_calibration
 from dflax.gossip.linear import as_mask, require_models
-from dflax.gossip.mixer import Mixer, MixerState, Models, require_mixer
+from dflax.gossip.mixer import Mixer, MixerState, Mixing, Models, mix, require_mixer
 from dflax.matching.matching import Matching, fixed_units
 from dflax.matching.symmetries import Permutations, permute
 
@@ -66,27 +66,20 @@ def anchored(
     validation.flag("broadcast", broadcast)
     check_calibration(batches, batch_size, calibration, at_once)
     clients, symmetries = mixer.clients, matching.symmetries
-    own_examples = matching.reads_data and calibration is None
 
     def init(models: Any) -> MixerState:
         require_matchable(models, clients, matching)
         return mixer.init(models), calibration if matching.reads_data else None
 
     def apply(
-        models: Models,
-        state: MixerState,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        active: Array | None = None,
-        *,
-        round: Any = None,
+        models: Models, state: MixerState, mixing: Mixing
     ) -> tuple[Models, MixerState, Metrics]:
         require_models(models, clients)
         inner, shared = state
-        mask = as_mask(active, clients)
+        mask = as_mask(mixing.active, clients)
         taking_part = jnp.ones(clients, bool) if mask is None else mask
         first = jnp.argmax(taking_part)
-        examples = examples_to_match(matching, shared, round, key, clients, batches, batch_size)
+        examples = examples_to_match(matching, shared, mixing, clients, batches, batch_size)
 
         def order(
             own: Params, rows: Array | None, anchor: Params, data: Dataset | None
@@ -104,8 +97,7 @@ def anchored(
             shared=(gather(models, first[None]), examples.data),
             at_once=at_once,
         )
-        given = {"round": round} if mixer.informed else {}
-        mixed, inner, measured = mixer.apply(ordered, inner, key, index, active, **given)
+        mixed, inner, measured = mix(mixer, ordered, inner, mixing)
         mixed = map_clients(
             lambda own, order: permute(own, symmetries, order), mixed, orders, at_once=at_once
         )
@@ -119,10 +111,8 @@ def anchored(
     return mixer._replace(
         init=init,
         apply=apply,
-        per_client=(mixer.per_client, False),
-        symmetric=None,
+        symmetric=False,
         doubly_stochastic=False,
-        informed=mixer.informed or own_examples,
         whole_models=True,
         averages_statistics=False,
     )

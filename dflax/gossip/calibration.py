@@ -8,6 +8,7 @@ from jaxtyping import Array, Int, Key
 
 from dflax import validation
 from dflax.data.dataset import Dataset
+from dflax.gossip.mixer import Mixing
 
 
 class Calibration(NamedTuple):
@@ -40,19 +41,13 @@ def check_calibration(
 
 
 def draw_calibration(
-    shared: Dataset | None,
-    round: Any,
-    key: Key[Array, ""],
-    clients: int,
-    batches: int,
-    batch_size: int,
+    shared: Dataset | None, mixing: Mixing, clients: int, batches: int, batch_size: int
 ) -> Calibration:
     """Examples for every client: of the shared set, or of those that each client owns.
 
     Args:
       shared: the same set for all, or None for the clients' own.
-      round: the `Round` in which clients mix; read where `shared` is None.
-      key: draws the order.
+      mixing: its key draws the order; its round is read where `shared` is None.
       clients: n.
       batches: T.
       batch_size: B.
@@ -61,9 +56,9 @@ def draw_calibration(
       ValueError: neither a shared set nor a round.
     """
     if shared is not None:
-        return _shared_examples(shared, key, clients, batches, batch_size)
-    _require_round(round)
-    return _own_examples(round, key, clients, batches, batch_size)
+        return _shared_examples(shared, mixing.key, clients, batches, batch_size)
+    _require_round(mixing.round)
+    return _own_examples(mixing.round, mixing.key, clients, batches, batch_size)
 
 
 def _own_examples(
@@ -93,8 +88,7 @@ def _require_round(round: Any) -> None:
     """
     if round is None:
         raise ValueError(
-            "round must be given to a mixer that reads the clients' examples (mixer.informed). The "
-            "algorithms of dflax.decentralized that are made by adapt_then_combine and "
-            "combine_then_adapt do so; elsewhere pass round=federation.draw(key, t), or match by "
-            "weights or on a shared set."
+            "round must be given to a mixer that reads the clients' examples. The algorithms of "
+            "dflax.decentralized do so; elsewhere pass Mixing(key, t, round=federation.draw(key, t)), "
+            "or match by weights or on a shared set."
         )

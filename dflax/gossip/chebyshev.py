@@ -4,13 +4,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float
 
 from dflax import topology as graphs
 from dflax import validation
 from dflax.algorithm import Metrics
 from dflax.gossip.choose import as_matrix, mixer
-from dflax.gossip.mixer import Mixer, MixerState, Models
+from dflax.gossip.mixer import (
+    Mixer,
+    MixerState,
+    Mixing,
+    Models,
+    mix,
+    over_several,
+    require_any_tree,
+)
+
+OUTERMOST = (
+    "Put gossip.recalibrated or gossip.anchored around it: recalibrated(chebyshev(...), module)."
+)
 
 
 def chebyshev(
@@ -41,7 +53,8 @@ def chebyshev(
 
     Raises:
       TypeError: a `Mixer` without `second_eigenvalue`.
-      ValueError: arguments out of range, a matrix that is not symmetric, or one that never mixes.
+      ValueError: arguments out of range, a matrix or mixer that is not symmetric, one that never mixes,
+        or a mixer of whole models alone.
 
     References:
       Scaman et al., Optimal algorithms for smooth and strongly convex distributed optimization in
@@ -50,6 +63,13 @@ def chebyshev(
     validation.integer("steps", steps, low=1)
     if isinstance(topology, Mixer):
         inner = topology
+        require_any_tree(inner, "chebyshev", "differences of models", OUTERMOST, "topology")
+        if inner.symmetric is False:
+            raise ValueError(
+                "topology must multiply by a symmetric matrix, got a mixer that does not (push-sum, a "
+                "directed graph, sampled parts, a correction). Pass an undirected graph, or use "
+                "gossip.repeat."
+            )
         if second_eigenvalue is None:
             raise TypeError(
                 "second_eigenvalue must be given with a Mixer, got None. Pass the graph or the mixing "
@@ -74,31 +94,29 @@ def chebyshev(
         low=0.0,
         high=1.0,
         high_open=True,
+        scalar=True,
         fix="At 1 the graph is disconnected or W permutes: connect it, or take topology.lazy weights.",
     )
 
     def apply(
-        models: Models,
-        state: MixerState,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        active: Array | None = None,
+        models: Models, state: MixerState, mixing: Mixing
     ) -> tuple[Models, MixerState, Metrics]:
         models = jax.tree.map(jnp.asarray, models)
         square = jnp.square(jnp.asarray(second_eigenvalue, jnp.float32))
 
         def once(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], Metrics]:
             now, before, state, factor = carry
-            mixed, state, metrics = inner.apply(now, state, key, index, active)
+            mixed, state, metrics = mix(inner, now, state, mixing)
             factor = 1.0 / (1.0 - square * factor / 4.0)
             ahead = jax.tree.map(
                 lambda m, b: ((m - b) * factor.astype(m.dtype) + b).astype(m.dtype), mixed, before
             )
             return (ahead, now, state, factor), metrics
 
-        mixed, state, first = inner.apply(models, state, key, index, active)
+        mixed, state, first = mix(inner, models, state, mixing)
         carry = (mixed, models, state, jnp.float32(2.0))
         (mixed, _, state, _), rest = jax.lax.scan(once, carry, None, length=steps - 1)
-        return mixed, state, jax.tree.map(lambda one, many: one + many.sum(0), first, rest)
+        every = jax.tree.map(lambda one, many: jnp.concatenate([one[None], many]), first, rest)
+        return mixed, state, over_several(every)
 
     return inner._replace(apply=apply)

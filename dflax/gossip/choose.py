@@ -79,6 +79,9 @@ def mixer(
         graph that is not regular, a topology that is not (strongly) connected, or `steps` below 1.
     """
     validation.flag("disconnected", disconnected)
+    validation.integer("steps", steps, low=1)
+    if kind is not None and not (isinstance(kind, str) and kind in (*KINDS, "complete")):
+        raise ValueError(f"kind must be one of {[*KINDS, 'complete']} or None, got {kind!r}.")
     if isinstance(topology, Mixer):
         raise TypeError(
             "topology must be a graph or a matrix, got a Mixer. Repeat one with repeat()."
@@ -172,8 +175,6 @@ def _of_kind(matrix: MixingMatrix, kind: Kind | None) -> Mixer:
                 f"{matrix.graph.name}."
             )
         return fixed.complete(matrix.nodes, None if matrix.averages else weight)
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {[*KINDS, 'complete']} or None, got {kind!r}.")
     return KINDS[kind](matrix)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, PyTree
 
 from dflax import validation
 from dflax.gossip.linear import Plan, Rows, linear, require_topology_sums
-from dflax.gossip.mixer import Mixer
+from dflax.gossip.mixer import Mixer, Mixing
 from dflax.gossip.products import count_sent, dense_rows, edge_rows, slot_rows
 from dflax.gossip.rolls import roll_rows
 from dflax.topology import MixingMatrix, from_edges
@@ -19,8 +19,8 @@ def dense(matrix: MixingMatrix) -> Mixer:
     require_matrix("matrix", matrix)
     require_topology_sums(matrix.row_stochastic, matrix.graph.name)
 
-    def plan(table: Array, key: Array, index: Array, active: Array | None) -> tuple[Rows, Array]:
-        return dense_rows(table, active)
+    def plan(table: Array, mixing: Mixing) -> tuple[Rows, Array]:
+        return dense_rows(table, mixing.active)
 
     return _of_matrix(matrix, matrix.dense(), plan)
 
@@ -33,10 +33,8 @@ def slots(matrix: MixingMatrix) -> Mixer:
     require_matrix("matrix", matrix)
     require_topology_sums(matrix.row_stochastic, matrix.graph.name)
 
-    def plan(
-        table: tuple[Array, Array], key: Array, index: Array, active: Array | None
-    ) -> tuple[Rows, Array]:
-        return slot_rows(*table, active)
+    def plan(table: tuple[Array, Array], mixing: Mixing) -> tuple[Rows, Array]:
+        return slot_rows(*table, mixing.active)
 
     return _of_matrix(matrix, matrix.slots(), plan)
 
@@ -51,10 +49,8 @@ def edges(matrix: MixingMatrix) -> Mixer:
     require_topology_sums(matrix.row_stochastic, matrix.graph.name)
     graph = matrix.graph
 
-    def plan(
-        table: tuple[Array, Array, Array], key: Array, index: Array, active: Array | None
-    ) -> tuple[Rows, Array]:
-        senders, receivers, weights = table
+    def plan(table: tuple[Array, Array, Array], mixing: Mixing) -> tuple[Rows, Array]:
+        (senders, receivers, weights), active = table, mixing.active
         if active is not None:
             weights = jnp.where(active[senders] & active[receivers], weights, 0)
         given = jax.ops.segment_sum(weights, receivers, matrix.nodes, indices_are_sorted=True)
@@ -82,10 +78,8 @@ def shifts(matrix: MixingMatrix) -> Mixer:
             f"got {graph.name}. Use kind='slots' or kind='dense'."
         )
 
-    def plan(
-        table: Array, key: Array, index: Array, active: Array | None
-    ) -> tuple[Rows, Array | float]:
-        return roll_rows(graph, table, active)
+    def plan(table: Array, mixing: Mixing) -> tuple[Rows, Array | float]:
+        return roll_rows(graph, table, mixing.active)
 
     return _of_matrix(matrix, weights, plan)
 
@@ -112,9 +106,8 @@ def complete(clients: int, weight: float | None = None) -> Mixer:
     most = 1.0 / max(clients - 1, 1) * (1 + 1e-9)
     validation.real("weight", share, low=0.0, low_open=True, high=most, scalar=True)
 
-    def plan(
-        table: None, key: Array, index: Array, active: Array | None
-    ) -> tuple[Rows, Array | float]:
+    def plan(table: None, mixing: Mixing) -> tuple[Rows, Array | float]:
+        active = mixing.active
         if active is None:
             own: Array | float = 0.0 if weight is None else 1 - clients * share
             sent: Array | float = float(clients * (clients - 1))
@@ -143,7 +136,7 @@ def identity(clients: int) -> Mixer:
     """
     validation.integer("clients", clients, low=1)
 
-    def plan(table: None, key: Array, index: Array, active: Array | None) -> tuple[Rows, float]:
+    def plan(table: None, mixing: Mixing) -> tuple[Rows, float]:
         return (lambda x: x), 0.0
 
     graph = from_edges(clients, np.zeros((0, 2), int), disconnected=True, name="no graph")

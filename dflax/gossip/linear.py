@@ -5,18 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.gossip.mixer import Mixer, MixerState, Models
+from dflax.gossip.mixer import Mixer, MixerState, Mixing, Models
 from dflax.topology import Graph
 
 Rows = Callable[[Float[Array, "n ..."]], Float[Array, "n ..."]]
-Plan = Callable[
-    [Any, Key[Array, ""], Int[Array, ""], Bool[Array, " n"] | None],
-    tuple[Rows, Float[Array, ""] | float],
-]
+Plan = Callable[[Any, Mixing], tuple[Rows, Float[Array, ""] | float]]
 
 
 def linear(
@@ -37,9 +34,9 @@ def linear(
     Args:
       clients: n.
       tables: pytree of arrays that the plan reads; `init` moves them to the device, into the state.
-      plan: `plan(tables, key, index, active) -> (rows, models_sent)`, where `rows(x)` is `W x` for an
-        array `[n, ...]`. With a mask, W is the masked one, `w_ij a_i a_j` off the diagonal and what is
-        left of each row on it.
+      plan: `plan(tables, mixing) -> (rows, models_sent)`, where `rows(x)` is `W x` for an array
+        `[n, ...]`. `mixing.active` is None or boolean here. With a mask, W is the masked one,
+        `w_ij a_i a_j` off the diagonal and what is left of each row on it.
       symmetric: as in `Mixer`.
       doubly_stochastic: as in `Mixer`.
       graph: as in `Mixer`.
@@ -53,15 +50,11 @@ def linear(
         return jax.tree.map(jnp.asarray, tables)
 
     def apply(
-        models: Models,
-        state: MixerState,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        active: Array | None = None,
+        models: Models, state: MixerState, mixing: Mixing
     ) -> tuple[Models, MixerState, Metrics]:
         require_models(models, clients)
-        mask = as_mask(active, clients)
-        rows, sent = plan(state, key, index, mask)
+        mask = as_mask(mixing.active, clients)
+        rows, sent = plan(state, mixing._replace(active=mask))
         mixed = jax.tree.map(lambda leaf: mix_leaf(rows, leaf, mask), models)
         return mixed, state, {"models_sent": jnp.asarray(sent, jnp.float32)}
 
@@ -118,8 +111,9 @@ def require_models(models: Models, clients: int) -> None:
         dtype = jax.dtypes.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"models{jax.tree_util.keystr(path)} must hold real numbers, got {dtype}. Keep "
-                "counters and keys out of what is mixed."
+                f"models{jax.tree_util.keystr(path)} must hold real numbers, got {dtype}. Of counters, "
+                "masks and keys there is no mean: keep them out of what is mixed (in an algorithm, out "
+                "of its message)."
             )
     validation.leading_axis("models", models, clients)
 

@@ -1,16 +1,37 @@
 """The protocol of everything that turns n models into n models."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
+from dflax import returned
 from dflax.algorithm import Metrics
 from dflax.topology import Graph
 
 Models = PyTree[Array]
 MixerState = Any
+
+
+class Mixing(NamedTuple):
+    """One mixing: what a mixer may know of it beside the models.
+
+    A mixer that wraps another hands this on whole, changed where it means to change something.
+
+    Attributes:
+      key: the mixing's own typed key, for random graphs and draws of examples.
+      index: `[]` int32, number of the round, for what varies in time.
+      active: mask `[n]` of the clients that take part; None for all of them.
+      round: the `Round` in which clients mix, for mixers that read the clients' own examples; None
+        outside of a federation.
+    """
+
+    key: Key[Array, ""]
+    index: Int[Array, ""]  # type: ignore[assignment]  # over the method of tuples
+    active: Array | None = None
+    round: Any = None
 
 
 class Uncorrected(NamedTuple):
@@ -25,6 +46,18 @@ class Uncorrected(NamedTuple):
     part: Models
 
 
+class PerClient(NamedTuple):
+    """A part of a mixer's state that has a row for every client.
+
+    It is dealt over devices with the clients. Everything else in the state lives on every device.
+
+    Attributes:
+      rows: leaves `[n, ...]`.
+    """
+
+    rows: PyTree[Array]
+
+
 class Mixer(NamedTuple):
     """One mixing of all clients' models, `[n, ...]` to `[n, ...]`.
 
@@ -32,24 +65,20 @@ class Mixer(NamedTuple):
       clients: n, the number of clients it mixes (static).
       init: `init(models) -> state`. `models` is a pytree with leaves `[n, ...]`. The state holds what
         the rule carries (push-sum weights) and every table it reads (neighbours, weights, schedules):
-        tables are data of the compiled program, never constants in it.
-      apply: `apply(models, state, key, index, active=None) -> (models, state, metrics)`. `key` is a
-        typed key for random graphs, `index` the `[]` int32 number of the round for time-varying ones.
-        `active` is a mask `[n]` of the clients that take part, None for all of them: an inactive
+        tables are data of the compiled program, never constants in it. Parts that have a row for
+        every client are marked as `PerClient`.
+      apply: `apply(models, state, mixing) -> (models, state, metrics)`, see `Mixing`. An inactive
         client keeps its model, and the weight it would have had at a neighbour goes to that
-        neighbour's own model. Metrics are a dict of scalars, `models_sent` among them: the number of
-        models sent over all directed edges in this mixing.
-      per_client: which parts of the state have a row per client, leaves `[n, ...]`, as a prefix of the
-        state's tree: those are dealt over devices with the clients, the others live on every device.
-      symmetric: whether the matrix of every mixing equals its transpose; None where it is not known,
-        or the rule is no matrix.
+        neighbour's own model. Metrics are a dict of scalars. `models_sent` is one of them: how much
+        travels over all directed edges in this mixing, in units of one client's whole `models`. A rule
+        that sends a part of it counts that part. All other metrics are means, NaN where there is
+        nothing to average.
+      symmetric: whether every mixing is the product with a matrix that equals its transpose; None
+        where it is not known.
       doubly_stochastic: whether every mixing keeps agreement and the mean: rows and columns of its
-        matrix sum to 1; None where it is not known. Of a mixer that corrects what it mixed
-        (`variance_corrected`): whether the mixing before the correction does, which is all that
-        becomes of a part marked `Uncorrected`.
-      informed: whether `apply` reads the clients' own examples, and so takes the keyword `round`, the
-        `Round` in which it mixes. Algorithms made by `adapt_then_combine` and `combine_then_adapt` hand
-        it over.
+        matrix sum to 1. None where it is not known. A mixer that corrects what it mixed
+        (`variance_corrected`) answers for the mixing before the correction. A part that is marked
+        `Uncorrected` gets that mixing alone.
       whole_models: whether it reads what it mixes as models, by the names of their layers, so that it
         mixes nothing beside them: no trackers, no masks, no variances.
       averages_statistics: whether running statistics ("batch_stats") come out as averages, which fit no
@@ -60,21 +89,86 @@ class Mixer(NamedTuple):
 
     clients: int
     init: Callable[[Models], MixerState]
-    apply: Callable[..., tuple[Models, MixerState, Metrics]]
-    per_client: PyTree[bool] = False
+    apply: Callable[[Models, MixerState, Mixing], tuple[Models, MixerState, Metrics]]
     symmetric: bool | None = None
     doubly_stochastic: bool | None = None
-    informed: bool = False
     whole_models: bool = False
     averages_statistics: bool = True
     graph: Graph | None = None
 
 
-def require_mixer(mixer: Mixer) -> None:
-    """Refuse what is no mixer."""
+def mix(
+    mixer: Mixer, models: Models, state: MixerState, mixing: Mixing
+) -> tuple[Models, MixerState, Metrics]:
+    """`mixer.apply(models, state, mixing)`, refusing by name what no mixer may return.
+
+    Raises:
+      TypeError: no triple, metrics that are no dict or lack `models_sent`, and models or a state of
+        another structure or type.
+      ValueError: models or a state of another shape.
+    """
+    name = "the mixer's apply(models, state, mixing)"
+    mixed, after, metrics = returned.parts(
+        name, mixer.apply(models, state, mixing), ("models", "state", "metrics")
+    )
+    returned.metrics(f"the metrics of {name}", metrics)
+    if "models_sent" not in metrics:
+        raise TypeError(
+            f"the metrics of {name} must count models_sent, got {sorted(metrics)}. It is how many "
+            "models travel over all directed edges."
+        )
+    returned.alike(f"the models of {name}", mixed, models, "what it was given")
+    returned.alike(f"the state of {name}", after, state, "the state before")
+    return mixed, after, metrics
+
+
+def in_models(metrics: Metrics, sent: Models, models: Models) -> Metrics:
+    """Metrics in which `models_sent`, counted in trees like `sent`, is counted in trees like `models`.
+
+    What stands beside a model is counted by its numbers: `sent` of two trees of the model's size is two.
+    """
+    share = _numbers(sent) / _numbers(models)
+    return metrics if share == 1.0 else metrics | {"models_sent": metrics["models_sent"] * share}
+
+
+def _numbers(tree: Models) -> int:
+    return sum(math.prod(jax.numpy.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def over_several(metrics: Metrics) -> Metrics:
+    """Metrics of several mixings in a round, leaves `[Q, ...]`, as those of one: what is sent adds up.
+
+    All others are means.
+    """
+    return {
+        name: values.sum(0) if name == "models_sent" else values.mean(0)
+        for name, values in metrics.items()
+    }
+
+
+def of_several(
+    mixers: Sequence[Mixer],
+    init: Callable[[Models], MixerState],
+    apply: Callable[[Models, MixerState, Mixing], tuple[Models, MixerState, Metrics]],
+) -> Mixer:
+    """A mixer that is one of several in every mixing: what is known of all of them is known of it."""
+    return Mixer(
+        mixers[0].clients,
+        init,
+        apply,
+        symmetric=all_known([mixer.symmetric for mixer in mixers]),
+        doubly_stochastic=all_known([mixer.doubly_stochastic for mixer in mixers]),
+        whole_models=any(mixer.whole_models for mixer in mixers),
+        averages_statistics=any(mixer.averages_statistics for mixer in mixers),
+        graph=mixers[0].graph if len(mixers) == 1 else None,
+    )
+
+
+def require_mixer(mixer: Mixer, name: str = "mixer") -> None:
+    """Refuse what is no mixer, under the name of the argument that it is."""
     if not isinstance(mixer, Mixer):
         raise TypeError(
-            f"mixer must be a Mixer, got {type(mixer).__name__}. Make one with dflax.gossip, for "
+            f"{name} must be a Mixer, got {type(mixer).__name__}. Make one with dflax.gossip, for "
             "example dflax.gossip.ring(n) or dflax.gossip.mixer(W)."
         )
 
@@ -94,7 +188,7 @@ def require_mean_kept(mixer: Mixer, method: str) -> None:
         )
 
 
-def require_any_tree(mixer: Mixer, method: str, beside: str, fix: str) -> None:
+def require_any_tree(mixer: Mixer, method: str, beside: str, fix: str, name: str = "mixer") -> None:
     """Refuse a mixer of whole models, for a method that mixes something beside them.
 
     Args:
@@ -102,15 +196,16 @@ def require_any_tree(mixer: Mixer, method: str, beside: str, fix: str) -> None:
       method: who asks, for the message.
       beside: what it mixes beside models.
       fix: what to do instead.
+      name: of the argument.
 
     Raises:
       TypeError: no mixer.
       ValueError: it mixes whole models alone.
     """
-    require_mixer(mixer)
+    require_mixer(mixer, name)
     if mixer.whole_models:
         raise ValueError(
-            f"mixer must mix any tree of numbers, because {method} mixes {beside} beside the models, "
+            f"{name} must mix any tree of numbers, because {method} mixes {beside} beside the models, "
             f"got one that reads what it mixes as models (aligned, anchored or recalibrated). {fix}"
         )
 
@@ -129,14 +224,14 @@ def all_known(answers: Sequence[bool | None]) -> bool | None:
     return None if any(answer is None for answer in answers) else True
 
 
-def deal(mixer: Mixer, state: MixerState) -> tuple[MixerState, MixerState]:
+def deal(state: MixerState) -> tuple[MixerState, MixerState]:
     """A mixer's state as two trees of its form: what exists once, and the rows of the clients.
 
     Each holds None in the places of the other; `join` is the inverse.
     """
-    rows = jax.tree.broadcast(mixer.per_client, state)
-    once = jax.tree.map(lambda leaf, dealt: None if dealt else leaf, state, rows)
-    return once, jax.tree.map(lambda leaf, dealt: leaf if dealt else None, state, rows)
+    once = jax.tree.map(lambda part: None if _has_rows(part) else part, state, is_leaf=_has_rows)
+    rows = jax.tree.map(lambda part: part if _has_rows(part) else None, state, is_leaf=_has_rows)
+    return once, rows
 
 
 def join(once: MixerState, rows: MixerState) -> MixerState:
@@ -147,3 +242,7 @@ def join(once: MixerState, rows: MixerState) -> MixerState:
         rows,
         is_leaf=lambda leaf: leaf is None,
     )
+
+
+def _has_rows(part: Any) -> bool:
+    return isinstance(part, PerClient)

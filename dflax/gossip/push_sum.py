@@ -4,14 +4,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float
 
 from dflax import validation
 from dflax.algorithm import Metrics
 from dflax.clients import everywhere
 from dflax.gossip.choose import fits_rolls, fits_slots
 from dflax.gossip.linear import Rows, along, as_mask, mix_leaf, require_models
-from dflax.gossip.mixer import Mixer, Models
+from dflax.gossip.mixer import Mixer, Mixing, Models, PerClient, in_models
 from dflax.gossip.products import count_sent, edge_rows, slot_rows
 from dflax.gossip.repeat import repeat
 from dflax.gossip.rolls import roll_rows
@@ -27,13 +27,13 @@ class PushSumState(NamedTuple):
         else its diagonal `[n]`, and its neighbours and weights `[n, k]` or its senders, receivers and
         weights `[E]`.
       weights: `[n]` push-sum weights w, > 0, that always sum to n.
-      excess: leaves `[n, ...]`, the numerators less the models, `x - z`, in float32 or wider, so that
-        what rounding a narrow model loses is not lost to the sum.
+      excess: rows `[n, ...]`, the numerators less the models, `x - z`, in float32 or wider, so that what
+        rounding a narrow model loses is not lost to the sum.
     """
 
     tables: tuple[Array, ...]
     weights: Float[Array, " n"]
-    excess: PyTree[Array]
+    excess: PerClient
 
 
 def push_sum(
@@ -111,23 +111,21 @@ def push_sum(
         require_models(models, clients)
         held = tuple(jnp.asarray(table) for table in tables)
         excess = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf)), models)
-        return PushSumState(held, jnp.ones(clients, held[0].dtype), excess)
+        return PushSumState(held, jnp.ones(clients, held[0].dtype), PerClient(excess))
 
     def apply(
-        models: Models,
-        state: PushSumState,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        active: Array | None = None,
+        models: Models, state: PushSumState, mixing: Mixing
     ) -> tuple[Models, PushSumState, Metrics]:
         require_models(models, clients)
-        mask = as_mask(active, clients)
+        mask = as_mask(mixing.active, clients)
         rows, sent = product(state.tables, mask)
         # One number a client: held whole, it travels in one message.
         weights = everywhere(mix_leaf(rows, everywhere(state.weights), mask))
 
         numerators = jax.tree.map(
-            lambda z, e: mix_leaf(rows, jnp.asarray(z, e.dtype) + e, mask), models, state.excess
+            lambda z, e: mix_leaf(rows, jnp.asarray(z, e.dtype) + e, mask),
+            models,
+            state.excess.rows,
         )
 
         def unbiased(x: Array, z: Array) -> Array:
@@ -140,15 +138,15 @@ def push_sum(
             # Of an inactive client x is z + e rounded, from which e does not come back bit for bit.
             return x - z if mask is None else jnp.where(along(mask, x), x - z, before)
 
-        excess = jax.tree.map(remainder, numerators, mixed, state.excess)
-        return mixed, PushSumState(state.tables, weights, excess), {"models_sent": sent}
+        # Its weight travels with every model.
+        measured = in_models({"models_sent": sent}, (models, weights), models)
+        excess = jax.tree.map(remainder, numerators, mixed, state.excess.rows)
+        return mixed, PushSumState(state.tables, weights, PerClient(excess)), measured
 
-    rows_of_clients = PushSumState(tables=False, weights=False, excess=True)  # type: ignore[arg-type]
     once = Mixer(
         clients,
         init,
         apply,
-        per_client=rows_of_clients,
         symmetric=False,
         doubly_stochastic=False,
         graph=graph,

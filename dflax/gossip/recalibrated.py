@@ -3,7 +3,7 @@
 from typing import Any
 
 from flax import linen as nn
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
@@ -11,7 +11,16 @@ from dflax.clients import map_clients, select
 from dflax.data.dataset import Dataset
 from dflax.gossip.calibration import check_calibration, draw_calibration
 from dflax.gossip.linear import as_mask, require_models
-from dflax.gossip.mixer import PLAIN_AND_AFRESH, Mixer, MixerState, Models, require_mixer
+from dflax.gossip.mixer import (
+    PLAIN_AND_AFRESH,
+    Mixer,
+    MixerState,
+    Mixing,
+    Models,
+    in_models,
+    mix,
+    require_mixer,
+)
 from dflax.models.averaged import holds_statistics
 from dflax.models.statistics import recalibrate_on
 
@@ -79,18 +88,11 @@ def recalibrated(
         return mixer.init(_weights(models)), calibration
 
     def apply(
-        models: Models,
-        state: MixerState,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        active: Array | None = None,
-        *,
-        round: Any = None,
+        models: Models, state: MixerState, mixing: Mixing
     ) -> tuple[Models, MixerState, Metrics]:
         inner, shared = state
-        examples = draw_calibration(shared, round, key, clients, batches, batch_size)
-        given = {"round": round} if mixer.informed else {}
-        weights, inner, metrics = mixer.apply(_weights(models), inner, key, index, active, **given)
+        examples = draw_calibration(shared, mixing, clients, batches, batch_size)
+        weights, inner, metrics = mix(mixer, _weights(models), inner, mixing)
 
         def one(variables: Params, rows: Array, data: Dataset) -> Params:
             return recalibrate_on(module, variables, data, rows)
@@ -98,15 +100,14 @@ def recalibrated(
         mixed = map_clients(
             one, {**models, **weights}, examples.rows, shared=(examples.data,), at_once=at_once
         )
-        mask = as_mask(active, clients)
+        mask = as_mask(mixing.active, clients)
         mixed = mixed if mask is None else select(mask, mixed, models)
-        return mixed, (inner, shared), metrics
+        return mixed, (inner, shared), in_models(metrics, _weights(models), models)
 
     return mixer._replace(
         init=init,
         apply=apply,
-        per_client=(mixer.per_client, False),
-        informed=mixer.informed or calibration is None,
+        symmetric=False,
         whole_models=True,
         averages_statistics=False,
     )

@@ -1,14 +1,20 @@
 """Several gossip steps in one round."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int
 
 from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.gossip.mixer import Mixer, MixerState, Models
+from dflax.gossip.mixer import (
+    Mixer,
+    MixerState,
+    Mixing,
+    Models,
+    mix,
+    over_several,
+    require_mixer,
+)
 
 
 def repeat(mixer: Mixer, steps: int) -> Mixer:
@@ -23,7 +29,7 @@ def repeat(mixer: Mixer, steps: int) -> Mixer:
       steps: Q >= 1, static; 1 returns the mixer itself.
 
     Returns:
-      A `Mixer` whose metrics are summed over the steps.
+      A `Mixer`. `models_sent` is summed over the steps, all other metrics are averaged.
 
     Raises:
       TypeError: anything but a mixer, or `steps` that is no integer.
@@ -33,32 +39,26 @@ def repeat(mixer: Mixer, steps: int) -> Mixer:
       Shi et al., Improving the Model Consistency of Decentralized Federated Learning,
       arXiv 2302.04083 (multiple gossip steps).
     """
-    fix = "Make one with dflax.gossip, for example mixer(graph)."
-    validation.instance("mixer", mixer, Mixer, fix)
+    require_mixer(mixer)
     validation.integer("steps", steps, low=1)
     if steps == 1:
         return mixer
 
     def apply(
-        models: Models,
-        state: MixerState,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        active: Array | None = None,
-        **given: Any,
+        models: Models, state: MixerState, mixing: Mixing
     ) -> tuple[Models, MixerState, Metrics]:
         def once(
             carry: tuple[Models, MixerState], step: Int[Array, ""]
         ) -> tuple[tuple[Models, MixerState], Metrics]:
             models, state = carry
-            step_key = None if key is None else jax.random.fold_in(key, step)
-            models, state, metrics = mixer.apply(
-                models, state, step_key, index * steps + step, active, **given
+            own = mixing._replace(
+                key=jax.random.fold_in(mixing.key, step), index=mixing.index * steps + step
             )
+            models, state, metrics = mix(mixer, models, state, own)
             return (models, state), metrics
 
         models = jax.tree.map(jnp.asarray, models)
         (models, state), metrics = jax.lax.scan(once, (models, state), jnp.arange(steps))
-        return models, state, jax.tree.map(lambda values: values.sum(0), metrics)
+        return models, state, over_several(metrics)
 
     return mixer._replace(apply=apply)

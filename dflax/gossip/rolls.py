@@ -25,8 +25,8 @@ def roll_rows(
       graph: with shifts.
       weights: `[k+1]`, the own weight and that of each of the k shifts; they sum to 1.
       active: `[n]`, the mask; None for everyone.
-      returned: whose the weight is of what an absent client is not sent, or does not send: False adds
-        it to the receiver's own, so that rows sum to 1; True to the sender's, so that columns do.
+      returned: who keeps an edge's weight when one of its ends is absent. False: the receiver adds it to
+        its own weight, so that rows sum to 1. True: the sender does, so that columns sum to 1.
 
     Returns:
       `x -> W x`, and how many models travel.

@@ -5,13 +5,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key, PyTree, UInt32
+from jaxtyping import Array, PyTree, UInt32
 
 from dflax import counter, validation
 from dflax.algorithm import Metrics
 from dflax.clients import select
 from dflax.gossip.linear import as_mask
-from dflax.gossip.mixer import Mixer, MixerState, Models, Uncorrected, require_any_tree
+from dflax.gossip.mixer import (
+    Mixer,
+    MixerState,
+    Mixing,
+    Models,
+    Uncorrected,
+    mix,
+    require_any_tree,
+)
 
 Words = UInt32[Array, "n d"]
 
@@ -89,13 +97,9 @@ def _of_parts(mixer: Mixer, sent: Callable[..., Array], share: float | Array) ->
         return mixer.init(both(models, jax.tree.map(jnp.ones_like, models)))
 
     def apply(
-        models: Models,
-        state: MixerState,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        active: Array | None = None,
+        models: Models, state: MixerState, mixing: Mixing
     ) -> tuple[Models, MixerState, Metrics]:
-        draw_key, mixer_key = jax.random.split(key)
+        draw_key, mixer_key = jax.random.split(mixing.key)
         seed = counter.seed_of(draw_key)
         leaves, structure = jax.tree.flatten(models)
         masks, start = [], 0
@@ -105,11 +109,11 @@ def _of_parts(mixer: Mixer, sent: Callable[..., Array], share: float | Array) ->
             masks.append(sent(seed, clients, entry).reshape(leaf.shape).astype(leaf.dtype))
             start += width
         parts: Any = both(models, jax.tree.unflatten(structure, masks))
-        parts, state, metrics = mixer.apply(parts, state, mixer_key, index, active)
+        parts, state, metrics = mix(mixer, parts, state, mixing._replace(key=mixer_key))
         heard, given = parts.part
         mixed = jax.tree.map(lambda w, h, g: w + (h - g * w), models, heard, given)
-        mask = as_mask(active, clients)
+        mask = as_mask(mixing.active, clients)
         mixed = mixed if mask is None else select(mask, mixed, models)
         return mixed, state, metrics | {"models_sent": metrics["models_sent"] * share}
 
-    return mixer._replace(init=init, apply=apply, symmetric=None, doubly_stochastic=None)
+    return mixer._replace(init=init, apply=apply, symmetric=False, doubly_stochastic=None)

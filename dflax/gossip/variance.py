@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float
 
 from dflax import validation
 from dflax.aggregation.variance import (
@@ -17,9 +17,18 @@ from dflax.aggregation.variance import (
     variances,
 )
 from dflax.algorithm import Metrics
-from dflax.clients import select, weighted_mean
+from dflax.clients import mean_metrics, select, weighted_mean
 from dflax.gossip.linear import as_mask
-from dflax.gossip.mixer import Mixer, MixerState, Models, Uncorrected, require_any_tree
+from dflax.gossip.mixer import (
+    Mixer,
+    MixerState,
+    Mixing,
+    Models,
+    Uncorrected,
+    in_models,
+    mix,
+    require_any_tree,
+)
 
 
 class Target(enum.Enum):
@@ -89,7 +98,7 @@ def variance_corrected(
         "Put the correction inside, recalibrated(variance_corrected(mixer), module) or "
         "anchored(variance_corrected(mixer), matching); gossip.aligned takes none."
     )
-    require_any_tree(neighbours, "variance_corrected", "variances", fix)
+    require_any_tree(neighbours, "variance_corrected", "variances", fix, "neighbours")
     validation.real("own_weight", own_weight, low=0.0, high=1.0, scalar=True)
     validation.instance("target", target, Target, "For example dflax.gossip.Target.OTHERS.")
     require_correction(choose, strength, epsilon)
@@ -100,18 +109,14 @@ def variance_corrected(
         return neighbours.init((models, variances(models, chosen)))
 
     def apply(
-        models: Models,
-        state: MixerState,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        active: Array | None = None,
-        **given: Any,
+        models: Models, state: MixerState, mixing: Mixing
     ) -> tuple[Models, MixerState, Metrics]:
         chosen = _corrected(models, choose)
         spread = variances(models, chosen)
         both: Any = (models, spread)
-        both, state, metrics = neighbours.apply(both, state, key, index, active, **given)
+        both, state, metrics = mix(neighbours, both, state, mixing)
         heard, received = both
+        metrics = in_models(metrics, (models, spread), models)
 
         def blend(own: Array, other: Array) -> Array:
             beta = jnp.asarray(own_weight, own.dtype)
@@ -124,18 +129,16 @@ def variance_corrected(
         }[target]()
         mixed = jax.tree.map(blend, models, heard)
         mixed, factors = rescaled(mixed, wanted, chosen, strength=strength, epsilon=epsilon)
-        mask = as_mask(active, neighbours.clients)
+        mask = as_mask(mixing.active, neighbours.clients)
         if mask is None:
             factor = weighted_mean(factors).mean()
         else:
             mixed = select(mask, mixed, models)
-            # Absent clients may hold anything; weight 0 times NaN would be NaN.
-            present = jnp.where(mask[:, None], factors, 0)
-            factor = weighted_mean(present, mask.astype(jnp.float32)).mean()
+            factor = mean_metrics(factors, mask.astype(jnp.float32)).mean()
         return mixed, state, metrics | {"variance_scale": factor}
 
     # The correction is no product with a matrix.
-    return neighbours._replace(init=init, apply=apply, symmetric=None)
+    return neighbours._replace(init=init, apply=apply, symmetric=False)
 
 
 def _corrected(models: Models, choose: Choice) -> Choice:

@@ -1,15 +1,24 @@
 """Mixing over graphs that change from round to round."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics
 from dflax.gossip.linear import Rows, linear
-from dflax.gossip.mixer import Mixer, MixerState, Models, all_known
+from dflax.gossip.mixer import (
+    Mixer,
+    MixerState,
+    Mixing,
+    Models,
+    mix,
+    of_several,
+    require_mixer,
+)
 from dflax.gossip.products import dense_rows, slot_rows
 from dflax.topology import Schedule, Slots
 from dflax.topology.graph import require_connected_together
@@ -20,11 +29,11 @@ def scheduled(schedule: Schedule) -> Mixer:
     fix = "Make one with dflax.topology, for example random_matching(n); gossip.mixer takes graphs."
     validation.instance("schedule", schedule, Schedule, fix)
 
-    def plan(tables: object, key: Array, index: Array, active: Array | None) -> tuple[Rows, Array]:
-        drawn = schedule.draw(tables, key, index)
+    def plan(tables: object, mixing: Mixing) -> tuple[Rows, Array]:
+        drawn = schedule.draw(tables, mixing.key, mixing.index)
         if isinstance(drawn, Slots):
-            return slot_rows(drawn.neighbours, drawn.weights, active)
-        return dense_rows(drawn, active)
+            return slot_rows(drawn.neighbours, drawn.weights, mixing.active)
+        return dense_rows(drawn, mixing.active)
 
     return linear(
         schedule.nodes,
@@ -52,11 +61,16 @@ def alternate(mixers: Sequence[Mixer], *, disconnected: bool = False) -> Mixer:
         are known, that is not (strongly) connected.
     """
     validation.flag("disconnected", disconnected)
+    # A Mixer is a tuple itself.
+    if isinstance(mixers, Mixer) or not isinstance(mixers, (list, tuple)):
+        raise TypeError(
+            f"mixers must be a list or tuple of mixers, got {type(mixers).__name__}. To use one alone, "
+            "pass it as it is."
+        )
     if not mixers:
         raise ValueError("mixers must hold at least one mixer, got none.")
     for number, mixer in enumerate(mixers):
-        fix = "Make one with dflax.gossip, for example mixer(graph)."
-        validation.instance(f"mixers[{number}]", mixer, Mixer, fix)
+        require_mixer(mixer, f"mixers[{number}]")
     sizes = [mixer.clients for mixer in mixers]
     if len(set(sizes)) > 1:
         raise ValueError(f"mixers must be of one number of clients, got {sizes}.")
@@ -68,30 +82,76 @@ def alternate(mixers: Sequence[Mixer], *, disconnected: bool = False) -> Mixer:
         return tuple(mixer.init(models) for mixer in mixers)
 
     def apply(
-        models: Models,
-        state: MixerState,
-        key: Key[Array, ""],
-        index: Int[Array, ""],
-        active: Array | None = None,
+        models: Models, state: MixerState, mixing: Mixing
     ) -> tuple[Models, MixerState, Metrics]:
         def take_turn(turn: int) -> Callable[..., tuple[Models, MixerState, Metrics]]:
-            def mix(models: Models, state: MixerState) -> tuple[Models, MixerState, Metrics]:
-                models, new, metrics = mixers[turn].apply(models, state[turn], key, index, active)
+            def once(models: Models, state: MixerState) -> tuple[Models, MixerState, Metrics]:
+                models, new, metrics = mix(mixers[turn], models, state[turn], mixing)
                 return models, (*state[:turn], new, *state[turn + 1 :]), metrics
 
-            return mix
+            return once
 
         models = jax.tree.map(jnp.asarray, models)
-        turns = [take_turn(turn) for turn in range(len(mixers))]
-        return jax.lax.switch(jnp.asarray(index) % len(mixers), turns, models, state)
+        turns = same_metrics([take_turn(turn) for turn in range(len(mixers))], models, state)
+        return jax.lax.switch(jnp.asarray(mixing.index) % len(mixers), turns, models, state)
 
-    return Mixer(
-        sizes[0],
-        init,
-        apply,
-        per_client=tuple(mixer.per_client for mixer in mixers),
-        symmetric=all_known([mixer.symmetric for mixer in mixers]),
-        doubly_stochastic=all_known([mixer.doubly_stochastic for mixer in mixers]),
-        whole_models=any(mixer.whole_models for mixer in mixers),
-        averages_statistics=any(mixer.averages_statistics for mixer in mixers),
-    )
+    return of_several(mixers, init, apply)
+
+
+def sometimes(mixer: Mixer, probability: float | Float[Array, ""]) -> Mixer:
+    """`X <- W_t X` with a probability, else nothing is sent and every client keeps its model.
+
+    The coin is tossed once for all clients, in every mixing anew.
+
+    Args:
+      mixer: W.
+      probability: of mixing, in [0, 1]; traceable.
+
+    Returns:
+      A `Mixer`. Where nothing is mixed, `models_sent` is 0 and what else the mixer measures is NaN.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    require_mixer(mixer)
+    validation.real("probability", probability, low=0.0, high=1.0, scalar=True)
+
+    def apply(
+        models: Models, state: MixerState, mixing: Mixing
+    ) -> tuple[Models, MixerState, Metrics]:
+        coin_key, own_key = jax.random.split(mixing.key)
+
+        def together(models: Models, state: MixerState) -> tuple[Models, MixerState, Metrics]:
+            return mix(mixer, models, state, mixing._replace(key=own_key))
+
+        def alone(models: Models, state: MixerState) -> tuple[Models, MixerState, Metrics]:
+            return models, state, {"models_sent": jnp.zeros(())}
+
+        models = jax.tree.map(jnp.asarray, models)
+        branches = same_metrics([alone, together], models, state)
+        mixes = jax.random.bernoulli(coin_key, probability)
+        return jax.lax.switch(mixes.astype(jnp.int32), branches, models, state)
+
+    return mixer._replace(apply=apply)
+
+
+def same_metrics(
+    branches: Sequence[Callable[..., tuple[Models, MixerState, Metrics]]], *arguments: PyTree[Array]
+) -> list[Callable[..., tuple[Models, MixerState, Metrics]]]:
+    """Mixings of which one takes place, each with the metrics of all: NaN for what it lacks."""
+    shapes = [jax.eval_shape(branch, *arguments)[2] for branch in branches]
+    every = {name: shape for metrics in shapes for name, shape in metrics.items()}
+
+    def filled(branch: Callable[..., Any]) -> Callable[..., Any]:
+        def once(*arguments: Any) -> tuple[Models, MixerState, Metrics]:
+            models, state, metrics = branch(*arguments)
+            nothing = {
+                name: jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), shape)
+                for name, shape in every.items()
+                if name not in metrics
+            }
+            return models, state, metrics | nothing
+
+        return once
+
+    return [filled(branch) for branch in branches]

@@ -13,7 +13,7 @@ from dflax.data.dataset import Dataset
 from dflax.matching import moments
 from dflax.matching.assignment import assign
 from dflax.matching.derived import activations
-from dflax.matching.symmetries import Permutations, Symmetries, widths_of
+from dflax.matching.symmetries import Permutations, Symmetries, require_symmetries, widths_of
 from dflax.models.apply import Model
 
 Assignment = Callable[[Float[Array, "*B d d"]], Int[Array, "*B d"]]
@@ -72,6 +72,7 @@ def by_activations(
       Li et al., Convergent Learning: Do Different Neural Networks Learn the Same Representations?,
       arXiv 1511.07543.
     """
+    require_symmetries(symmetries)
     validation.function("assign", assign)
     validation.real("epsilon", epsilon, low=0.0, low_open=True, scalar=True)
     read = activations(model, symmetries)

@@ -1,12 +1,13 @@
 """The symmetries of a network under permutations of its hidden units, as data."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
+from dflax import validation
 from dflax.algorithm import Params
 
 
@@ -81,6 +82,25 @@ def random_permutations(key: Key[Array, ""], widths: Mapping[str, int]) -> Permu
         name: jax.random.permutation(own, width).astype(jnp.int32)
         for own, (name, width) in zip(keys, widths.items(), strict=True)
     }
+
+
+def require_symmetries(symmetries: Symmetries) -> None:
+    """Refuse what is no mapping from groups of units to places.
+
+    Raises:
+      TypeError: no mapping, or a group whose places are no tuples of a leaf and an axis.
+    """
+    fix = "Make them with dflax.matching.symmetries(model, params, inputs)."
+    validation.instance("symmetries", symmetries, Mapping, fix)
+    for name, given in symmetries.items():
+        places: list[Any] = list(given) if isinstance(given, (list, tuple)) else [None]
+        for place in places:
+            fits = isinstance(place, tuple) and 2 <= len(place) <= len(Place._fields)
+            if not fits or not isinstance(place[0], str):
+                raise TypeError(
+                    f"symmetries[{name!r}] must be a sequence of places (leaf, axis), got {given!r}. "
+                    f"{fix}"
+                )
 
 
 def widths_of(symmetries: Symmetries, params: Params) -> dict[str, int]:

@@ -21,6 +21,7 @@ from dflax.matching.symmetries import (
     identity,
     path_of,
     permute,
+    require_symmetries,
     widths_of,
 )
 
@@ -56,6 +57,7 @@ def by_weights(
       Ainsworth, Hayase and Srinivasa, Git Re-Basin: Merging Models modulo Permutation Symmetries,
       arXiv 2209.04836.
     """
+    require_symmetries(symmetries)
     validation.function("assign", assign)
     validation.integer("sweeps", sweeps, low=1)
 

@@ -252,7 +252,7 @@ def test_the_first_holder_is_somebody_on_line():
     for lone in range(N):
         state = algorithm(ranks=ranks).init(KEY, START, present=jnp.arange(N) == lone)
         assert int(state.server.holders[0]) == lone
-        assert bool(state.clients.joined.all())
+        assert bool(state.clients.views.joined.all())
 
 
 def test_deaths_within_rounds_and_partial_aggregation():
@@ -275,7 +275,7 @@ def test_joins_spread_with_the_models_and_departures_at_once():
     assert not (sampled[29:] == 2).any()
     assert (sampled[:29] == 2).any()
     assert float(metrics["view_errors"][-1]) == 0.0
-    assert np.asarray(state.clients.joined)[:, 7].sum() >= N - 1
+    assert np.asarray(state.clients.views.joined)[:, 7].sum() >= N - 1
     np.testing.assert_array_equal(metrics["lost"], 0)
 
 
@@ -319,8 +319,25 @@ def test_bad_arguments_are_refused():
         algorithm(inactivity=0)
     with pytest.raises(ValueError, match="death must be a finite number"):
         algorithm(death=1.5)
-    with pytest.raises(ValueError, match=r"ranks must have shape \[T, 12\], got \(3, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"ranks must have shape \[T, 12\] with T >= 1, got \(3, 5\)"
+    ):
         algorithm(ranks=md5_ranks(5, 3))
+    with pytest.raises(TypeError, match=r"ranks must be of type .*not list"):
+        algorithm(ranks=[[0, 1]])
+    with pytest.raises(TypeError, match="ranks must hold integers, got float32"):
+        algorithm(ranks=jnp.ones((2, N)))
+    for empty in (jnp.zeros(0), jnp.zeros((1, 1))):
+        with pytest.raises(ValueError, match="aggregation_timeout must be a single real number"):
+            algorithm(aggregation_timeout=empty)
+    with pytest.raises(TypeError, match="channel must be of type Channel"):
+        algorithm(channel=3)
+    with pytest.raises(TypeError, match="network must be of type Network"):
+        algorithm(network=3)
+    with pytest.raises(ValueError, match="nodes must hold at least one id"):
+        md5_ranks([], 3)
+    with pytest.raises(TypeError, match=r"nodes\[1\] must be of type bytes"):
+        md5_ranks([b"0", "1"], 3)
     method = modest(half_square, optax.sgd(0.1), nodes=5, sample=2)
     with pytest.raises(ValueError, match="nodes must be the federation's 12 clients"):
         method.step(method.init(KEY, START), TASK.federation().draw(KEY, 0))

@@ -168,7 +168,9 @@ def test_what_is_given_to_init_reaches_the_start():
         lambda *a: None, dx.gossip.ring(N), start=lambda key, models, extra: extra
     )
     assert_trees_equal(algorithm.init(KEY, ONES, jnp.arange(N)).clients.memory, np.arange(N))
-    with pytest.raises(ValueError, match="clients' memory must have a leading axis of length 8"):
+    with pytest.raises(
+        ValueError, match="what start returns, the clients' memory, must have a lead"
+    ):
         algorithm.init(KEY, ONES, jnp.arange(3))
 
 

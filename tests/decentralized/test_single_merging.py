@@ -11,6 +11,7 @@ from tasks import assert_trees_close, half_square, quadratics, regression, softm
 import dflax as dx
 from dflax import evaluation, topology
 from dflax.decentralized import merge, single_merging
+from dflax.gossip import Mixing
 
 KEY = jax.random.key(0)
 TASK = quadratics(clients=6)
@@ -47,7 +48,7 @@ def test_two_nodes_by_hand():
         np.testing.assert_allclose(merge(state), [mean], rtol=1e-6)
     # One exact round more changes nothing of the merged model.
     whole = dx.gossip.complete(2)
-    mixed = whole.apply(state.clients.params, whole.init(state.clients.params), KEY, 0)[0]
+    mixed = whole.apply(state.clients.params, whole.init(state.clients.params), Mixing(KEY, 0))[0]
     np.testing.assert_allclose(merge(mixed), merge(state), rtol=1e-6)
 
 
@@ -57,7 +58,7 @@ def test_two_opposite_values_keep_2_1_minus_r_of_their_squares(r):
     values = jnp.array([[1.0], [-1.0]])
 
     def squares(key):
-        return jnp.square(mixer.apply(values, mixer.init(values), key, 0)[0]).sum()
+        return jnp.square(mixer.apply(values, mixer.init(values), Mixing(key, 0))[0]).sum()
 
     found = jax.jit(jax.vmap(squares))(jax.random.split(KEY, 20_000))
     np.testing.assert_allclose(found.mean(), 2 * (1 - r), atol=4 * float(found.std()) / 141)

@@ -8,10 +8,11 @@ import pytest
 
 import dflax as dx
 from dflax import evaluation, topology
+from dflax.gossip import Mixing
 from experiments import decentralized_comparison as comparison
 from experiments.gossip_task import CLIENTS, NOWHERE, Method, Task, given_matrix, graphs
 from experiments.study import side_by_side
-from experiments.traffic import megabytes, message_bytes
+from experiments.traffic import megabytes, model_bytes
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,7 @@ def dfedavg(task):
 
 def test_bytes_of_messages_and_megabytes_of_runs():
     model = {"kernel": jnp.zeros((10, 3)), "bias": jnp.zeros(2)}
-    assert message_bytes(model) == 4 * 32
-    assert message_bytes(model, models=2) == 8 * 32
-    assert message_bytes(model, density=0.5) == 4 * 16 + 32 / 8
-    assert message_bytes(model, numbers=3) == 4 * 35
+    assert model_bytes(model) == 4 * 32
     sent = np.array([[32.0, 32.0, 64.0], [0.0, 16.0, 0.0]])
     found = megabytes(sent, 5e5, clients=16)
     np.testing.assert_allclose(found, [[1.0, 2.0, 4.0], [0.0, 0.5, 0.5]])
@@ -87,7 +85,7 @@ def test_curves_are_those_of_the_algorithms_own_runs(task):
 def test_a_merge_is_counted_and_rounds_of_a_quarter_are_four(task):
     methods = comparison.methods(task)
     merging = task.curves(methods["single merging"][0], (0.1,))
-    size = message_bytes(task.shapes) / 1e6
+    size = model_bytes(task.shapes) / 1e6
     models = merging[3, 0, 0] / size * CLIENTS
     drawn = models - CLIENTS * (CLIENTS - 1)
     np.testing.assert_allclose(drawn, drawn.round(), atol=1e-2)
@@ -108,7 +106,7 @@ def test_matcha_is_the_same_with_matchings_that_never_meet():
         state = mixer.init(models)
 
         def mixed(key, mixer=mixer, models=models, state=state):
-            out, _, metrics = mixer.apply(models, state, key, jnp.int32(0))
+            out, _, metrics = mixer.apply(models, state, Mixing(key, jnp.int32(0)))
             return out.mean(0), metrics["models_sent"]
 
         means, sent = jax.vmap(mixed)(jax.random.split(jax.random.key(4), 400))

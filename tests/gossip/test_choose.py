@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dflax import gossip, topology
+from dflax.gossip import Mixing
 
 KEY = jax.random.key(0)
 BLOCKS = np.kron(np.eye(2), np.full((2, 2), 0.5))
@@ -14,7 +15,9 @@ PAIRS = topology.from_edges(4, np.array([[0, 1], [2, 3]]), disconnected=True)
 
 def text(mixer):
     models = jnp.zeros((mixer.clients, 2))
-    return jax.jit(mixer.apply).lower(models, mixer.init(models), KEY, jnp.int32(0)).as_text()
+    return (
+        jax.jit(mixer.apply).lower(models, mixer.init(models), Mixing(KEY, jnp.int32(0))).as_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,7 +54,7 @@ def test_everyone_with_one_weight_is_one_product(own):
     eye = jnp.eye(8)
     for kind in ("complete", "dense"):
         made = gossip.mixer(matrix, kind=kind)
-        masked, _, metrics = made.apply(eye, made.init(eye), KEY, 0, active)
+        masked, _, metrics = made.apply(eye, made.init(eye), Mixing(KEY, 0, active))
         if kind == "complete":
             first = masked
         assert metrics["models_sent"] == 5 * 4
@@ -60,7 +63,7 @@ def test_everyone_with_one_weight_is_one_product(own):
 
 def mixed(mixer, index=0):
     eye = jnp.eye(mixer.clients)
-    return jax.jit(mixer.apply)(eye, mixer.init(eye), KEY, jnp.int32(index))[0]
+    return jax.jit(mixer.apply)(eye, mixer.init(eye), Mixing(KEY, jnp.int32(index)))[0]
 
 
 def test_arrays_matrices_and_graphs_mean_the_same():
@@ -119,6 +122,9 @@ def test_row_stochastic_weights_can_be_asked_for():
         (lambda: gossip.mixer(DIRECTED), ValueError, "push_sum"),
         (lambda: gossip.mixer(topology.ring(4), kind="magic"), ValueError, "'slots'.*'magic'"),
         (lambda: gossip.mixer(topology.star(4), kind="shifts"), ValueError, "kind='slots'"),
+        (lambda: gossip.mixer(topology.star(4), kind=[]), ValueError, "kind must be one of"),
+        (lambda: gossip.mixer(topology.star(4), steps=0), ValueError, "steps must be an integer"),
+        (lambda: gossip.alternate(gossip.ring(4)), TypeError, "mixers must be a list or tuple"),
         (lambda: gossip.mixer(topology.ring(4), kind="complete"), ValueError, "complete"),
         (lambda: gossip.mixer("ring"), TypeError, "topology must be a Graph"),
         (lambda: gossip.mixer(gossip.ring(4)), TypeError, "Mixer"),
@@ -147,7 +153,7 @@ def test_row_stochastic_weights_can_be_asked_for():
             TypeError,
             r"weights\(graph\) must be of type MixingMatrix, not int",
         ),
-        (lambda: gossip.alternate([3]), TypeError, r"mixers\[0\] must be of type Mixer, not int"),
+        (lambda: gossip.alternate([3]), TypeError, r"mixers\[0\] must be a Mixer, got int"),
         (
             lambda: gossip.scheduled(topology.ring(4)),
             TypeError,

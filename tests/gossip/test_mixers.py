@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dflax import gossip, topology
+from dflax.gossip import Mixing
 
 KEY = jax.random.key(3)
 INDEX = jnp.int32(0)
@@ -99,8 +100,8 @@ def test_mixer_is_its_matrix(name):
 
     @jax.jit
     def both(models, state, active):
-        everyone = mixer.apply(models, state, KEY, INDEX)
-        return everyone, mixer.apply(models, state, KEY, INDEX, active)
+        everyone = mixer.apply(models, state, Mixing(KEY, INDEX))
+        return everyone, mixer.apply(models, state, Mixing(KEY, INDEX, active))
 
     (everyone, _, sent), (some, _, sent_by_some) = both(models, state, jnp.asarray(active))
     for leaf in models:
@@ -133,7 +134,7 @@ def test_symmetric_mixers_keep_the_mean_under_any_mask(name):
     state = mixer.init(models)
 
     def drift(active):
-        mixed, _, _ = mixer.apply(models, state, KEY, INDEX, active)
+        mixed, _, _ = mixer.apply(models, state, Mixing(KEY, INDEX, active))
         return jnp.abs(mixed.mean(0) - models.mean(0)).max()
 
     masks = np.random.default_rng(1).integers(0, 2, (8, mixer.clients))
@@ -145,7 +146,7 @@ def test_what_absent_clients_hold_never_spreads(name):
     mixer, _ = CASES[name]
     active = jnp.arange(mixer.clients) % 4 != 0
     models = jnp.where(active, 1.0, jnp.nan)
-    mixed, _, _ = jax.jit(mixer.apply)(models, mixer.init(models), KEY, INDEX, active)
+    mixed, _, _ = jax.jit(mixer.apply)(models, mixer.init(models), Mixing(KEY, INDEX, active))
     np.testing.assert_allclose(mixed, models)
 
 
@@ -156,7 +157,7 @@ def test_chunked_slots_are_the_plain_sum(monkeypatch):
     state = mixer.init(models)
     monkeypatch.setattr("dflax.gossip.products.LARGE_LEAF", 1)
     monkeypatch.setattr("dflax.gossip.products.CHUNK", 42)
-    lowered = jax.jit(mixer.apply).lower(models, state, KEY, INDEX)
+    lowered = jax.jit(mixer.apply).lower(models, state, Mixing(KEY, INDEX))
     assert "while" in lowered.as_text()
     mixed, _, _ = lowered.compile()(models, state, KEY, INDEX)
     np.testing.assert_allclose(mixed, product(matrix.dense(), models), atol=1e-6)
@@ -173,7 +174,9 @@ def test_agreement_is_kept_by_every_mask(mask, seed):
 
 def compiled(mixer):
     state = mixer.init(jnp.zeros((mixer.clients, 2)))
-    return jax.jit(lambda models, key, active: mixer.apply(models, state, key, 0, active)[0])
+    return jax.jit(
+        lambda models, key, active: mixer.apply(models, state, Mixing(key, 0, active))[0]
+    )
 
 
 RING = compiled(gossip.ring(8))
@@ -190,7 +193,7 @@ def test_tables_are_data_and_not_constants(kind):
     models = jnp.zeros((200, 3))
     state = mixer.init(models)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) > 1000
-    jaxpr = jax.make_jaxpr(mixer.apply)(models, state, KEY, INDEX, jnp.ones(200))
+    jaxpr = jax.make_jaxpr(mixer.apply)(models, state, Mixing(KEY, INDEX, jnp.ones(200)))
     assert sum(np.asarray(constant).nbytes for constant in jaxpr.consts) < 1000
 
 
@@ -203,7 +206,7 @@ def test_one_peer_exponential_averages_in_one_period():
         apply = jax.jit(mixer.apply)
         for t in range(n.bit_length() - 1):
             by_shift = product(shift_matrix(n, 1 << t).dense(), mixed)
-            mixed, state, metrics = apply(mixed, state, KEY, jnp.int32(t))
+            mixed, state, metrics = apply(mixed, state, Mixing(KEY, jnp.int32(t)))
             np.testing.assert_allclose(mixed, by_shift, atol=1e-6)
             assert metrics["models_sent"] == n
         expected = np.broadcast_to(models.mean(0), models.shape)
@@ -215,7 +218,7 @@ def test_r_of_a_random_mixer_can_be_swept():
 
     def sent(r):
         mixer = gossip.random_neighbours(10, r)
-        return mixer.apply(models, mixer.init(models), KEY, INDEX)[2]["models_sent"]
+        return mixer.apply(models, mixer.init(models), Mixing(KEY, INDEX))[2]["models_sent"]
 
     np.testing.assert_array_equal(jax.vmap(sent)(jnp.array([0.0, 1.0, 9.0])), [0, 10, 90])
 
@@ -225,8 +228,12 @@ def test_r_of_a_random_mixer_can_be_swept():
     [
         (lambda m, x: m.init({"step": jnp.zeros(12, int)}), TypeError, r"\['step'\].*int32"),
         (lambda m, x: m.init(jnp.zeros((11, 2))), ValueError, "length 12, got 11"),
-        (lambda m, x: m.apply(x[:4], m.init(x), KEY, 0), ValueError, "length 12, got 4"),
-        (lambda m, x: m.apply(x, m.init(x), KEY, 0, jnp.ones(3)), ValueError, "active must"),
+        (lambda m, x: m.apply(x[:4], m.init(x), Mixing(KEY, 0)), ValueError, "length 12, got 4"),
+        (
+            lambda m, x: m.apply(x, m.init(x), Mixing(KEY, 0, jnp.ones(3))),
+            ValueError,
+            "active must",
+        ),
     ],
 )
 def test_bad_models_are_refused(call, error, message):

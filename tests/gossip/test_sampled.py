@@ -5,6 +5,7 @@ import pytest
 from tasks import assert_trees_close
 
 from dflax import gossip, topology
+from dflax.gossip import Mixing
 
 KEY = jax.random.key(0)
 NODES = 6
@@ -25,7 +26,7 @@ def flat(tree):
 
 
 def apply(mixer, stacked, key=KEY, active=None):
-    return jax.jit(mixer.apply)(stacked, mixer.init(stacked), key, 0, active)
+    return jax.jit(mixer.apply)(stacked, mixer.init(stacked), Mixing(key, 0, active))
 
 
 def sent_entries(mixer):

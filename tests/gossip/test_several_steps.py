@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from dflax import gossip, topology
+from dflax.gossip import Mixing
 
 KEY = jax.random.key(0)
 MODELS = jnp.asarray(np.random.default_rng(0).standard_normal((20, 5)), jnp.float32)
 
 
 def mix(mixer, models=MODELS, index=0, active=None):
-    return jax.jit(mixer.apply)(models, mixer.init(models), KEY, jnp.int32(index), active)
+    return jax.jit(mixer.apply)(models, mixer.init(models), Mixing(KEY, jnp.int32(index), active))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -87,7 +88,7 @@ def test_chebyshev_with_absent_clients_keeps_the_mean_and_their_models():
 def test_chebyshev_sweeps_its_eigenvalue():
     def spread(bound):
         mixer = gossip.chebyshev(gossip.ring(20), 6, second_eigenvalue=bound)
-        mixed, _, _ = mixer.apply(MODELS, mixer.init(MODELS), KEY, 0)
+        mixed, _, _ = mixer.apply(MODELS, mixer.init(MODELS), Mixing(KEY, 0))
         return jnp.std(mixed, axis=0).max()
 
     zero, right = jax.vmap(spread)(jnp.array([0.0, 0.967371]))
@@ -109,11 +110,26 @@ def test_chebyshev_sweeps_its_eigenvalue():
         ),
         (lambda: gossip.chebyshev(np.eye(3), 2), ValueError, "disconnected"),
         (
+            lambda: gossip.chebyshev(topology.ring(4), 2, second_eigenvalue=jnp.zeros(0)),
+            ValueError,
+            "second_eigenvalue must be a single real number",
+        ),
+        (
+            lambda: gossip.chebyshev(topology.ring(4), 2, second_eigenvalue=0.5j),
+            TypeError,
+            "second_eigenvalue must be a real number",
+        ),
+        (
+            lambda: gossip.chebyshev(topology.ring(4), 2, second_eigenvalue=True),
+            TypeError,
+            "second_eigenvalue must be a real number",
+        ),
+        (
             lambda: gossip.chebyshev(np.kron(np.eye(2), np.full((2, 2), 0.5)), 2),
             ValueError,
             "second_eigenvalue must be .* connect it",
         ),
-        (lambda: gossip.repeat(3, 1), TypeError, "mixer must be of type Mixer, not int"),
+        (lambda: gossip.repeat(3, 1), TypeError, "mixer must be a Mixer, got int"),
     ],
 )
 def test_bad_arguments_are_refused(make, error, message):

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dflax import gossip, topology
+from dflax.gossip import Mixing
 
 CLIENTS = 32
 KEY = jax.random.key(1)
@@ -53,7 +54,7 @@ def clients():
 
 def program(mixer, sharding, active=None):
     def mix(models, state):
-        return mixer.apply(models, state, KEY, jnp.int32(0), active)[0]
+        return mixer.apply(models, state, Mixing(KEY, jnp.int32(0), active))[0]
 
     state = mixer.init(jnp.asarray(MODELS))
     shape = jax.ShapeDtypeStruct(MODELS.shape, MODELS.dtype, sharding=sharding)
@@ -74,6 +75,6 @@ def test_devices_do_not_change_the_result(name, clients):
     compiled, state = program(mixer, clients, jnp.asarray(ACTIVE))
     sharded = compiled(jax.device_put(MODELS, clients), state)
     alone, _, _ = jax.jit(mixer.apply)(
-        jnp.asarray(MODELS), state, KEY, jnp.int32(0), jnp.asarray(ACTIVE)
+        jnp.asarray(MODELS), state, Mixing(KEY, jnp.int32(0), jnp.asarray(ACTIVE))
     )
     np.testing.assert_allclose(sharded, alone, atol=1e-6)

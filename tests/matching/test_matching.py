@@ -168,6 +168,12 @@ def test_weight_matching_of_a_layer_that_feeds_itself_never_loses():
         (lambda: matching.by_activations(MODEL, SYMMETRIES, epsilon=0.0), "epsilon must be"),
         (lambda: matching.by_weights(SYMMETRIES, assign=3), "assign must be"),
         (lambda: matching.by_weights(SYMMETRIES, sweeps=0), "sweeps must be"),
+        (lambda: matching.by_weights(3), "symmetries must be of type Mapping"),
+        (lambda: matching.by_weights({"a": 3}), "symmetries.'a'. must be a sequence of places"),
+        (
+            lambda: matching.by_activations(MODEL, {"a": [("leaf",)]}),
+            "must be a sequence of places",
+        ),
         (lambda: matching.by_weights({}).match(OWN, stack(OWN)), "at least one group"),
         (
             lambda: matching.by_activations(lambda p, x: x @ p, {"a": [("", 0)]}).match(

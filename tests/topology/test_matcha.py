@@ -8,6 +8,7 @@ import pytest
 
 import dflax as dx
 from dflax import topology
+from dflax.gossip import Mixing
 from dflax.topology.matcha import Matcha
 
 KEY = jax.random.key(0)
@@ -107,7 +108,7 @@ def test_mixing_follows_the_law_of_the_plan():
     identity = jnp.eye(graph.nodes)
     state = mixer.init(identity)
     keys = jax.random.split(KEY, 4000)
-    apply = jax.vmap(lambda key: mixer.apply(identity, state, key, jnp.int32(0)))
+    apply = jax.vmap(lambda key: mixer.apply(identity, state, Mixing(key, jnp.int32(0))))
     drawn, _, metrics = jax.jit(apply)(keys)
     drawn = np.asarray(drawn, np.float64)
     np.testing.assert_allclose(drawn, drawn.transpose(0, 2, 1), atol=1e-6)
@@ -127,7 +128,7 @@ def test_a_period_of_one_peer_exponential_averages_exactly(nodes):
     models = jnp.eye(nodes)
     state = mixer.init(models)
     for t in range(nodes.bit_length() - 1):
-        models, state, _ = mixer.apply(models, state, KEY, jnp.int32(t))
+        models, state, _ = mixer.apply(models, state, Mixing(KEY, jnp.int32(t)))
     np.testing.assert_allclose(models, 1 / nodes, atol=1e-7)
 
 
