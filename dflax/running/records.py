@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from dflax.manifest import DamagedError
+from dflax.running.manifest import DamagedError
 
 
 class Records:

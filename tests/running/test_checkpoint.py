@@ -24,14 +24,15 @@ import pytest
 from tasks import assert_trees_equal, regression, softmax_loss
 
 import dflax as dx
-from dflax import evaluation, fingerprint, manifest, participation
+from dflax import evaluation, participation
 from dflax.algorithm import Algorithm, FederatedState
-from dflax.checkpoint import Checkpoints, Store
-from dflax.interrupt import Terminated
+from dflax.running import fingerprint, manifest
+from dflax.running.checkpoint import Checkpoints, Store
+from dflax.running.interrupt import Terminated
 
 KEY = jax.random.key(3)
 # `dflax.run` is the function.
-LOOP = sys.modules["dflax.run"]
+LOOP = sys.modules["dflax.running.run"]
 
 
 class Setting(NamedTuple):
@@ -540,7 +541,7 @@ def test_a_failure_to_write_is_raised(setting, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("dflax.manifest.seal", fail)
+    monkeypatch.setattr("dflax.running.manifest.seal", fail)
     with pytest.raises(OSError, match="disk full"):
         setting.run(checkpoint=tmp_path)
 
@@ -630,7 +631,7 @@ def start(tmp_path_factory):
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         # Python 3.11 does not hand its path to the server of forks, which then imports nothing.
-        "PYTHONPATH": str(pathlib.Path(__file__).parent),
+        "PYTHONPATH": str(pathlib.Path(__file__).parent.parent),
         # Threads do not survive a fork.
         "OPENBLAS_NUM_THREADS": "1",
     }

@@ -31,9 +31,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 from jaxtyping import Array, PyTree
 
-from dflax import manifest, validation
-from dflax.fingerprint import differences
-from dflax.records import Records, encode
+from dflax import validation
+from dflax.running import manifest
+from dflax.running.fingerprint import differences
+from dflax.running.records import Records, encode
 
 # What a stored run has in common with the one that resumes it, strict or not.
 ALWAYS = ("start", "state", "metrics", "evaluations")

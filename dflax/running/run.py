@@ -15,13 +15,14 @@ from jax.sharding import Mesh, Sharding
 from jax.tree_util import Partial
 from jaxtyping import Array, Int, Key, PyTree
 
-from dflax import fingerprint, validation
+from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Source, State, verify_algorithm, verify_source
-from dflax.checkpoint import Checkpoints, Store
-from dflax.interrupt import held_signals, obey
 from dflax.mesh import collect, replicate_source, shard, state_sharding
-from dflax.progress import progress_bar
-from dflax.sinks import Sink
+from dflax.running import fingerprint
+from dflax.running.checkpoint import Checkpoints, Store
+from dflax.running.interrupt import held_signals, obey
+from dflax.running.progress import progress_bar
+from dflax.running.sinks import Sink
 
 # Rounds whose metrics one compiled call can hand back.
 CAPACITY = 1024

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dflax.sinks import flatten
+from dflax.running.sinks import flatten
 
 
 @contextlib.contextmanager
