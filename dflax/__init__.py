@@ -32,7 +32,8 @@ from dflax.clients import (
 from dflax.federation import Assignment, Federation, Round
 from dflax.mesh import client_mesh
 from dflax.running import checkpoint, interrupt, sinks
-from dflax.running.run import History, run
+from dflax.running.history import History
+from dflax.running.run import run
 from dflax.sweep import Sweep, sweep
 
 __version__ = "0.1.0"
