@@ -1,12 +1,12 @@
 # make run    the quickstart on real data          make studies  every study, one table of claims
-# make test   the tests                            make bench    timings against peers and limits
+# make test   the tests (make test-all: slow too)  make bench    timings against peers and limits
 # make lint   ruff and mypy                        make peers    environments of the peers, for bench
 # make clean  forget the environment and results
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint studies bench peers clean
+.PHONY: run test test-all lint studies bench peers clean
 .DEFAULT_GOAL := run
 
 # One environment per purpose's extra; a stamp is as old as the last change of pyproject.toml.
@@ -30,6 +30,9 @@ run: $(VENV)/.experiments
 	@$(BIN)/python -m experiments.quickstart
 
 test: $(VENV)/.dev
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev

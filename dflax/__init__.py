@@ -3,7 +3,6 @@
 from dflax import (
     aggregation,
     channel,
-    checkpoint,
     data,
     decentralized,
     evaluation,
@@ -17,7 +16,6 @@ from dflax import (
     participation,
     profile,
     server,
-    sinks,
     topology,
 )
 from dflax.algorithm import Algorithm, Events, FederatedState, Source, rollout
@@ -33,7 +31,9 @@ from dflax.clients import (
 )
 from dflax.federation import Assignment, Federation, Round
 from dflax.mesh import client_mesh
-from dflax.run import History, run
+from dflax.running import checkpoint, interrupt, sinks
+from dflax.running.history import History
+from dflax.running.run import run
 from dflax.sweep import Sweep, sweep
 
 __version__ = "0.1.0"

@@ -1,12 +1,18 @@
 """Final models as files: safetensors for every framework, orbax folders for the JAX world.
 
 A pytree becomes arrays with names: the path to a leaf, joined by dots, so `params["Dense_0"]["kernel"]`
-is "Dense_0.kernel". Reading a file back never executes anything that is in it.
+is "Dense_0.kernel". Reading a file back never executes anything that is in it. What `save` writes says
+what its arrays hash to, so a damaged file is refused, not loaded with other numbers. A model that
+another program wrote does not say so; of it shapes and sizes are checked before memory is taken.
 """
 
+import contextlib
+import hashlib
+import math
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,9 +22,15 @@ from jaxtyping import Array, PyTree
 
 from dflax.algorithm import Params
 from dflax.mesh import collect
+from dflax.running import manifest, untrusted
+from dflax.running.arrays import block_of
 
 SEPARATOR = "."
 ENDING = ".safetensors"
+# Where a file's metadata say what its arrays hash to.
+DIGEST = "dflax.sha256"
+# No codec of orbax packs more: zstd repeats one byte 2^17 times with four.
+DENSEST = 1 << 15
 # What every reader of safetensors knows; NumPy's names of bfloat16 come from ml_dtypes.
 STORABLE = frozenset(
     {"bool", "bfloat16", "complex64"}
@@ -38,7 +50,8 @@ def save(path: str | pathlib.Path, params: Params, metadata: dict[str, str] | No
       path: "NAME.safetensors" (replaced if it exists) or the name of a new folder.
       params: a pytree of arrays, for example `state.server.params`, or one client's row of
         `state.clients.params`. Containers without arrays are not stored.
-      metadata: what the file should say about itself, strings to strings.
+      metadata: what the file should say about itself, strings to strings. The key "dflax.sha256" is
+        ours.
 
     Raises:
       ValueError: another ending, a folder that exists, no arrays, names that clash.
@@ -53,6 +66,10 @@ def save(path: str | pathlib.Path, params: Params, metadata: dict[str, str] | No
         raise TypeError(
             f"metadata must be a dict of strings to strings, got {metadata!r}. "
             "Store numbers as str(number)."
+        )
+    if metadata is not None and DIGEST in metadata:
+        raise ValueError(
+            f'metadata must not have the key "{DIGEST}". It is written by save itself.'
         )
     named = _named("params", params)
     if not named:
@@ -83,7 +100,7 @@ def load(path: str | pathlib.Path, like: Params | None = None) -> Params:
 
     Raises:
       FileNotFoundError: nothing at `path`.
-      ValueError: another ending, not a file of this kind, or not a model like `like`.
+      ValueError: another ending, not a file of this kind, a damaged one, or not a model like `like`.
       ImportError: safetensors is not installed.
     """
     path = _existing(path)
@@ -112,19 +129,20 @@ def load(path: str | pathlib.Path, like: Params | None = None) -> Params:
 def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
     """The strings that `save` stored with the model; the arrays are not read."""
     path = _existing(path)
-    if path.suffix != ENDING:
-        import orbax.checkpoint as orbax
+    with _refused(path):
+        if path.suffix != ENDING:
+            import orbax.checkpoint as orbax
 
-        with orbax.PyTreeCheckpointer() as checkpointer:
-            return dict(checkpointer.metadata(path).custom_metadata or {})
-    with _safetensors().safe_open(path, framework="numpy") as file:
-        return dict(file.metadata() or {})
+            with orbax.PyTreeCheckpointer() as checkpointer:
+                return dict(checkpointer.metadata(path).custom_metadata or {})
+        told = _metadata(path)
+    return {name: text for name, text in told.items() if name != DIGEST}
 
 
 def _checked(path: str | pathlib.Path) -> pathlib.Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a string or a pathlib.Path, got {path!r}.")
-    path = pathlib.Path(path).absolute()
+    path = pathlib.Path(path).expanduser().absolute()
     if path.suffix not in (ENDING, ""):
         raise ValueError(
             f'path must end in "{ENDING}" (a file) or have no ending (an orbax folder), got '
@@ -190,16 +208,22 @@ def _save_file(path: pathlib.Path, named: dict[str, Any], metadata: dict[str, st
     safetensors = _safetensors()
     # The writer reads raw memory: anything but a contiguous array would be stored scrambled.
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in collect(named).items()}
+    told = (metadata or {}) | {DIGEST: _sha256(arrays)}
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             beside = pathlib.Path(folder) / path.name
             # Written here, because the library's own writer leaves a file no other user may read.
             with beside.open("wb") as file:
-                file.write(safetensors.numpy.save(arrays, metadata=metadata))
+                file.write(safetensors.numpy.save(arrays, metadata=told))
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)
+    _together(path)
+
+
+def _together(path: pathlib.Path) -> None:
+    """Returns once every process is here."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -208,10 +232,44 @@ def _save_file(path: pathlib.Path, named: dict[str, Any], metadata: dict[str, st
 
 def _load_file(path: pathlib.Path) -> dict[str, np.ndarray]:
     safetensors = _safetensors()
+    with _refused(path):
+        arrays = safetensors.numpy.load_file(path)
+        for name, values in arrays.items():
+            if values.dtype == bool and np.any(values.view(np.uint8) > 1):
+                raise ValueError(f'"{name}" holds booleans that are neither true nor false')
+        told = _metadata(path).get(DIGEST)
+        if told is not None and told != _sha256(arrays):
+            raise ValueError("its arrays are not those that were saved; it was changed")
+    return arrays
+
+
+def _metadata(path: pathlib.Path) -> dict[str, str]:
+    with _safetensors().safe_open(path, framework="numpy") as file:
+        return dict(file.metadata() or {})
+
+
+def _sha256(arrays: dict[str, np.ndarray]) -> str:
+    """Of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, values in sorted(arrays.items()):
+        digest.update(f"{name} {values.dtype.name}{list(values.shape)} ".encode())
+        if not values.dtype.isnative:
+            values = values.astype(values.dtype.newbyteorder("="))
+        digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _refused(path: pathlib.Path) -> Iterator[None]:
+    """One error for all that a reader may say of a file that is not what it should be."""
     try:
-        return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, AttributeError) as error:  # the latter: an unknown dtype
-        raise ValueError(f"path must name a safetensors file, got {path}: {error}.") from error
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        kind = "safetensors file" if path.suffix == ENDING else "folder that holds one orbax tree"
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"path must name a {kind}, got {path}: {lines[0][:300]}.") from None
 
 
 def _save_folder(path: pathlib.Path, params: Params, metadata: dict[str, str] | None) -> None:
@@ -224,21 +282,38 @@ def _save_folder(path: pathlib.Path, params: Params, metadata: dict[str, str] | 
         )
     with orbax.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(path, params, custom_metadata=metadata)
+    if jax.process_index() == 0:
+        manifest.seal(path, {})
+    _together(path)
 
 
 def _load_folder(path: pathlib.Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as orbax
 
-    with orbax.PyTreeCheckpointer() as checkpointer:
-        try:
-            tree = checkpointer.metadata(path).item_metadata.tree
-        except (FileNotFoundError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"path must name a folder that holds one orbax tree, got {path}: {error}."
-            ) from error
+    with _refused(path), orbax.PyTreeCheckpointer() as checkpointer:
+        # The folder may be a link that the user made; what lies in it may not.
+        folder = path.resolve()
+        stored = sum(file.lstat().st_size for file in untrusted.files_below(folder))
+        if (folder / manifest.MANIFEST).exists():
+            manifest.checked(folder)
+        about = checkpointer.metadata(folder).item_metadata
+        if about is None:
+            raise ValueError("it does not say what arrays it has")
+        _verify_sizes(about.tree, stored)
         # As NumPy arrays, so that it does not matter on how many devices the model was saved.
-        as_numpy = jax.tree.map(lambda leaf: orbax.RestoreArgs(restore_type=np.ndarray), tree)
-        return _named("path", checkpointer.restore(path, restore_args=as_numpy))
+        as_numpy = jax.tree.map(lambda leaf: orbax.RestoreArgs(restore_type=np.ndarray), about.tree)
+        return _named("path", checkpointer.restore(folder, restore_args=as_numpy))
+
+
+def _verify_sizes(tree: PyTree, stored: int) -> None:
+    """Refuses arrays, or blocks of them, that files of so many bytes cannot hold however packed."""
+    claimed = 0
+    for leaf in jax.tree.leaves(tree):
+        size = np.dtype(getattr(leaf, "dtype", None) or np.uint8).itemsize
+        shape = getattr(leaf, "shape", None) or ()
+        claimed += max(math.prod(shape), math.prod(block_of(leaf))) * size
+    if claimed > DENSEST * stored:
+        raise ValueError(f"it claims {claimed} bytes of arrays in files of {stored} bytes")
 
 
 def _on_device(values: np.ndarray) -> Array | np.ndarray:

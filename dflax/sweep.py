@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Source, State, verify_algorithm, verify_source
-from dflax.run import History, run
+from dflax.running.history import History
+from dflax.running.run import run
 
 POINTS = "points"
 OPTIONS = ("progress", "title", "sinks", "chunk", "checkpoint")

@@ -1,5 +1,10 @@
+import json
 import os
+import pathlib
 import pickle
+import random
+import shutil
+import struct
 from typing import NamedTuple
 
 import jax
@@ -268,3 +273,163 @@ def test_foreign_names_that_clash_are_refused(tmp_path):
     save_file({"a": np.ones(1), "a.b": np.ones(1)}, tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match='path holds "a'):
         export.load(tmp_path / "m.safetensors")
+
+
+def test_the_home_folder_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("m.safetensors", "m"):
+        export.save(f"~/models/{name}", {"w": jnp.ones(2)}, {"a": "b"})
+        assert (tmp_path / "models" / name).exists()
+        np.testing.assert_array_equal(export.load(f"~/models/{name}")["w"], np.ones(2))
+        assert export.read_metadata(f"~/models/{name}") == {"a": "b"}
+
+
+def model():
+    return {"w": jnp.arange(500.0).reshape(20, 25), "b": np.array([True, False]), "n": jnp.int32(7)}
+
+
+def damage(path, draw):
+    data = bytearray(path.read_bytes())
+    if draw.random() < 0.3 or not data:
+        data = data[: draw.randrange(len(data) + 1)]
+    else:
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    path.write_bytes(data)
+
+
+def loads_equal_or_is_refused(path):
+    loaded, refusal = attempt(export.load, path)
+    if refusal is None:
+        assert_same_bits(loaded, model())
+    return refusal is None
+
+
+def attempt(read, path):
+    """What was read, or our own refusal."""
+    refusal = None
+    try:
+        return read(path), None
+    except ValueError as error:
+        refusal = str(error)
+    assert refusal.startswith("path must name a")
+    assert str(path) in refusal
+    return None, refusal
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_model_is_loaded_whole_or_refused(path):
+    export.save(path, model(), {"made": "by this test"})
+    draw = random.Random(3)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    outcomes = set()
+    for _ in range(60 if path.is_file() else 2):
+        for file in files:
+            kept = file.read_bytes()
+            damage(file, draw)
+            outcomes.add(loads_equal_or_is_refused(path))
+            attempt(export.read_metadata, path)
+            file.write_bytes(kept)
+    assert False in outcomes
+    assert loads_equal_or_is_refused(path)
+
+
+def test_every_file_of_a_folder_counts(tmp_path):
+    export.save(tmp_path / "m", model())
+    names = sorted(
+        p.relative_to(tmp_path / "m") for p in (tmp_path / "m").rglob("*") if p.is_file()
+    )
+    for number, name in enumerate(names):
+        copy = shutil.copytree(tmp_path / "m", tmp_path / f"{number}")
+        (copy / name).unlink()
+        # Without the manifest it is as if another program had written it.
+        assert loads_equal_or_is_refused(copy) == (name.name == "manifest.json")
+
+
+def foreign(path, **arrays):
+    """As another program writes it: no manifest, an array a folder, its shape in a text."""
+    import orbax.checkpoint as orbax
+
+    handler = orbax.PyTreeCheckpointHandler(use_ocdbt=False)
+    with orbax.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path, args=orbax.args.PyTreeSave(arrays))
+
+
+def test_a_folder_of_another_program_is_read(tmp_path):
+    foreign(tmp_path / "m", w=jnp.zeros((300, 400)), b=jnp.arange(3.0))
+    np.testing.assert_array_equal(export.load(tmp_path / "m")["w"], np.zeros((300, 400)))
+    np.testing.assert_array_equal(export.load(tmp_path / "m")["b"], np.arange(3.0))
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"shape": [131072, 131072]},
+        {"shape": [131072, 131072], "chunks": [131072, 131072]},
+        {"chunks": [131072, 131072]},
+    ],
+)
+def test_a_claim_of_more_than_the_files_can_hold_is_refused_before_memory_is_taken(tmp_path, claim):
+    foreign(tmp_path / "m", w=jnp.zeros((4, 4)))
+    (about,) = (tmp_path / "m").rglob(".zarray")
+    about.write_text(json.dumps(json.loads(about.read_text()) | claim))
+    with pytest.raises(ValueError, match="path must name a folder that holds one orbax tree"):
+        export.load(tmp_path / "m")
+
+
+def test_large_models_of_equal_numbers_are_not_mistaken_for_a_false_claim(tmp_path):
+    zeros = {"w": np.zeros((3000, 3000), np.float32)}
+    export.save(tmp_path / "m", zeros)
+    np.testing.assert_array_equal(export.load(tmp_path / "m")["w"], zeros["w"])
+
+
+@pytest.mark.parametrize("harm", ["link", "pipe", "deep", "empty", "directory"])
+def test_a_folder_of_tricks_is_refused_by_name(tmp_path, harm):
+    foreign(tmp_path / "m", w=jnp.zeros((4, 4)))
+    (tmp_path / "outside").write_text("precious")
+    about = tmp_path / "m" / "_METADATA"
+    about.unlink()
+    {
+        "link": lambda: about.symlink_to(tmp_path / "outside"),
+        "pipe": lambda: os.mkfifo(about),
+        "deep": lambda: about.write_text("[" * 100_000),
+        "empty": lambda: about.write_text("{}"),
+        "directory": lambda: about.mkdir(),
+    }[harm]()
+    with pytest.raises(
+        ValueError, match="path must name a folder that holds one orbax tree"
+    ) as told:
+        export.load(tmp_path / "m")
+    assert "NoneType" not in str(told.value)
+    assert (tmp_path / "outside").read_text() == "precious"
+
+
+def test_a_link_to_a_model_is_the_users_own(path):
+    export.save(path, model())
+    link = path.parent / f"link{path.suffix}"
+    link.symlink_to(path)
+    assert_same_bits(export.load(link), model())
+
+
+@pytest.mark.parametrize("byte", [2, 128, 255])
+def test_booleans_that_are_neither_true_nor_false_are_refused(tmp_path, byte):
+    header = json.dumps({"mask": {"dtype": "BOOL", "shape": [3], "data_offsets": [0, 3]}}).encode()
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes([0, 1, byte]))
+    with pytest.raises(ValueError, match='"mask" holds booleans that are neither true nor false'):
+        export.load(path)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes([0, 1, 1]))
+    assert export.load(path)["mask"].tolist() == [False, True, True]
+
+
+def test_a_file_of_another_program_is_read_and_has_no_digest(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"w": np.ones(2)}, tmp_path / "m.safetensors", metadata={"a": "b"})
+    np.testing.assert_array_equal(export.load(tmp_path / "m.safetensors")["w"], np.ones(2))
+    assert export.read_metadata(tmp_path / "m.safetensors") == {"a": "b"}
+
+
+def test_the_key_of_the_digest_is_not_the_users(path):
+    with pytest.raises(ValueError, match="metadata must not have the key"):
+        export.save(path, model(), {export.DIGEST: "0"})
+    assert not pathlib.Path(path).exists()

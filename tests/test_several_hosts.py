@@ -15,7 +15,7 @@ import dflax as dx
 from dflax import export
 
 HERE = pathlib.Path(__file__).parent
-LONGEST = 120.0
+LONGEST = 180.0
 
 
 def free_port():
@@ -77,7 +77,14 @@ def alone():
 
 
 @pytest.mark.parametrize(
-    ("name", "reference"), [("fedavg", "fedavg"), ("dfedavg", "dfedavg"), ("dealt", "dfedavg")]
+    ("name", "reference"),
+    [
+        ("fedavg", "fedavg"),
+        ("dfedavg", "dfedavg"),
+        ("dealt", "dfedavg"),
+        ("saved", "dfedavg"),
+        ("stored", "dfedavg"),
+    ],
 )
 def test_two_hosts_train_what_one_trains(hosts, alone, name, reference):
     state, history = alone[reference]
@@ -93,6 +100,12 @@ def test_two_hosts_train_what_one_trains(hosts, alone, name, reference):
 def test_sinks_of_the_first_process_alone_are_called(hosts):
     assert len((hosts / "dfedavg 0.jsonl").read_text().splitlines()) == two_hosts.ROUNDS
     assert not (hosts / "dfedavg 1.jsonl").exists()
+
+
+def test_a_folder_that_is_in_use_is_refused_on_all_hosts(hosts, reports):
+    assert "is in use by process" in reports[0]["in_use"]
+    assert "was refused by process 0" in reports[1]["in_use"]
+    assert json.loads((hosts / "run" / "lock").read_text()).keys() == {"process", "host"}
 
 
 def test_two_processes_share_eight_devices(reports):

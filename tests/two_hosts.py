@@ -4,6 +4,7 @@ Both processes run this same program; what they find goes to files in FOLDER, wh
 `test_several_hosts.py` compares with the same training in one process.
 """
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -17,6 +18,7 @@ from tasks import regression, softmax_loss
 import dflax as dx
 from dflax import export
 from dflax.data.dealt import deal
+from dflax.running.lock import InUseError, Lock
 
 CLIENTS = 16
 ROUNDS = 5
@@ -54,7 +56,7 @@ def norms(state):
     }
 
 
-def train(algorithm, federation, mesh=None, sinks=()):
+def train(algorithm, federation, mesh=None, sinks=(), checkpoint=None):
     key = jax.random.key(0)
     state = algorithm.init(key, regression(clients=CLIENTS).params)
     return dx.run(
@@ -66,6 +68,7 @@ def train(algorithm, federation, mesh=None, sinks=()):
         evaluate=norms,
         sinks=sinks,
         mesh=mesh,
+        checkpoint=checkpoint,
     )
 
 
@@ -79,16 +82,27 @@ def main(port, process, folder):
         "others": list(dx.mesh.host_clients(CLIENTS, mesh, 1 - process)),
     }
 
-    results = {}
-    for name, algorithm in algorithms().items():
+    results, methods = {}, algorithms()
+    for name, algorithm in methods.items():
         sink = dx.sinks.jsonl(folder / f"{name} {process}.jsonl")
         state, history = train(algorithm, federation(), mesh, [sink])
         results[name] = (state, history.metrics, history.evaluations)
     dealt = deal(federation(lambda inputs: np.asarray(inputs).view(Watched)), mesh)
     report["rows_read"] = sorted(Watched.rows_read)
     report["rows_held"] = sum(s.data.shape[0] for s in dealt.data.inputs.addressable_shards)
-    state, history = train(algorithms()["dfedavg"], dealt, mesh)
+    state, history = train(methods["dfedavg"], dealt, mesh)
     results["dealt"] = (state, history.metrics, history.evaluations)
+
+    # Process 0 alone holds the lock, for both; a folder that it cannot have, neither has.
+    saved, history = train(methods["dfedavg"], federation(), mesh, checkpoint=folder / "run")
+    results["saved"] = (saved, history.metrics, history.evaluations)
+    stored, history = train(methods["dfedavg"], federation(), mesh, checkpoint=folder / "run")
+    results["stored"] = (stored, history.metrics, history.evaluations)
+    with Lock(folder / "run") if process == 0 else contextlib.nullcontext():
+        try:
+            train(methods["dfedavg"], federation(), mesh, checkpoint=folder / "run")
+        except InUseError as error:
+            report["in_use"] = str(error)
 
     export.save(folder / "models.safetensors", results["dfedavg"][0].clients.params)
     export.save(folder / "models", results["dfedavg"][0].clients.params)

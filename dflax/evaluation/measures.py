@@ -1,6 +1,5 @@
 """Measures of models on a test set, at the server, over all clients."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,21 +12,11 @@ from dflax import validation
 from dflax.algorithm import FederatedState, Metrics, Params
 from dflax.clients import map_clients, weighted_mean
 from dflax.data.dataset import Batch, Dataset
+from dflax.evaluation.measure import Bound, OfModel, Recalibrated, metrics_of
 from dflax.local.oracle import Loss
 from dflax.models.averaged import warn_of_averaging
 
 Measure = Callable[[Params], Metrics]
-
-
-class Recalibrated(Partial):
-    """A measure that estimates running statistics afresh, see `dflax.evaluation.recalibrated`."""
-
-
-jax.tree_util.register_pytree_node(
-    Recalibrated,
-    lambda measure: ((measure.args, measure.keywords), measure.func),
-    lambda function, given: Recalibrated(function, *given[0], **given[1]),
-)
 
 
 def on(loss: Loss, data: Dataset, *, batch_size: int = 500, examples: int | None = None) -> Measure:
@@ -40,14 +29,15 @@ def on(loss: Loss, data: Dataset, *, batch_size: int = 500, examples: int | None
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)` whose metrics are means over the batch that
-        respect `batch.mask`; it is called with key None: evaluation, no dropout.
+        respect `batch.mask`; it is called with key None: evaluation, no dropout. Of a loss without
+        metrics the loss itself is measured, as `loss`; integers and booleans count as real numbers.
       data: what to measure on.
       batch_size: examples at a time, >= 1.
       examples: measure on the first so many only; default all. (The sources shuffle their examples
         or keep the published order, so the first ones are a fair sample.)
     """
     count = verified_count(loss, data, batch_size, examples)
-    return Partial(functools.partial(_on, loss, min(batch_size, count), count), data)
+    return OfModel(Bound(_on, loss, min(batch_size, count), count), data)
 
 
 def server_model(measure: Measure) -> Callable[[FederatedState], Metrics]:
@@ -67,7 +57,7 @@ def client_models(
     """
     if at_once is not None:
         validation.integer("at_once", at_once, low=1)
-    return Partial(functools.partial(_client_models, at_once), _as_partial(measure))
+    return Partial(Bound(_client_models, at_once), _as_partial(measure))
 
 
 def mean_model(measure: Measure) -> Callable[[FederatedState], Metrics]:
@@ -145,7 +135,7 @@ def verified_count(loss: Loss, data: Dataset, batch_size: int, examples: int | N
 
 
 def _on(loss: Loss, batch_size: int, count: int, data: Dataset, params: Params) -> Metrics:
-    return mean_over(lambda batch, number: loss(params, batch, None)[1], data, batch_size, count)
+    return mean_over(lambda batch, _: metrics_of(loss, params, batch), data, batch_size, count)
 
 
 def _server_model(measure: Measure, state: FederatedState) -> Metrics:

@@ -1,6 +1,5 @@
 """Every client's model on the client's own held-out data, as it is or after some steps of its own."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from dflax.algorithm import FederatedState, Metrics, Params
 from dflax.clients import map_clients, weighted_mean
 from dflax.data.dataset import Dataset
 from dflax.data.partition import Partition
+from dflax.evaluation.measure import Bound, metrics_of
 from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
@@ -56,7 +56,7 @@ def on_own_data(
       TypeError, ValueError: naming the argument.
     """
     width, batches = _verified(loss, data, held_out, models, batch_size, at_once)
-    measured = functools.partial(_own, loss, None, models, (0, 0, width, batches), at_once)
+    measured = Bound(_own, loss, None, models, (0, 0, width, batches), at_once)
     return Partial(measured, data, held_out, held_out, None)
 
 
@@ -109,7 +109,7 @@ def personalized(
     validation.integer("tuning_batch_size", tuning_batch_size, low=1)
     solve = solver(loss if training_loss is None else training_loss, optimizer)
     sizes = (local_steps, tuning_batch_size, width, batches)
-    measured = functools.partial(_own, loss, solve, models, sizes, at_once)
+    measured = Bound(_own, loss, solve, models, sizes, at_once)
     return Partial(measured, data, train, held_out, key)
 
 
@@ -183,8 +183,7 @@ def _own(
             places = number * width + jnp.arange(width)
             mask = (places < size).astype(jnp.float32)
             batch = data.fetch(held_out.indices[offset + jnp.minimum(places, size - 1)])
-            _, metrics = loss(model, batch._replace(mask=mask), None)
-            return metrics, mask.sum()
+            return metrics_of(loss, model, batch._replace(mask=mask)), mask.sum()
 
         metrics, counts = jax.lax.map(one_batch, jnp.arange(batches))
         return weighted_mean(metrics, counts)

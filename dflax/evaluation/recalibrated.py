@@ -1,14 +1,13 @@
 """Measuring averaged models with BatchNorm, whose statistics have to be estimated afresh."""
 
-import functools
-
 from flax import linen as nn
 from jax.tree_util import Partial
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Dataset
-from dflax.evaluation.measures import Measure, Recalibrated
+from dflax.evaluation.measure import Bound, Recalibrated
+from dflax.evaluation.measures import Measure
 from dflax.models.statistics import recalibrate
 
 
@@ -42,7 +41,7 @@ def recalibrated(
     validation.integer("batches", batches, low=1)
     validation.integer("batch_size", batch_size, low=1)
     inner = measure if isinstance(measure, Partial) else Partial(measure)
-    return Recalibrated(functools.partial(_recalibrated, module, batches, batch_size), inner, data)
+    return Recalibrated(Bound(_recalibrated, module, batches, batch_size), inner, data)
 
 
 def _recalibrated(

@@ -3,11 +3,11 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
-from dflax.sinks import flatten
+from dflax.running.history import Rows
+from dflax.running.sinks import flatten
 
 
 @contextlib.contextmanager
@@ -37,14 +37,10 @@ def progress_bar(wanted: bool | None, title: str, rounds: int) -> Iterator[Calla
         task = bar.add_task(title or "rounds", total=rounds, speed="compiling", last="")
         latest: dict[str, str] = {}
 
-        def show(done: int, seconds: float, rows: Any, evaluated: np.ndarray) -> None:
-            metrics, evaluations = rows
-            named = {name: leaf[-1] for name, leaf in flatten(metrics).items() if leaf.ndim == 1}
-            if evaluated.any():
-                last = np.flatnonzero(evaluated)[-1]
-                for name, leaf in flatten(evaluations).items():
-                    if leaf.ndim == 1:
-                        named[f"test {name}"] = leaf[last]
+        def show(done: int, seconds: float, rows: Rows, evaluations: Rows) -> None:
+            named = _last(rows) | {
+                f"test {name}": last for name, last in _last(evaluations).items()
+            }
             latest.update({name: f"{name} {value:.4g}" for name, value in named.items()})
             bar.update(
                 task,
@@ -54,3 +50,9 @@ def progress_bar(wanted: bool | None, title: str, rounds: int) -> Iterator[Calla
             )
 
         yield show
+
+
+def _last(rows: Rows) -> dict[str, np.ndarray]:
+    """The last value of every scalar, if there is one."""
+    named = flatten(rows.values)
+    return {name: leaf[-1] for name, leaf in named.items() if leaf.ndim == 1 and len(leaf)}

@@ -29,7 +29,7 @@ def jsonl(path: str | pathlib.Path) -> Sink:
       TypeError, ValueError: `path` is no path, or that of a folder.
     """
     validation.instance("path", path, (str, os.PathLike))
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if path.is_dir():
         raise ValueError(
             f"path must be a file's, got the folder {str(path)!r}. Append a name, such as run.jsonl."
@@ -51,6 +51,9 @@ def jsonl(path: str | pathlib.Path) -> Sink:
 def tensorboard(folder: str | pathlib.Path) -> Sink:
     """Writes every scalar metric as a TensorBoard curve (needs the extra `tensorboard`).
 
+    What is not finite is left out of the curve: evaluations of rounds that were not evaluated, and
+    means over clients of rounds in which none reported. `jsonl` has them all.
+
     Raises:
       TypeError: `folder` is no path.
       ImportError: tensorboardX is not installed.
@@ -62,12 +65,13 @@ def tensorboard(folder: str | pathlib.Path) -> Sink:
         raise ImportError(
             "sinks.tensorboard needs tensorboardX: pip install 'dflax[tensorboard]'."
         ) from error
-    writer = SummaryWriter(str(folder))
+    writer = SummaryWriter(str(pathlib.Path(folder).expanduser()))
 
     def write(rounds: np.ndarray, metrics: Any) -> None:
         for name, values in flatten(metrics).items():
             if values.ndim == 1:
-                for number, value in zip(rounds, values, strict=True):
+                finite = np.isfinite(values)
+                for number, value in zip(rounds[finite], values[finite], strict=True):
                     writer.add_scalar(name, float(value), int(number))
         writer.flush()
 

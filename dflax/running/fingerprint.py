@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,33 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import Array, Key, PyTree
 
 from dflax.algorithm import Algorithm, Metrics, Source, State
+from dflax.mesh import collect
+from dflax.running.settings import SHOWN, settings, shown
 
 # What these parameters of an operation say has no part in its result.
 _COSMETIC = {"name", "debug_info"}
+# What a stored run has in common with the one that resumes it, strict or not.
+ALWAYS = ("start", "state", "metrics", "evaluations")
+# Where the settings lie that tell what a hash hides.
+_EXPLAINED = {
+    "static parts of source": "source",
+    "algorithm or its hyper-parameters": "algorithm",
+    "evaluate": "evaluate",
+}
+_CHECKSUM = "checksum "
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+
+
+class Fingerprint(NamedTuple):
+    """What makes a run the run it is.
+
+    Attributes:
+      identity: facts in JSON's types, under names that a message can show; equal for equal runs.
+      settings: the hyper-parameters behind the hashes among them, by name; for messages only.
+    """
+
+    identity: dict[str, Any]
+    settings: dict[str, dict[str, str]]
 
 
 def run(
@@ -27,24 +50,19 @@ def run(
     key: Key[Array, ""],
     start: int,
     every: int | None,
-) -> tuple[dict[str, Any], PyTree[jax.ShapeDtypeStruct]]:
-    """What makes a run the run it is, in JSON's types, and the shapes of what it measures in a round.
+) -> Fingerprint:
+    """What a run is, whatever its number of rounds, its chunks and the number of its devices.
 
-    Neither depends on the number of rounds, on chunks, or on the number of devices; programs do
-    depend on their kind, as on a CPU large clients run one after another.
+    Programs do depend on the kind of device, as on a CPU large clients run one after another.
 
     Args:
       algorithm: hashed as the operations and constants of one round.
-      state: before the first round; its types, and a checksum of its values.
-      source: its types, its static parts, and a checksum of its values.
+      state: before the first round; its types, and checksums of its values.
+      source: its types, its static parts, and checksums of its values.
       evaluate: hashed as `algorithm` is; a `jax.tree_util.Partial` or None.
       key: the run's typed key.
       start: number of the first round.
       every: rounds between evaluations.
-
-    Returns:
-      The facts under names that a message can show, and (metrics, evaluations, whether there was an
-      evaluation) of one round.
     """
 
     def one_round(state: State, source: Source, key: Array, index: Array) -> tuple[State, Metrics]:
@@ -70,7 +88,12 @@ def run(
         "evaluate": measured,
         "values in evaluate": contents(evaluate),
     }
-    return identity, (metrics, evaluations, jax.ShapeDtypeStruct((), np.bool_))
+    named = {
+        "algorithm": settings("algorithm.step", algorithm.step),
+        "source": settings("source", source),
+        "evaluate": settings("evaluate", evaluate),
+    }
+    return Fingerprint(identity, named)
 
 
 def layout(tree: PyTree[Array]) -> dict[str, str]:
@@ -96,14 +119,25 @@ def abstract(tree: PyTree[Array]) -> PyTree[jax.ShapeDtypeStruct]:
     return jax.tree.map(describe, tree)
 
 
-def contents(tree: PyTree[Array]) -> str:
-    """A checksum of the values of all leaves, computed where they live, the same on any devices.
+def contents(tree: PyTree[Array]) -> dict[str, str]:
+    """The values of every leaf under its path: small ones as they are, of large ones a checksum.
 
-    Per leaf, with bits b_j as unsigned integers and a mixing function h:
-    `sum_j h(b_j xor 2654435769 j) mod 2^32`. Integers, so the order of summation does not matter.
-    Two trees that differ have the same checksum with a chance of about 2^-32.
+    The checksum is computed where the values live and is the same on any devices. With bits b_j as
+    unsigned integers and a mixing function h it is `sum_j h(b_j xor 2654435769 j) mod 2^32`. Integers,
+    so the order of summation does not matter. Two leaves that differ have the same checksum with a
+    chance of about 2^-32.
     """
-    return _sha256([int(value) for value in jax.device_get(_checksums(jax.tree.leaves(tree)))])
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    paths = [jax.tree_util.keystr(path) for path, _ in named]
+    small = {place for place, (_, leaf) in enumerate(named) if np.size(leaf) <= SHOWN}
+    large = [leaf for place, (_, leaf) in enumerate(named) if place not in small]
+    checksums = iter(jax.device_get(_checksums(large)))
+    return {
+        path: str(shown(np.asarray(collect(_numbers(leaf)))))
+        if place in small
+        else f"{_CHECKSUM}{int(next(checksums)):08x}"
+        for place, (path, (_, leaf)) in enumerate(zip(paths, named, strict=True))
+    }
 
 
 def computation(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
@@ -121,12 +155,60 @@ def computation(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any
     return _closed(traced, {}), result
 
 
-def differences(name: str, stored: Any, wanted: Any) -> list[str]:
-    """Where two trees of dicts differ, a line each: `"name['w']: stored float32[3], wanted None"`."""
+def differences(
+    identity: dict[str, Any], named: Any, wanted: Fingerprint, strict: bool
+) -> list[str]:
+    """What a stored run and this one do not have in common, a line each.
+
+    For example `"algorithm.step.learning_rate: stored 0.3, wanted 0.2"`.
+
+    Args:
+      identity: of the stored run.
+      named: its settings; anything, if a stranger wrote them.
+      wanted: of this run.
+      strict: compare everything, not only what `ALWAYS` lists.
+    """
+    lines = []
+    for name in wanted.identity if strict else ALWAYS:
+        stored, mine = identity.get(name), wanted.identity[name]
+        if stored != mine and name in _EXPLAINED:
+            part = _EXPLAINED[name]
+            told = named.get(part) if isinstance(named, dict) else None
+            lines += _differing_settings(told, wanted.settings[part])
+            # Another source, too, makes another program.
+            if not lines:
+                lines.append(
+                    f"{part}: it computes something else, with the same settings as far as they have "
+                    "names (the code of a function may have changed)"
+                )
+        else:
+            lines += [f"{place}: {told}" for place, told in _differing(name, stored, mine)]
+    return lines
+
+
+def _differing(name: str, stored: Any, wanted: Any) -> list[tuple[str, str]]:
+    """Where two trees of dicts differ, and how."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         keys = {**wanted, **stored}
-        return [line for k in keys for line in differences(name + k, stored.get(k), wanted.get(k))]
-    return [] if stored == wanted else [f"{name}: stored {stored}, wanted {wanted}"]
+        return [
+            line
+            for key in keys
+            for line in _differing(f"{name}{key}", stored.get(key), wanted.get(key))
+        ]
+    if stored == wanted:
+        return []
+    if all(isinstance(value, str) and value.startswith(_CHECKSUM) for value in (stored, wanted)):
+        return [(name, "other values than the stored ones")]
+    return [(name, f"stored {str(stored)[:200]}, wanted {str(wanted)[:200]}")]
+
+
+def _differing_settings(stored: Any, wanted: dict[str, str]) -> list[str]:
+    """One line a setting, single values first, under the shortest of the names that lead to it."""
+    lines: dict[tuple[str, str], str] = {}
+    pairs = _differing("", stored if isinstance(stored, dict) else {}, wanted)
+    for name, told in sorted(pairs, key=lambda pair: ("[" in pair[1], len(pair[0]))):
+        lines.setdefault((name.rpartition(".")[2], told), f"{name}: {told}")
+    return list(lines.values())
 
 
 def _closed(traced: ClosedJaxpr, seen: dict[int, str]) -> str:
@@ -177,6 +259,11 @@ def _operations(program: Jaxpr, seen: dict[int, str]) -> str:
     parts.append(use(program.outvars))
     seen[id(program)] = _sha256(parts)
     return seen[id(program)]
+
+
+def _numbers(leaf: Any) -> Any:
+    is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
 
 
 def _constant(value: Any) -> str:

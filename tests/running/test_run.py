@@ -244,7 +244,7 @@ def test_evaluation_refuses_what_it_cannot_measure_on():
         ({"start": 2**31 - 1}, r"start \+ rounds must be at most 2\^31 - 1, got 2147483647 \+ 1"),
         (
             {"evaluate": evaluation.on(softmax_loss, regression().data)},
-            "evaluate does not fit the state.*evaluation.server_model",
+            "evaluate must measure a state, got a measure of one model.*server_model",
         ),
         (
             {"evaluate": evaluation.client_models(lambda params: {})},
