@@ -53,8 +53,7 @@ def geometric_median(
     """
     validation.integer("steps", steps, low=1)
     validation.real("smoothing", smoothing, low=0.0, low_open=True, scalar=True)
-    if start not in STARTS:
-        raise ValueError(f"start must be one of {STARTS}, got {start!r}.")
+    validation.choice("start", start, STARTS)
     from_zero = start == "zero"
 
     def init(message: Message) -> tuple[()]:

@@ -66,6 +66,7 @@ def rescaled(
     Returns:
       The models, and the factors `1 + strength (s_il - 1)`, `[m, L]`.
     """
+    require_correction(choose, strength, epsilon)
     leaves, structure = jax.tree.flatten(mixed)
     places = _places(mixed, choose)
     factors = []
@@ -142,7 +143,8 @@ def variance_corrected(
 
 def require_correction(choose: Choice, strength: Any, epsilon: Any) -> None:
     """Refuse settings of a correction that are out of range."""
-    validation.function("choose", choose, "Say (path, leaf) -> bool, as aggregation.kernels does.")
+    fix = "Say (path, leaf) -> bool, as aggregation.kernels does."
+    validation.function("choose", choose, fix, takes=2)
     fix = "Factors beyond the target compound from round to round."
     validation.real("strength", strength, low=0.0, high=1.0, scalar=True, fix=fix)
     validation.real("epsilon", epsilon, low=0.0, scalar=True)

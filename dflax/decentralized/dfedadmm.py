@@ -177,4 +177,5 @@ def dfedadmm_sam(
 
 def mean_dual(state: FederatedState) -> Metrics:
     """`mean_dual_norm`: |(1/n) sum_i g_i|, which is 0 at a fixed point; to be used in `evaluate`."""
+    validation.instance("state", state, FederatedState, "Pass that of dfedadmm.")
     return {"mean_dual_norm": optax.tree.norm(weighted_mean(state.clients.memory))}

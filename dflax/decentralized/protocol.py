@@ -236,6 +236,8 @@ def mixed(mixer: Mixer, state: FederatedState, round: Round) -> Params:
       Leaves `[n, ...]`.
     """
     require_mixer(mixer)
+    validation.instance("state", state, FederatedState, "Pass what the algorithm's init returns.")
+    validation.instance("round", round, Round, "Pass what the federation's draw returns.")
     return _exchange(mixer, None, state, round, state.clients.params).heard
 
 

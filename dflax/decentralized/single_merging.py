@@ -144,10 +144,16 @@ def merge(
       Zhu et al., arXiv 2507.06542.
     """
     models: Any = state.clients.params if isinstance(state, FederatedState) else state
+    count = validation.leading_axis("state", models)
+    validation.model("state", models)
+    validation.integer("batches", batches, low=1)
+    validation.integer("batch_size", batch_size, low=1)
+    if key is not None:
+        validation.typed_key("key", key)
     rule = mean() if aggregator is None else aggregator
     validation.instance("aggregator", rule, Aggregator, "For example dflax.aggregation.mean().")
     one = jax.tree.map(lambda leaf: leaf[0], models)
-    weights = jnp.ones(validation.leading_axis("state", models))
+    weights = jnp.ones(count)
     rule_key = jax.random.key(0) if key is None else jax.random.fold_in(key, 0xFFFFFFFF)
     merged: Any = rule.apply(models, weights, rule.init(one), rule_key)[0]
     if module is not None and data is not None:

@@ -175,6 +175,7 @@ def distances(
     first: PyTree[Array], second: PyTree[Array], norm: Norm = Norm.L2
 ) -> Float[Array, " B"]:
     """How far each example of one minibatch of inputs lies from that of another, `[B]`."""
+    validation.instance("norm", norm, Norm)
     difference = jax.tree.map(jnp.subtract, first, second)
     if norm is Norm.L2:
         return jnp.sqrt(_square_lengths(difference))
@@ -185,14 +186,15 @@ def distances(
 def _bounds(bounds: tuple[float | Array, float | Array]) -> Bounds:
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
         raise TypeError(
-            f"bounds must be a pair (low, high), got {bounds!r}. For images in [0, 1] pass (0.0, 1.0)."
+            f"bounds must be a pair (low, high), got {validation.shown(bounds)}. "
+            "For images in [0, 1] pass (0.0, 1.0)."
         )
     valid = Bounds(*bounds)
     for name, bound in zip(("low", "high"), valid, strict=True):
         validation.real(f"bounds: {name}", bound)
     known = not any(validation.is_traced(bound) for bound in valid)
     if known and bool(np.any(np.asarray(valid.low) > np.asarray(valid.high))):
-        raise ValueError(f"bounds must be low <= high, got {bounds!r}.")
+        raise ValueError(f"bounds must be low <= high, got {validation.shown(bounds)}.")
     return valid
 
 

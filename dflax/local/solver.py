@@ -50,11 +50,12 @@ def check_optimizer(name: str, optimizer: Optimizer) -> None:
     """Refuse what is neither an optax optimiser nor a function of the round that makes one."""
     made = optimizer
     if not isinstance(made, optax.GradientTransformation) and callable(made):
+        validation.function(name, made, "It gets the round's number.", takes=1)
         made = made(jnp.int32(0))
     if not isinstance(made, optax.GradientTransformation):
         raise TypeError(
             f"{name} must be an optax optimiser, or a function of the round's number that returns "
-            f"one, got {optimizer!r}. For example optax.sgd(0.1), or "
+            f"one, got {validation.shown(optimizer)}. For example optax.sgd(0.1), or "
             "lambda t: optax.sgd(0.1 * 0.998 ** t)."
         )
 
@@ -74,6 +75,7 @@ def check_pull(name: str, pull: float | Array, optimizer: Optimizer) -> None:
     Raises:
       TypeError, ValueError: naming the argument; also a pull that is not positive.
     """
+    check_optimizer("optimizer", optimizer)
     validation.real(name, pull, low=0.0, low_open=True, scalar=True)
     descent, one = optimizer_at(optimizer, jnp.int32(0)), model_of_one(jnp.float32(1.0))
     state = descent.init(one)

@@ -72,16 +72,25 @@ def along(place: Place, leaf: Array, permutation: Int[Array, " d"]) -> Array:
 
 def identity(widths: Mapping[str, int]) -> Permutations:
     """Every unit where it is."""
+    _require_widths(widths)
     return {name: jnp.arange(width, dtype=jnp.int32) for name, width in widths.items()}
 
 
 def random_permutations(key: Key[Array, ""], widths: Mapping[str, int]) -> Permutations:
     """Independent uniform permutations, one for each group of units."""
+    validation.typed_key("key", key)
+    _require_widths(widths)
     keys = jax.random.split(key, len(widths))
     return {
         name: jax.random.permutation(own, width).astype(jnp.int32)
         for own, (name, width) in zip(keys, widths.items(), strict=True)
     }
+
+
+def _require_widths(widths: Mapping[str, int]) -> None:
+    validation.instance("widths", widths, Mapping, "As widths_of(symmetries, params) returns them.")
+    for name, width in widths.items():
+        validation.integer(f"widths[{name!r}]", width, low=1)
 
 
 def require_symmetries(symmetries: Symmetries) -> None:
