@@ -114,6 +114,7 @@ def map_cohort(
     Raises:
       ValueError: as `map_clients`.
     """
+    validation.function("function", function)
     if at_once is not None:
         validation.integer("at_once", at_once, low=1)
     if cohort is None or client_devices() > 1 or not jax.tree.leaves(tree):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from dflax import validation
 from dflax.algorithm import Params
 from dflax.mesh import collect
 from dflax.running import manifest, untrusted
@@ -64,7 +65,7 @@ def save(path: str | pathlib.Path, params: Params, metadata: dict[str, str] | No
         and all(isinstance(item, str) for pair in metadata.items() for item in pair)
     ):
         raise TypeError(
-            f"metadata must be a dict of strings to strings, got {metadata!r}. "
+            f"metadata must be a dict of strings to strings, got {validation.shown(metadata)}. "
             "Store numbers as str(number)."
         )
     if metadata is not None and DIGEST in metadata:
@@ -73,7 +74,7 @@ def save(path: str | pathlib.Path, params: Params, metadata: dict[str, str] | No
         )
     named = _named("params", params)
     if not named:
-        raise ValueError(f"params must hold at least one array, got {params!r}.")
+        raise ValueError(f"params must hold at least one array, got {validation.shown(params)}.")
     for name, leaf in named.items():
         _storable(name, leaf, path.suffix == ENDING)
     if path.suffix == ENDING:
@@ -141,7 +142,7 @@ def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
 
 def _checked(path: str | pathlib.Path) -> pathlib.Path:
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path must be a string or a pathlib.Path, got {path!r}.")
+        raise TypeError(f"path must be a string or a pathlib.Path, got {validation.shown(path)}.")
     path = pathlib.Path(path).expanduser().absolute()
     if path.suffix not in (ENDING, ""):
         raise ValueError(
@@ -184,8 +185,8 @@ def _storable(name: str, leaf: Any, as_file: bool) -> None:
         dtype = np.asarray(leaf).dtype
     if dtype is None or isinstance(leaf, jax.core.Tracer):
         raise TypeError(
-            f'params must hold arrays, got {leaf!r} at "{name}". Save outside of compiled code, and '
-            "only what is numbers."
+            f'params must hold arrays, got {validation.shown(leaf)} at "{name}". Save outside of '
+            "compiled code, and only what is numbers."
         )
     if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         raise TypeError(

@@ -127,7 +127,7 @@ class Federation:
         if (local_steps is None) == (local_epochs is None):
             raise ValueError(
                 f"give exactly one of local_steps and local_epochs, got local_steps={local_steps} "
-                f"and local_epochs={local_epochs}."
+                f"and local_epochs={validation.shown(local_epochs)}."
             )
         if local_epochs is not None:
             validation.real("local_epochs", local_epochs, low=0.0, low_open=True, scalar=True)

@@ -142,7 +142,9 @@ def sweep(
     if evaluate is not None:
         validation.function("evaluate", evaluate)
     elif every is not None:
-        raise ValueError(f"every needs evaluate, got every={every} and nothing to evaluate.")
+        raise ValueError(
+            f"every needs evaluate, got every={validation.shown(every)} and nothing to evaluate."
+        )
     if every is not None:
         validation.integer("every", every, low=1)
     _verify_options(options)

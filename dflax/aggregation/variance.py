@@ -167,6 +167,7 @@ def require_choice(stacked: PyTree[Array], choose: Choice) -> None:
 
 
 def _places(stacked: PyTree[Array], choose: Choice) -> list[int]:
+    validation.function("choose", choose)
     flat = jax.tree_util.tree_leaves_with_path(stacked)
     one = [(path, jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)) for path, leaf in flat]
     return [place for place, (path, leaf) in enumerate(one) if choose(path, leaf)]

@@ -62,7 +62,7 @@ def gossip_learning(
     validation.integer("nodes", nodes, low=2)
     merging = age_weighted(nodes)
     if mixing is not None:
-        validation.function("mixing", mixing, "For example gossip.variance_corrected.")
+        validation.function("mixing", mixing, "For example gossip.variance_corrected.", takes=1)
         merging = mixing(merging)
         require_mixer(merging, "what mixing returns")
     solve = solver(loss, optimizer)

@@ -129,7 +129,9 @@ def modest(
     validation.integer("nodes", nodes, low=1)
     validation.integer("sample", sample, low=1, high=nodes)
     validation.integer("aggregators", aggregators, low=1, high=sample)
-    validation.real("success_fraction", success_fraction, low=0.0, high=1.0, low_open=True)
+    validation.real(
+        "success_fraction", success_fraction, low=0.0, high=1.0, low_open=True, scalar=True
+    )
     validation.flag("idealised", idealised)
     validation.real("ping_timeout", ping_timeout, low=0.0, low_open=True, scalar=True)
     if aggregation_timeout is not None:

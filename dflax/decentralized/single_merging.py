@@ -95,7 +95,7 @@ def single_merging(
         schedule = topology.random_neighbours(clients, r, base=base, disconnected=disconnected)
     meeting = mixer(schedule)
     if mixing is not None:
-        validation.function("mixing", mixing, "For example gossip.variance_corrected.")
+        validation.function("mixing", mixing, "For example gossip.variance_corrected.", takes=1)
         meeting = mixing(meeting)
         require_mixer(meeting, "what mixing returns")
     return gossip_averaging(

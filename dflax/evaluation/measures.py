@@ -75,6 +75,7 @@ def mean_model(measure: Measure) -> Callable[[FederatedState], Metrics]:
 
 def consensus(state: FederatedState) -> Metrics:
     """`consensus_distance`: (1/n) sum_i |x_i - mean of x|^2 over all parameters of the clients."""
+    validation.instance("state", state, FederatedState)
     return {"consensus_distance": consensus_distance(state.clients.params)}
 
 
@@ -87,13 +88,16 @@ def together(
             "measures must name at least one evaluation, got none. Pass for example "
             "server_model(on(loss, test))."
         )
+    for number, measure in enumerate(measures):
+        validation.function(f"measures[{number}]", measure, takes=1)
     return Partial(_together, *(_as_partial(measure) for measure in measures))
 
 
 def consensus_distance(models: Params) -> Float[Array, ""]:
     """(1/n) sum_i |x_i - mean of x|^2 of stacked models, leaves `[n, ...]`."""
-    center = weighted_mean(models)
     count = validation.leading_axis("models", models)
+    validation.model("models", models)
+    center = weighted_mean(models)
     squares = jax.tree.map(lambda x, c: jnp.sum(jnp.square(x - c)), models, center)
     return jnp.sum(jnp.stack(jax.tree.leaves(squares))) / count
 

@@ -136,7 +136,7 @@ def _verified(
     validation.instance("held_out", held_out, Partition, "See dflax.data.train_test_per_client.")
     validation.integer("batch_size", batch_size, low=1)
     if models is not None:
-        validation.function("models", models)
+        validation.function("models", models, takes=1)
     if at_once is not None:
         validation.integer("at_once", at_once, low=1)
     most = int(np.asarray(held_out.sizes).max())

@@ -81,7 +81,9 @@ def mixer(
     validation.flag("disconnected", disconnected)
     validation.integer("steps", steps, low=1)
     if kind is not None and not (isinstance(kind, str) and kind in (*KINDS, "complete")):
-        raise ValueError(f"kind must be one of {[*KINDS, 'complete']} or None, got {kind!r}.")
+        raise ValueError(
+            f"kind must be one of {[*KINDS, 'complete']} or None, got {validation.shown(kind)}."
+        )
     if isinstance(topology, Mixer):
         raise TypeError(
             "topology must be a graph or a matrix, got a Mixer. Repeat one with repeat()."
@@ -120,7 +122,7 @@ def as_matrix(
     if isinstance(topology, Graph):
         if weights is not None:
             fix = "Pass a rule such as topology.metropolis or topology.uniform."
-            validation.function("weights", weights, fix)
+            validation.function("weights", weights, fix, takes=1)
             matrix = weights(topology)
             validation.instance("weights(graph)", matrix, MixingMatrix, fix)
             return matrix

@@ -97,6 +97,7 @@ def check_no_value(name: str, optimizer: Optimizer) -> None:
     Raises:
       TypeError: naming the argument.
     """
+    check_optimizer(name, optimizer)
     missing = missing_argument(
         optimizer_at(optimizer, jnp.int32(0)), model_of_one(jnp.float32(1.0))
     )
@@ -165,6 +166,7 @@ def solver(
     """
     oracle = remembering(loss)
     check_optimizer("optimizer", optimizer)
+    validation.flag("mean_gradient", mean_gradient)
 
     def solve(
         problem: Subproblem,

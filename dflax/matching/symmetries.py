@@ -123,6 +123,7 @@ def widths_of(symmetries: Symmetries, params: Params) -> dict[str, int]:
       ValueError: no groups, a group without places, a leaf or an axis that the model does not have, or
         places of one group that differ in their number of units.
     """
+    require_symmetries(symmetries)
     shapes = {
         path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }

@@ -36,7 +36,7 @@ def with_statistics(optimizer: optax.GradientTransformation) -> optax.GradientTr
     """
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
-            f"optimizer must be an optax.GradientTransformation, got {optimizer!r}. "
+            f"optimizer must be an optax.GradientTransformation, got {validation.shown(optimizer)}. "
             "Make one for example with optax.sgd(0.1)."
         )
 
@@ -82,7 +82,7 @@ def recalibrate(
       Zhu et al., A Single Merging Suffices, arXiv 2507.06542.
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a flax.linen module, got {module!r}.")
+        raise TypeError(f"module must be a flax.linen module, got {validation.shown(module)}.")
     if not isinstance(data, Dataset):
         raise TypeError(f"data must be a Dataset, got {type(data).__name__}.")
     _require_statistics(variables)

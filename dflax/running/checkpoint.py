@@ -60,24 +60,26 @@ class Checkpoints:
         name = os.fspath(self.folder) if isinstance(self.folder, (str, os.PathLike)) else None
         if not isinstance(name, str):
             raise TypeError(
-                f"checkpoint must be a folder's path or a Checkpoints, got {self.folder!r}."
+                f"checkpoint must be a folder's path or a Checkpoints, got {validation.shown(self.folder)}."
             )
         if not name or "://" in name:
             raise ValueError(
-                f"checkpoint must be a folder on a local or mounted disk, got {name!r}."
+                f"checkpoint must be a folder on a local or mounted disk, got {validation.shown(name)}."
             )
         folder = pathlib.Path(name).expanduser().absolute()
         file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
         if file is not None:
             raise ValueError(
-                f"checkpoint must be a folder, got {name!r}, but {file} is a file. "
+                f"checkpoint must be a folder, got {validation.shown(name)}, but {file} is a file. "
                 "Give a folder that exists or can be made."
             )
         object.__setattr__(self, "folder", folder)
         if self.every_seconds is None and self.every_rounds is None:
             object.__setattr__(self, "every_seconds", 60.0)
         if self.every_seconds is not None:
-            validation.real("every_seconds", self.every_seconds, low=0.0, low_open=True)
+            validation.real(
+                "every_seconds", self.every_seconds, low=0.0, low_open=True, scalar=True
+            )
         if self.every_rounds is not None:
             validation.integer("every_rounds", self.every_rounds, low=1)
         validation.integer("keep", self.keep, low=1)

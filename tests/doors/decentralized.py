@@ -106,6 +106,8 @@ CALLS = {
     "gossip.scheduled": {"schedule": dx.topology.random_matching(N)},
     "gossip.shifts": {"matrix": MATRIX},
     "gossip.slots": {"matrix": MATRIX},
+    "gossip.sometimes": {"mixer": MIXER, "probability": 0.5},
+    "gossip.thinned": {"stream": STREAM, "loss": 0.5},
     "gossip.star": {"nodes": N},
     "gossip.torus": {"rows": 2, "columns": 3},
     "gossip.variance_corrected": {"neighbours": NEIGHBOURS},

@@ -1,7 +1,6 @@
 """Right calls of the core, of models, losses, evaluation and everything that runs."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import dflax as dx
@@ -38,11 +37,6 @@ CALLS = {
     "Events": {"table": {"time": np.arange(3)}},
     "Federation": {"data": DATA, "partition": PARTITION, "batch_size": 2, "local_steps": 1},
     "checkpoint.Checkpoints": {"folder": "runs"},
-    "checkpoint.Store": {
-        "settings": dx.checkpoint.Checkpoints("runs"),
-        "identity": {},
-        "row": {"loss": jax.ShapeDtypeStruct((), jnp.float32)},
-    },
     "evaluation.attacked": {"loss": LOSS, "attack": attack, "data": DATA, "key": KEY},
     "evaluation.client_models": {"measure": measure},
     "evaluation.consensus": {"state": PEERS},
@@ -80,7 +74,7 @@ CALLS = {
         "cohort": COHORT,
     },
     "mean_metrics": {"metrics": {"loss": np.ones(N, np.float32)}, "weights": np.ones(N)},
-    "mesh.client_mesh": {},
+    "client_mesh": {},
     "mesh.collect": {"tree": PARAMS},
     "mesh.host_clients": {"clients": N, "mesh": MESH},
     "mesh.place": {"tree": PARAMS, "layout": dx.mesh.state_sharding(PARAMS, MESH)},

@@ -63,20 +63,16 @@ def public() -> dict[str, Callable]:
     Types of values (NamedTuples, enumerations, protocols, type aliases) are no doors.
     """
     found: dict[int, tuple[str, Callable]] = {}
-    seen = set()
-
-    def look(module: types.ModuleType) -> None:
-        if module in seen:
-            return
-        seen.add(module)
+    # Breadth first, so that the shortest way to a name is found first.
+    modules = [("", dflax)]
+    for path, module in modules:
         for name in _names(module):
             value = getattr(module, name)
             if isinstance(value, types.ModuleType):
-                look(value)
+                if value not in [known for _, known in modules]:
+                    modules.append((f"{path}{name}.", value))
             elif callable(value) and not _is_type_of_values(value):
-                found.setdefault(id(value), (f"{module.__name__}.{name}"[len("dflax.") :], value))
-
-    look(dflax)
+                found.setdefault(id(value), (f"{path}{name}", value))
     return dict(sorted(found.values()))
 
 
@@ -92,7 +88,9 @@ def _names(module: types.ModuleType) -> Iterator[str]:
 def _is_type_of_values(value: Any) -> bool:
     if not isinstance(value, type):
         return not inspect.isfunction(value)
-    plain = issubclass(value, (tuple, enum.Enum, Warning)) or getattr(value, "_is_protocol", False)
+    plain = issubclass(value, (tuple, enum.Enum, BaseException)) or getattr(
+        value, "_is_protocol", False
+    )
     return plain or value.__module__ == "typing"
 
 
