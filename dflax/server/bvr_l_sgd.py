@@ -8,7 +8,7 @@ from jaxtyping import Array, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
-from dflax.clients import map_clients, select, weighted_mean
+from dflax.clients import map_clients, mean_metrics, select, weighted_mean
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment, Round
 from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
@@ -137,7 +137,9 @@ def bvr_l_sgd(
         minibatches = round.assignments.minibatches
         corrections = 2 * minibatches.shape[1] * minibatches.shape[2]
         seen = jnp.sum(equal * jnp.where(is_full, large.examples, corrections))
-        metrics = solution.metrics | {
+        walked = (assignment.local_steps > 0).astype(jnp.float32)[None]
+        measured = jax.tree.map(lambda leaf: leaf[None], solution.metrics)
+        metrics = mean_metrics(measured, walked) | {
             "clients_reporting": equal.sum(),
             "full": is_full.astype(jnp.float32),
             "gradients": seen + 2.0 * assignment.local_steps * minibatches.shape[2],

@@ -93,7 +93,7 @@ def fedamd(
       An `Algorithm` on `FederatedState(round, AmdServer, AmdClients)` with
       `init(key, params, gradients)`: the clients' gradients at `params` `[n, ...]`, from
       `dflax.local.client_gradients`. Reporting clients count the same. Metrics: the loss's own over
-      miners (0 without any), `clients_reporting`, `anchors`, `miners`, `staleness` (mean age of v_i),
+      miners (NaN without any), `clients_reporting`, `anchors`, `miners`, `staleness` (mean age of v_i),
       `gradients` (examples differentiated) and `numbers_up`, `numbers_down`.
 
     Raises:
