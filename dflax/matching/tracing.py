@@ -7,6 +7,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array
 
 from dflax.matching.factors import Axes, Axis, Factors
+from dflax.programs.walk import scan_operands
 
 
 class Traced(NamedTuple):
@@ -254,7 +255,7 @@ def _branches(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]
 
 
 def _scan(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
-    constants, carried = equation.params["num_consts"], equation.params["num_carry"]
+    constants, carried = scan_operands(equation)
     scanned = inputs[constants + carried :]
     f.factors.fix(*(axes[0] for axes in scanned))
     carry = inputs[constants : constants + carried]

@@ -16,6 +16,7 @@ from jaxtyping import Array
 from dflax import validation
 from dflax.models.correlation import Geometry, as_products
 from dflax.models.pooling import LARGEST_WINDOW, max_of_windows, sum_of_windows
+from dflax.programs.walk import scan_operands
 
 
 def rewrite_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,7 +192,7 @@ def _custom_derivatives(equation: JaxprEqn, *inputs: Any) -> Any:
 
 def _scan(equation: JaxprEqn, *inputs: Any) -> Any:
     options = equation.params
-    constants, carried = options["num_consts"], options["num_carry"]
+    constants, carried = scan_operands(equation)
     shared, start = inputs[:constants], inputs[constants : constants + carried]
     body = _inner(equation)[0]
 

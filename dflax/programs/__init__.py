@@ -1,0 +1,1 @@
+"""What reads or rewrites traced programs."""
