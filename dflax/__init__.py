@@ -15,7 +15,6 @@ from dflax import (
     mesh,
     models,
     participation,
-    profile,
     server,
     sinks,
     topology,
@@ -33,6 +32,7 @@ from dflax.clients import (
 )
 from dflax.federation import Assignment, Federation, Round
 from dflax.mesh import client_mesh
+from dflax.programs import profile
 from dflax.run import History, run
 from dflax.sweep import Sweep, sweep
 

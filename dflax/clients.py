@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from dflax import validation
-from dflax.products import contract_last
+from dflax.programs.products import contract_last
 
 CLIENTS = "clients"
 # On a CPU, clients with fewer elements than the first number run all at once: a step then costs the
