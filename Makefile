@@ -1,12 +1,13 @@
 # make run    the quickstart on real data          make studies  every study, one table of claims
 # make test   the tests (make test-all: slow too)  make bench    timings against peers and limits
 # make lint   ruff and mypy                        make peers    environments of the peers, for bench
+# make newest a few tests on the newest JAX, where a Python >= 3.12 runs
 # make clean  forget the environment and results
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all lint studies bench peers clean
+.PHONY: run test test-all newest lint studies bench peers clean
 .DEFAULT_GOAL := run
 
 # One environment per purpose's extra; a stamp is as old as the last change of pyproject.toml.
@@ -35,6 +36,9 @@ test: $(VENV)/.dev
 test-all: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
+newest:
+	@.ci/newest
+
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -50,4 +54,4 @@ peers: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks.peers install
 
 clean:
-	rm -rf $(VENV) .venv-peers results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest .venv-peers results .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,7 +14,6 @@ from dflax import (
     mesh,
     models,
     participation,
-    profile,
     server,
     topology,
 )
@@ -31,6 +30,7 @@ from dflax.clients import (
 )
 from dflax.federation import Assignment, Federation, Round
 from dflax.mesh import client_mesh
+from dflax.programs import profile
 from dflax.running import checkpoint, interrupt, sinks
 from dflax.running.history import History
 from dflax.running.run import run

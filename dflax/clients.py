@@ -1,5 +1,6 @@
 """The client axis: map over clients, gather and scatter cohorts, reduce over them."""
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from dflax import validation
-from dflax.products import contract_last
+from dflax.programs.products import contract_last
 
 CLIENTS = "clients"
 # On a CPU, clients with fewer elements than the first number run all at once: a step then costs the
@@ -20,6 +21,17 @@ CLIENTS = "clients"
 SMALL_CLIENT = 1 << 14
 MEDIUM_CLIENT = 1 << 17
 CHUNK = 3 << 17
+
+
+class DealtWithClients(abc.ABC):
+    """Shared data of which a device holds its own clients' part; `map_clients` asks it for its layout.
+
+    A class of its own says so. Having a method of that name does not: JAX's own arrays have a `layout`.
+    """
+
+    @abc.abstractmethod
+    def layout(self, devices: int) -> Any:
+        """The `PartitionSpec` of every leaf on so many devices, in a tree like this one."""
 
 
 def map_clients(
@@ -468,7 +480,7 @@ def _layout(shared: Any, devices: int) -> Any:
     """Where what is shared lies: everywhere, except data that say they are dealt with their clients."""
 
     def is_dealt(node: Any) -> bool:
-        return hasattr(node, "layout")
+        return isinstance(node, DealtWithClients)
 
     return jax.tree.map(
         lambda node: node.layout(devices) if is_dealt(node) else PartitionSpec(),

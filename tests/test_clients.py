@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dflax as dx
+from dflax.clients import DealtWithClients
+from dflax.data.dealt import Dealt
 
 
 def twice_plus(row, shift):
@@ -18,6 +22,27 @@ def test_map_clients_is_the_same_however_many_run_at_once(at_once):
     out = dx.map_clients(twice_plus, rows, shift, at_once=at_once)
     np.testing.assert_array_equal(out["y"], 2 * np.asarray(rows) + np.arange(8)[:, None])
     np.testing.assert_array_equal(out["n"], np.asarray(rows).sum(1))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Laid:
+    rows: jax.Array
+    layout: str = dataclasses.field(default="rows first", metadata={"static": True})
+
+
+def test_only_a_class_that_says_so_lays_out_shared_data_over_a_mesh():
+    def work(row, shared):
+        return row * shared.rows.sum()
+
+    def mapped(rows, shared):
+        return dx.map_clients(work, rows, shared=(shared,))
+
+    # JAX's arrays have an attribute of that name, and so may anything of a user's.
+    with jax.set_mesh(dx.client_mesh()):
+        out = jax.jit(mapped)(jnp.arange(8.0), Laid(jnp.ones(3)))
+    np.testing.assert_array_equal(out, 3.0 * np.arange(8))
+    assert issubclass(Dealt, DealtWithClients)
 
 
 @pytest.mark.parametrize("count", [8, 16, 11])

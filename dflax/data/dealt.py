@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from dflax import validation
-from dflax.clients import CLIENTS
+from dflax.clients import CLIENTS, DealtWithClients
 from dflax.data.dataset import Batch, Dataset
 from dflax.data.partition import Partition
 
@@ -21,7 +21,7 @@ ROUNDS_LOOKED_AT = 64
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Dealt(Dataset):
+class Dealt(Dataset, DealtWithClients):
     """A data set in D blocks of L rows, block d on device d; made by `deal`.
 
     Row r lies in block r // L. Where a device holds one block, row r is its local row r mod L; where

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jaxtyping import Array
 
 from dflax.matching.factors import Axes, Axis, Factors
+from dflax.programs.walk import Operation, Program, bind, called, evaluate, inner, scan_operands
 
 
 class Traced(NamedTuple):
@@ -36,69 +36,54 @@ class Follower:
         self.factors = Factors()
         self.seen: list[Traced] = []
 
-    def run(self, closed: ClosedJaxpr, arguments: Sequence[Traced]) -> list[Traced]:
+    def run(self, program: Program, arguments: Sequence[Traced]) -> list[Traced]:
         """The results of a program; its constants are taken to be irregular."""
-        known = [self._constant(value, value) for value in closed.consts]
-        return self._body(closed.jaxpr, [*known, *arguments])
+        return evaluate(program, arguments, self._apply, self._constant)
 
-    def follow(self, closed: ClosedJaxpr, arguments: Sequence[Axes]) -> list[Axes]:
+    def follow(self, program: Program, arguments: Sequence[Axes]) -> list[Axes]:
         """As `run`, without computing anything."""
-        known = [self._constant(value, None) for value in closed.consts]
-        inputs = [*known, *(Traced(axes, None) for axes in arguments)]
-        return [result.axes for result in self._body(closed.jaxpr, inputs)]
+        inputs = [Traced(axes, None) for axes in arguments]
 
-    def _constant(self, held: Any, value: Array | None) -> Traced:
-        return Traced(self.factors.axes(getattr(held, "shape", ()), fixed=True), value)
+        def constant(held: Any) -> Traced:
+            return self._constant(held)._replace(value=None)
 
-    def _body(self, jaxpr: Jaxpr, inputs: Sequence[Traced]) -> list[Traced]:
-        values: dict[Any, Traced] = dict(
-            zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True)
-        )
+        return [result.axes for result in evaluate(program, inputs, self._apply, constant)]
 
-        def read(atom: Any) -> Traced:
-            return self._constant(atom.val, atom.val) if isinstance(atom, Literal) else values[atom]
+    def _constant(self, held: Any) -> Traced:
+        return Traced(self.factors.axes(getattr(held, "shape", ()), fixed=True), held)
 
-        for equation in jaxpr.eqns:
-            results = self._apply(equation, [read(atom) for atom in equation.invars])
-            values.update(zip(equation.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def _apply(self, equation: JaxprEqn, inputs: list[Traced]) -> list[Traced]:
-        name = equation.primitive.name
+    def _apply(self, equation: Operation, *inputs: Traced) -> list[Traced]:
         computes = all(operand.value is not None for operand in inputs)
-        if name in CALLS:
-            inner: Any = equation.params[CALLS[name]]
-            program = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-            if computes:
-                return self.run(program, inputs)
-            return [Traced(axes, None) for axes in self.follow(program, [i.axes for i in inputs])]
-        rule = RULES.get(name, _unknown)
-        results = rule(self, equation, [operand.axes for operand in inputs])
+        axes = [operand.axes for operand in inputs]
+        program = called(equation)
+        if program is not None and computes:
+            return self.run(program, inputs)
+        if program is not None:
+            results = self.follow(program, axes)
+        else:
+            results = RULES.get(equation.primitive.name, _unknown)(self, equation, axes)
         if not computes:
             return [Traced(axes, None) for axes in results]
-        parameters = equation.primitive.get_bind_params(equation.params)
-        with equation.ctx.manager:
-            out = equation.primitive.bind(*(operand.value for operand in inputs), **parameters)
-        out = out if equation.primitive.multiple_results else [out]
+        out = bind(equation, *(operand.value for operand in inputs))
         found = [Traced(axes, value) for axes, value in zip(results, out, strict=True)]
         self.seen += found
         return found
 
 
-Rule = Callable[[Follower, JaxprEqn, list[Axes]], list[Axes]]
+Rule = Callable[[Follower, Operation, list[Axes]], list[Axes]]
 
 
 def _shape(atom: Any) -> tuple[int, ...]:
     return tuple(atom.aval.shape)
 
 
-def _unknown(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _unknown(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     for axes in inputs:
         f.factors.fix(*axes)
     return [f.factors.axes(_shape(out), fixed=True) for out in equation.outvars]
 
 
-def _elementwise(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _elementwise(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     shape = _shape(equation.outvars[0])
     found: list[Axis | None] = [None] * len(shape)
     for atom, axes in zip(equation.invars, inputs, strict=True):
@@ -116,11 +101,11 @@ def _elementwise(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Ax
     return [tuple(filled)] * len(equation.outvars)
 
 
-def _each(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _each(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     return list(inputs)
 
 
-def _broadcast(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _broadcast(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     shape = equation.params["shape"]
     found = list(f.factors.axes(shape))
     given = _shape(equation.invars[0])
@@ -130,30 +115,30 @@ def _broadcast(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes
     return [tuple(found)]
 
 
-def _reshape(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _reshape(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     if equation.params.get("dimensions") is not None:
         return _unknown(f, equation, inputs)
     return [f.factors.reshape(inputs[0], _shape(equation.outvars[0]))]
 
 
-def _squeeze(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _squeeze(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     return [_without(inputs[0], equation.params["dimensions"])]
 
 
-def _transpose(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _transpose(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     return [tuple(inputs[0][axis] for axis in equation.params["permutation"])]
 
 
-def _reduce(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _reduce(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     return [_without(inputs[0], equation.params["axes"])]
 
 
-def _arg_reduce(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _arg_reduce(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     f.factors.fix(*(inputs[0][axis] for axis in equation.params["axes"]))
     return _reduce(f, equation, inputs)
 
 
-def _dot(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _dot(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     (left_sum, right_sum), (left_batch, right_batch) = equation.params["dimension_numbers"]
     left, right = inputs
     for a, b in zip((*left_sum, *left_batch), (*right_sum, *right_batch), strict=True):
@@ -168,7 +153,7 @@ def _dot(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
     ]
 
 
-def _convolution(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _convolution(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     options = equation.params
     if options["batch_group_count"] != 1:
         return _unknown(f, equation, inputs)
@@ -185,7 +170,7 @@ def _convolution(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Ax
     return [tuple(out)]
 
 
-def _concatenate(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _concatenate(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     axis = equation.params["dimension"]
     lengths = {_shape(atom)[axis] for atom in equation.invars}
     for other in inputs[1:]:
@@ -202,24 +187,37 @@ def _concatenate(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Ax
     return [tuple(joined)]
 
 
-def _partly(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _stack(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
+    for other in inputs[1:]:
+        _unite(f, inputs[0], other)
+    stacked, place = list(inputs[0]), equation.params["axis"]
+    return [(*stacked[:place], f.factors.axis(len(inputs), fixed=True), *stacked[place:])]
+
+
+def _unstack(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
+    place = equation.params["axis"]
+    f.factors.fix(inputs[0][place])
+    return [_without(inputs[0], (place,))] * len(equation.outvars)
+
+
+def _partly(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     """Slices and paddings: axes that keep their length are whole, the others fixed."""
     return [_whole(f, inputs[0], _shape(equation.invars[0]), _shape(equation.outvars[0]))]
 
 
-def _pad(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _pad(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     untouched = [config == (0, 0, 0) for config in equation.params["padding_config"]]
     return [_kept(f, inputs[0], untouched, _shape(equation.outvars[0]))]
 
 
-def _windows(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _windows(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     single = [window == 1 for window in equation.params["window_dimensions"]]
     strides = equation.params["window_strides"]
     untouched = [one and stride == 1 for one, stride in zip(single, strides, strict=True)]
     return [_kept(f, inputs[0], untouched, _shape(equation.outvars[0]))]
 
 
-def _gather(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _gather(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     """A look-up of whole rows; the axis that is looked up in is fixed."""
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     operand, shape = inputs[0], _shape(equation.outvars[0])
@@ -240,38 +238,38 @@ def _gather(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
     ]
 
 
-def _along_axis(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
+def _along_axis(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
     f.factors.fix(*(axes[equation.params["axis"]] for axes in inputs))
     return list(inputs)
 
 
-def _branches(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
-    first, *others = [f.follow(branch, inputs[1:]) for branch in equation.params["branches"]]
+def _branches(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
+    first, *others = [f.follow(branch.program, branch.of(inputs)) for branch in inner(equation)]
     for other in others:
         for one, same in zip(first, other, strict=True):
             _unite(f, one, same)
     return first
 
 
-def _scan(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
-    constants, carried = equation.params["num_consts"], equation.params["num_carry"]
+def _scan(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
+    constants, carried = scan_operands(equation)
+    (body,) = inner(equation)
     scanned = inputs[constants + carried :]
     f.factors.fix(*(axes[0] for axes in scanned))
     carry = inputs[constants : constants + carried]
     rows = [axes[1:] for axes in scanned]
-    results = f.follow(equation.params["jaxpr"], [*inputs[:constants], *carry, *rows])
+    results = f.follow(body.program, [*inputs[:constants], *carry, *rows])
     for before, after in zip(carry, results[:carried], strict=True):
         _unite(f, before, after)
-    steps = f.factors.axis(equation.params["length"], fixed=True)
+    steps = f.factors.axis(body.times, fixed=True)
     return [*carry, *((steps, *axes) for axes in results[carried:])]
 
 
-def _while(f: Follower, equation: JaxprEqn, inputs: list[Axes]) -> list[Axes]:
-    asked = equation.params["cond_nconsts"]
-    shared = asked + equation.params["body_nconsts"]
-    carry = inputs[shared:]
-    f.follow(equation.params["cond_jaxpr"], [*inputs[:asked], *carry])
-    results = f.follow(equation.params["body_jaxpr"], [*inputs[asked:shared], *carry])
+def _while(f: Follower, equation: Operation, inputs: list[Axes]) -> list[Axes]:
+    condition, body = inner(equation)
+    f.follow(condition.program, condition.of(inputs))
+    results = f.follow(body.program, body.of(inputs))
+    carry = inputs[len(inputs) - len(results) :]
     for before, after in zip(carry, results, strict=True):
         _unite(f, before, after)
     return carry
@@ -299,23 +297,13 @@ def _kept(f: Follower, axes: Axes, untouched: Sequence[bool], shape: Sequence[in
     return tuple(found)
 
 
-CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "call_jaxpr",
-}
 ELEMENTWISE = tuple(
     """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type
-    copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow
-    is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or pow real
-    reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp
+    convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt
+    imag integer_pow is_finite le lgamma log log1p log2 logistic lt max min mul ne neg nextafter not
+    one_minus_square or polynomial pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt
+    square stop_gradient sub tan tanh xor
     """.split()  # noqa: SIM905
 )
 RULES: dict[str, Rule] = {
@@ -333,6 +321,8 @@ RULES: dict[str, Rule] = {
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
     "concatenate": _concatenate,
+    "stack": _stack,
+    "unstack": _unstack,
     "slice": _partly,
     "dynamic_slice": _partly,
     "pad": _pad,

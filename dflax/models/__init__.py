@@ -8,7 +8,7 @@ from dflax.models.mlp import MLP, Linear
 from dflax.models.normalization import GroupNorm
 from dflax.models.pooling import avg_pool, max_pool
 from dflax.models.resnet import BasicBlock, ResNet18
-from dflax.models.rewriting import rewrite_convolutions
 from dflax.models.statistics import recalibrate, recalibrate_on, with_statistics
 from dflax.models.transformer import Block, TransformerClassifier, TransformerLM, attention
 from dflax.models.two_layer import TwoLayer
+from dflax.programs.convolutions import rewrite_convolutions

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from dflax import validation
-from dflax.models.correlation import Geometry, Method, correlate
+from dflax.kernels.correlation import Geometry, Method, correlate
 
 Padding = Literal["SAME", "VALID"] | int | Sequence[int | tuple[int, int]]
 

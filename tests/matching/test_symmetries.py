@@ -44,12 +44,27 @@ def weights(module):
     return jax.tree.map(lambda p: 0.3 * generator.normal(size=p.shape).astype(np.float32), params)
 
 
+def activated(params, x):
+    """Activations of which the newest JAX made operations of their own, and layers read as a stack."""
+    hidden = x.reshape(x.shape[0], -1) @ params["read"]
+    hidden = (
+        jnp.log2(1.5 + jnp.tanh(hidden) ** 2) + jnp.sinc(hidden) + jax.scipy.special.i0e(hidden)
+    )
+    first, second = jnp.stack([hidden, hidden**2])
+    return (first + second) @ params["out"]
+
+
 RECURRENT = {
     "read": 0.3 * jax.random.normal(KEY, (16, 7)),
     "carry": 0.3 * jax.random.normal(KEY, (7, 7)),
     "out": jax.random.normal(KEY, (7, 3)),
 }
 RESNET = dx.models.ResNet18(3, norm="batch", width=4)
+ACTIVATED = {
+    "read": 0.3 * jax.random.normal(KEY, (128, 7)),
+    "out": jax.random.normal(KEY, (7, 3)),
+}
+FUNCTIONS = {"recurrent": (recurrent, RECURRENT), "activated": (activated, ACTIVATED)}
 MODELS = {
     "mlp": (dx.models.MLP((5, 6), classes=3), [5, 6]),
     "cnn": (dx.models.CNN(3, (4, 6), 5), [4, 5, 6]),
@@ -64,10 +79,10 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", [*MODELS, "recurrent"])
+@pytest.mark.parametrize("name", [*MODELS, *FUNCTIONS])
 def test_permuting_all_derived_groups_keeps_the_function(name):
-    if name == "recurrent":
-        model, params, expected = recurrent, RECURRENT, [7]
+    if name in FUNCTIONS:
+        (model, params), expected = FUNCTIONS[name], [7]
     else:
         model, expected = MODELS[name]
         params = weights(model)

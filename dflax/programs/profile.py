@@ -4,7 +4,7 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,29 +14,21 @@ from jaxtyping import Array, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Source, State, rollout
-from dflax.collectives import Collective, collectives
 from dflax.mesh import state_sharding
+from dflax.programs.collectives import Collective, collectives
+from dflax.programs.walk import Operation, fold, inner, operands, results
 
 __all__ = ["Collective", "Profile", "collectives", "round", "trace"]
 
 FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP")
 # Operations that move numbers without computing any.
 MOVES = frozenset(
-    (
-        *("broadcast_in_dim", "concatenate", "copy", "device_put", "iota", "pad", "reshape", "rev"),
-        *(
-            "slice",
-            "dynamic_slice",
-            "dynamic_update_slice",
-            "gather",
-            "scatter",
-            "split",
-            "squeeze",
-        ),
-        *("select_n", "sort", "transpose", "stop_gradient", "optimization_barrier", "name"),
-        *("convert_element_type", "bitcast_convert_type", "sharding_constraint"),
-        *("all_gather", "all_to_all", "ppermute"),
-    )
+    """
+    all_gather all_to_all bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy
+    device_put dynamic_slice dynamic_update_slice gather iota name optimization_barrier pad ppermute
+    reshape rev scatter select_n sharding_constraint slice sort split squeeze stack stop_gradient
+    transpose unstack
+    """.split()  # noqa: SIM905
 )
 
 
@@ -253,7 +245,7 @@ def _measure(program: Any, arguments: tuple[Any, ...]) -> Profile:
     shardings = jax.tree.leaves(compiled.input_shardings)
     return Profile(
         devices=max((len(sharding.device_set) for sharding in shardings), default=1),
-        flops=_flops(traced.jaxpr.jaxpr),
+        flops=fold(traced.jaxpr, _flops, math.fsum),
         bytes_accessed=costs.get("bytes accessed"),
         argument_bytes=memory.argument_size_in_bytes,
         output_bytes=memory.output_size_in_bytes,
@@ -282,48 +274,32 @@ def _lies_on(leaf: Any, mesh: Mesh) -> bool:
     return isinstance(sharding, NamedSharding) and sharding.mesh == mesh
 
 
-def _flops(jaxpr: Any) -> float:
-    """Floating-point operations of a traced program; XLA's own count takes every loop body once."""
-    return math.fsum(_flops_of(equation) for equation in jaxpr.eqns)
-
-
-def _flops_of(equation: Any) -> float:
-    name, parameters = equation.primitive.name, equation.params
-    inner = [_flops(body) for body in _bodies(parameters)]
-    if name == "cond":
-        return max(inner, default=0.0)
-    if name == "shard_map":
-        # The body is one device's share.
-        width = math.prod(
-            parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"]
-        )
-        return width * sum(inner)
-    if inner:
-        return parameters.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
-    results = sum(
-        math.prod(variable.aval.shape)
-        for variable in equation.outvars
-        if jnp.issubdtype(getattr(variable.aval, "dtype", jnp.int32), jnp.inexact)
+def _flops(operation: Operation, inside: list[float]) -> float:
+    """Floating-point operations; XLA's own count takes the body of every loop once."""
+    name = operation.primitive.name
+    if inside:
+        each = [part.times * flops for part, flops in zip(inner(operation), inside, strict=True)]
+        return max(each) if name == "cond" else sum(each)
+    entries = sum(
+        math.prod(result.shape)
+        for result in results(operation)
+        if jnp.issubdtype(getattr(result, "dtype", jnp.int32), jnp.inexact)
     )
+    if not entries or name in MOVES:
+        return 0.0
     if name == "dot_general":
-        (contracted, _), _ = parameters["dimension_numbers"]
-        return 2.0 * results * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        (contracted, _), _ = operation.params["dimension_numbers"]
+        left = operands(operation)[0]
+        return 2.0 * entries * math.prod(left.shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
-        features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
-        return 2.0 * results * math.prod(kernel.shape) / features
-    if name.startswith("reduce_"):
-        return float(math.prod(equation.invars[0].aval.shape)) if results else 0.0
-    return 0.0 if name in MOVES else float(results)
-
-
-def _bodies(parameters: dict[str, Any]) -> Iterator[Any]:
-    """The programs inside an equation."""
-    for value in parameters.values():
-        for part in value if isinstance(value, (tuple, list)) else (value,):
-            body = getattr(part, "jaxpr", part)
-            if hasattr(body, "eqns"):
-                yield body
+        kernel = operands(operation)[1]
+        features = kernel.shape[operation.params["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * entries * math.prod(kernel.shape) / features
+    if name.startswith(("reduce", "scatter")):
+        # What is added up counts: the operand, or the updates.
+        added = operands(operation)[2 if name.startswith("scatter") else 0]
+        return float(math.prod(added.shape))
+    return float(entries)
 
 
 def _bytes(size: float) -> str:

@@ -10,7 +10,7 @@ from tasks import half_square, quadratics
 
 import dflax as dx
 from dflax import profile
-from dflax.collectives import KINDS
+from dflax.programs.collectives import KINDS
 
 KEY = jax.random.key(0)
 
@@ -161,6 +161,9 @@ def test_arithmetic_is_counted_through_loops_branches_and_calls():
     assert flops(lambda x: x.T.reshape(2, 8), (4, 4)) == 0
     assert flops(lambda x: x * 2 + 1, (4, 4)) == 32
     assert flops(lambda x: x - x.sum(0), (4, 5)) == 40
+    assert flops(lambda x: jnp.stack(list(x)[::-1]), (4, 5)) == 0
+    assert flops(lambda x: x.at[jnp.arange(3), 0].add(x[0, 1]), (4, 5)) == 3
+    assert flops(lambda x: jax.lax.reduce(x, 0.0, lambda a, b: a + b, (0, 1)) - x, (4, 5)) == 40
     places = 2 * 5 * 6 * 6
     assert flops(convolve, (2, 3, 8, 8), (5, 3, 3, 3)) == places * 2 * 27 + places + 2 * 3 * 64
 

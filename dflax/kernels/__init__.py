@@ -1,0 +1,1 @@
+"""Convolutions and windows as slices and matrix products: what a CPU computes fast."""
