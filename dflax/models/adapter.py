@@ -26,13 +26,13 @@ class Apply(NamedTuple):
       calibrate: `(params, inputs) -> (outputs, statistics)`: dropout off, every layer by the minibatch's
         own statistics, and these statistics; refused by models that have none.
       variables: `(key, inputs) -> {"params": ..., "batch_stats": ...}`, see `dflax.models.variables`.
-      fill: `variables -> model` as its library holds it, see `dflax.models.with_variables`.
+      fill: `(variables, inputs) -> model` as its library holds it, see `dflax.models.with_variables`.
     """
 
     forward: Callable[..., tuple[PyTree[Array], Float[Array, ""]]]
     calibrate: Callable[[Params, PyTree[Array]], tuple[PyTree[Array], PyTree[Array]]]
     variables: Callable[[Key[Array, ""] | None, PyTree[Array] | None], Params]
-    fill: Callable[[Params], Any]
+    fill: Callable[[Params, PyTree[Array] | None], Any]
 
     def __call__(
         self, params: Params, inputs: PyTree[Array], key: Key[Array, ""] | None = None
@@ -149,19 +149,6 @@ def carry(params: Params, new: PyTree[Array]) -> Float[Array, ""]:
         new,
     )
     return sum(jax.tree.leaves(terms), start=jnp.zeros(()))
-
-
-def from_updates(
-    update: Callable[[PyTree[Array]], tuple[PyTree[Array], Any]], like: PyTree[Array]
-) -> tuple[Any, PyTree[Array]]:
-    """A minibatch's own statistics from `update: old -> (new, outputs)`, whatever its momentum.
-
-    An update reads new = momentum old + (1 - momentum) batch. Its value at old = 0 and its slope
-    give the batch's own.
-    """
-    zeros, ones = (jax.tree.map(make, like) for make in (jnp.zeros_like, jnp.ones_like))
-    share, momentum, outputs = jax.jvp(update, (zeros,), (ones,), has_aux=True)
-    return outputs, jax.tree.map(lambda s, m: s / (1.0 - m), share, momentum)
 
 
 def stands_still(old: PyTree[Array], new: PyTree[Array]) -> bool:

@@ -104,18 +104,19 @@ def variables(
     return as_apply(model).variables(key, inputs)
 
 
-def with_variables(model: Model, variables: Params) -> Any:
+def with_variables(model: Model, variables: Params, inputs: PyTree[Array] | None = None) -> Any:
     """A trained model as its library holds it; the inverse of `variables`. `model` stays as it is.
 
     Args:
       model: see `as_apply`.
       variables: of the same model, trained.
+      inputs: an example batch; of haiku transforms with state.
 
     Returns:
       nnx: a new module. equinox: the module, or the pair of module and state. haiku: the params, or
       the pair of params and state. linen: the variables.
     """
-    return as_apply(model).fill(variables)
+    return as_apply(model).fill(variables, inputs)
 
 
 def _from_function(function: Callable[..., PyTree[Array]]) -> Apply:

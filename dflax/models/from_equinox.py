@@ -59,7 +59,13 @@ def from_equinox(
         raise ValueError(f"model {name} must name one batch axis in all BatchNorm, got {axes}.")
     axis = next(iter(axes), None)
     weights_like, static = eqx.partition(module, eqx.is_inexact_array)
-    kept = {} if state is None else {name: state.get(place) for name, place in places.items()}
+    # An update must keep the types, and what comes back from float32 is no Python number's any more.
+    state = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), state)
+
+    def read(state: Any) -> dict[Any, PyTree[Array]]:
+        return {place: state.get(index) for place, index in places.items()}
+
+    kept = {} if state is None else read(state)
     kept_like = jax.eval_shape(lambda: kept)
     shapes_like = jax.eval_shape(lambda: weights_like)
 
@@ -93,8 +99,12 @@ def from_equinox(
             named = {"key": own} if takes_key else {}
             if not places:
                 return model(x, **named, **options), ()
-            outputs, ended = model(x, with_values(statistics), **named, **options)
-            return outputs, as_real({place: ended.get(index) for place, index in places.items()})
+            began = with_values(statistics)
+            before = read(began)
+            outputs, ended = model(x, began, **named, **options)
+            if trains and stands_still(before, read(ended)) and not switched.waived:
+                switched.refuse("a training pass that left the state as it was")
+            return outputs, as_real(read(ended))
 
         each = None if keys is None else 0
         return jax.vmap(one, in_axes=(0, each), out_axes=(0, None), axis_name=axis)(inputs, keys)
@@ -110,8 +120,6 @@ def from_equinox(
         outputs, new = call_all(model, statistics, inputs, keys, trains)
         if not trains or not places:
             return outputs, jnp.zeros(())
-        if stands_still(statistics, new) and not switched.waived:
-            switched.refuse("a training pass that left the state as it was")
         return outputs, carry(params, new)
 
     def calibrate(params: Params, inputs: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
@@ -134,7 +142,7 @@ def from_equinox(
     def variables(key: Key[Array, ""] | None, inputs: PyTree[Array] | None) -> Params:
         return {"params": weights_like} | ({STATISTICS: as_real(kept)} if places else {})
 
-    def fill(variables: Params) -> Any:
+    def fill(variables: Params, inputs: PyTree[Array] | None) -> Any:
         weights, statistics = checked(variables)
         model = eqx.combine(weights, static)
         return (model, with_values(statistics)) if state is not None else model

@@ -89,8 +89,15 @@ def from_haiku(model: hk.Transformed | hk.TransformedWithState, training: Traini
         weights, state = made
         return {"params": weights} | ({STATISTICS: as_real(state)} if state else {})
 
-    def fill(variables: Params) -> Any:
+    def fill(variables: Params, inputs: PyTree[Array] | None) -> Any:
         weights, statistics = split_statistics(variables)
-        return (weights, statistics) if stateful else weights
+        if not stateful:
+            return weights
+        if inputs is None:
+            raise TypeError(
+                "inputs must be an example batch for a haiku transform with state, got None: only its "
+                "own start tells which parts of the state are counters."
+            )
+        return weights, as_kept(statistics or {}, state_like(inputs))
 
     return Apply(forward, calibrate, variables, fill)

@@ -17,7 +17,6 @@ from dflax.models.adapter import (
     Switches,
     Training,
     carry,
-    from_updates,
     missing_statistics,
     split_statistics,
     stands_still,
@@ -98,13 +97,17 @@ def from_linen(module: nn.Module, training: Training | None) -> Apply:
                 )
             return new[STATISTICS], outputs
 
-        return from_updates(update, statistics)
+        # An update reads new = momentum * old + (1 - momentum) * batch. Its value at old = 0 and its
+        # slope give the batch's own statistics whatever momentum each layer has.
+        zeros, ones = (jax.tree.map(make, statistics) for make in (jnp.zeros_like, jnp.ones_like))
+        share, momentum, outputs = jax.jvp(update, (zeros,), (ones,), has_aux=True)
+        return outputs, jax.tree.map(lambda s, m: s / (1.0 - m), share, momentum)
 
     def variables(key: Key[Array, ""] | None, inputs: PyTree[Array] | None) -> Params:
         validation.typed_key("key", key)
         return dict(module.init(key, inputs, **switched.options(False)))
 
-    return Apply(forward, calibrate, variables, lambda variables: variables)
+    return Apply(forward, calibrate, variables, lambda variables, inputs: variables)
 
 
 def _streams(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:

@@ -12,7 +12,6 @@ from dflax.models.adapter import (
     Apply,
     Training,
     carry,
-    from_updates,
     missing_statistics,
     require,
     split_statistics,
@@ -55,18 +54,19 @@ def from_nnx(module: nnx.Module, training: Training | None) -> Apply:
     ) -> tuple[PyTree[Array], Float[Array, ""]]:
         weights, statistics = checked(params)
         trains = key is not None
-        model, before = merge(weights, statistics, key)
+        model, parts = merge(weights, statistics, key)
+        # Taken now: the model's variables are written in place.
+        counts_before, others_before = map(jax.tree.leaves, parts[3:])
         model.train() if trains else model.eval()
         outputs = model(inputs, **switched.options(trains))
-        after = nnx.split(model, *KINDS)[1:]
-        _refuse_changes(type(module).__name__, before[4], after[4])
+        _refuse_changes(type(module).__name__, others_before, parts[4])
         if not trains:
             return outputs, jnp.zeros(())
-        if drops and _same(before[3], after[3]) and not switched.waived:
+        if drops and _same(counts_before, parts[3]) and not switched.waived:
             switched.refuse("a training pass in which no Dropout drew a key")
         if not _named(statistics_like):
             return outputs, jnp.zeros(())
-        new = _named(after[1])
+        new = _named(nnx.state(model, nnx.BatchStat))
         if stands_still(statistics, new) and not switched.waived:
             switched.refuse("a training pass that left every BatchStat as it was")
         return outputs, carry(params, new)
@@ -76,20 +76,19 @@ def from_nnx(module: nnx.Module, training: Training | None) -> Apply:
         if not statistics:
             missing_statistics()
 
-        def update(old: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
-            model, _ = merge(weights, old, None)
-            model.eval()
-            model.set_attributes(use_running_average=False, raise_if_not_found=False)
-            outputs = model(inputs, **switched.options(True))
-            return _named(nnx.state(model, nnx.BatchStat)), outputs
-
-        return from_updates(update, statistics)
+        model, _ = merge(weights, statistics, None)
+        model.eval()
+        # What is new is the minibatch's own, with nothing kept of the old.
+        own = {"momentum": 0.0, "use_running_average": False}
+        model.set_attributes(nnx.BatchNorm, raise_if_not_found=False, **own)
+        outputs = model(inputs, **switched.options(True))
+        return outputs, _named(nnx.state(model, nnx.BatchStat))
 
     def variables(key: Key[Array, ""] | None, inputs: PyTree[Array] | None) -> Params:
         weights, statistics = (_named(state) for state in nnx.split(module, *KINDS)[1:3])
         return {"params": weights} | ({STATISTICS: statistics} if statistics else {})
 
-    def fill(variables: Params) -> nnx.Module:
+    def fill(variables: Params, inputs: PyTree[Array] | None) -> nnx.Module:
         weights, statistics = checked(variables)
         filled = _fill(weights_like, weights), _fill(statistics_like, statistics)
         return nnx.merge(
@@ -138,16 +137,15 @@ def _fill(like: nnx.State, named: Any) -> nnx.State:
     return state
 
 
-def _same(before: nnx.State, after: nnx.State) -> bool:
-    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+def _same(before: list[Array], after: nnx.State) -> bool:
+    pairs = zip(before, jax.tree.leaves(after), strict=True)
     return all(old is new for old, new in pairs)
 
 
-def _refuse_changes(name: str, before: nnx.State, after: nnx.State) -> None:
+def _refuse_changes(name: str, before: list[Array], after: nnx.State) -> None:
     """Variables of other kinds would be forgotten after the pass."""
-    kept = dict(nnx.to_flat_state(after))
-    for path, variable in nnx.to_flat_state(before):
-        if not _same(variable, kept.get(path, variable)):
+    for old, (path, variable) in zip(before, nnx.to_flat_state(after), strict=True):
+        if not _same([old], variable):
             raise ValueError(
                 f"model {name} must change no variables but BatchStat when it is called, got a new "
                 f"value of {'.'.join(map(str, path))}, a {type(variable).__name__}. Make it an "
