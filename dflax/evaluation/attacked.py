@@ -1,7 +1,5 @@
 """How a model fares when its inputs are attacked."""
 
-import functools
-
 import jax
 from jax.tree_util import Partial
 from jaxtyping import Array, Key
@@ -9,7 +7,8 @@ from jaxtyping import Array, Key
 from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Batch, Dataset
-from dflax.evaluation.measures import Measure, mean_over, verified_count
+from dflax.evaluation.bound import Bound
+from dflax.evaluation.measures import Measure, mean_over, metrics_of, verified_count
 from dflax.local.attack import Attack
 from dflax.local.oracle import Loss
 
@@ -47,7 +46,7 @@ def attacked(
     count = verified_count(loss, data, batch_size, examples)
     validation.function("attack", attack, "Make one with dflax.local.projected_gradient.")
     validation.typed_key("key", key)
-    measure = functools.partial(_attacked, loss, attack, min(batch_size, count), count)
+    measure = Bound(_attacked, (loss, attack, min(batch_size, count), count))
     return Partial(measure, data, key)
 
 
@@ -62,7 +61,7 @@ def _attacked(
 ) -> Metrics:
     def measured(batch: Batch, number: Array) -> Metrics:
         moved = attack(params, batch, jax.random.fold_in(key, number))
-        _, metrics = loss(params, moved, None)
+        metrics = metrics_of(loss, params, moved)
         return {f"robust_{name}": value for name, value in metrics.items()}
 
     return mean_over(measured, data, batch_size, count)
