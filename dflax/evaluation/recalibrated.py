@@ -36,7 +36,7 @@ def recalibrated(
       Zhu et al., A Single Merging Suffices, arXiv 2507.06542.
     """
     validation.function("measure", measure)
-    as_apply(model)
+    as_apply(model)  # Refuses here what is no model.
     validation.instance("data", data, Dataset, "Of a Split pass its .train.")
     validation.integer("batches", batches, low=1)
     validation.integer("batch_size", batch_size, low=1)

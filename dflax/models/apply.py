@@ -14,7 +14,8 @@ from dflax.algorithm import Params
 from dflax.models.adapter import Apply, Training
 from dflax.models.from_linen import from_linen
 
-Model = Any
+# Of other libraries: callables, or tuples of functions or of a module and its state.
+Model = nn.Module | Callable[..., Any] | tuple[Any, ...]
 
 
 def as_apply(model: Model, *, training: Training | None = None) -> Apply:

@@ -29,8 +29,7 @@ def from_equinox(
 ) -> Apply:
     """The adapter of an equinox module, with its state if it has one, see `dflax.models.as_apply`."""
     name, call = type(module).__name__, type(module).__call__
-    indices = _layers(module, eqx.nn.StateIndex)
-    places = {index.marker: index for index in indices}
+    places = _places(module)
     if places and state is None:
         raise ValueError(
             f"model {name} must come with its state, got the module alone. Pass the pair: "
@@ -154,3 +153,17 @@ def _layers(module: eqx.Module, kind: type) -> list[Any]:
     """The layers of a kind anywhere in a module."""
     leaves = jax.tree.leaves(module, is_leaf=lambda node: isinstance(node, kind))
     return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+
+def _places(module: eqx.Module) -> dict[str, eqx.nn.StateIndex]:
+    """Where a module keeps state, by its path; a layer that is used twice keeps it once."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        module, is_leaf=lambda node: isinstance(node, eqx.nn.StateIndex)
+    )
+    found: dict[str, eqx.nn.StateIndex] = {}
+    for path, leaf in leaves:
+        if isinstance(leaf, eqx.nn.StateIndex) and leaf.marker not in {
+            index.marker for index in found.values()
+        }:
+            found[jax.tree_util.keystr(path, simple=True, separator="/")] = leaf
+    return found

@@ -51,12 +51,13 @@ def with_statistics(optimizer: optax.GradientTransformation) -> optax.GradientTr
     def update(
         gradients: Params, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Params, Any]:
+        if not _has_statistics(gradients):
+            return inner.update(gradients, state, params, **extra)
         own = None if params is None else weights_of(params)
-        updates, state = inner.update(weights_of(gradients), state, own, **extra)
-        if _has_statistics(gradients):
-            moved = jax.tree.map(jnp.negative, gradients[STATISTICS])
-            updates = {**updates, STATISTICS: moved}
-        return updates, state
+        given = {name: _of_weights(value, params) for name, value in extra.items()}
+        updates, state = inner.update(weights_of(gradients), state, own, **given)
+        moved = jax.tree.map(jnp.negative, gradients[STATISTICS])
+        return {**updates, STATISTICS: moved}, state
 
     return Apart(lambda params: inner.init(weights_of(params)), update)
 
@@ -130,6 +131,17 @@ def weights_of(tree: Params) -> Params:
     if not _has_statistics(tree):
         return tree
     return {name: part for name, part in tree.items() if name != STATISTICS}
+
+
+def _of_weights(value: Any, params: Params) -> Any:
+    """What else an optimiser is given, a gradient or an objective, as one of the weights alone."""
+    if not callable(value):
+        return weights_of(value)
+
+    def objective(weights: Params) -> Any:
+        return value({**weights, STATISTICS: params[STATISTICS]})
+
+    return objective
 
 
 def _has_statistics(tree: Params) -> bool:

@@ -1,7 +1,8 @@
 """One small net with BatchNorm and Dropout in linen, nnx, equinox and haiku: each library's own loop."""
 
-import dataclasses
 import functools
+import pathlib
+import re
 
 import equinox as eqx
 import haiku as hk
@@ -15,7 +16,6 @@ from flax import nnx
 from tasks import assert_trees_close, assert_trees_equal
 
 import dflax as dx
-from dflax import evaluation
 from dflax.data.dataset import Batch
 
 KEY = jax.random.key(0)
@@ -197,37 +197,19 @@ def test_haikus_step_is_its_own():
     assert_trees_close(scores, expected, rtol=1e-5, atol=1e-6)
 
 
-def flat_digits():
-    data = dx.data.digits()
-
-    def flat(part):
-        return dataclasses.replace(part, inputs=part.inputs.reshape(-1, 64))
-
-    return data._replace(train=flat(data.train), test=flat(data.test))
-
-
-@functools.cache
-def accuracy(library):
-    data = flat_digits()
-    partition = dx.data.iid(np.asarray(data.labels), 4, seed=0)
-    federation = dx.Federation(data, partition, local_steps=15, batch_size=32)
-    loss = dx.losses.classification(model_of(library))
-    algorithm = dx.server.fedavg(loss, optax.sgd(0.1))
-    variables = dx.models.variables(model_of(library), KEY, data.example)
-    measure = evaluation.server_model(evaluation.on(loss, data.test))
-    with pytest.warns(dx.models.AveragedStatistics):
-        state = algorithm.init(KEY, variables)
-    _, history = dx.run(
-        algorithm, state, federation, rounds=12, key=KEY, evaluate=measure, every=12
-    )
-    return float(history.evaluations["accuracy"][-1])
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_the_same_net_reaches_the_same_accuracy_in_every_library(library):
+@pytest.mark.filterwarnings("ignore::dflax.models.AveragedStatistics")
+def test_the_pages_examples_run_and_the_same_net_is_as_good_in_every_library():
     """With an optimiser that was told nothing of statistics."""
-    assert accuracy(library) > 0.93
-    assert abs(accuracy(library) - accuracy("linen")) < 0.025
+    page = pathlib.Path(__file__).parents[2] / "docs" / "models.md"
+    names = {}
+    for program in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(program, "models.md", "exec"), names)
+    accuracies = [float(names[f"{library}_accuracy"]) for library in LIBRARIES]
+    assert min(accuracies) > 0.93
+    assert max(accuracies) - min(accuracies) < 0.03
+    assert isinstance(names["module"], names["Nnx"])
+    assert names["haiku_state"]["batch_norm/~/mean_ema"]["counter"] == 12 * 15
+    assert names["tree_state"].get(names["tree"].norm.batch_counter) == 12 * 15
 
 
 @pytest.mark.parametrize("library", ["linen", "nnx", "equinox", "equinox ema", "haiku"])
@@ -283,6 +265,13 @@ def test_plain_modules_need_no_statistics():
                 np.testing.assert_allclose(
                     apply(params, BATCH.inputs, key), expected, rtol=1e-5, atol=1e-5
                 )
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_variables_survive_a_file(library, tmp_path):
+    variables = variables_of(library)
+    dx.export.save(tmp_path / "model.safetensors", variables)
+    assert_trees_equal(dx.export.load(tmp_path / "model.safetensors", like=variables), variables)
 
 
 def test_nnx_modules_are_read_and_not_changed():

@@ -107,7 +107,7 @@ def test_a_servers_optimiser_averages_statistics_and_steps_with_weights():
         data, from_indices([np.arange(20), np.arange(20, 40)]), batch_size=20, local_steps=1
     )
     ends = []
-    for make in (server.fedavg, functools.partial(server.fedadam, server_learning_rate=0.01)):
+    for make in (server.fedavg, functools.partial(server.fedadam, rate=0.01)):
         algorithm = make(losses.classification(MODULE), optax.sgd(0.1))
         with pytest.warns(models.AveragedStatistics):
             state = algorithm.init(KEY, VARIABLES)
@@ -124,6 +124,19 @@ def test_an_optimiser_is_put_apart_once_and_models_without_statistics_see_no_dif
     bare, _ = optax.adam(0.1).update(weights, optax.adam(0.1).init(weights))
     found, _ = optimizer.update(weights, optimizer.init(weights))
     jax.tree.map(np.testing.assert_array_equal, found, bare)
+
+
+def test_an_optimiser_that_asks_for_the_objective_gets_that_of_the_weights():
+    def update(gradients, state, params, *, value_fn, grad):
+        return jax.tree.map(lambda g, h: value_fn(params) * (g + h), gradients, grad), state
+
+    asks = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    variables = {"params": jnp.array(2.0), "batch_stats": jnp.array(3.0)}
+    slope = {"params": jnp.array(1.0), "batch_stats": jnp.array(0.5)}
+    updates, _ = with_statistics(asks).update(
+        slope, (), variables, value_fn=lambda v: v["params"] * v["batch_stats"], grad=slope
+    )
+    assert updates == {"params": 12.0, "batch_stats": -0.5}
 
 
 def test_the_term_has_value_zero_and_gradient_old_minus_new():
