@@ -56,7 +56,7 @@ class Switches(NamedTuple):
     training: dict[str, bool]
     waived: bool
 
-    def options(self, training: bool) -> dict[str, bool]:
+    def options(self, training: bool) -> dict[str, Any]:
         """The keyword arguments of a training pass or of an evaluation."""
         return {name: value is training for name, value in self.training.items()}
 
@@ -169,7 +169,8 @@ def require(params: Params, part: PyTree, name: str, wanted: PyTree) -> None:
     """
     if part is None and name == STATISTICS:
         missing_statistics()
-    if jax.tree.structure(part) != jax.tree.structure(wanted):
+    found: Any = jax.tree.structure(part)
+    if found != jax.tree.structure(wanted):
         raise ValueError(
             f'params must hold the model\'s own "{name}", got a {type(params).__name__} of another '
             "structure. Take variables = dflax.models.variables(model)."

@@ -83,6 +83,7 @@ def as_apply(model: Model, *, training: Training | None = None) -> Apply:
             f"training must be left out for a function, got {training!r}. A function (params, inputs, "
             "key) is in training when key is not None."
         )
+    assert callable(model), "refused above"
     return _from_function(model)
 
 

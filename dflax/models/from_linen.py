@@ -103,7 +103,7 @@ def from_linen(module: nn.Module, training: Training | None) -> Apply:
         share, momentum, outputs = jax.jvp(update, (zeros,), (ones,), has_aux=True)
         return outputs, jax.tree.map(lambda s, m: s / (1.0 - m), share, momentum)
 
-    def variables(key: Key[Array, ""] | None, inputs: PyTree[Array] | None) -> Params:
+    def variables(key: Any, inputs: PyTree[Array] | None) -> Params:
         validation.typed_key("key", key)
         return dict(module.init(key, inputs, **switched.options(False)))
 
