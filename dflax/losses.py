@@ -204,7 +204,8 @@ def _cross_entropy(scores: Array, labels: Array) -> dict[str, Array]:
 
 def widened(values: Array) -> Array:
     """Values in float32, or in their own type where that is wider: what sums are made of."""
-    return jnp.asarray(values, jnp.promote_types(values.dtype, jnp.float32))
+    values = jnp.asarray(values)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def _check_labels(scores: Array, labels: Array) -> None:
@@ -236,14 +237,14 @@ def _measured(measures: Any, batch: Batch) -> dict[str, Array]:
             f'per_example must return a dict with an entry "loss", got {found}. For example '
             '{"loss": losses}, of shape [B].'
         )
-    size = jax.tree.leaves(batch.inputs)[0].shape[0]
+    size = jax.tree.leaves((batch.inputs, batch.labels))[0].shape[0]
     for name, values in measures.items():
         if np.shape(values)[:1] != (size,):
             raise ValueError(
                 f"per_example must give one value of {name!r} for each of the {size} examples, "
                 f"[{size}, ...], got the shape {np.shape(values)}. Means are taken afterwards."
             )
-    return {name: widened(jnp.asarray(values)) for name, values in measures.items()}
+    return {name: widened(values) for name, values in measures.items()}
 
 
 def _like_labels(predictions: Array, labels: Array) -> Array:
