@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
@@ -45,7 +46,7 @@ def classification(model: Model, *, label_smoothing: float | Array = 0.0) -> Los
     def per_example(scores: Array, batch: Batch) -> dict[str, Array]:
         measures = _cross_entropy(scores, batch.labels)
         if _present(label_smoothing):
-            uniform = -jnp.mean(jax.nn.log_softmax(scores), axis=-1)
+            uniform = -jnp.mean(jax.nn.log_softmax(widened(scores)), axis=-1)
             kept = (1.0 - label_smoothing) * measures["loss"]
             measures["loss"] = kept + label_smoothing * uniform
         return measures
@@ -95,7 +96,7 @@ def squared_error(model: Model) -> Loss:
     """
 
     def per_example(predictions: Array, batch: Batch) -> dict[str, Array]:
-        squares = optax.l2_loss(_like_labels(predictions, batch.labels), batch.labels)
+        squares = optax.l2_loss(_like_labels(predictions, batch.labels), widened(batch.labels))
         return {"loss": squares.reshape(squares.shape[0], -1).sum(1)}
 
     return from_examples(model, per_example)
@@ -115,7 +116,7 @@ def absolute_error(model: Model) -> Loss:
     """
 
     def per_example(predictions: Array, batch: Batch) -> dict[str, Array]:
-        errors = jnp.abs(_like_labels(predictions, batch.labels) - batch.labels)
+        errors = jnp.abs(_like_labels(predictions, batch.labels) - widened(batch.labels))
         return {"loss": errors.reshape(errors.shape[0], -1).sum(1)}
 
     return from_examples(model, per_example)
@@ -141,7 +142,7 @@ def with_l2(loss: Loss, strength: float | Array) -> Loss:
         value, metrics = loss(params, batch, key)
         whole = isinstance(params, Mapping) and "params" in params
         weights = params["params"] if whole else params
-        penalty = 0.5 * strength * optax.tree.norm(weights, squared=True)
+        penalty = 0.5 * strength * optax.tree.norm(jax.tree.map(widened, weights), squared=True)
         return value + penalty, metrics | {"l2": penalty}
 
     return penalised
@@ -150,7 +151,8 @@ def with_l2(loss: Loss, strength: float | Array) -> Loss:
 def from_examples(model: Model, per_example: PerExample) -> Loss:
     """A loss from what is measured on each example; what every loss here is made with.
 
-    `metrics[name] = sum_b w_b values[name]_b / sum_b w_b`, w the mask, or ones; 0 where w is 0.
+    `metrics[name] = sum_b w_b values[name]_b / sum_b w_b`, w the mask, or ones; 0 where w is 0. Sums
+    are in float32 or wider, of integers, booleans and half precision too.
 
     Args:
       model: see `dflax.models.as_apply`.
@@ -159,11 +161,12 @@ def from_examples(model: Model, per_example: PerExample) -> Loss:
 
     Returns:
       The loss, the mean of "loss", and the means of all entries as metrics. With running statistics
-      among the params (`dflax.models.with_statistics`), its gradient with respect to them is
-      old - new, so that a step of rate 1 replaces them.
+      among the params, its gradient with respect to them is old - new: the solver replaces them
+      (`dflax.models.with_statistics`).
 
     Raises:
       TypeError: `model` or `per_example` cannot be called.
+      ValueError: when traced, an entry without one value per example, or no "loss".
     """
     apply = as_apply(model)
     validation.function("per_example", per_example)
@@ -172,7 +175,7 @@ def from_examples(model: Model, per_example: PerExample) -> Loss:
         params: Params, batch: Batch, key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
         outputs, carry = apply.forward(params, batch.inputs, key)
-        measures = dict(per_example(outputs, batch))
+        measures = _measured(per_example(outputs, batch), batch)
         extra = measures.pop("weight", None)
         metrics = {name: _mean(values, batch.mask, extra) for name, values in measures.items()}
         return metrics["loss"] + carry, metrics
@@ -181,13 +184,9 @@ def from_examples(model: Model, per_example: PerExample) -> Loss:
 
 
 def _cross_entropy(scores: Array, labels: Array) -> dict[str, Array]:
-    if scores.shape[:-1] != labels.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(
-            "labels must be integers with the shape of the scores less their last axis, "
-            f"{scores.shape[:-1]}, got {labels.dtype} {labels.shape}."
-        )
+    _check_labels(scores, labels)
     # At least float32: the sum over many classes loses its tail in half precision.
-    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    wide = widened(scores)
     # The label's score is picked by comparison: looked up, its gradient would be a scatter, which on
     # a CPU costs more than the rest of a small model's step.
     classes = wide.shape[-1]
@@ -203,6 +202,51 @@ def _cross_entropy(scores: Array, labels: Array) -> dict[str, Array]:
     return {"loss": losses, "accuracy": correct.astype(losses.dtype)}
 
 
+def widened(values: Array) -> Array:
+    """Values in float32, or in their own type where that is wider: what sums are made of."""
+    values = jnp.asarray(values)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def _check_labels(scores: Array, labels: Array) -> None:
+    """Refuse labels that are no class numbers, and say how to make them some."""
+    kind, shape = np.dtype(labels.dtype), np.shape(labels)
+    wanted = scores.shape[:-1]
+    if jnp.issubdtype(kind, jnp.integer) and shape == wanted:
+        return
+    fix = f"The model gives scores {scores.shape}."
+    if kind.kind in "USO":
+        fix = "Number them: classes, labels = np.unique(labels, return_inverse=True)."
+    elif shape == scores.shape:
+        fix = "Of one-hot rows take labels.argmax(-1)."
+    elif not jnp.issubdtype(kind, jnp.integer) and shape == wanted:
+        fix = "Take labels.astype(int32) if they are class numbers, or losses.squared_error."
+    elif shape == (*wanted, 1):
+        fix = "Take labels.squeeze(-1)."
+    raise ValueError(
+        "labels must be integers with the shape of the scores less their last axis, "
+        f"{wanted}, got {kind} {shape}. {fix}"
+    )
+
+
+def _measured(measures: Any, batch: Batch) -> dict[str, Array]:
+    """What was measured, wide enough to be summed, if it is of each example."""
+    if not isinstance(measures, Mapping) or "loss" not in measures:
+        found = sorted(measures) if isinstance(measures, Mapping) else type(measures).__name__
+        raise ValueError(
+            f'per_example must return a dict with an entry "loss", got {found}. For example '
+            '{"loss": losses}, of shape [B].'
+        )
+    size = jax.tree.leaves((batch.inputs, batch.labels))[0].shape[0]
+    for name, values in measures.items():
+        if np.shape(values)[:1] != (size,):
+            raise ValueError(
+                f"per_example must give one value of {name!r} for each of the {size} examples, "
+                f"[{size}, ...], got the shape {np.shape(values)}. Means are taken afterwards."
+            )
+    return {name: widened(values) for name, values in measures.items()}
+
+
 def _like_labels(predictions: Array, labels: Array) -> Array:
     """Predictions of the labels' shape; a last axis of length 1 is dropped where labels have none."""
     if predictions.ndim == labels.ndim + 1 and predictions.shape[-1] == 1:
@@ -212,7 +256,7 @@ def _like_labels(predictions: Array, labels: Array) -> Array:
             f"model must give predictions of the labels' shape {labels.shape}, got "
             f"{predictions.shape}. Reshape one of them."
         )
-    return predictions
+    return widened(predictions)
 
 
 def _mean(

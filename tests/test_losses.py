@@ -193,3 +193,64 @@ def test_a_token_beyond_the_vocabulary_makes_the_loss_nan_and_padding_does_not()
 def test_arrays_where_one_number_is_meant_are_refused(make, name):
     with pytest.raises(ValueError, match=f"{name} must be a single real number"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("labels", "remedy"),
+    [
+        (np.array(list("abcabca")), r"np.unique\(labels, return_inverse=True\)"),
+        (np.array(list("abcabca"), object), r"np.unique\(labels, return_inverse=True\)"),
+        (jnp.zeros(7), r"labels.astype\(int32\)"),
+        (jnp.zeros(7, bool), r"labels.astype\(int32\)"),
+        (jax.nn.one_hot(jnp.arange(7) % 4, 4), r"labels.argmax\(-1\)"),
+        (jnp.zeros((7, 1), jnp.int32), r"labels.squeeze\(-1\)"),
+        (jnp.zeros(6, jnp.int32), r"scores \(7, 4\)"),
+    ],
+)
+def test_labels_that_are_no_class_numbers_are_refused_with_the_way_to_make_them_some(
+    labels, remedy
+):
+    with pytest.raises(ValueError, match=f"labels must be integers.*{remedy}"):
+        losses.classification(scores_of)(PARAMS, batch_of()._replace(labels=labels), None)
+
+
+def test_integers_booleans_and_half_precision_are_averaged_as_float32():
+    size = 1200
+    inputs = jnp.ones((size, 3))
+    mask = jnp.ones(size).at[0].set(0.5)
+
+    def per_example(outputs, batch):
+        half = jnp.ones(size, jnp.bfloat16)
+        hits = jnp.arange(size) % 2 == 0
+        return {"loss": half, "hits": hits, "count": jnp.full(size, 3, jnp.int8), "weight": hits}
+
+    for weights in (None, mask):
+        batch = Batch(inputs, jnp.zeros(size, jnp.int32), weights)
+        value, metrics = losses.from_examples(scores_of, per_example)(PARAMS, batch, None)
+        assert {leaf.dtype for leaf in (value, *metrics.values())} == {jnp.dtype("float32")}
+        np.testing.assert_allclose([value, metrics["hits"], metrics["count"]], [1, 1, 3], rtol=1e-6)
+
+
+def test_errors_of_half_precision_are_summed_in_float32():
+    inputs = jnp.ones((2, 1), jnp.bfloat16)
+    labels = jnp.zeros((2, 600), jnp.bfloat16)
+    params = jnp.ones((1, 600), jnp.bfloat16)
+    batch = Batch(inputs, labels)
+    assert losses.squared_error(scores_of)(params, batch, None)[0] == 300
+    assert losses.absolute_error(scores_of)(params, batch, None)[0] == 600
+    whole = losses.with_l2(losses.squared_error(scores_of), 1.0)(params, batch, None)[1]
+    assert whole["l2"] == 300
+
+
+@pytest.mark.parametrize(
+    ("measured", "message"),
+    [
+        ({"accuracy": jnp.ones(7)}, r"an entry \"loss\", got \['accuracy'\]"),
+        (jnp.ones(7), 'an entry "loss", got ArrayImpl'),
+        ({"loss": jnp.ones(())}, r"each of the 7 examples, \[7, ...\], got the shape \(\)"),
+    ],
+)
+def test_what_is_measured_is_of_each_example(measured, message):
+    loss = losses.from_examples(scores_of, lambda outputs, batch: measured)
+    with pytest.raises(ValueError, match=message):
+        loss(PARAMS, batch_of(), None)

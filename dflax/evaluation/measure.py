@@ -1,11 +1,12 @@
 """What a measure is: equal when made again from the same parts, and clear about what it measures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from jaxtyping import Array
 
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Batch
@@ -64,23 +65,33 @@ _register(Recalibrated)
 
 
 def metrics_of(loss: Loss, params: Params, batch: Batch) -> Metrics:
-    """What a loss measures on a batch, without dropout, as real numbers; of one without metrics, `loss`.
+    """What a loss measures of a batch in evaluation, in float32 or wider.
 
     Raises:
-      TypeError: it does not return `(loss, metrics)`.
+      TypeError: the loss returns no pair of a number and a dict of numbers or arrays.
     """
-    returned = loss(params, batch, None)
-    pair = isinstance(returned, tuple) and len(returned) == 2
-    if not pair or not (returned[1] is None or isinstance(returned[1], (dict, tuple))):
-        given = f"metrics of type {type(returned[1]).__name__}" if pair else type(returned).__name__
-        raise TypeError(f"loss must return (loss, metrics), metrics a dict of arrays, got {given}.")
-    value, metrics = returned
-    return jax.tree.map(_real, metrics or {"loss": value})
+    result = loss(params, batch, None)
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+        kind = type(
+            result[1] if isinstance(result, tuple) and len(result) == 2 else result
+        ).__name__
+        raise TypeError(
+            "loss must return (loss, metrics) with a dict of metrics, {} if there are none, got "
+            f"{kind}. See dflax.losses.from_examples."
+        )
+    value, metrics = result
+    return {name: _wide(name, of) for name, of in (metrics or {"loss": value}).items()}
 
 
-def _real(value: Any) -> Any:
-    value = jnp.asarray(value)
-    return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(float)
+def _wide(name: str, value: Any) -> Array:
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"loss must measure numbers or arrays, got the metric {name!r} of type "
+            f"{type(value).__name__}. Give each number a name of its own."
+        ) from error
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _hashable(value: Any) -> bool:

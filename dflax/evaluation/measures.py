@@ -17,6 +17,7 @@ from dflax.local.oracle import Loss
 from dflax.models.averaged import warn_of_averaging
 
 Measure = Callable[[Params], Metrics]
+Models = Callable[[FederatedState], Params]
 
 
 def on(loss: Loss, data: Dataset, *, batch_size: int = 500, examples: int | None = None) -> Measure:
@@ -29,8 +30,9 @@ def on(loss: Loss, data: Dataset, *, batch_size: int = 500, examples: int | None
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)` whose metrics are means over the batch that
-        respect `batch.mask`; it is called with key None: evaluation, no dropout. Of a loss without
-        metrics the loss itself is measured, as `loss`; integers and booleans count as real numbers.
+        respect `batch.mask`: numbers, or arrays of any one shape. It is called with key None:
+        evaluation, no dropout. Of a loss without metrics the loss itself is measured, as "loss".
+        Integers and booleans are averaged as float32.
       data: what to measure on.
       batch_size: examples at a time, >= 1.
       examples: measure on the first so many only; default all. (The sources shuffle their examples
@@ -40,43 +42,57 @@ def on(loss: Loss, data: Dataset, *, batch_size: int = 500, examples: int | None
     return OfModel(Bound(_on, loss, min(batch_size, count), count), data)
 
 
-def server_model(measure: Measure) -> Callable[[FederatedState], Metrics]:
-    """Measures the server's model, `state.server.params`."""
-    return Partial(_server_model, _as_partial(measure))
+def server_model(
+    measure: Measure, *, models: Models | None = None
+) -> Callable[[FederatedState], Metrics]:
+    """Measures the server's model, `state.server.params`.
+
+    Args:
+      measure: `params -> metrics`, see `on`.
+      models: `state -> model`, another model of the state.
+    """
+    return Partial(Bound(_server_model, _checked(models)), _as_partial(measure))
 
 
 def client_models(
-    measure: Measure, *, at_once: int | None = None
+    measure: Measure, *, models: Models | None = None, at_once: int | None = None
 ) -> Callable[[FederatedState], Metrics]:
     """Measures every client's model: mean over clients, `NAME_min`, `NAME_max` and `NAME_std`.
 
     Args:
       measure: `params -> metrics`, see `on`.
+      models: `state -> stacked models [n, ...]`; default: `state.clients.params`.
       at_once: clients that one device measures at the same time, >= 1; None chooses as `map_clients`
         does.
     """
     if at_once is not None:
         validation.integer("at_once", at_once, low=1)
-    return Partial(Bound(_client_models, at_once), _as_partial(measure))
+    return Partial(Bound(_client_models, _checked(models), at_once), _as_partial(measure))
 
 
-def mean_model(measure: Measure) -> Callable[[FederatedState], Metrics]:
+def mean_model(
+    measure: Measure, *, models: Models | None = None
+) -> Callable[[FederatedState], Metrics]:
     """Measures the mean of all clients' models, under the names `mean_model_NAME`.
 
-    Of models with batch normalisation, give it `recalibrated(measure, module, data)`.
+    Of models with batch normalisation, give it `recalibrated(measure, model, data)`.
+
+    Args:
+      measure: `params -> metrics`, see `on`.
+      models: `state -> stacked models [n, ...]`; default: `state.clients.params`.
 
     Warns:
       dflax.models.AveragedStatistics: models with "batch_stats" and any other measure, when it is
         first run or traced.
     """
-    measured = _mean_model if isinstance(measure, Recalibrated) else _warned_mean_model
-    return Partial(measured, _as_partial(measure))
+    warned = not isinstance(measure, Recalibrated)
+    return Partial(Bound(_mean_model, _checked(models), warned), _as_partial(measure))
 
 
 def consensus(state: FederatedState) -> Metrics:
     """`consensus_distance`: (1/n) sum_i |x_i - mean of x|^2 over all parameters of the clients."""
     validation.instance("state", state, FederatedState)
-    return {"consensus_distance": consensus_distance(state.clients.params)}
+    return {"consensus_distance": consensus_distance(_held(state, "clients"))}
 
 
 def together(
@@ -142,14 +158,16 @@ def _on(loss: Loss, batch_size: int, count: int, data: Dataset, params: Params) 
     return mean_over(lambda batch, _: metrics_of(loss, params, batch), data, batch_size, count)
 
 
-def _server_model(measure: Measure, state: FederatedState) -> Metrics:
-    return measure(state.server.params)
+def _server_model(models: Models | None, measure: Measure, state: FederatedState) -> Metrics:
+    return measure(_held(state, "server") if models is None else models(state))
 
 
-def _client_models(at_once: int | None, measure: Measure, state: FederatedState) -> Metrics:
+def _client_models(
+    models: Models | None, at_once: int | None, measure: Measure, state: FederatedState
+) -> Metrics:
     metrics = map_clients(
         lambda params, measure: measure(params),
-        state.clients.params,
+        _held(state, "clients") if models is None else models(state),
         shared=(measure,),
         at_once=at_once,
     )
@@ -164,14 +182,32 @@ def _client_models(at_once: int | None, measure: Measure, state: FederatedState)
     return spread
 
 
-def _warned_mean_model(measure: Measure, state: FederatedState) -> Metrics:
-    warn_of_averaging(state.clients.params)
-    return _mean_model(measure, state)
-
-
-def _mean_model(measure: Measure, state: FederatedState) -> Metrics:
-    metrics = measure(weighted_mean(state.clients.params))
+def _mean_model(
+    models: Models | None, warned: bool, measure: Measure, state: FederatedState
+) -> Metrics:
+    averaged = _held(state, "clients") if models is None else models(state)
+    if warned:
+        warn_of_averaging(averaged)
+    metrics = measure(weighted_mean(averaged))
     return {f"mean_model_{name}": value for name, value in metrics.items()}
+
+
+def _held(state: FederatedState, slot: str) -> Params:
+    """The models in a slot of the state."""
+    try:
+        return getattr(state, slot).params
+    except AttributeError as error:
+        other = "client_models or mean_model" if slot == "server" else "server_model"
+        raise TypeError(
+            f"state must have models at state.{slot}.params, got {type(state).__name__} without. Take "
+            f"evaluation.{other}, or say where they are: models=lambda state: ..."
+        ) from error
+
+
+def _checked(models: Any) -> Models | None:
+    if models is not None:
+        validation.function("models", models, "For example lambda state: state.clients.params.")
+    return models
 
 
 def _together(*arguments: Any) -> Metrics:

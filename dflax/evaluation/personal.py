@@ -11,17 +11,16 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key
 
 from dflax import counter, validation
-from dflax.algorithm import FederatedState, Metrics, Params
+from dflax.algorithm import FederatedState, Metrics
 from dflax.clients import map_clients, weighted_mean
 from dflax.data.dataset import Dataset
 from dflax.data.partition import Partition
 from dflax.evaluation.measure import Bound, metrics_of
+from dflax.evaluation.measures import Models
 from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
-
-Models = Callable[[FederatedState], Params]
 
 
 def on_own_data(
@@ -56,7 +55,7 @@ def on_own_data(
       TypeError, ValueError: naming the argument.
     """
     width, batches = _verified(loss, data, held_out, models, batch_size, at_once)
-    measured = Bound(_own, loss, None, models, (0, 0, width, batches), at_once)
+    measured = Bound(_own, loss, None, None, models, (0, 0, width, batches), at_once)
     return Partial(measured, data, held_out, held_out, None)
 
 
@@ -107,23 +106,24 @@ def personalized(
     validation.typed_key("key", key)
     validation.integer("local_steps", local_steps, low=1)
     validation.integer("tuning_batch_size", tuning_batch_size, low=1)
-    solve = solver(loss if training_loss is None else training_loss, optimizer)
+    tuned = loss if training_loss is None else training_loss
+    solver(tuned, optimizer)  # Refuses here what it would refuse in the compiled program.
     sizes = (local_steps, tuning_batch_size, width, batches)
-    measured = Bound(_own, loss, solve, models, sizes, at_once)
+    measured = Bound(_own, loss, tuned, optimizer, models, sizes, at_once)
     return Partial(measured, data, train, held_out, key)
 
 
-def distribution(name: str, values: Float[Array, " n"]) -> Metrics:
+def distribution(name: str, values: Float[Array, "n ..."]) -> Metrics:
     """The mean over clients under `name`, and its spread under `name_std`, `name_min` and so on."""
     tenth = math.ceil(values.shape[0] / 10)
-    ordered = jnp.sort(values)
+    ordered = jnp.sort(values, axis=0)
     return {
-        name: values.mean(),
-        f"{name}_std": values.std(),
+        name: values.mean(0),
+        f"{name}_std": values.std(0),
         f"{name}_min": ordered[0],
         f"{name}_max": ordered[-1],
-        f"{name}_lowest_tenth": ordered[:tenth].mean(),
-        f"{name}_highest_tenth": ordered[-tenth:].mean(),
+        f"{name}_lowest_tenth": ordered[:tenth].mean(0),
+        f"{name}_highest_tenth": ordered[-tenth:].mean(0),
     }
 
 
@@ -146,7 +146,8 @@ def _verified(
 
 def _own(
     loss: Loss,
-    solve: Callable[..., Any] | None,
+    tuned: Loss | Oracle | None,
+    optimizer: Optimizer | None,
     models: Models | None,
     sizes: tuple[int, int, int, int],
     at_once: int | None,
@@ -159,7 +160,9 @@ def _own(
     steps, tuning_batch, width, batches = sizes
     clients = jnp.arange(held_out.clients, dtype=jnp.int32)
     assignments: Any = ()
-    if solve is not None:
+    solve = None
+    if tuned is not None and optimizer is not None:
+        solve = solver(tuned, optimizer)
         assert key is not None, "fine-tuning draws minibatches"
         draw_key, own_key = jax.random.split(key)
         minibatches = train.minibatches(

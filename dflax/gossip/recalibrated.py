@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from flax import linen as nn
 from jaxtyping import Array
 
-from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import map_clients, select
 from dflax.data.dataset import Dataset
@@ -21,13 +19,14 @@ from dflax.gossip.mixer import (
     mix,
     require_mixer,
 )
+from dflax.models.apply import Model, as_apply
 from dflax.models.averaged import holds_statistics
 from dflax.models.statistics import recalibrate_on
 
 
 def recalibrated(
     mixer: Mixer,
-    module: nn.Module,
+    module: Model,
     *,
     batches: int = 4,
     batch_size: int = 128,
@@ -46,7 +45,7 @@ def recalibrated(
 
     Args:
       mixer: of the weights, for example `ring(n)` or `aligned(graph, matching)`.
-      module: the linen module with `BatchNorm` layers.
+      module: with batch normalisation, see `dflax.models.recalibrate`.
       batches: T >= 1, minibatches of the client's own examples, drawn anew in every round.
       batch_size: B >= 1, examples in each.
       calibration: a shared set of examples instead, part of the mixer's state.
@@ -65,7 +64,7 @@ def recalibrated(
       arXiv 2211.08403.
     """
     require_mixer(mixer)
-    validation.instance("module", module, nn.Module, "Pass the linen module, not its apply.")
+    as_apply(module)  # Refuses here what is no model.
     check_calibration(batches, batch_size, calibration, at_once)
     clients = mixer.clients
 

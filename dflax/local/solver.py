@@ -15,6 +15,7 @@ from dflax.data.dataset import Batch, Dataset
 from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle, Remembering, remembering
 from dflax.local.subproblem import Subproblem
+from dflax.models.statistics import with_statistics
 
 Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
 
@@ -40,10 +41,13 @@ class Solution(NamedTuple):
 
 
 def optimizer_at(optimizer: Optimizer, index: Int[Array, ""]) -> optax.GradientTransformation:
-    """The optimiser of a round: the transformation itself, or what a function of the round makes."""
-    if isinstance(optimizer, optax.GradientTransformation):
-        return optimizer
-    return optimizer(index)
+    """The optimiser of a round: the transformation itself, or what a function of the round makes.
+
+    Running statistics ("batch_stats" of a variables dict) are kept apart from it: see
+    `dflax.models.with_statistics`.
+    """
+    made = optimizer if isinstance(optimizer, optax.GradientTransformation) else optimizer(index)
+    return with_statistics(made)
 
 
 def check_optimizer(name: str, optimizer: Optimizer) -> None:

@@ -1,6 +1,7 @@
 """Models whose cost is right under a client axis, and what connects any library's models to dflax."""
 
-from dflax.models.apply import Apply, as_apply
+from dflax.models.adapter import Apply
+from dflax.models.apply import as_apply, variables, with_variables
 from dflax.models.averaged import AveragedStatistics
 from dflax.models.cnn import CNN
 from dflax.models.convolution import Conv, convolve

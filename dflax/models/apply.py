@@ -1,130 +1,127 @@
 """Models of every library as one kind of function of parameters and inputs."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Callable
+from typing import Any
 
-import flax
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Params
+from dflax.models.adapter import Apply, Training
+from dflax.models.from_linen import from_linen
 
-Model = nn.Module | Callable[..., PyTree[Array]]
-
-SWITCHES = {"train": True, "training": True, "deterministic": False}
-
-
-class Apply(NamedTuple):
-    """A model as a function; `apply(params, inputs, key=None)` gives its outputs.
-
-    Attributes:
-      forward: `(params, inputs, key) -> (outputs, carry)`. `key` None means evaluation, a key means
-        training. `carry` is a scalar of value zero to be added to the loss: its gradient with
-        respect to running statistics among `params` is old minus new statistics, see
-        `dflax.models.statistics`.
-    """
-
-    forward: Callable[..., tuple[PyTree[Array], Float[Array, ""]]]
-
-    def __call__(
-        self, params: Params, inputs: PyTree[Array], key: Key[Array, ""] | None = None
-    ) -> PyTree[Array]:
-        """The outputs: evaluation without a key, training with one."""
-        return self.forward(params, inputs, key)[0]
+# Of other libraries: callables, or tuples of functions or of a module and its state.
+Model = nn.Module | Callable[..., Any] | tuple[Any, ...]
 
 
-def as_apply(model: Model) -> Apply:
+def as_apply(model: Model, *, training: Training | None = None) -> Apply:
     """A uniform `apply(params, inputs, key=None) -> outputs` of a model of any library.
 
-    What is understood:
+    With a key the model is in training: the key feeds its dropout, and its running statistics move.
+    Without one it is in evaluation. `params` is `{"params": weights, "batch_stats": statistics}`, see
+    `variables`, or the bare weights where there are no statistics. What is understood:
 
-    - a `flax.linen` module, or its bound `module.apply`. `params` is the bare "params" collection, or
-      the whole variables dict if it has "params" as a top-level name. With a key the module is called
-      with `train=True`, `training=True` or `deterministic=False`, whichever its `__call__` knows,
-      and the key feeds its dropout;
+    - a `flax.linen` module, or its bound `module.apply`;
+    - an `nnx.Module`: `nnx.Param` is weights, `nnx.BatchStat` statistics; `train()` and `eval()` switch;
+    - an `equinox.Module`, called for one example at a time as `(x)`, `(x, key=key)`, or
+      `(x, state, key=key)`; with state it is the pair that `eqx.nn.make_with_state(Net)(...)` returns;
+    - what `hk.transform` and `hk.transform_with_state` of haiku return;
     - a function `f(params, inputs)` or `f(params, inputs, key)`: a third argument named `key` or
-      `rng`, or any third one without default, gets the key or None;
-    - nnx: `graphdef, state = nnx.split(model)`, then `lambda p, x: nnx.merge(graphdef, p)(x)`;
-    - equinox: `params, static = eqx.partition(model, eqx.is_array)`, then
-      `lambda p, x: jax.vmap(eqx.combine(p, static))(x)`.
+      `rng`, or any third one without default, gets the key or None.
+
+    A linen module has no switch of its own: `train=True`, `training=True`, `deterministic=False` and
+    `use_running_average=False` are tried if its `__call__` knows them, `is_training=True` in haiku.
+    Whether they did what they promise is looked at when a step is first traced: a model with
+    Dropout or BatchNorm that stays in evaluation is refused. `training` names another switch.
 
     Args:
-      model: a linen module, its bound `apply`, or a function; an `Apply` is handed back.
+      model: as above; an `Apply` is handed back.
+      training: the switch: the name of the argument of the model's call that is True in training,
+        or a dict of names and their values in training (negated in evaluation), for example
+        `{"frozen": False}`. `{}`: nothing switches, and that is meant.
 
     Raises:
       TypeError: `model` cannot be called as above.
+      ValueError: `training` names no argument; the model needs arguments that nobody fills.
     """
     if isinstance(model, Apply):
+        if training is not None:
+            raise ValueError("training must be said where the model is given, got it of an Apply.")
         return model
     owner = getattr(model, "__self__", None)
-    if isinstance(model, nn.Module):
-        return Apply(_linen(model))
     if isinstance(owner, nn.Module) and getattr(model, "__name__", "") == "apply":
-        return Apply(_linen(owner))
-    validation.function("model", model, "Pass a linen module or a function (params, inputs).")
-    return Apply(_function(model))
+        model = owner
+    if isinstance(model, nn.Module):
+        return from_linen(model, training)
+    if (nnx := sys.modules.get("flax.nnx")) and isinstance(model, nnx.Module):
+        from dflax.models.from_nnx import from_nnx
 
+        return from_nnx(model, training)
+    if eqx := sys.modules.get("equinox"):
+        module, state = model if isinstance(model, tuple) and len(model) == 2 else (model, None)
+        if isinstance(module, eqx.Module) and isinstance(state, eqx.nn.State | None):
+            from dflax.models.from_equinox import from_equinox
 
-def training_switches(module: nn.Module) -> dict[str, Any]:
-    """The keyword arguments that put a linen module in training mode, such as `{"train": True}`."""
-    known = inspect.signature(type(module).__call__).parameters
-    return {name: value for name, value in SWITCHES.items() if name in known}
+            return from_equinox(module, state, training)
+    if (hk := sys.modules.get("haiku")) and isinstance(
+        model, hk.Transformed | hk.TransformedWithState
+    ):
+        from dflax.models.from_haiku import from_haiku
 
-
-def _linen(module: nn.Module) -> Callable[..., tuple[PyTree[Array], Float[Array, ""]]]:
-    switches = training_switches(module)
-
-    def forward(
-        params: Params, inputs: PyTree[Array], key: Key[Array, ""] | None
-    ) -> tuple[PyTree[Array], Float[Array, ""]]:
-        whole = isinstance(params, Mapping) and "params" in params
-        variables = dict(params) if whole else {"params": params}
-        options: dict[str, Any] = {
-            name: value is (key is not None) for name, value in switches.items()
-        }
-        rngs = None if key is None else {"dropout": key}
-        carries = key is not None and "batch_stats" in variables
-        try:
-            result = module.apply(
-                variables,
-                inputs,
-                rngs=rngs,
-                mutable=["batch_stats"] if carries else False,
-                **options,
-            )
-        except (flax.errors.ScopeCollectionNotFound, flax.errors.ModifyScopeVariableError) as error:
-            if "batch_stats" not in variables:
-                raise ValueError(
-                    "params must be the whole variables dict of a model with running statistics, got "
-                    'a tree without "batch_stats". Pass variables = model.init(...) itself instead of '
-                    'variables["params"], and an optimiser from dflax.models.with_statistics.'
-                ) from error
-            raise
-        if not carries:
-            return result, jnp.zeros(())
-        outputs, updated = result
-        return outputs, _carry(variables["batch_stats"], updated["batch_stats"])
-
-    return forward
-
-
-def _carry(old: PyTree[Array], new: PyTree[Array]) -> Float[Array, ""]:
-    """Sum of (old - new) (old - stop(old)): zero, with the gradient old - new."""
-    terms = jax.tree.map(
-        lambda o, n: jnp.sum(jax.lax.stop_gradient(o - n) * (o - jax.lax.stop_gradient(o))),
-        old,
-        new,
+        return from_haiku(model, training)
+    validation.function(
+        "model",
+        model,
+        "Pass a linen, nnx or equinox module, a haiku transform, or a function (params, inputs).",
     )
-    return sum(jax.tree.leaves(terms), start=jnp.zeros(()))
+    if training is not None:
+        raise ValueError(
+            f"training must be left out for a function, got {training!r}. A function (params, inputs, "
+            "key) is in training when key is not None."
+        )
+    assert callable(model), "refused above"
+    return _from_function(model)
 
 
-def _function(
-    function: Callable[..., PyTree[Array]],
-) -> Callable[..., tuple[PyTree[Array], Float[Array, ""]]]:
+def variables(
+    model: Model, key: Key[Array, ""] | None = None, inputs: PyTree[Array] | None = None
+) -> Params:
+    """What algorithms start from: `{"params": weights, "batch_stats": statistics}` of a model.
+
+    "batch_stats" is absent where there are none. Counters and flags among statistics are float32.
+
+    Args:
+      model: see `as_apply`. Modules of nnx and equinox hold their own values; linen modules and
+        haiku transforms are initialised.
+      key: typed; of linen and haiku.
+      inputs: an example batch; of linen and haiku.
+
+    Raises:
+      TypeError: the model is a function, or `key` is no key where one is needed.
+    """
+    return as_apply(model).variables(key, inputs)
+
+
+def with_variables(model: Model, variables: Params, inputs: PyTree[Array] | None = None) -> Any:
+    """A trained model as its library holds it; the inverse of `variables`. `model` stays as it is.
+
+    Args:
+      model: see `as_apply`.
+      variables: of the same model, trained.
+      inputs: an example batch; of haiku transforms with state.
+
+    Returns:
+      nnx: a new module. equinox: the module, or the pair of module and state. haiku: the params, or
+      the pair of params and state. linen: the variables.
+    """
+    return as_apply(model).fill(variables, inputs)
+
+
+def _from_function(function: Callable[..., PyTree[Array]]) -> Apply:
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError:  # builtins without a signature
@@ -149,4 +146,10 @@ def _function(
         named: dict[str, Any] = {by_name: key} if by_name else {}
         return function(params, inputs, **named), jnp.zeros(())
 
-    return forward
+    def unknown(*given: Any) -> Any:
+        raise TypeError(
+            "model must be a module or a haiku transform here, got a function of its parameters, of "
+            "which neither their start nor running statistics are known."
+        )
+
+    return Apply(forward, calibrate=unknown, variables=unknown, fill=unknown)

@@ -1,35 +1,40 @@
 """Batch normalisation without plumbing: running statistics travel among the parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jaxtyping import Array, Int, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Params
 from dflax.data.dataset import Dataset
-from dflax.models.apply import training_switches
+from dflax.models.apply import Model, as_apply
+from dflax.models.averaged import STATISTICS
 
 Variables = dict[str, PyTree[Array]]
+
+
+class Apart(optax.GradientTransformationExtraArgs):
+    """An optimiser that keeps statistics apart, see `with_statistics`."""
 
 
 def with_statistics(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """An optimiser of a whole variables dict: weights by `optimizer`, statistics by assignment.
 
-    A training loss of `dflax.losses` has, with respect to "batch_stats", the gradient old - new;
-    gradient descent with rate 1 turns that into statistics = new, exactly flax's mutable update. The
-    statistics must reach the optimiser unscaled: clip and regularise inside `optimizer`. Proximal terms
-    and duals of algorithms leave them alone.
+        weights    <- optimizer(weights)
+        statistics <- statistics - "gradient" of them
+
+    A training loss of `dflax.losses` has, with respect to "batch_stats", the gradient old - new, so
+    that the second line is statistics = new, exactly flax's mutable update: whatever the rate, the
+    momentum or the weight decay. Every algorithm here does this to the optimisers it is given; the
+    function is for loops of your own. Of models without "batch_stats" it changes nothing. Proximal
+    terms and duals of algorithms leave statistics alone.
 
     Args:
-      optimizer: for every collection but "batch_stats".
-
-    Returns:
-      A transformation whose `init` raises ValueError if the parameters have no "batch_stats".
+      optimizer: of everything but "batch_stats"; one that is already apart is handed back.
 
     Raises:
       TypeError: `optimizer` is no optax transformation.
@@ -39,16 +44,26 @@ def with_statistics(optimizer: optax.GradientTransformation) -> optax.GradientTr
             f"optimizer must be an optax.GradientTransformation, got {validation.shown(optimizer)}. "
             "Make one for example with optax.sgd(0.1)."
         )
+    if isinstance(optimizer, Apart):
+        return optimizer
+    inner = optax.with_extra_args_support(optimizer)
 
-    def kinds(variables: Params) -> dict[str, str]:
-        _require_statistics(variables)
-        return {name: "statistics" if name == "batch_stats" else "weights" for name in variables}
+    def update(
+        gradients: Params, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, Any]:
+        if not _has_statistics(gradients):
+            return inner.update(gradients, state, params, **extra)
+        own = None if params is None else weights_of(params)
+        given = {name: _of_weights(value, params) for name, value in extra.items()}
+        updates, state = inner.update(weights_of(gradients), state, own, **given)
+        moved = jax.tree.map(jnp.negative, gradients[STATISTICS])
+        return {**updates, STATISTICS: moved}, state
 
-    return optax.partition({"weights": optimizer, "statistics": optax.sgd(1.0)}, kinds)
+    return Apart(lambda params: inner.init(weights_of(params)), update)
 
 
 def recalibrate(
-    module: nn.Module,
+    model: Model,
     variables: Variables,
     data: Dataset,
     *,
@@ -63,8 +78,8 @@ def recalibrate(
     stay as they are. A pure function of arrays: put it under `jax.jit` when it is called often.
 
     Args:
-      module: a linen module with `flax.linen.BatchNorm` layers and a `train`, `training` or
-        `deterministic` switch.
+      model: a module with batch normalisation, see `dflax.models.as_apply`. A haiku function must
+        have no dropout here.
       variables: its whole variables dict, with "batch_stats".
       data: training examples.
       batches: T, >= 1; reduced when the data set has fewer whole batches.
@@ -75,14 +90,13 @@ def recalibrate(
       The variables dict with new "batch_stats".
 
     Raises:
-      TypeError: `module` is no linen module or `data` no Dataset.
+      TypeError: `model` is a function of its parameters, or `data` no Dataset.
       ValueError: no "batch_stats", or a count out of range.
 
     References:
       Zhu et al., A Single Merging Suffices, arXiv 2507.06542.
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a flax.linen module, got {validation.shown(module)}.")
+    model = as_apply(model)
     if not isinstance(data, Dataset):
         raise TypeError(f"data must be a Dataset, got {type(data).__name__}.")
     _require_statistics(variables)
@@ -94,56 +108,50 @@ def recalibrate(
     count = min(batches, len(data) // size)
     order = jnp.arange(len(data)) if key is None else jax.random.permutation(key, len(data))
     rows = order[: count * size].reshape(count, size).astype(jnp.int32)
-    return recalibrate_on(module, variables, data, rows)
+    return recalibrate_on(model, variables, data, rows)
 
 
 def recalibrate_on(
-    module: nn.Module, variables: Variables, data: Dataset, rows: Int[Array, "T B"]
+    model: Model, variables: Variables, data: Dataset, rows: Int[Array, "T B"]
 ) -> Variables:
     """As `recalibrate`, on the given minibatches, for example of one client: `rows` `[T, B]`."""
-    count = rows.shape[0]
-    weights = {name: tree for name, tree in variables.items() if name != "batch_stats"}
-    switches = training_switches(module)
+    apply, count = as_apply(model), rows.shape[0]
 
     def add(total: PyTree[Array], indices: Array) -> tuple[PyTree[Array], None]:
-        inputs = data.fetch(indices).inputs
-
-        def update(statistics: PyTree[Array]) -> PyTree[Array]:
-            with nn.intercept_methods(skip_dropout):
-                _, updated = module.apply(
-                    {**weights, "batch_stats": statistics},
-                    inputs,
-                    mutable=["batch_stats"],
-                    **switches,
-                )
-            return updated["batch_stats"]
-
-        # An update reads new = momentum * old + (1 - momentum) * batch. Its value at old = 0 and its
-        # slope give the batch's own statistics whatever momentum each layer has.
-        zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-        ones = jax.tree.map(jnp.ones_like, variables["batch_stats"])
-        share, momentum = jax.jvp(update, (zeros,), (ones,))
-        batch = jax.tree.map(lambda s, m: s / (1.0 - m), share, momentum)
+        _, batch = apply.calibrate(variables, data.fetch(indices).inputs)
         return jax.tree.map(lambda t, b: t + b / count, total, batch), None
 
-    empty = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    empty = jax.tree.map(jnp.zeros_like, variables[STATISTICS])
     statistics, _ = jax.lax.scan(add, empty, rows)
-    return {**variables, "batch_stats": statistics}
+    return {**variables, STATISTICS: statistics}
+
+
+def weights_of(tree: Params) -> Params:
+    """A variables dict without its running statistics; any other tree as it is."""
+    if not _has_statistics(tree):
+        return tree
+    return {name: part for name, part in tree.items() if name != STATISTICS}
+
+
+def _of_weights(value: Any, params: Params) -> Any:
+    """What else an optimiser is given, a gradient or an objective, as one of the weights alone."""
+    if not callable(value):
+        return weights_of(value)
+
+    def objective(weights: Params) -> Any:
+        return value({**weights, STATISTICS: params[STATISTICS]})
+
+    return objective
+
+
+def _has_statistics(tree: Params) -> bool:
+    return isinstance(tree, dict) and STATISTICS in tree
 
 
 def _require_statistics(variables: Any) -> None:
-    if not isinstance(variables, Mapping) or not {"params", "batch_stats"} <= set(variables):
+    if not isinstance(variables, Mapping) or not {"params", STATISTICS} <= set(variables):
         names = sorted(variables) if isinstance(variables, Mapping) else type(variables).__name__
         raise ValueError(
             'variables must be a dict with "params" and "batch_stats", got '
             f"{names}. Pass the whole result of model.init."
         )
-
-
-def skip_dropout(
-    call: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any], context: Any
-) -> Any:
-    """An interceptor of linen methods (`flax.linen.intercept_methods`): dropout drops nothing."""
-    if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
-        return arguments[0]
-    return call(*arguments, **options)

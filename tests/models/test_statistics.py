@@ -1,5 +1,7 @@
 """Running statistics that travel among the parameters, against flax's mutable update."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ import optax
 import pytest
 from flax import linen as nn
 
-from dflax import losses
+from dflax import Federation, local, losses, models, server
 from dflax.data.dataset import Batch, Dataset
+from dflax.data.partition import from_indices
+from dflax.federation import Assignment
 from dflax.models import recalibrate, with_statistics
 
 KEY = jax.random.key(0)
@@ -74,6 +78,67 @@ def test_steps_equal_flaxs_mutable_update():
     assert min(jax.tree.leaves(moved["batch_stats"])) > 0.01
 
 
+@pytest.mark.parametrize(
+    "optimizer", [optax.sgd(0.1), optax.adamw(0.1, weight_decay=0.1), optax.sgd(0.1, momentum=0.9)]
+)
+def test_the_solver_keeps_statistics_from_any_optimiser(optimizer):
+    """One step: statistics are flax's, whatever the rate, the scaling and the decay of the weights."""
+    data = Dataset(INPUTS, LABELS)
+    loss = losses.classification(MODULE)
+    assignment = Assignment(jnp.arange(10)[None], jnp.int32(1), KEY)
+    plain, told = (
+        jax.jit(local.solver(loss, each))(local.Subproblem(), VARIABLES, assignment, data).params
+        for each in (optimizer, with_statistics(optimizer))
+    )
+    jax.tree.map(np.testing.assert_array_equal, plain, told)
+    found = plain["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(found, 0.1 * INPUTS[:10].mean(0), rtol=1e-5)
+    assert (
+        np.abs(
+            plain["params"]["Dense_0"]["kernel"] - VARIABLES["params"]["Dense_0"]["kernel"]
+        ).max()
+        > 0
+    )
+
+
+def test_a_servers_optimiser_averages_statistics_and_steps_with_weights():
+    data = Dataset(INPUTS, LABELS)
+    federation = Federation(
+        data, from_indices([np.arange(20), np.arange(20, 40)]), batch_size=20, local_steps=1
+    )
+    ends = []
+    for make in (server.fedavg, functools.partial(server.fedadam, rate=0.01)):
+        algorithm = make(losses.classification(MODULE), optax.sgd(0.1))
+        with pytest.warns(models.AveragedStatistics):
+            state = algorithm.init(KEY, VARIABLES)
+        ends.append(jax.jit(algorithm.step)(state, federation.draw(KEY, 0))[0].server.params)
+    found = [end["batch_stats"]["BatchNorm_0"]["mean"] for end in ends]
+    np.testing.assert_allclose(found[0], 0.1 * INPUTS.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+
+
+def test_an_optimiser_is_put_apart_once_and_models_without_statistics_see_no_difference():
+    optimizer = with_statistics(optax.adam(0.1))
+    assert with_statistics(optimizer) is optimizer
+    weights = VARIABLES["params"]
+    bare, _ = optax.adam(0.1).update(weights, optax.adam(0.1).init(weights))
+    found, _ = optimizer.update(weights, optimizer.init(weights))
+    jax.tree.map(np.testing.assert_array_equal, found, bare)
+
+
+def test_an_optimiser_that_asks_for_the_objective_gets_that_of_the_weights():
+    def update(gradients, state, params, *, value_fn, grad):
+        return jax.tree.map(lambda g, h: value_fn(params) * (g + h), gradients, grad), state
+
+    asks = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    variables = {"params": jnp.array(2.0), "batch_stats": jnp.array(3.0)}
+    slope = {"params": jnp.array(1.0), "batch_stats": jnp.array(0.5)}
+    updates, _ = with_statistics(asks).update(
+        slope, (), variables, value_fn=lambda v: v["params"] * v["batch_stats"], grad=slope
+    )
+    assert updates == {"params": 12.0, "batch_stats": -0.5}
+
+
 def test_the_term_has_value_zero_and_gradient_old_minus_new():
     loss, batch = losses.classification(MODULE), Batch(INPUTS, LABELS)
     (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(VARIABLES, batch, KEY)
@@ -112,12 +177,10 @@ def test_bad_arguments_are_refused():
     data = Dataset(INPUTS, LABELS)
     with pytest.raises(TypeError, match="optimizer must be an optax"):
         with_statistics(0.1)
-    with pytest.raises(ValueError, match=r'"params" and "batch_stats", got \[\'params\'\]'):
-        with_statistics(optax.sgd(0.1)).init({"params": VARIABLES["params"]})
     with pytest.raises(ValueError, match="variables must be a dict"):
         recalibrate(MODULE, VARIABLES["params"], data)
-    with pytest.raises(TypeError, match="module must be a flax"):
-        recalibrate(MODULE.apply, VARIABLES, data)
+    with pytest.raises(TypeError, match="model must be a module or a haiku transform here"):
+        recalibrate(lambda params, inputs: inputs, VARIABLES, data)
     with pytest.raises(TypeError, match="data must be a Dataset"):
         recalibrate(MODULE, VARIABLES, INPUTS)
     with pytest.raises(ValueError, match="batches must be an integer >= 1, got 0"):

@@ -231,7 +231,7 @@ def equinox_model(key):
         eqx.nn.Lambda(jnp.ravel),
         eqx.nn.Linear(36, 3, key=key),
     ]
-    params, static = eqx.partition(eqx.nn.Sequential(layers), eqx.is_array)
+    params, static = eqx.partition(eqx.nn.Sequential(layers), eqx.is_inexact_array)
     return params, lambda p, x: jax.vmap(eqx.combine(p, static))(jnp.moveaxis(x, -1, 1))
 
 
