@@ -67,7 +67,7 @@ def side_by_side(sources: Sequence[Source]) -> SideBySide:
     for source in sources:
         verify_source(source)
     alike = _with_one_bound(list(sources))
-    structure = jax.tree.structure(alike[0])
+    structure: Any = jax.tree.structure(alike[0])
     for place, source in enumerate(alike):
         if jax.tree.structure(source) != structure:
             raise ValueError(
@@ -115,7 +115,7 @@ def _difference(first: PyTree, other: PyTree) -> str:
             if getattr(first, name) != getattr(other, name):
                 return f"{name} is {getattr(other, name)!r}, not {getattr(first, name)!r}"
         for name in Federation._arrays:
-            structures = [jax.tree.structure(getattr(s, name)) for s in (first, other)]
+            structures: list[Any] = [jax.tree.structure(getattr(s, name)) for s in (first, other)]
             if structures[0] != structures[1]:
                 return f"another {name}"
     return f"{type(other).__name__}, not {type(first).__name__}"

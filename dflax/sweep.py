@@ -242,9 +242,10 @@ def _sources(
         )
     if seeds is not None:
         validation.integer("seeds", seeds, low=1)
-    if sources is None:
+    if source is not None:
         verify_source(source, rounds)
         return side_by_side([source]), 1 if seeds is None else seeds
+    assert sources is not None  # as exactly one of the two is given
     together = side_by_side(sources)
     for own in sources:
         verify_source(own, rounds)
