@@ -58,7 +58,10 @@ def main() -> None:
         sys.exit(min(run_all(names, arguments[1:]), 1))
     if arguments:
         sys.exit(f"{USAGE}; got {' '.join(arguments)}")
-    table = Table("study", "what it shows", box=None)
+    table = Table(box=None)
+    # A command is copied whole.
+    table.add_column("study", no_wrap=True)
+    table.add_column("what it shows")
     for family, known in families.items():
         table.add_row(f"[bold]{family}[/bold]", "")
         for name, line in known.items():
