@@ -6,4 +6,4 @@
 import pathlib
 
 # A study runs by its name alone, `python -m experiments.NAME`, whatever its family.
-__path__ += [str(folder) for folder in sorted(pathlib.Path(__file__).parent.glob("studies/*/"))]
+__path__ += [str(folder) for folder in sorted(pathlib.Path(__file__).parent.glob("studies/[!_]*/"))]

@@ -49,7 +49,9 @@ class Config:
 
 
 def trained(
-    config: Config,
+    evaluations: int,
+    start_key: jax.Array,
+    run_key: jax.Array,
     params: Any,
     name: str,
     algorithm: dx.Algorithm,
@@ -57,17 +59,16 @@ def trained(
     measure: Any,
     rounds: int,
 ) -> dict[str, Any]:
-    """A method's run: its measurements and how long it took."""
-    _, data_key, run_key = _keys(config)
+    """A method's run: its measurements, so many of them, and how long it took."""
     began = time.perf_counter()
     _, history = dx.run(
         algorithm,
-        algorithm.init(data_key, params),
+        algorithm.init(start_key, params),
         source,
         rounds=rounds,
         key=run_key,
         evaluate=measure,
-        every=max(rounds // config.evaluations, 1),
+        every=max(rounds // evaluations, 1),
         title=f"{name:<22}",
     )
     measured = history.evaluations
@@ -82,11 +83,6 @@ def trained(
     }
 
 
-def _keys(config: Config) -> Any:
-    data_key, model_key, run_key = jax.random.split(jax.random.key(config.seed), 3)
-    return model_key, data_key, run_key
-
-
 def four_methods(config: Config, stage: Stage = in_memory) -> Summary:
     """Runs the four methods and draws accuracy over local steps and the label split."""
     data = images_or_digits(config.data)
@@ -95,7 +91,8 @@ def four_methods(config: Config, stage: Stage = in_memory) -> Summary:
     assert data.classes is not None, "the studies classify"
     model = dx.models.MLP((config.hidden,), classes=data.classes)
     loss = dx.losses.classification(model.apply)
-    params = model.init(_keys(config)[0], data.example)["params"]
+    start_key, model_key, run_key = jax.random.split(jax.random.key(config.seed), 3)
+    params = model.init(model_key, data.example)["params"]
     descent = optax.sgd(config.learning_rate)
 
     def federation(local_steps: int, participation: Any = None) -> dx.Federation:
@@ -146,7 +143,7 @@ def four_methods(config: Config, stage: Stage = in_memory) -> Summary:
         rounds = config.rounds * K // steps
 
         def run(given: Any = (name, algorithm, source, measure, rounds)) -> dict[str, Any]:
-            return trained(config, params, *given)
+            return trained(config.evaluations, start_key, run_key, params, *given)
 
         found = stage(name, run)
         curves[name] = (found["evaluated"] * steps, found["accuracy"])
