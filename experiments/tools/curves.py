@@ -15,8 +15,7 @@ def rounds_to(
     curves: Float[np.ndarray, "... T"], target: float, width: int = 3
 ) -> Float[np.ndarray, "..."]:
     """The first round at which the mean of the last `width` reaches the target; infinity if none."""
-    cumulated = np.cumsum(np.insert(curves, 0, 0.0, axis=-1), axis=-1)
-    smooth = (cumulated[..., width:] - cumulated[..., :-width]) / width
+    smooth = np.lib.stride_tricks.sliding_window_view(curves, width, axis=-1).mean(-1)
     reached = smooth >= target
     return np.where(reached.any(-1), reached.argmax(-1) + width, np.inf)
 
