@@ -20,6 +20,11 @@ def rounds_to(
     return np.where(reached.any(-1), reached.argmax(-1) + width, np.inf)
 
 
+def spread(values: np.ndarray, digits: int = 3) -> str:
+    """Mean and deviation over seeds, for a table."""
+    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
+
+
 def first_round(reached: np.ndarray) -> np.ndarray:
     """First round, counted from 1, in which each run has arrived; T + 1 where none has."""
     return np.where(reached.any(-1), reached.argmax(-1) + 1, reached.shape[-1] + 1)

@@ -13,6 +13,7 @@ from dflax import decentralized, topology
 from experiments.tasks.gossip import CLIENTS, MEASURED, NOWHERE, Method, Task, given_matrix, graphs
 from experiments.tasks.inputs import FASHION_MNIST
 from experiments.tools.command import main
+from experiments.tools.curves import spread
 from experiments.tools.figures import figure, log_megabytes
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.study import Claim, Part, Study, Summary
@@ -274,19 +275,15 @@ def row(own: Found, setting: Setting) -> dict[str, Any]:
     missing = f"{int(reached.sum())} of {len(own.accuracy)} did"
     return {
         "rate": own.rate,
-        "local": _spread(own.final("local")),
-        "averaged": _spread(own.final("averaged")),
+        "local": spread(own.final("local")),
+        "averaged": spread(own.final("averaged")),
         "distance": float(own.final("distance").mean()),
         f"rounds to {setting.target:g}": (
-            _spread(setting.every * (first + 1.0), 0) if reached.all() else missing
+            spread(setting.every * (first + 1.0), 0) if reached.all() else missing
         ),
-        f"MB to {setting.target:g}": _spread(spent, 1) if reached.all() else missing,
+        f"MB to {setting.target:g}": spread(spent, 1) if reached.all() else missing,
         "MB in all": float(own.final("megabytes").mean()),
     }
-
-
-def _spread(values: np.ndarray, digits: int = 3) -> str:
-    return f"{values.mean():.{digits}f} ± {values.std():.{digits}f}"
 
 
 def claims(found: dict[tuple[str, str], Found]) -> list[Claim]:

@@ -14,6 +14,7 @@ from dflax import decentralized, evaluation, matching, topology
 from experiments.tasks.inputs import DIGITS, FASHION_MNIST
 from experiments.tasks.skewed_digits import drawn_by
 from experiments.tools.command import main
+from experiments.tools.curves import spread
 from experiments.tools.figures import figure, log_megabytes
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.lanes import each
@@ -400,16 +401,12 @@ def on_images(config: Config, stage: Stage = in_memory) -> Summary:
 
 def row(curves: Curves) -> dict[str, Any]:
     """What the table shows: the first and the last merge, means and deviations over seeds."""
-
-    def over_seeds(values: np.ndarray) -> str:
-        return f"{values.mean():.3f} ± {values.std():.3f}"
-
     last = curves["trained"].shape[1] - 1
     shown: dict[str, Any] = {}
     for merge in (0, last):
         for stage in ("merged", "trained"):
             if stage in curves:
-                shown[f"{stage}, {merge}"] = over_seeds(curves[stage][:, merge])
+                shown[f"{stage}, {merge}"] = spread(curves[stage][:, merge])
     shown["sent"] = int(curves["sent"].sum(1).mean())
     if "similarity" in curves:
         first, final = curves["similarity"].mean(0)[[0, -1]]

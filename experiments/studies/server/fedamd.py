@@ -14,6 +14,7 @@ import dflax as dx
 from dflax.server import anchors
 from experiments.tasks.inputs import DIGITS
 from experiments.tools.command import main
+from experiments.tools.curves import around
 from experiments.tools.figures import figure
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.study import Claim, Part, Study, Summary
@@ -206,11 +207,6 @@ def amd(loss: Any, period: int | None = None) -> Method:
     return Method(make, from_gradients)
 
 
-def at(curve: Float[np.ndarray, "*B T"], number: int) -> Float[np.ndarray, "*B"]:
-    """Mean accuracy of the five rounds that end with round `number`."""
-    return curve[..., number - 5 : number].mean(-1)
-
-
 def jitter(curve: Float[np.ndarray, "*B T"]) -> Float[np.ndarray, "*B"]:
     """Mean absolute change of accuracy from round to round after round 100."""
     return np.abs(np.diff(curve[..., 100:], axis=-1)).mean(-1)
@@ -218,9 +214,9 @@ def jitter(curve: Float[np.ndarray, "*B T"]) -> Float[np.ndarray, "*B"]:
 
 def row(curve: Float[np.ndarray, "S T"]) -> dict[str, float]:
     """Means over seeds."""
-    last = at(curve, curve.shape[-1])
+    last = around(curve, curve.shape[-1], 5)
     return {
-        **{f"round {t}": float(at(curve, t).mean()) for t in (50, 100, 200)},
+        **{f"round {t}": float(around(curve, t, 5).mean()) for t in (50, 100, 200)},
         "last": float(last.mean()),
         "std": float(last.std()),
         "jitter": float(jitter(curve).mean()),
@@ -409,7 +405,7 @@ def _probabilities(config: Config, curves: Curves) -> Any:
                 color=f"C{place}",
                 label=f"FedAMD, rate {rate:g}",
             )
-            mean = at(curves["FedAvg"][place], config.rounds).mean()
+            mean = around(curves["FedAvg"][place], config.rounds, 5).mean()
             axes.axhline(mean, linestyle="--", color=f"C{place}", label=f"FedAvg, rate {rate:g}")
         axes.set(
             xlabel="probability of being an anchor",

@@ -13,7 +13,7 @@ from experiments.tasks.images import CIFAR10
 from experiments.tasks.inputs import DIGITS, FASHION_MNIST
 from experiments.tasks.skewed_digits import CLIENTS, accuracies, problems
 from experiments.tools.command import main
-from experiments.tools.curves import around, rounds_to
+from experiments.tools.curves import around, rounds_to, spread
 from experiments.tools.figures import figure
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.study import Claim, Part, Study, Summary
@@ -74,8 +74,7 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
         for alpha in ALPHAS:
             own = curve[given.where(alpha)]
             rows[f"{name}, Dir {alpha}"] = {
-                f"round {r}": f"{around(own, r).mean():.2f} ± {around(own, r).std():.2f}"
-                for r in (10, 30, 100, 200)
+                f"round {r}": spread(around(own, r), 2) for r in (10, 30, 100, 200)
             } | {"rounds to 90 %": [float(r) for r in rounds_to(own, 0.9)]}
     claims = sooner(given, curves)
     table, intervals = interval_sweep(given, fedavg, fedspeed, curves, stage)
@@ -175,7 +174,7 @@ def server_rules(
             for alpha in ALPHAS:
                 own = late[average][row, given.where(alpha)]
                 rows[f"FedSpeed {average}, pull {pull:g}, Dir {alpha}"] = {
-                    "round 100": f"{own.mean():.2f} ± {own.std():.2f}"
+                    "round 100": spread(own, 2)
                 }
     places = given.where(0.1)
     code = late["code"][0, places].mean()

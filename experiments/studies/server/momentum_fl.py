@@ -13,7 +13,7 @@ import dflax as dx
 from experiments.tasks.inputs import DIGITS
 from experiments.tasks.skewed_digits import CLIENTS, accuracies, problems
 from experiments.tools.command import main
-from experiments.tools.curves import around
+from experiments.tools.curves import around, spread
 from experiments.tools.figures import figure
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.study import Claim, Part, Study, Summary
@@ -184,7 +184,7 @@ def bias(
         )
         for row, beta in enumerate(BETAS):
             rows[f"|x - x*|: FedAvg-M({beta:g}), K = {K}"] = {
-                "measured": f"{found[row].mean():.4f} ± {found[row].std():.4f}",
+                "measured": spread(found[row], 4),
                 "first instance": f"{found[row, 0]:.5f}",
                 "reference": f"{reference[row]:.5f}",
             }
@@ -365,7 +365,7 @@ def noise(
         for name in ratios:
             low, high = sheet[name][place]
             rows[f"over FedAvg's: {name}, gamma {gamma}"] = {
-                "measured": f"{ratios[name][gamma].mean():.2f} ± {ratios[name][gamma].std():.2f}",
+                "measured": spread(ratios[name][gamma], 2),
                 "reference": f"{low:.2f} to {high:.2f}",
             }
     claims = []
@@ -431,7 +431,7 @@ def digits(config: Config, stage: Stage = in_memory) -> Summary:
                     label = name if beta == 1.0 else f"{name}-M({beta:g})"
                     group = "all" if cohort == 20 else "4 of 20"
                     rows[f"{label}, {steps} eta K, {group}, Dir {alpha}"] = {
-                        "measured": f"{late[row].mean():.2f} ± {late[row].std():.2f}",
+                        "measured": spread(late[row], 2),
                         "reference": f"{sheet[name][cohort][row][column]:.2f}",
                     }
     claims = []

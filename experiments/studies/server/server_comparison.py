@@ -11,7 +11,7 @@ import dflax as dx
 from experiments.tasks import images
 from experiments.tasks.inputs import FASHION_MNIST
 from experiments.tools.command import main
-from experiments.tools.curves import rounds_to
+from experiments.tools.curves import rounds_to, spread
 from experiments.tools.figures import figure
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.study import Claim, Part, Study, Summary
@@ -135,7 +135,7 @@ def every_method(config: Config, stage: Stage = in_memory) -> Summary:
             rows[name] |= {
                 f"rate, {skew}": rates[best],
                 f"rounds to {target:g}, {skew}": _spread(needed),
-                f"final, {skew}": f"{final[best].mean():.3f} ± {final[best].std():.3f}",
+                f"final, {skew}": spread(final[best]),
             }
         print(f"{name:<14} {list(rows[name].values())}", flush=True)
     for skew in SKEWS:
@@ -149,7 +149,7 @@ def _spread(needed: np.ndarray) -> str:
     """Mean and deviation over seeds, if all of them got there."""
     if not np.isfinite(needed).all():
         return f"{int(np.isfinite(needed).sum())} of {len(needed)} did"
-    return f"{needed.mean():.0f} ± {needed.std():.0f}"
+    return spread(needed, 0)
 
 
 def claims(found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> list[Claim]:
