@@ -27,7 +27,8 @@ class SideBySide:
     `jax.vmap` or `jax.lax.map` goes over `own`; `source(slice)` is then the source of one lane.
 
     Attributes:
-      own: the leaves that differ, each `[S, ...]`.
+      own: `[S]` the sources' numbers, so that there is always an axis to go over, then the leaves that
+        differ, each `[S, ...]`.
       shared: the leaves that all have in common, stored once.
       places: whether each leaf of a source is its own (static).
       structure: of a source (static).
@@ -40,7 +41,7 @@ class SideBySide:
 
     def source(self, own: tuple[Any, ...]) -> Any:
         """The source whose own leaves these are, without the axis S."""
-        mine, common = iter(own), iter(self.shared)
+        mine, common = iter(own[1:]), iter(self.shared)
         leaves = [next(mine) if is_own else next(common) for is_own in self.places]
         return jax.tree.unflatten(self.structure, leaves)
 
@@ -86,8 +87,9 @@ def side_by_side(sources: Sequence[Source]) -> SideBySide:
             )
         leaves.append(several)
     places = tuple(any(leaf is not several[0] for leaf in several) for several in leaves)
+    stacked = (jnp.stack(s) for s, is_own in zip(leaves, places, strict=True) if is_own)
     return SideBySide(
-        own=tuple(jnp.stack(s) for s, is_own in zip(leaves, places, strict=True) if is_own),
+        own=(jnp.arange(len(alike), dtype=jnp.int32), *stacked),
         shared=tuple(s[0] for s, is_own in zip(leaves, places, strict=True) if not is_own),
         places=places,
         structure=structure,

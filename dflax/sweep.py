@@ -211,7 +211,7 @@ def sweep(
         for name, own in zip(grid, index, strict=False)
     }
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(index[-1]))
-    own = tuple(leaf[index[-1]] for leaf in together.own)
+    own = () if sources is None else tuple(leaf[index[-1]] for leaf in together.own)
     values, keys, own = jax.device_put((values, keys, own), NamedSharding(mesh, split))
     states = jax.jit(over_points(jax.vmap(begin), split, split))(values, keys)
     points = _Points(jnp.int32(0), values, keys, states)

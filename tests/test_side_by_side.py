@@ -47,8 +47,15 @@ def test_what_all_share_is_stored_once():
     together = dx.side_by_side([template.replace(partition=split(cut)) for cut in (100, 150)])
     assert any(leaf is template.data.inputs for leaf in together.shared)
     assert not any(leaf.shape[1:] == template.data.inputs.shape for leaf in together.own)
+
+
+def test_one_source_alone_has_an_axis_as_well():
+    template = two(100)
     one = dx.side_by_side([template])
-    assert one.own == ()
+    sizes = jax.vmap(lambda own, all: all.source(own).partition.sizes, in_axes=(0, None))(
+        one.own, one
+    )
+    np.testing.assert_array_equal(sizes, [[100, 140]])
     assert one.source(()).weights is template.weights
 
 
