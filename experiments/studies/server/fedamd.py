@@ -395,7 +395,7 @@ def _probabilities(config: Config, curves: Curves) -> Any:
     with figure() as (drawn, axes):
         for place, rate in enumerate(config.rates):
             names = [f"FedAMD, p {p:g}" for p in config.probabilities]
-            last = np.stack([at(curves[name][place], config.rounds) for name in names])
+            last = np.stack([around(curves[name][place], config.rounds, 5) for name in names])
             axes.errorbar(
                 config.probabilities,
                 last.mean(1),
