@@ -18,7 +18,7 @@ print(1e3 * (time.perf_counter() - began))
 # The quickstart as it is, ended after the first compiled call: some rounds and an evaluation.
 QUICKSTART = """
 import dflax as dx
-from experiments import quickstart
+from experiments.studies.introduction import quickstart
 
 run = dx.run
 
@@ -27,7 +27,7 @@ def first(*arguments, **options):
     raise SystemExit
 
 dx.run = first
-quickstart.study(quickstart.Config())
+quickstart.four_methods(quickstart.Config())
 """
 
 

@@ -30,10 +30,12 @@ from dflax.clients import (
 )
 from dflax.federation import Assignment, Federation, Round
 from dflax.mesh import client_mesh
+from dflax.metrics import disjoint
 from dflax.programs import profile
 from dflax.running import checkpoint, interrupt, sinks
 from dflax.running.history import History
 from dflax.running.run import run
+from dflax.side_by_side import SideBySide, side_by_side
 from dflax.sweep import Sweep, sweep
 
 __version__ = "0.1.0"

@@ -140,6 +140,7 @@ class Federation:
                 f"local_steps * batch_size must be at most 2^31 - 1 examples a round, got "
                 f"{int(steps.max())} * {batch_size}. Use fewer local steps or epochs."
             )
+        weighted = weights is not None
         if weights is None:
             weights = jnp.asarray(sizes, float)
         validation.real("weights", weights, low=0.0)
@@ -167,8 +168,10 @@ class Federation:
         )
         self.largest = int(sizes.max())
         self.local_steps = int(steps.max())
+        self.local_epochs = None if local_epochs is None else float(local_epochs)
         self.batch_size = int(batch_size)
         self.replacement = bool(replacement)
+        self.weighted = weighted
         # Refuses a cohort larger than the federation, and tells m.
         drawn = jax.eval_shape(self.draw, jax.random.key(0), jnp.int32(0))
         self.cohort_size = drawn.weights.shape[0]
@@ -209,6 +212,44 @@ class Federation:
             largest=Count(self.largest),
         )
 
+    def replace(self, **changes: Any) -> "Federation":
+        """The federation with some of its arguments changed, and all checks made again.
+
+        What is not named stays as it is: the same data set is shared, not copied. Weights that were
+        not given follow the sizes of a new partition, and so do the steps of `local_epochs`. A new
+        `local_steps` ends `local_epochs`, and the other way round.
+
+        Args:
+          **changes: arguments of `Federation` by name, for example `partition=other`.
+
+        Returns:
+          A new `Federation`.
+
+        Raises:
+          TypeError: a name that is no argument of `Federation`.
+          ValueError, TypeError: as `Federation` itself.
+        """
+        arguments = {
+            "data": self.data,
+            "partition": self.partition,
+            "batch_size": self.batch_size,
+            "local_steps": self.local_steps if self.local_epochs is None else None,
+            "local_epochs": self.local_epochs,
+            "participation": self.participation,
+            "weights": self.weights if self.weighted else None,
+            "replacement": self.replacement,
+        }
+        for name, value in changes.items():
+            if name not in arguments:
+                raise TypeError(
+                    f"{name} is no argument of Federation, got {name}={value!r:.80}. Allowed are "
+                    f"{', '.join(arguments)}."
+                )
+        for given, other in (("local_steps", "local_epochs"), ("local_epochs", "local_steps")):
+            if changes.get(given) is not None and other not in changes:
+                arguments[other] = None
+        return Federation(**(arguments | changes))
+
     def __repr__(self) -> str:
         return (
             f"Federation({self.data.name or 'data'}, clients={self.clients}, "
@@ -217,7 +258,15 @@ class Federation:
         )
 
     _arrays = ("data", "partition", "participation", "weights", "steps", "strides")
-    _static = ("largest", "local_steps", "batch_size", "replacement", "cohort_size")
+    _static = (
+        "largest",
+        "local_steps",
+        "local_epochs",
+        "batch_size",
+        "replacement",
+        "weighted",
+        "cohort_size",
+    )
 
     def tree_flatten_with_keys(self) -> tuple[Any, Any]:
         """Arrays as children, counts as static structure."""

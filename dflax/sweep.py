@@ -1,7 +1,7 @@
 """Sweeps over real hyper-parameters and seeds as one compiled program."""
 
+import dataclasses
 import inspect
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +14,10 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Source, State, verify_algorithm, verify_source
+from dflax.metrics import disjoint
 from dflax.running.history import History
 from dflax.running.run import run
+from dflax.side_by_side import SideBySide, side_by_side
 
 POINTS = "points"
 OPTIONS = ("progress", "title", "sinks", "chunk", "checkpoint")
@@ -47,27 +49,32 @@ class Sweep(NamedTuple):
     seconds: float
     compile_seconds: float
 
-    def table(self) -> list[dict[str, float]]:
+    def table(self) -> list[dict[str, Any]]:
         """One row per point: its values, and mean and deviation over seeds of the last evaluation.
+
+        A row has every swept value under its own name, and of every measured `x` the entries "mean x"
+        and "std x", means and deviations over seeds: numbers, or arrays where `x` is one. Metrics
+        within metrics are named by their path, "outer/inner". No two columns can have one name, since
+        the swept names are identifiers, without a space.
 
         Without an evaluation the metrics of the last round take its place.
         """
         measured = self.evaluations if len(jax.tree.leaves(self.evaluations)) else self.metrics
-        depth = len(self.axes)
-        last = {
-            name: values[..., -1]
-            for name, values in measured.items()
-            if isinstance(values, np.ndarray) and values.ndim == depth + 1
-        }
         names = list(self.axes)[:-1]
+        over = len(names)
+        last = {
+            name: np.asarray(values, np.result_type(values, np.float32)).take(-1, axis=over + 1)
+            for name, values in _named(measured).items()
+            if values.shape[over + 1]
+        }
         rows = []
-        for place in itertools.product(*(range(len(self.axes[name])) for name in names)):
-            row = {name: float(self.axes[name][i]) for name, i in zip(names, place, strict=True)}
+        for place in np.ndindex(*(len(self.axes[name]) for name in names)):
+            row: dict[str, Any] = {
+                name: float(self.axes[name][i]) for name, i in zip(names, place, strict=True)
+            }
             for name, values in last.items():
-                row |= {
-                    name: float(values[place].mean()),
-                    f"{name}_std": float(values[place].std()),
-                }
+                for of, found in (("mean", values[place].mean(0)), ("std", values[place].std(0))):
+                    row[f"{of} {name}"] = float(found) if found.ndim == 0 else found
             rows.append(row)
         return rows
 
@@ -82,23 +89,30 @@ class _Points(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """Hands the one source to all points; each draws from it with its own key."""
+    """Hands the sources to all points; each draws from its own with its own key.
 
-    source: Source
+    Attributes:
+      sources: all of them.
+      own: of every point the leaves of its own source, each `[P, ...]`.
+    """
+
+    sources: SideBySide
+    own: tuple[Array, ...]
 
     def draw(self, key: Key[Array, ""], index: Int[Array, ""]) -> Any:
-        return self.source, index
+        return self.sources, self.own, index
 
 
 def sweep(
     factory: Callable[..., Algorithm],
     start: Callable[[Algorithm, Key[Array, ""]], State],
-    source: Source,
+    source: Source | None = None,
     *,
+    sources: Sequence[Source] | None = None,
     grid: Mapping[str, Sequence[float]],
     key: Key[Array, ""],
     rounds: int,
-    seeds: int = 1,
+    seeds: int | None = None,
     evaluate: Callable[[State], Metrics] | None = None,
     every: int | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -109,18 +123,22 @@ def sweep(
     Point (v_1, ..., v_k, seed) is `factory(name_1=v_1, ..., name_k=v_k)` run on `source` with the key
     `jax.random.fold_in(key, seed)`: for each of them the result is that of its own
     `run(algorithm, start(algorithm, own_key), source, rounds=rounds, key=own_key)`, up to
-    floating-point rounding. Seeds are paired: all points share the seeds' draws.
+    floating-point rounding. Seeds are paired: all points share the seeds' draws. With `sources` seed s
+    runs on `sources[s]`, so that every seed has a split of its own.
 
     Args:
       factory: makes the algorithm from the swept values, passed by name as traced scalars; whatever
         is not real-valued it closes over.
       start: `(algorithm, key) -> state`, for example
         `lambda algorithm, key: algorithm.init(key, params)`.
-      source: hands out the rounds, for example a `Federation`.
+      source: hands out the rounds of all seeds, for example a `Federation`.
+      sources: instead of it, one source for each seed, of equal shapes. What all of them share, such
+        as the data set of federations made with `federation.replace(partition=...)`, is stored once;
+        what differs is stored once for every point.
       grid: for each name the real values to try, at least one; "seed" is taken by `seeds`.
       key: the sweep's typed key.
       rounds: how many, >= 0.
-      seeds: repetitions of every point, >= 1.
+      seeds: repetitions of every point, >= 1; default 1, or one for each of `sources`.
       evaluate: `state -> metrics` of one point, see `dflax.evaluation`.
       every: rounds between evaluations; default only after the last.
       devices: devices to split the points over; default all. Points are padded to fill them evenly.
@@ -135,10 +153,9 @@ def sweep(
     """
     validation.function("factory", factory)
     validation.function("start", start)
-    validation.integer("seeds", seeds, low=1)
     validation.typed_key("key", key)
     validation.integer("rounds", rounds, low=0)
-    verify_source(source, rounds)
+    together, seeds = _sources(source, sources, seeds, rounds)
     if evaluate is not None:
         validation.function("evaluate", evaluate)
     elif every is not None:
@@ -178,16 +195,17 @@ def sweep(
         return start(build(values), own_key)
 
     def step(points: _Points, drawn: Any) -> tuple[_Points, Metrics]:
-        source, number = drawn
+        sources, own, number = drawn
 
-        def several(values: Any, keys: Any, states: Any, source: Any, number: Any) -> Any:
-            def one(values: Any, own_key: Any, state: Any) -> Any:
+        def several(values: Any, keys: Any, states: Any, own: Any, shared: Any, number: Any) -> Any:
+            def one(values: Any, own_key: Any, state: Any, own: Any) -> Any:
+                source = dataclasses.replace(sources, shared=shared).source(own)
                 return build(values).step(state, source.draw(own_key, number))
 
-            return jax.vmap(one)(values, keys, states)
+            return jax.vmap(one)(values, keys, states, own)
 
-        states, metrics = over_points(several, split, split, split, whole, whole)(
-            points.values, points.keys, points.states, source, number
+        states, metrics = over_points(several, split, split, split, split, whole, whole)(
+            points.values, points.keys, points.states, own, sources.shared, number
         )
         return points._replace(round=points.round + 1, states=states), metrics
 
@@ -196,14 +214,16 @@ def sweep(
         for name, own in zip(grid, index, strict=False)
     }
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(index[-1]))
-    values, keys = jax.device_put((values, keys), NamedSharding(mesh, split))
+    own = () if sources is None else tuple(leaf[index[-1]] for leaf in together.own)
+    values, keys, own = jax.device_put((values, keys, own), NamedSharding(mesh, split))
     states = jax.jit(over_points(jax.vmap(begin), split, split))(values, keys)
     points = _Points(jnp.int32(0), values, keys, states)
     measure = None if evaluate is None else _measure(evaluate, over_points, split, whole)
     points, history = run(
         Algorithm(init=begin, step=step),
         points,
-        _Shared(source),
+        # What is each point's own travels with the points; the stack of it need not come along.
+        _Shared(dataclasses.replace(together, own=()), own),
         rounds=rounds,
         key=key,
         evaluate=measure,
@@ -214,8 +234,50 @@ def sweep(
     return _labelled(axes, points, history, count, shape)
 
 
+def _sources(
+    source: Source | None, sources: Sequence[Source] | None, seeds: int | None, rounds: int
+) -> tuple[SideBySide, int]:
+    """The sources side by side, and how many seeds there are."""
+    if (source is None) == (sources is None):
+        raise ValueError(
+            f"give exactly one of source and sources, got {'neither' if source is None else 'both'}."
+            " Pass one source for all seeds, or sources=[...] with one for each."
+        )
+    if seeds is not None:
+        validation.integer("seeds", seeds, low=1)
+    if source is not None:
+        verify_source(source, rounds)
+        return side_by_side([source]), 1 if seeds is None else seeds
+    assert sources is not None  # as exactly one of the two is given
+    together = side_by_side(sources)
+    for own in sources:
+        verify_source(own, rounds)
+    if seeds is not None and seeds != len(sources):
+        raise ValueError(
+            f"seeds must be the number of sources, {len(sources)}, got {seeds}. Leave it out, or pass "
+            "one source for each seed."
+        )
+    return together, len(sources)
+
+
+def _named(metrics: Metrics) -> dict[str, np.ndarray]:
+    """The leaves by their path; refuses paths that read the same."""
+    leaves = jax.tree_util.tree_leaves_with_path(metrics)
+    parts = [
+        {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)}
+        for path, leaf in leaves
+    ]
+    names = [jax.tree_util.keystr(path) for path, _ in leaves]
+    return disjoint(**dict(zip(names, parts, strict=True)))
+
+
 def _verify_names(factory: Callable[..., Algorithm], names: list[str]) -> None:
     """Refuse names that the factory does not know, and the one that the seeds have."""
+    for name in names:
+        if not name.isidentifier():
+            raise ValueError(
+                f"grid must name arguments of factory, which are identifiers, got {name!r}."
+            )
     if "seed" in names:
         raise ValueError(
             'grid must not name "seed", the axis of the repetitions. Say how many with seeds, or '

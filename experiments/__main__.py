@@ -9,53 +9,63 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from experiments.study import RESULTS, Claim, claims_table
+from experiments.tools import results
+from experiments.tools.study import Claim
 
-FOLDER = pathlib.Path(__file__).parent
-
-
-def studies() -> dict[str, str]:
-    """Every study's name and the first line of what it says of itself, without importing it."""
-    found = {}
-    for file in sorted(FOLDER.glob("*.py")):
-        tree = ast.parse(file.read_text())
-        classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-        if "Config" in classes:
-            found[file.stem] = (ast.get_docstring(tree) or "").splitlines()[0]
-    return found
+STUDIES = pathlib.Path(__file__).parent / "studies"
+USAGE = "usage: python -m experiments [--all [--quick]]"
 
 
-def run_all(names: list[str]) -> int:
+def studies() -> dict[str, dict[str, str]]:
+    """By family every study's name and the first line of what it says of itself, not importing it.
+
+    A study is what lies in `studies/FAMILY/`; files that begin with "_" are parts of one.
+    """
+    families: dict[str, dict[str, str]] = {}
+    for file in sorted(STUDIES.glob("*/[!_]*.py")):
+        line = (ast.get_docstring(ast.parse(file.read_text())) or "").splitlines()[0]
+        families.setdefault(file.parent.name, {})[file.stem] = line
+    return families
+
+
+def run_all(names: list[str], flags: list[str]) -> int:
     """Runs the studies one after another, each in a process of its own; counts failures."""
     claims: dict[str, list[Claim]] = {}
     failures = 0
     for name in names:
-        print(f"== {name}", flush=True)
+        folder = results.RESULTS / "quick" / name if "--quick" in flags else results.RESULTS / name
         # The new summary must be this run's, also when the study dies on the way.
-        (RESULTS / name / "summary.json").unlink(missing_ok=True)
+        (folder / "summary.json").unlink(missing_ok=True)
         status = subprocess.run(
-            [sys.executable, "-m", f"experiments.{name}"], check=False
+            [sys.executable, "-m", f"experiments.{name}", *flags], check=False
         ).returncode
-        summary = RESULTS / name / "summary.json"
+        summary = folder / "summary.json"
         stated = json.loads(summary.read_text())["claims"] if summary.exists() else []
         claims[name] = [Claim(**claim) for claim in stated]
-        if not stated and status:
-            claims[name] = [Claim("runs to its end", False, f"status {status}", "status 0")]
+        if status and not any(claim.fails for claim in claims[name]):
+            claims[name].append(Claim("runs to its end", False, f"status {status}", "status 0"))
         failures += status != 0
-    Console(width=None if sys.stdout.isatty() else 110).print(claims_table(claims))
+    Console(width=None if sys.stdout.isatty() else 110).print(results.claims_table(claims))
     return failures
 
 
 def main() -> None:
     """The command line."""
-    known = studies()
-    if sys.argv[1:] == ["--all"]:
-        sys.exit(min(run_all(list(known)), 1))
-    if sys.argv[1:]:
-        sys.exit(f"usage: python -m experiments [--all]; got {' '.join(sys.argv[1:])}")
-    table = Table("study", "what it shows", box=None)
-    for name, line in known.items():
-        table.add_row(f"python -m experiments.{name}", line)
+    families = studies()
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] == "--all" and arguments[1:] in ([], ["--quick"]):
+        names = [name for family in families.values() for name in family]
+        sys.exit(min(run_all(names, arguments[1:]), 1))
+    if arguments:
+        sys.exit(f"{USAGE}; got {' '.join(arguments)}")
+    table = Table(box=None)
+    # A command is copied whole.
+    table.add_column("study", no_wrap=True)
+    table.add_column("what it shows")
+    for family, known in families.items():
+        table.add_row(f"[bold]{family}[/bold]", "")
+        for name, line in known.items():
+            table.add_row(f"python -m experiments.{name}", line)
     Console().print(table)
 
 

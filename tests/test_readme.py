@@ -29,7 +29,7 @@ def test_the_readmes_programs_run_and_learn(programs, tmp_path):
     exec(compile(programs[2], "README.md", "exec"), names)
     rows = names["swept"].table()
     assert [round(row["rate"], 2) for row in rows] == [0.03, 0.1, 0.3]
-    assert rows[2]["accuracy"] > rows[0]["accuracy"] > 0.3
+    assert rows[2]["mean accuracy"] > rows[0]["mean accuracy"] > 0.3
     with contextlib.chdir(tmp_path):
         exec(compile(programs[3], "README.md", "exec"), names)
         assert names["cost"].seconds > 0

@@ -103,8 +103,86 @@ def test_the_table_has_a_row_per_point_with_the_spread_over_seeds():
     rows = swept.table()
     assert [row["rate"] for row in rows] == [0.1, 0.3]
     last = swept.evaluations["accuracy"][1, 0, :, -1]
-    np.testing.assert_allclose(rows[1]["accuracy"], last.mean(), rtol=1e-6)
-    np.testing.assert_allclose(rows[1]["accuracy_std"], last.std(), atol=1e-7)
+    np.testing.assert_allclose(rows[1]["mean accuracy"], last.mean(), rtol=1e-6)
+    np.testing.assert_allclose(rows[1]["std accuracy"], last.std(), atol=1e-7)
+
+
+def table_of(evaluations, metrics=None):
+    """The table of a sweep over two rates and three seeds that measured this."""
+    axes = {"rate": np.array([0.1, 0.3]), "seed": np.arange(3)}
+    metrics = {} if metrics is None else metrics
+    return dx.Sweep(axes, metrics, np.array([4]), evaluations, None, 0.0, 0.0).table()
+
+
+def test_no_column_of_the_table_hides_another():
+    values = np.arange(6.0).reshape(2, 3, 1)
+    # A spread over clients, a metric of the name of what is swept, and one of a composed name.
+    row = table_of(
+        {"loss": values, "loss_std": 10 * values, "rate": -values, "std loss": 5 + 0 * values}
+    )[1]
+    assert row["rate"] == 0.3
+    assert (row["mean loss"], row["mean loss_std"], row["mean rate"]) == (4.0, 40.0, -4.0)
+    np.testing.assert_allclose(row["std loss"], np.std([3, 4, 5]))
+    np.testing.assert_allclose(row["std loss_std"], 10 * np.std([3, 4, 5]))
+    assert (row["mean std loss"], row["std std loss"]) == (5.0, 0.0)
+
+
+def test_the_table_keeps_arrays_and_metrics_within_metrics():
+    values = np.arange(24.0).reshape(2, 3, 1, 4)
+    rows = table_of({"per_client": values, "outer": {"inner": values[..., 0]}})
+    np.testing.assert_array_equal(rows[0]["mean per_client"], values[0, :, 0].mean(0))
+    np.testing.assert_array_equal(rows[1]["std per_client"], values[1, :, 0].std(0))
+    assert rows[1]["mean outer/inner"] == values[1, :, 0, 0].mean()
+
+
+def test_the_table_refuses_paths_that_read_the_same():
+    values = np.zeros((2, 3, 1))
+    with pytest.raises(ValueError, match="names of their own, got 'a/b' from both"):
+        table_of({"a": {"b": values}, "a/b": values})
+
+
+def test_the_table_of_no_rounds_has_the_swept_values_alone():
+    assert table_of({}, {"loss": np.zeros((2, 3, 0))}) == [{"rate": 0.1}, {"rate": 0.3}]
+
+
+def own_splits(seeds):
+    generator = np.random.default_rng(3)
+    lists = [
+        np.split(generator.permutation(240), [10 * s + 20, 60, 90, 120, 150, 180, 210])
+        for s in range(seeds)
+    ]
+    return [FEDERATION.replace(partition=dx.data.from_indices(own)) for own in lists]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_seeds_run_on_splits_of_their_own(devices):
+    sources = own_splits(2)
+    assert sources[0].largest != sources[1].largest
+    swept = sweep(
+        fedavg,
+        start,
+        sources=sources,
+        grid={"rate": [0.05, 0.5], "momentum": [0.5]},
+        key=KEY,
+        rounds=4,
+        evaluate=MEASURE,
+        devices=jax.devices()[:devices],
+    )
+    assert swept.axes["seed"].tolist() == [0, 1]
+    for seed, source in enumerate(sources):
+        key = jax.random.fold_in(KEY, seed)
+        algorithm = fedavg(0.5, 0.5)
+        state, history = dx.run(
+            algorithm, start(algorithm, key), source, rounds=4, key=key, evaluate=MEASURE
+        )
+        assert_trees_close(
+            jax.tree.map(lambda leaf: leaf[1, 0, seed], swept.states),  # noqa: B023
+            state,
+            rtol=1e-4,
+            atol=1e-5,
+        )
+        found = swept.evaluations["loss"][1, 0, seed]
+        np.testing.assert_allclose(found, history.evaluations["loss"], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +208,16 @@ def test_bad_arguments_are_refused(changes, message):
         ({"grid": [("rate", 0.1)]}, "grid must be of type Mapping, not list"),
         ({"grid": {"typo": [0.1]}}, r"grid must name the arguments of factory\(rate, momentum\)"),
         ({"grid": {"seed": [0.1]}}, 'grid must not name "seed"'),
+        ({"grid": {"mean loss": [0.1]}}, "grid must name arguments.*identifiers, got 'mean loss'"),
+        ({"source": None}, "give exactly one of source and sources, got neither"),
+        ({"sources": [FEDERATION]}, "give exactly one of source and sources, got both"),
+        ({"source": None, "sources": []}, "sources must list at least one source, got none"),
+        ({"source": None, "sources": FEDERATION}, "sources must be of type Sequence"),
+        ({"source": None, "sources": [FEDERATION, 3]}, "source must have a method draw.*got int"),
+        (
+            {"source": None, "sources": [FEDERATION], "seeds": 2},
+            "seeds must be the number of sources, 1, got 2",
+        ),
         ({"devices": []}, "devices must list at least one device, got none"),
         ({"devices": 3}, "devices must be of type Sequence, not int, got 3"),
         ({"devices": ["a"]}, r"devices\[0\] must be of type Device, not str"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,35 @@ from dflax import validation
 from dflax.data.dataset import AnyArray, Dataset, Split
 
 LARGEST_INTEGER = 2**31 - 1
+# A pytree of inputs has a few leaves; a longer list is one of examples.
+MOST_LEAVES = 64
+
+
+@overload
+def from_arrays(
+    inputs: PyTree[AnyArray],
+    labels: AnyArray,
+    *,
+    classes: int | None = ...,
+    scale: Float[AnyArray, "..."] | float | None = ...,
+    shift: Float[AnyArray, "..."] | float | None = ...,
+    name: str = ...,
+) -> Dataset: ...
+
+
+@overload
+def from_arrays(
+    inputs: PyTree[AnyArray],
+    labels: AnyArray,
+    *,
+    test: tuple[PyTree[AnyArray], AnyArray] | None = ...,
+    test_fraction: float | None = ...,
+    classes: int | None = ...,
+    scale: Float[AnyArray, "..."] | float | None = ...,
+    shift: Float[AnyArray, "..."] | float | None = ...,
+    name: str = ...,
+    seed: int = ...,
+) -> Split: ...
 
 
 def from_arrays(
@@ -25,18 +55,19 @@ def from_arrays(
     shift: Float[AnyArray, "..."] | float | None = None,
     name: str = "",
     seed: int = 0,
-) -> Split:
-    """A `Split` from arrays of one's own.
+) -> Split | Dataset:
+    """A `Split` from arrays of one's own, or a `Dataset` where nothing is held out.
 
-    Inputs keep their storage dtype, 64-bit ones become 32-bit. A minibatch is decoded as
-    `inputs * scale + shift` in float32 if `scale` is given, and handed out as stored if not: for
-    uint8 images say `scale=1 / 255`.
+    Inputs keep their storage dtype; without JAX's x64 mode 64-bit ones become 32-bit. A minibatch is
+    decoded as `inputs * scale + shift` in float32 (float64 for float64 inputs) if `scale` is given, and
+    handed out as stored if not: for uint8 images say `scale=1 / 255`.
 
     Args:
       inputs: `[N, ...]` array or pytree of arrays.
       labels: `[N, ...]` class numbers (integers or booleans) or targets (floats).
-      test: `(inputs, labels)` of the test examples, or else
-      test_fraction: in (0, 1), the share of the examples that is held out, see `split`.
+      test: `(inputs, labels)` of the test examples.
+      test_fraction: in (0, 1), the share of the examples that is held out, see `split`; instead of
+        `test`.
       classes: C; default one more than the largest label if labels are integers `[N]`, else None.
       scale: broadcasts against one decoded input.
       shift: broadcasts against one decoded input; needs `scale`.
@@ -44,17 +75,17 @@ def from_arrays(
       seed: of the split by `test_fraction`.
 
     Returns:
-      The `Split`, on the device.
+      The `Split` on the device; with neither `test` nor `test_fraction` the `Dataset` of all examples,
+      for measures that need no test set of their own (each client's own examples, a training loss).
 
     Raises:
-      ValueError: lengths that differ, NaN or infinite entries, labels outside [0, C), both or none of
-        `test` and `test_fraction`.
-      TypeError: entries that are no numbers.
+      ValueError: lengths that differ, NaN or infinite entries, labels outside [0, C), both `test` and
+        `test_fraction`.
+      TypeError: entries that are no numbers, inputs that are a list of examples.
     """
-    if (test is None) == (test_fraction is None):
+    if test is not None and test_fraction is not None:
         raise ValueError(
-            "give exactly one of test and test_fraction, got "
-            f"{'both' if test is not None else 'neither'}. test_fraction=0.2 holds out a fifth."
+            "give at most one of test and test_fraction, got both. test_fraction=0.2 holds out a fifth."
         )
     if shift is not None and scale is None:
         raise ValueError("shift needs scale, got scale=None. Pass scale=1.0 to shift alone.")
@@ -75,16 +106,19 @@ def from_arrays(
         _same_kind(inputs, labels, *test)
     parts = [labels] if test is None else [labels, test[1]]
     classes = _classes(parts, classes)
+    wide = any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(inputs))
+    kind = jnp.float64 if wide else jnp.float32
     affine = (
-        None if scale is None else jnp.asarray(scale, jnp.float32),
-        None if shift is None else jnp.asarray(shift, jnp.float32),
+        None if scale is None else jnp.asarray(scale, kind),
+        None if shift is None else jnp.asarray(shift, kind),
     )
     train = Dataset(
         jax.tree.map(jnp.asarray, inputs), jnp.asarray(labels), *affine, classes=classes, name=name
     )
     if test_fraction is not None:
         return split(train, test_fraction, seed)
-    assert test is not None  # as exactly one of the two is given
+    if test is None:
+        return train
     held_out = dataclasses.replace(
         train, inputs=jax.tree.map(jnp.asarray, test[0]), labels=jnp.asarray(test[1])
     )
@@ -164,7 +198,8 @@ def _largest_remainders(counts: np.ndarray, total: int) -> np.ndarray:
 def _checked(
     inputs_name: str, inputs: PyTree[AnyArray], labels_name: str, labels: AnyArray
 ) -> tuple[PyTree[np.ndarray], np.ndarray]:
-    """Both as arrays of at most 32 bits, after all checks that need no second data set."""
+    """Both as arrays that JAX can hold, after all checks that need no second data set."""
+    _verify_arrays(inputs_name, inputs)
     inputs = jax.tree.map(lambda leaf: _numbers(inputs_name, leaf), inputs)
     labels = _numbers(labels_name, labels)
     if labels.dtype == bool:
@@ -174,14 +209,50 @@ def _checked(
         raise ValueError(f"{labels_name} must hold at least one example, got none.")
     validation.leading_axis(inputs_name, inputs, length)
     if np.issubdtype(labels.dtype, np.integer):
-        labels = labels.astype(np.int32)
+        labels = _class_numbers(labels_name, labels)
     return inputs, labels
 
 
+def _class_numbers(name: str, labels: np.ndarray) -> np.ndarray:
+    """Integers as int32, which they must fit, also where JAX could hold wider ones."""
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if max(-low, high) > LARGEST_INTEGER:
+        raise ValueError(
+            f"{name} must fit 32-bit integers, got {low} to {high}. Number the values anew, for example "
+            "with numpy.unique(..., return_inverse=True)."
+        )
+    return labels.astype(np.int32)
+
+
+def _verify_arrays(name: str, inputs: PyTree[AnyArray]) -> None:
+    """Refuse a list of examples: as a pytree it would be a leaf for every number in it."""
+    if not isinstance(inputs, (list, tuple)):
+        return
+    leaves = jax.tree.leaves(inputs, is_leaf=lambda node: node is None)
+    if any(np.ndim(leaf) == 0 for leaf in leaves[:1]):
+        raise TypeError(
+            f"{name} must be an array or a pytree of arrays, got a {type(inputs).__name__} of "
+            f"{len(inputs)} rows. Make one array of them with numpy.asarray."
+        )
+    if isinstance(inputs, list) and len(inputs) > MOST_LEAVES:
+        raise TypeError(
+            f"{name} must be an array or a pytree of a few arrays, got a list of {len(inputs)}. If "
+            "each is an example, make one array of them with numpy.stack."
+        )
+
+
 def _numbers(name: str, leaf: AnyArray) -> np.ndarray:
-    array = np.asarray(leaf)
+    """A leaf as an array of a dtype that JAX can hold: 64 bits only in its x64 mode."""
+    try:
+        array = np.asarray(leaf)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must be an array with rows of equal lengths, got a {type(leaf).__name__} of other "
+            f"ones ({error}). Pad them to one length."
+        ) from error
+    x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
     if array.dtype == np.bool_ or jnp.issubdtype(array.dtype, np.integer):
-        wide = array.dtype.itemsize == 8 or array.dtype == np.uint32
+        wide = not x64 and (array.dtype.itemsize == 8 or array.dtype == np.uint32)
         if wide and array.size and max(-int(array.min()), int(array.max())) > LARGEST_INTEGER:
             raise ValueError(
                 f"{name} must fit 32-bit integers, got {array.min()} to {array.max()}. "
@@ -189,18 +260,26 @@ def _numbers(name: str, leaf: AnyArray) -> np.ndarray:
             )
         return array.astype(np.int32) if wide else array
     if jnp.issubdtype(array.dtype, np.floating):
-        if array.dtype.itemsize > 4:
+        widest = 8 if x64 else 4
+        if array.dtype.itemsize > widest:
             # What overflows is refused below, with a message of its own.
             with np.errstate(over="ignore"):
-                array = array.astype(np.float32)
+                array = array.astype(np.float64 if x64 else np.float32)
         finite = np.isfinite(array)
         if not finite.all():
+            limit = "" if x64 else " (64-bit numbers become 32-bit)"
             raise ValueError(
-                f"{name} must be finite, got {int((~finite).sum())} NaN or infinite entries (64-bit "
-                "numbers become 32-bit). Drop or fill these examples first."
+                f"{name} must be finite, got {int((~finite).sum())} NaN or infinite entries{limit}. "
+                "Drop or fill these examples first."
             )
         return array
-    raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}.")
+    fix = ""
+    if array.dtype.kind in "USTO":
+        fix = (
+            " Number the names: names, numbers = numpy.unique(names, return_inverse=True), and pass the "
+            "numbers."
+        )
+    raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}.{fix}")
 
 
 def _classes(parts: list[np.ndarray], classes: int | None) -> int | None:

@@ -84,7 +84,7 @@ def read_cifar(
       ValueError: no whole number of records, or a label out of range.
     """
     validation.integer("label_bytes", label_bytes, low=1, high=2)
-    raw = np.fromfile(path, np.uint8)
+    raw = np.fromfile(Path(path).expanduser(), np.uint8)
     record = label_bytes + PIXELS
     if len(raw) == 0 or len(raw) % record:
         raise ValueError(
@@ -104,7 +104,8 @@ def read_cifar(
 
 def _folder(folder: str | os.PathLike[str], inner: str, names: list[str], title: str) -> Path:
     validation.instance("folder", folder, (str, os.PathLike))
-    for candidate in (Path(folder), Path(folder) / inner):
+    outer = Path(folder).expanduser()
+    for candidate in (outer, outer / inner):
         if all((candidate / name).is_file() for name in names):
             return candidate
     raise FileNotFoundError(

@@ -32,7 +32,8 @@ class Batch(NamedTuple):
 class Dataset:
     """N examples as a pytree of device arrays; pass it as an argument of compiled programs.
 
-    A minibatch is `inputs[indices].astype(float32) * scale + shift`: images stay uint8 in memory.
+    A minibatch is `inputs[indices].astype(float32) * scale + shift`, in float64 for inputs stored so:
+    images stay uint8 in memory.
 
     Attributes:
       inputs: `[N, ...]` in storage dtype (an array or a pytree of arrays).
@@ -67,8 +68,14 @@ class Dataset:
         """The minibatch of the examples `indices`, decoded, and transformed when `key` is given."""
         inputs = jax.tree.map(lambda stored: stored[indices], self.inputs)
         if self.scale is not None:
-            shift = 0.0 if self.shift is None else self.shift
-            inputs = jax.tree.map(lambda x: x.astype(jnp.float32) * self.scale + shift, inputs)
+            scale, shift = self.scale, 0.0 if self.shift is None else self.shift
+
+            def decoded(stored: Array) -> Array:
+                # float32, or the stored type where that is wider.
+                kind = jnp.promote_types(stored.dtype, jnp.float32)
+                return stored.astype(kind) * jnp.asarray(scale, kind) + jnp.asarray(shift, kind)
+
+            inputs = jax.tree.map(decoded, inputs)
         batch = Batch(inputs, self.labels[indices])
         if self.transform is not None and key is not None:
             batch = self.transform(batch, key)

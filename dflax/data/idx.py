@@ -70,7 +70,7 @@ def parse_idx(raw: bytes, name: str) -> np.ndarray:
 
 def content(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a file, unzipped if it is gzipped; a ValueError if the gzip stream is damaged."""
-    raw = Path(path).read_bytes()
+    raw = Path(path).expanduser().read_bytes()
     if raw[:2] != b"\x1f\x8b":
         return raw
     try:

@@ -214,14 +214,16 @@ def _locate(source: IdxSource, folder: str | os.PathLike[str] | None) -> dict[st
         f"{source.package}dflax.data.digits() needs no files."
     )
     if folder is not None:
-        paths = idx.find([Path(folder)], FILES)
+        paths = idx.find([Path(folder).expanduser()], FILES)
         if paths is None:
             raise FileNotFoundError(
                 f"folder must hold the four files of {source.name}, got {str(folder)!r}. {remedy}"
             )
         return paths
     named = os.environ.get("DFLAX_DATA")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dflax" / source.name
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dflax" / source.name
+    )
     own = [Path(named).expanduser() / source.name, Path(named).expanduser()] if named else []
     folders = [*own, *map(Path, source.system_folders), cache]
     paths = idx.find(folders, FILES)

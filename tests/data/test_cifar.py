@@ -50,6 +50,18 @@ def test_cifar100_has_the_fine_labels(tmp_path):
     np.testing.assert_array_equal(split.labels, fine)
 
 
+def test_a_folder_may_begin_with_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    images, labels = some(2, 10)
+    for number in range(1, 6):
+        write(tmp_path / f"data_batch_{number}.bin", images, labels)
+    write(tmp_path / "test_batch.bin", images, labels)
+    np.testing.assert_array_equal(data.cifar10("~").test.labels, labels)
+    np.testing.assert_array_equal(
+        read_cifar("~/test_batch.bin", label_bytes=1, classes=10)[1], labels
+    )
+
+
 def test_absent_files_name_the_page(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data_batch_1\.bin.*cs\.toronto\.edu"):
         data.cifar10(tmp_path)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import dflax as dx
 from dflax.data import Dataset, Split, from_arrays, split
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1)).astype(np.uint8)
@@ -100,7 +101,6 @@ def test_booleans_are_two_classes():
 @pytest.mark.parametrize(
     ("inputs", "labels", "options", "error", "message"),
     [
-        (IMAGES, LABELS, {}, ValueError, "neither"),
         (IMAGES, LABELS, {"test": (IMAGES, LABELS), "test_fraction": 0.1}, ValueError, "both"),
         (IMAGES[:7], LABELS, {"test_fraction": 0.1}, ValueError, "inputs.*30, got 7"),
         (IMAGES, LABELS - 1, {"test_fraction": 0.1}, ValueError, "got -1 to 1"),
@@ -111,6 +111,43 @@ def test_booleans_are_two_classes():
         (np.full((30, 1), 1e300), LABELS, {"test_fraction": 0.1}, ValueError, "finite"),
         (np.full((30, 1), 2**40), LABELS, {"test_fraction": 0.1}, ValueError, "32-bit"),
         (np.array(["a"] * 30), LABELS, {"test_fraction": 0.1}, TypeError, "real numbers"),
+        (
+            IMAGES,
+            ["cat", "dog", "cat"] * 10,
+            {},
+            TypeError,
+            r"labels .*unique\(names, return_inverse",
+        ),
+        (
+            IMAGES,
+            np.array([None] * 30),
+            {},
+            TypeError,
+            "labels must hold real numbers.*dtype object",
+        ),
+        (
+            IMAGES,
+            [[1, 2], [3]],
+            {},
+            ValueError,
+            "labels must be an array with rows of equal lengths",
+        ),
+        (
+            IMAGES.tolist(),
+            LABELS,
+            {},
+            TypeError,
+            "inputs must be an array.*list of 30 rows.*asarray",
+        ),
+        (tuple(range(30)), LABELS, {}, TypeError, "inputs must be an array.*tuple of 30 rows"),
+        ([*IMAGES] * 3, LABELS, {}, TypeError, "list of 90. If each is an example.*numpy.stack"),
+        (
+            IMAGES,
+            LABELS,
+            {"test": (IMAGES.tolist(), LABELS)},
+            TypeError,
+            r"test\[0\] must be an array",
+        ),
         (IMAGES, LABELS, {"test_fraction": 1.0}, ValueError, "test_fraction"),
         (IMAGES[:2], LABELS[:2], {"test_fraction": 0.9}, ValueError, "both parts"),
         (IMAGES, LABELS, {"test_fraction": 0.1, "shift": 1.0}, ValueError, "shift needs scale"),
@@ -124,6 +161,45 @@ def test_booleans_are_two_classes():
 def test_from_arrays_refuses(inputs, labels, options, error, message):
     with pytest.raises(error, match=message):
         from_arrays(inputs, labels, **options)
+
+
+def test_the_message_about_a_list_of_rows_is_short():
+    rows = np.zeros((2000, 64)).tolist()
+    with pytest.raises(TypeError) as refused:
+        from_arrays(rows, np.zeros(2000, int))
+    assert len(str(refused.value)) < 200
+
+
+def test_without_a_test_set_it_is_one_data_set():
+    data = from_arrays(IMAGES, LABELS, scale=1 / 255, name="own")
+    assert isinstance(data, Dataset)
+    assert (len(data), data.classes, data.name) == (30, 3, "own")
+    np.testing.assert_array_equal(data.labels, LABELS)
+    assert dx.Federation(data, dx.data.iid(LABELS, 3), batch_size=2, local_steps=1).data is data
+
+
+def test_several_inputs_may_come_as_a_list_of_arrays():
+    data = from_arrays([IMAGES, LABELS], LABELS)
+    assert [leaf.shape for leaf in data.inputs] == [(30, 4, 4, 1), (30,)]
+
+
+def test_64_bits_stay_where_jax_can_hold_them():
+    values = np.random.default_rng(5).random((30, 2))
+    with jax.enable_x64(True):
+        data = from_arrays({"x": values, "id": np.arange(30) + 2**40}, values[:, 0])
+        np.testing.assert_array_equal(data.inputs["x"], values)
+        np.testing.assert_array_equal(data.inputs["id"], np.arange(30) + 2**40)
+        np.testing.assert_array_equal(data.labels, values[:, 0])
+        decoded = from_arrays(values, LABELS, scale=1 / 3, shift=0.1)
+        assert decoded.labels.dtype == jnp.int32
+        np.testing.assert_array_equal(decoded.fetch(jnp.arange(30)).inputs, values * (1 / 3) + 0.1)
+        images = from_arrays(IMAGES, LABELS, scale=1 / 255)
+        assert images.fetch(jnp.arange(2)).inputs.dtype == jnp.float32
+        with pytest.raises(
+            ValueError, match="labels must fit 32-bit integers, got 0 to 1099511627776"
+        ):
+            from_arrays(values[:2], np.array([0, 2**40]))
+    assert from_arrays(values, LABELS, scale=1 / 3).inputs.dtype == jnp.float32
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,23 @@ def test_unzipped_files_are_read(home, tmp_path):
     check(data.fashion_mnist(plain))
 
 
+def test_a_folder_may_begin_with_the_users_home(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "urlopen", None)
+    check(data.fashion_mnist("~/public"))
+    file = f"~/public/{sources.FILES[1]}.gz"
+    np.testing.assert_array_equal(data.read_idx(file), LABELS)
+    monkeypatch.setenv("DFLAX_DATA", "~/public")
+    check(data.fashion_mnist())
+
+
+def test_the_cache_may_begin_with_the_users_home(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/elsewhere")
+    check(data.fashion_mnist())
+    assert (tmp_path / "elsewhere" / "dflax" / "fashion-mnist").is_dir()
+
+
 @pytest.mark.parametrize("inner", ["", "fashion-mnist"])
 def test_environment_names_a_folder(home, tmp_path, monkeypatch, inner):
     monkeypatch.setattr(urllib.request, "urlopen", None)

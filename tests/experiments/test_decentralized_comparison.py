@@ -9,14 +9,20 @@ import pytest
 import dflax as dx
 from dflax import evaluation, topology
 from dflax.gossip import Mixing
-from experiments import decentralized_comparison as comparison
-from experiments.gossip_task import CLIENTS, NOWHERE, Method, Task, given_matrix, graphs
-from experiments.study import side_by_side
-from experiments.traffic import megabytes, model_bytes
+from experiments.studies.decentralized import decentralized_comparison as comparison
+from experiments.tasks.gossip import CLIENTS, NOWHERE, Method, Task, given_matrix, graphs
+from experiments.tools.traffic import megabytes, model_bytes
 
 
 @pytest.fixture(scope="module")
 def task():
+    # Digits in place of the images: what is tested does not depend on them.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dx.data, "fashion_mnist", dx.data.digits)
+        return small_task()
+
+
+def small_task():
     return Task(
         "perceptron",
         (0, 1),
@@ -49,8 +55,7 @@ def test_curves_are_those_of_the_algorithms_own_runs(task):
     found = task.curves(Method(dfedavg(task), tables), (0.02, 0.1))
     assert found.shape == (4, 3, 2, 2, 2)
     key = jax.random.key(1)
-    source = jax.tree.map(lambda leaf: leaf, task.several)
-    source.partition = jax.tree.map(lambda leaf: leaf[1], task.splits)
+    source = task.several[1]
     mixer = dx.gossip.ring(CLIENTS)
     algorithm = dx.decentralized.dfedavg(task.loss, optax.sgd(0.1), mixer)
     state = algorithm.init(key, task.start(jax.random.fold_in(key, 0xFFFFFFFE)))
@@ -114,26 +119,6 @@ def test_matcha_is_the_same_with_matchings_that_never_meet():
         np.testing.assert_allclose(sent.mean() / edges, 0.5, atol=0.05)
 
 
-def test_federations_side_by_side_draw_what_each_draws_alone():
-    data = dx.data.digits()
-    federations = [
-        dx.Federation(
-            data,
-            dx.data.dirichlet(np.asarray(data.labels), 6, 0.3, seed=seed),
-            local_steps=2,
-            batch_size=3,
-        )
-        for seed in (0, 1)
-    ]
-    assert federations[0].largest != federations[1].largest
-    key = jax.random.key(0)
-    drawn = jax.vmap(lambda source: source.draw(key, 2))(side_by_side(federations))
-    for place, federation in enumerate(federations):
-        alone = federation.draw(key, 2).assignments.minibatches
-        np.testing.assert_array_equal(drawn.assignments.minibatches[place], alone)
-    assert federations[0].largest == int(federations[0].partition.sizes.max())
-
-
 @pytest.mark.parametrize("good", [True, False])
 def test_the_claims_follow_from_the_numbers(good):
     level = {"ring": 0.6, "exponential": 0.7, "complete": 0.8}
@@ -163,6 +148,7 @@ def test_the_claims_follow_from_the_numbers(good):
     found["single merging", NOWHERE] = own(0.5, merged, 1.0, "averaged")
     stated = comparison.claims(found)
     assert [claim.holds for claim in stated] == [good] * len(stated)
+    assert [claim.claim for claim in stated] == comparison.statements(comparison.Config())
 
 
 def test_a_row_tells_who_reached_the_target():

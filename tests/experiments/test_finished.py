@@ -1,11 +1,12 @@
-"""Parts of a study that outlive a kill."""
+"""What outlives a killed study: stages and parts."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from experiments import finished, study
+from experiments.tools import finished
+from experiments.tools.finished import Kept, in_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,49 +14,82 @@ class Config:
     rounds: int = 3
 
 
+class Counted:
+    """A computation that counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return {"curve": np.arange(6.0).reshape(2, 3) + self.calls, "pair": (np.bool_(True), None)}
+
+
 @pytest.fixture
-def calls(tmp_path, monkeypatch):
-    """A computation that counts its calls, with results in a folder of the test's own."""
-    monkeypatch.setattr(study, "RESULTS", tmp_path)
-    made = []
-
-    def compute():
-        made.append(len(made))
-        return np.arange(6.0).reshape(2, 3) + len(made)
-
-    return made, compute
+def compute():
+    return Counted()
 
 
-def test_finished_part_is_read_not_computed(calls):
-    made, compute = calls
-    first = finished.part("some", Config(), "FedAvg", compute)
-    again = finished.part("some", Config(), "FedAvg", compute)
-    np.testing.assert_array_equal(first, again)
-    assert len(made) == 1
+def kept(folder, config=Config()):
+    return Kept(folder, config, say=lambda line: None)
 
 
-def test_other_settings_names_and_sources_are_other_parts(calls, monkeypatch):
-    made, compute = calls
-    finished.part("some", Config(), "FedAvg", compute)
-    finished.part("some", Config(rounds=4), "FedAvg", compute)
-    finished.part("some", Config(), "FedProx", compute)
-    monkeypatch.setattr(finished, "_source", lambda: "edited")
-    finished.part("some", Config(), "FedAvg", compute)
-    assert len(made) == 4
+def test_a_finished_stage_is_read_not_computed(tmp_path, compute):
+    first = kept(tmp_path)("FedAvg", compute)
+    again = kept(tmp_path)("FedAvg", compute)
+    assert compute.calls == 1
+    np.testing.assert_array_equal(first["curve"], again["curve"])
+    assert again["pair"] == (np.array(True), None)
+    assert again["curve"].dtype == first["curve"].dtype
 
 
-def test_torn_file_is_computed_again(calls, tmp_path):
-    made, compute = calls
-    finished.part("some", Config(), "FedAvg", compute)
-    (path,) = (tmp_path / "some" / "parts").glob("*.npy")
+def test_other_settings_names_and_programs_are_other_stages(tmp_path, compute, monkeypatch):
+    kept(tmp_path)("FedAvg", compute)
+    kept(tmp_path, Config(rounds=4))("FedAvg", compute)
+    kept(tmp_path)("FedProx", compute)
+    monkeypatch.setattr(finished, "_program", lambda: "edited")
+    kept(tmp_path)("FedAvg", compute)
+    assert compute.calls == 4
+
+
+def test_a_torn_file_is_computed_again(tmp_path, compute):
+    kept(tmp_path)("FedAvg", compute)
+    (path,) = (tmp_path / "parts").glob("*.npz")
     path.write_bytes(path.read_bytes()[:40])
-    assert finished.part("some", Config(), "FedAvg", compute)[0, 0] == 2.0
-    assert len(made) == 2
+    assert kept(tmp_path)("FedAvg", compute)["curve"][0, 0] == 2.0
+    assert compute.calls == 2
 
 
-def test_ended_study_computes_anew(calls):
-    made, compute = calls
-    finished.part("some", Config(), "FedAvg", compute)
-    finished.forget("some")
-    finished.part("some", Config(), "FedAvg", compute)
-    assert len(made) == 2
+def test_an_ended_study_computes_anew(tmp_path, compute):
+    own = kept(tmp_path)
+    own("FedAvg", compute)
+    own.forget()
+    own("FedAvg", compute)
+    assert compute.calls == 2
+
+
+def test_a_stage_says_a_line(tmp_path, compute):
+    lines = []
+    for _ in range(2):
+        Kept(tmp_path, Config(), say=lines.append)("FedAvg", compute)
+    assert lines[0].startswith("  FedAvg: ")
+    assert lines[0].endswith(" s")
+    assert lines[1] == "  FedAvg: kept from before"
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"accuracy": "high"}, "must find arrays"),
+        (Config(), "must find arrays, got ndarray|must find arrays"),
+        ({1: np.ones(2)}, "must name what it found by text"),
+    ],
+)
+def test_what_a_stage_cannot_keep_is_refused(tmp_path, found, message):
+    with pytest.raises(TypeError, match=message):
+        finished._save_tree(found, tmp_path / "x.npz")
+
+
+def test_a_part_alone_keeps_nothing(compute):
+    assert in_memory("FedAvg", compute)["curve"][0, 0] == 1.0
+    assert in_memory("FedAvg", compute)["curve"][0, 0] == 2.0

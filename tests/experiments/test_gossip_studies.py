@@ -7,8 +7,9 @@ import pytest
 
 import dflax as dx
 from dflax import evaluation
-from experiments import dfedadmm, dfedsam
-from experiments.paired import Paired, label_priors, rounds_to
+from experiments.studies.decentralized import dfedadmm, dfedsam
+from experiments.tasks.paired import Paired, label_priors
+from experiments.tools.curves import around, first_round, rounds_to
 
 DATA = dx.data.digits()
 LABELS = np.asarray(DATA.labels)
@@ -67,6 +68,13 @@ def test_a_paired_run_is_the_algorithms_own():
 def test_rounds_to_a_bar():
     curve = np.array([[0.1, 0.9, 0.8, 0.7, 0.9], [0.0, 0.0, 0.0, 0.0, 0.0]])
     np.testing.assert_array_equal(rounds_to(curve, 0.75), [4, np.inf])
+    curves = np.array([[0.0, 0.9, 0.0, 0.9, 0.9, 0.9], [0.0] * 6, [1.0] * 6])
+    np.testing.assert_array_equal(rounds_to(curves, 0.9), [6, np.inf, 3])
+    np.testing.assert_array_equal(first_round(curves >= 0.9), [2, 7, 1])
+
+
+def test_accuracy_at_a_round_is_a_mean_up_to_it():
+    np.testing.assert_allclose(around(np.arange(10.0)[None], 8, 3), [6.0])
 
 
 @pytest.mark.parametrize("good", [True, False])

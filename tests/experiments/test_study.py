@@ -1,5 +1,6 @@
 import dataclasses
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -14,9 +15,11 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from experiments import __main__ as command
-from experiments import quickstart, study
-from experiments.study import Claim, Summary
+from experiments import __main__ as all_studies
+from experiments.studies.introduction import quickstart
+from experiments.tasks import inputs
+from experiments.tools import command, figures, results
+from experiments.tools.study import Claim, Input, Part, Study, Summary, together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Config:
     bar: float = 0.4
 
 
-def compare(config):
-    with study.figure() as (drawn, axes):
+def compare(config, stage):
+    with figures.figure() as (drawn, axes):
         axes.plot([0, config.rounds], [0.0, 0.5])
     claims = [
         Claim("a count is positive", config.rounds > 0, config.rounds, "> 0"),
@@ -42,11 +45,14 @@ def compare(config):
     return Summary({"ours": {"accuracy": np.float32(0.5)}}, claims, {"curve": drawn})
 
 
+COMPARE = Study(Config, (Part("whole", compare, needs=()),), quick=Config(rounds=1))
+
+
 @pytest.fixture(autouse=True)
 def workplace(tmp_path, monkeypatch):
     """Results go to a folder of the test's own, and compiled programs where they went before."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "remember_compilations", lambda: None)
+    monkeypatch.setattr(command, "remember_compilations", lambda: None)
     monkeypatch.setenv("COLUMNS", "200")
     yield tmp_path
     plt.close("all")
@@ -56,7 +62,7 @@ def run_main(monkeypatch, *arguments, name="compare"):
     """The exit status of a study's command line."""
     monkeypatch.setattr(sys, "argv", ["study", *arguments])
     with pytest.raises(SystemExit) as ended:
-        study.main(compare, Config, f"/somewhere/{name}.py")
+        command.main(COMPARE, f"/somewhere/{name}.py")
     return ended.value.code
 
 
@@ -104,8 +110,9 @@ def test_a_failed_claim_is_saved_all_the_same(workplace, monkeypatch):
 
 def test_a_study_without_claims_succeeds(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["study"])
+    bare = Part("bare", lambda config, stage: Summary({"ours": {"x": 1.0}}), needs=())
     with pytest.raises(SystemExit) as ended:
-        study.main(lambda config: Summary({"ours": {"x": 1.0}}), Config, "bare.py")
+        command.main(Study(Config, (bare,), quick=Config()), "bare.py")
     assert ended.value.code == 0
 
 
@@ -129,7 +136,8 @@ def test_a_wrong_option_ends_before_anything_runs(workplace, monkeypatch, capsys
     ],
 )
 def test_numbers_are_saved_as_plain_json(value, plain):
-    folder = study.save("numbers", Config(), Summary({}, [Claim("is plain", True, value, value)]))
+    folder = results.RESULTS / "numbers"
+    results.save(folder, Config(), Summary({}, [Claim("is plain", True, value, value)]))
     (claim,) = read(folder)["claims"]
     assert claim["ours"] == plain
     assert claim["reference"] == plain
@@ -138,22 +146,24 @@ def test_numbers_are_saved_as_plain_json(value, plain):
 
 
 def test_a_later_run_replaces_the_summary():
-    folder = study.save("twice", Config(rounds=1), Summary({"ours": {"x": 1.0}}))
-    assert study.save("twice", Config(rounds=2), Summary({})) == folder
+    folder = results.RESULTS / "twice"
+    results.save(folder, Config(rounds=1), Summary({"ours": {"x": 1.0}}))
+    results.save(folder, Config(rounds=2), Summary({}))
     assert read(folder)["config"]["rounds"] == 2
     assert read(folder)["methods"] == {}
 
 
 def test_an_unserialisable_summary_leaves_the_old_one():
-    folder = study.save("whole", Config(), Summary({"ours": {"x": 1.0}}))
+    folder = results.RESULTS / "whole"
+    results.save(folder, Config(), Summary({"ours": {"x": 1.0}}))
     with pytest.raises(TypeError, match="a summary holds numbers, text, lists and dicts"):
-        study.save("whole", Config(), Summary({"ours": {"x": object()}}))
+        results.save(folder, Config(), Summary({"ours": {"x": object()}}))
     assert read(folder)["methods"] == {"ours": {"x": 1.0}}
 
 
 def test_the_table_has_a_column_for_every_metric_of_any_method(capsys):
     rows = {"ours": {"accuracy": np.float32(0.123456)}, "theirs": {"bytes": 7}}
-    study.show("columns", Summary(rows), 61.4)
+    results.show(results.RESULTS / "columns", Summary(rows), 61.4)
     shown = capsys.readouterr().out
     header = next(line for line in shown.splitlines() if "method" in line)
     assert header.index("accuracy") < header.index("bytes")
@@ -165,7 +175,7 @@ def test_the_table_has_a_column_for_every_metric_of_any_method(capsys):
 
 def test_the_look_of_figures_ends_with_the_figure():
     before = dict(plt.rcParams)
-    with study.figure(3.0, 2.0) as (drawn, axes):
+    with figures.figure(3.0, 2.0) as (drawn, axes):
         assert tuple(drawn.get_size_inches()) == (3.0, 2.0)
         assert not axes.spines["top"].get_visible()
     after = dict(plt.rcParams)
@@ -173,7 +183,7 @@ def test_the_look_of_figures_ends_with_the_figure():
 
 
 def test_several_axes_are_handed_on():
-    with study.figure(ncols=2) as (_, axes):
+    with figures.figure(ncols=2) as (_, axes):
         assert axes.shape == (2,)
 
 
@@ -184,7 +194,7 @@ def test_compiled_programs_go_to_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     try:
-        study.remember_compilations()
+        command.remember_compilations()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "dflax" / "jax")
     finally:
         for name, value in zip(settings, before, strict=True):
@@ -193,14 +203,15 @@ def test_compiled_programs_go_to_the_users_cache(tmp_path, monkeypatch):
 
 def run_command(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["experiments", *arguments])
-    command.main()
+    all_studies.main()
 
 
 def test_the_command_lists_every_study_with_a_line(monkeypatch, capsys):
     run_command(monkeypatch)
     lines = capsys.readouterr().out.splitlines()
     for name in ("quickstart", "reference"):
-        says = importlib.import_module(f"experiments.{name}").__doc__.splitlines()[0]
+        module = importlib.import_module(f"experiments.studies.introduction.{name}")
+        says = module.__doc__.splitlines()[0]
         (line,) = [line for line in lines if f"python -m experiments.{name} " in line]
         assert says in line
     assert not any("experiments.study" in line or "__main__" in line for line in lines)
@@ -215,17 +226,19 @@ def fake_processes(monkeypatch, **studies):
     """Each study is a function run in place of its process; it returns the exit status."""
 
     def run(arguments, **_):
-        module = arguments[-1]
+        module = arguments[2]
         status = studies[module.removeprefix("experiments.")]()
         return subprocess.CompletedProcess(arguments, status)
 
-    monkeypatch.setattr(command, "studies", lambda: dict.fromkeys(studies, "line"))
-    monkeypatch.setattr(command.subprocess, "run", run)
+    known = {"family": dict.fromkeys(studies, "line")}
+    monkeypatch.setattr(all_studies, "studies", lambda: known)
+    monkeypatch.setattr(all_studies.subprocess, "run", run)
 
 
 def saves(name, holds):
     def run():
-        study.save(name, Config(), Summary({}, [Claim(f"{name} works", holds, 1.0, 2.0)]))
+        summary = Summary({}, [Claim(f"{name} works", holds, 1.0, 2.0)])
+        results.save(results.RESULTS / name, Config(), summary)
         return 0 if holds else 1
 
     return run
@@ -247,7 +260,7 @@ def test_all_studies_are_run_and_their_claims_tabulated(monkeypatch, capsys, hol
 def test_a_study_that_dies_fails_also_when_an_old_summary_is_there(monkeypatch, capsys):
     saves("dead", True)()
     fake_processes(monkeypatch, dead=lambda: 3, alive=saves("alive", True))
-    assert command.run_all(["dead", "alive"]) == 1
+    assert all_studies.run_all(["dead", "alive"], []) == 1
     shown = capsys.readouterr().out
     assert "dead works" not in shown
     assert "alive works" in shown
@@ -260,7 +273,7 @@ def test_the_quickstart_runs_four_methods_on_digits(workplace):
     config = quickstart.Config(
         data="digits", clients=8, cohort=4, rounds=4, local_steps=2, evaluations=2
     )
-    summary = quickstart.study(config)
+    summary = quickstart.four_methods(config)
     assert list(summary.methods) == [
         "FedAvg, 4 a round",
         "DFedAvg, ring",
@@ -277,7 +290,8 @@ def test_the_quickstart_runs_four_methods_on_digits(workplace):
         assert np.isfinite(line.get_ydata()).all()
     assert len(summary.figures["accuracy"].axes[0].lines) == 4
 
-    folder = study.save("quickstart", config, summary)
+    folder = results.RESULTS / "quickstart"
+    results.save(folder, config, summary)
     assert folder.resolve() == workplace / "results" / "quickstart"
     assert sorted(file.name for file in folder.iterdir()) == [
         "accuracy.png",
@@ -298,7 +312,212 @@ def test_the_quickstart_takes_digits_where_fashion_mnist_is_absent(monkeypatch):
     def absent():
         raise FileNotFoundError("no files")
 
-    monkeypatch.setattr(quickstart.dx.data, "fashion_mnist", absent)
-    assert quickstart.load("auto").name == "digits"
+    monkeypatch.setattr(inputs.dx.data, "fashion_mnist", absent)
+    assert inputs.images_or_digits("auto").name == "digits"
     with pytest.raises(FileNotFoundError):
-        quickstart.load("fashion_mnist")
+        inputs.images_or_digits("fashion_mnist")
+    with pytest.raises(ValueError, match=r"data must be auto, .* got 'nope'"):
+        inputs.images_or_digits("nope")
+
+
+# Studies in parts: what is missing, what was saved, what a killed run leaves.
+
+
+class Parts:
+    """A study of three parts, the second of which needs what may be missing."""
+
+    def __init__(self, *, missing=True, broken=False):
+        self.ran, self.missing, self.broken = [], missing, broken
+        self.study = Study(
+            Config,
+            (
+                Part("first", self.first, needs=(Input("numbers", lambda config: None),)),
+                Part(
+                    "second",
+                    self.second,
+                    needs=(Input("pictures", self.look),),
+                    states=lambda config: [f"pictures tell, {config.rounds} rounds"],
+                ),
+                Part("third", self.third, needs=()),
+                Part("unasked", self.third, needs=(), wanted=lambda config: config.rounds > 100),
+            ),
+            quick=Config(rounds=1),
+        )
+
+    def look(self, config):
+        if self.missing:
+            raise FileNotFoundError("pictures lie in no folder.")
+
+    def first(self, config, stage):
+        found = stage("count", lambda: np.float64(config.rounds))
+        self.ran.append("first")
+        with figures.figure() as (drawn, axes):
+            axes.plot([0.0, found])
+        claims = [Claim("first holds", True, np.inf, 0.0)]
+        return Summary({"a": {"x": float(found)}}, claims, {"drawn": drawn}, {"table": ["a"]})
+
+    def second(self, config, stage):
+        self.ran.append("second")
+        claim = Claim(f"pictures tell, {config.rounds} rounds", config.bar < 0.5, 1.0, 0.0)
+        return Summary({"b": {"x": 2.0}}, [claim])
+
+    def third(self, config, stage):
+        stage("slow", lambda: np.array(self.ran.append("slow") is None))
+        if self.broken:
+            raise KeyboardInterrupt
+        self.ran.append("third")
+        return Summary({"c": {"x": 3.0}})
+
+    def run(self, monkeypatch, *arguments):
+        monkeypatch.setattr(sys, "argv", ["study", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            command.main(self.study, "parts.py")
+        return ended.value.code
+
+
+def test_what_is_missing_is_left_out_and_its_claims_are_not_run(workplace, monkeypatch, capsys):
+    parts = Parts()
+    assert parts.run(monkeypatch) == 0
+    assert parts.ran == ["first", "slow", "third"]
+    saved = read(workplace / "results" / "parts")
+    assert list(saved["methods"]) == ["a", "c"]
+    first, left_out = saved["claims"]
+    assert (first["claim"], first["holds"], first["ours"]) == ("first holds", True, None)
+    assert left_out == {
+        "claim": "pictures tell, 7 rounds",
+        "holds": None,
+        "ours": None,
+        "reference": "not run: pictures is not here",
+    }
+    lines = capsys.readouterr().out.splitlines()
+    # It is said before anything begins.
+    told = lines.index("  second is left out: pictures is not here")
+    assert told < lines.index("parts, first: begins")
+    assert "  pictures is not here. pictures lie in no folder." in lines
+    (row,) = [line for line in lines if "pictures tell" in line]
+    assert "not run" in row
+
+
+def test_where_nothing_is_missing_a_failed_claim_fails(monkeypatch):
+    parts = Parts(missing=False)
+    assert parts.run(monkeypatch, "--bar", "0.6") == 1
+    assert parts.ran == ["first", "second", "slow", "third"]
+    assert Parts(missing=False).run(monkeypatch) == 0
+
+
+def test_a_killed_study_keeps_its_parts_and_goes_on_from_them(workplace, monkeypatch, capsys):
+    killed = Parts(missing=False, broken=True)
+    monkeypatch.setattr(sys, "argv", ["study"])
+    with pytest.raises(KeyboardInterrupt):
+        command.main(killed.study, "parts.py")
+    folder = workplace / "results" / "parts"
+    saved = read(folder)
+    assert list(saved["methods"]) == ["a", "b"]
+    (pending,) = [claim for claim in saved["claims"] if claim["holds"] is None]
+    assert pending["claim"] == "the part third"
+    assert pending["reference"] == "not run: the study has not come so far"
+    assert (folder / "drawn.png").exists()
+
+    again = Parts(missing=False)
+    assert again.run(monkeypatch) == 0
+    assert again.ran == ["third"]
+    saved = read(folder)
+    assert list(saved["methods"]) == ["a", "b", "c"]
+    assert [claim["holds"] for claim in saved["claims"]] == [True, True]
+    assert sorted(file.name for file in folder.iterdir()) == ["drawn.png", "summary.json"]
+    assert "parts, first: kept from before" in capsys.readouterr().out
+    anew = Parts(missing=False)
+    anew.run(monkeypatch)
+    assert anew.ran == ["first", "second", "slow", "third"]
+
+
+def test_a_part_whose_figure_is_gone_runs_again(workplace, monkeypatch):
+    killed = Parts(missing=False, broken=True)
+    monkeypatch.setattr(sys, "argv", ["study"])
+    with pytest.raises(KeyboardInterrupt):
+        command.main(killed.study, "parts.py")
+    (workplace / "results" / "parts" / "drawn.png").unlink()
+    again = Parts(missing=False)
+    again.run(monkeypatch)
+    assert again.ran == ["first", "third"]
+
+
+def test_a_plan_runs_nothing(workplace, monkeypatch, capsys):
+    parts = Parts()
+    assert parts.run(monkeypatch, "--plan") == 0
+    assert parts.ran == []
+    assert not (workplace / "results").exists()
+    shown = capsys.readouterr().out
+    assert "parts: first, second, third\n" in shown
+    assert "second is left out" in shown
+
+
+def test_quick_settings_judge_nothing_and_lie_apart(workplace, monkeypatch):
+    parts = Parts(missing=False)
+    assert parts.run(monkeypatch, "--quick", "--bar", "0.6") == 0
+    saved = read(workplace / "results" / "quick" / "parts")
+    assert saved["config"] == {"rounds": 1, "bar": 0.6}
+    assert {claim["holds"] for claim in saved["claims"]} == {None}
+    assert {claim["reference"] for claim in saved["claims"]} == {"not judged with quick settings"}
+    assert not (workplace / "results" / "parts").exists()
+
+
+def test_parts_with_one_name_for_two_things_are_refused():
+    with pytest.raises(ValueError, match="got 'a' from both first and second"):
+        together({"first": Summary({"a": {}}), "second": Summary({"a": {}})})
+
+
+EVERY_STUDY = [
+    f"experiments.studies.{family}.{name}"
+    for family, known in all_studies.studies().items()
+    for name in known
+]
+
+
+@pytest.mark.parametrize("module", EVERY_STUDY)
+def test_every_study_plans_without_data_and_tells_what_is_not_run(module, monkeypatch, capsys):
+    def absent(*arguments, **options):
+        raise FileNotFoundError("no files here.")
+
+    monkeypatch.setattr(inputs.dx.data, "fashion_mnist", absent)
+    study = importlib.import_module(module).STUDY
+    for config in (study.config(), study.quick):
+        planned = command.plan(study, module, config)
+        assert planned
+        for part, why in planned:
+            needs_pictures = inputs.FASHION_MNIST in part.needs
+            assert bool(why) == needs_pictures
+            if needs_pictures:
+                (claim, *_) = part.not_run(config, why).claims
+                assert (claim.holds, claim.reference) == (
+                    None,
+                    "not run: Fashion-MNIST is not here",
+                )
+    said = capsys.readouterr().out
+    assert ("Fashion-MNIST is not here. no files here." in said) == ("is left out" in said)
+
+
+def test_a_study_that_needs_the_images_has_its_claims_listed(monkeypatch):
+    stated = {}
+    for module in EVERY_STUDY:
+        study = importlib.import_module(module).STUDY
+        stated[module.rpartition(".")[2]] = [
+            text
+            for part in study.parts
+            if inputs.FASHION_MNIST in part.needs
+            for text in part.states(study.config())
+        ]
+    assert {name: len(texts) for name, texts in stated.items() if texts} == {
+        "decentralized_comparison": 15,
+        "dfedadmm": 2,
+        "dimat": 1,
+        "server_comparison": 5,
+        "single_merging": 2,
+    }
+
+
+def test_a_study_runs_by_its_name_alone():
+    names = [module.rpartition(".")[2] for module in EVERY_STUDY]
+    assert len(names) == len(set(names)) > 15
+    for name in names:
+        assert importlib.util.find_spec(f"experiments.{name}") is not None

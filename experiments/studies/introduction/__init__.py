@@ -1,0 +1,1 @@
+"""Where to begin: the quickstart, its check against plain loops, and a sweep."""

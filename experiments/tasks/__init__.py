@@ -1,0 +1,1 @@
+"""What studies train on, and how they run it."""

@@ -1,0 +1,1 @@
+"""What all studies share: the command line, saving, tables, figures."""

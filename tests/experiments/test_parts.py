@@ -1,0 +1,127 @@
+"""What studies make of their stages: tables, claims and figures, from numbers that took no training."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+import dflax as dx
+from experiments.studies.decentralized import decentralized_comparison as comparison
+from experiments.studies.decentralized import (
+    dfedadmm,
+    dfedsam,
+    dimat,
+    single_merging,
+    variance_corrected,
+)
+from experiments.studies.introduction import learning_rate, reference
+from experiments.studies.server import (
+    compression,
+    fedamd,
+    fedspeed,
+    momentum_fl,
+    server_comparison,
+)
+from experiments.tools import results
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def drawn(*shape):
+    """Numbers that could be accuracies."""
+    return np.random.default_rng(0).uniform(0.3, 0.9, shape)
+
+
+def named(names, *shape):
+    return {name: drawn(*shape) for name in names}
+
+
+def paired(values, seeds, rounds, tail):
+    curves = named(("mean model", "distance", "megabytes"), values, seeds, rounds)
+    return curves | {"local curve": drawn(values, seeds, tail), "local": drawn(values, seeds)}
+
+
+def pretrained_or_merged(problems):
+    def stage(name, compute):
+        count = 1 if "few" in name else problems
+        if name.startswith("pre-training"):
+            return {"w": drawn(problems, 5, 3)}, drawn(problems)
+        return named(dimat.MEASURED, count, 2)
+
+    return stage
+
+
+def of_momentum(name, compute):
+    if name.startswith("bias of"):
+        return drawn(1)
+    if "on digits" in name:
+        return drawn(5, 2, 30)
+    few = "2 of 6" in name or name == "noise floor of SCAFFOLD-M-VR"
+    return drawn(2 if few else 4, 1)
+
+
+def of_fedamd(name, compute):
+    swept = {"linear, FedAMD": 5, "perceptron, FedAMD": 3}
+    return drawn(*([swept[name]] if name in swept else []), 2, 1, 200)
+
+
+def accuracies_of_both(name, compute):
+    methods = ("FedAvg", "DFedAvg, exponential")
+    return {implementation: named(methods) for implementation in ("dflax", "NumPy")}
+
+
+def pictures():
+    """In place of the images: noise of their size, with as many classes."""
+    generator = np.random.default_rng(1)
+    parts = [
+        (generator.integers(0, 256, (count, 28, 28, 1)).astype(np.uint8), np.arange(count) % 10)
+        for count in (6000, 1000)
+    ]
+    return dx.data.from_arrays(
+        *parts[0], test=parts[1], classes=10, scale=1 / 255, name="fashion-mnist"
+    )
+
+
+STAGES = {
+    (server_comparison, 0): lambda name, compute: drawn(2, 1, 1, 6),
+    (fedspeed, 0): lambda name, compute: drawn(2, 2, 100) if "averages" in name else drawn(2, 320),
+    (fedspeed, 1): lambda name, compute: drawn(1, 1, 1, 3),
+    (comparison, 0): lambda name, compute: drawn(4, name.count(", "), 3, 1, 2),
+    (dfedadmm, 0): lambda name, compute: paired(4, 2, 30, 5),
+    (dfedadmm, 1): lambda name, compute: paired(4, 2, 4, 2),
+    (dfedsam, 0): lambda name, compute: paired(4, 1, 5, 5),
+    (dimat, 0): pretrained_or_merged(2),
+    (dimat, 1): pretrained_or_merged(1),
+    (single_merging, 0): lambda name, compute: named(
+        (*single_merging.FAMILIAR, "megabytes"), 1, 10
+    ),
+    (single_merging, 1): lambda name, compute: named((*single_merging.FAMILIAR, "megabytes"), 1, 4),
+    (variance_corrected, 0): lambda name, compute: named(("accuracy", "ratio", "megabytes"), 1, 4),
+    (compression, 0): lambda name, compute: named(("accuracy", "sent"), 2, 2),
+    (learning_rate, 0): lambda name, compute: (
+        {"accuracy": drawn(4, 2)} | named(("difference", "seconds", "compile s"))
+    ),
+    (reference, 0): accuracies_of_both,
+    (fedamd, 0): of_fedamd,
+    (momentum_fl, 0): of_momentum,
+    (momentum_fl, 1): of_momentum,
+}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("module", "place"), STAGES, ids=[f"{m.__name__.rpartition('.')[2]}-{p}" for m, p in STAGES]
+)
+def test_tables_claims_and_figures_follow_from_the_stages(module, place, tmp_path, monkeypatch):
+    monkeypatch.setattr(dx.data, "fashion_mnist", pictures)
+    study = module.STUDY
+    part = study.parts[place]
+    summary = part.run(study.quick, STAGES[module, place])
+    assert summary.methods
+    stated = part.states(study.quick)
+    if stated:
+        assert [claim.claim for claim in summary.claims] == stated
+    results.save(tmp_path, study.quick, summary)
+    for stem in summary.figures:
+        assert (tmp_path / f"{stem}.png").stat().st_size > 1000
+    plt.close("all")
