@@ -243,13 +243,15 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
 def mean_metrics(metrics: PyTree[Array], weights: Float[Array, " m"]) -> PyTree[Array]:
     """The weighted mean of what clients measured, `[m, ...]`, over those of positive weight.
 
-    Whatever a client of weight 0 holds, a NaN even, does not count. Of no metrics there is no mean.
+    Whatever a client of weight 0 holds, a NaN even, does not count. Where no weight is positive there
+    is nothing to average, and the mean is NaN.
     """
     if not jax.tree.leaves(metrics):
         return metrics
     counted = jax.tree.map(lambda leaf: jnp.where(_against(weights > 0, leaf), leaf, 0), metrics)
-    # A loss may measure nothing.
-    return weighted_mean(counted, weights) if jax.tree.leaves(counted) else counted
+    known = jnp.any(weights > 0)
+    means = weighted_mean(counted, weights)
+    return jax.tree.map(lambda mean: jnp.where(known, mean, jnp.nan).astype(mean.dtype), means)
 
 
 def select(condition: Array, chosen: PyTree[Array], otherwise: PyTree[Array]) -> PyTree[Array]:

@@ -29,9 +29,12 @@ def real(
 ) -> None:
     """Refuse a real hyper-parameter (number or array) that is NaN, infinite or outside its range.
 
+    Booleans, complex numbers, strings and None are no real numbers here, though NumPy would convert
+    some of them.
+
     Args:
       name: the argument's name, for the message.
-      value: a number or an array of numbers; tracers are let through.
+      value: a number or an array of at least one number; tracers are let through.
       low: smallest allowed value.
       high: largest allowed value.
       low_open: whether `low` itself is refused.
@@ -41,17 +44,18 @@ def real(
 
     Raises:
       TypeError: `value` is not a real number or an array of real numbers.
-      ValueError: some entry is NaN, infinite or out of range.
+      ValueError: some entry is NaN, infinite or out of range, or there is no entry.
     """
     if scalar and np.ndim(value) != 0:
         raise ValueError(_message(name, value, "a single real number", fix))
     if is_traced(value):
         return
     allowed = _interval(low, high, low_open, high_open)
-    try:
-        numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(_message(name, value, f"a real number {allowed}", fix)) from None
+    numbers = _real_numbers(value)
+    if numbers is None:
+        raise TypeError(_message(name, value, f"a real number {allowed}", fix))
+    if numbers.size == 0:
+        raise ValueError(_message(name, value, "an array of at least one number", fix))
     below = numbers <= low if low_open else numbers < low
     above = numbers >= high if high_open else numbers > high
     if bool(np.any(below | above | ~np.isfinite(numbers))):
@@ -157,6 +161,17 @@ def leading_axis(name: str, tree: Any, size: int | None = None) -> int:
             "Every leaf carries one row per item of that axis."
         )
     return length[0]
+
+
+def _real_numbers(value: Any) -> np.ndarray | None:
+    """The value in float64; None where it holds anything but integers and floating-point numbers."""
+    try:
+        given = np.asarray(value)
+    except (TypeError, ValueError):
+        return None
+    kinds = (jax.numpy.integer, jax.numpy.floating)
+    known = any(jax.numpy.issubdtype(given.dtype, kind) for kind in kinds)
+    return given.astype(np.float64) if known else None
 
 
 def _interval(low: float, high: float, low_open: bool, high_open: bool) -> str:
