@@ -31,7 +31,8 @@ from dflax.server.partial_averaging import (
     own_models,
     partial_averaging,
 )
-from dflax.server.protocol import Clients, Received, Report, Server, with_server
+from dflax.server.protocol import Arrived, Clients, Heard, Own, Received, Report, Server
 from dflax.server.rerce_fed import rerce_fed
 from dflax.server.rerce_fed_continual import rerce_fed_continual
 from dflax.server.scaffold import fedgamma, scaffold
+from dflax.server.with_server import with_server

@@ -8,7 +8,7 @@ from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer
 from dflax.local.subproblem import Subproblem
 from dflax.server.descent import descent, local_change
-from dflax.server.protocol import with_server
+from dflax.server.with_server import with_server
 
 
 def averaging(

@@ -16,7 +16,8 @@ from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle, Remembering, gradient
 from dflax.local.solver import Optimizer, check_optimizer, solver
 from dflax.local.subproblem import Subproblem
-from dflax.server.protocol import Received, Report, Server, with_server
+from dflax.server.protocol import Received, Report, Server
+from dflax.server.with_server import with_server
 
 
 class Correction(NamedTuple):

@@ -17,7 +17,8 @@ from dflax.local.oracle import Loss, Oracle, Remembering
 from dflax.local.solver import Optimizer, check_optimizer, check_pull, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import of_weights
-from dflax.server.protocol import Received, Report, Server, with_server
+from dflax.server.protocol import Received, Report, Server
+from dflax.server.with_server import with_server
 
 AVERAGES = ("code", "active_old", "active_new")
 

@@ -16,7 +16,8 @@ from dflax.local.attack import Attack
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer
 from dflax.server.descent import descent, local_change
-from dflax.server.protocol import Received, Report, Server, with_server
+from dflax.server.protocol import Received, Report, Server
+from dflax.server.with_server import with_server
 
 
 class Attacked(enum.Enum):

@@ -15,7 +15,8 @@ from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
-from dflax.server.protocol import Received, Report, Server, with_server
+from dflax.server.protocol import Received, Report, Server
+from dflax.server.with_server import with_server
 
 
 class Base(NamedTuple):
