@@ -108,7 +108,8 @@ def flag(name: str, value: Any) -> None:
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Refuse a value that is none of the names allowed."""
-    if value not in allowed:
+    # A comparison of an array with a word is an array of comparisons.
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(_message(name, value, f"one of {', '.join(map(repr, allowed))}", ""))
 
 

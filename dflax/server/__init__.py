@@ -2,9 +2,9 @@
 
 from dflax.server import anchors
 from dflax.server.adaptive import fedadagrad, fedadam, fedyogi
+from dflax.server.averaging import descent, local_change
 from dflax.server.bvr_l_sgd import bvr_l_sgd
 from dflax.server.consensus_admm import consensus_admm
-from dflax.server.descent import descent, local_change
 from dflax.server.dual_free_admm import dual_free_admm
 from dflax.server.fal import Attacked, fal
 from dflax.server.fedadmm import fedadmm

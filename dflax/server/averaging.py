@@ -1,14 +1,26 @@
-"""What the averaging methods share: local work on a problem around the model, then the mean change."""
+"""FedAvg's three lines: local work around the model, the mean change, a step of the server along it."""
 
 from collections.abc import Callable
 from typing import Any
 
-from dflax.algorithm import Algorithm, Params
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, Key, PyTree
+
+from dflax import validation
+from dflax.algorithm import Algorithm, Metrics, Params
+from dflax.data.dataset import Dataset
+from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
-from dflax.local.solver import Optimizer
+from dflax.local.solver import Optimizer, check_optimizer, optimizer_at, solver
 from dflax.local.subproblem import Subproblem
-from dflax.server.descent import descent, local_change
+from dflax.server.protocol import Received, Report, Server
 from dflax.server.with_server import with_server
+
+Work = Callable[[Assignment, Any, Server, Dataset, Int[Array, ""]], Report]
+Start = Callable[[Key[Array, ""], Params], tuple[PyTree[Array], tuple[()]]]
+Update = Callable[[Server, Received], tuple[Params, PyTree[Array], Metrics]]
 
 
 def averaging(
@@ -36,3 +48,51 @@ def averaging(
     """
     start, update = descent(server_optimizer)
     return with_server(start, local_change(loss, optimizer, problem), update, **options)
+
+
+def local_change(
+    loss: Loss | Oracle,
+    optimizer: Optimizer,
+    problem: Callable[[Params], Subproblem] = lambda params: Subproblem(),
+) -> Work:
+    """A client's work: `message = y - x`, with y from K local steps that start at the server's x.
+
+    Args:
+      loss: a loss, or an `Oracle`.
+      optimizer: fresh in every round; or a function of the round's number that returns one.
+      problem: from the server's model to what the clients minimise.
+    """
+    solve = solver(loss, optimizer)
+    validation.function("problem", problem, "From the model to a Subproblem.")
+
+    def work(
+        assignment: Assignment, own: tuple[()], server: Server, data: Dataset, index: Int[Array, ""]
+    ) -> Report:
+        solution = solve(problem(server.params), server.params, assignment, data, index=index)
+        change = jax.tree.map(jnp.subtract, solution.params, server.params)
+        return Report(change, own, solution.metrics)
+
+    return work
+
+
+def descent(server_optimizer: Optimizer | None = None) -> tuple[Start, Update]:
+    """The server's start and update: `x = server_optimizer(x, -message)`, its state the memory.
+
+    Args:
+      server_optimizer: an optax optimiser, or a function of the round's number that returns one;
+        default `optax.sgd(1.0)`, which adds the message.
+    """
+    made = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+    check_optimizer("server_optimizer", made)
+
+    def start(key: Key[Array, ""], params: Params) -> tuple[PyTree[Array], tuple[()]]:
+        return optimizer_at(made, jnp.int32(0)).init(params), ()
+
+    def update(server: Server, received: Received) -> tuple[Params, PyTree[Array], Metrics]:
+        slope = jax.tree.map(jnp.negative, received.message)
+        updates, memory = optimizer_at(made, received.number).update(
+            slope, server.memory, server.params
+        )
+        return optax.apply_updates(server.params, updates), memory, {}
+
+    return start, update

@@ -123,6 +123,11 @@ def with_server(
     Warns:
       dflax.models.AveragedStatistics: from `init`, messages with "batch_stats" in them.
     """
+    needed = {"start": start, "work": work, "update": update, "message": message}
+    asked = {"assign": assign, "publish": publish, "read": read, "receive": receive}
+    asked |= {"answer": answer, "rest": rest}
+    for name, given in (needed | {k: v for k, v in asked.items() if v is not None}).items():
+        validation.function(name, given)
     aggregator = mean() if aggregator is None else aggregator
     channel = perfect() if channel is None else channel
     validation.instance(
