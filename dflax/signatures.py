@@ -37,7 +37,8 @@ def alike(
     Raises:
       ValueError: naming the first leaf that differs.
     """
-    given, right = jax.tree.structure(value), jax.tree.structure(wanted)
+    given: Any = jax.tree.structure(value)
+    right: Any = jax.tree.structure(wanted)
     if given != right:
         raise ValueError(f"{name} must have the structure of {what}, {right}, got {given}.")
     leaves = jax.tree_util.tree_leaves_with_path(value)

@@ -27,7 +27,7 @@ def hearing(
 
     Returns:
       A `Heard` with leaves `[m, ...]`, () where nothing is ever published; the downlink's metrics and
-      how many "numbers" were sent.
+      `numbers_down`, how many numbers were sent.
     """
     if publish is None:
         return (), {}
@@ -35,7 +35,7 @@ def hearing(
     listening = invited * sends
     copies, arrived, measured = broadcast(downlink, message, len(invited), key, listening=listening)
     measured = {f"downlink_{name}": value for name, value in measured.items()}
-    return Heard(copies, arrived), measured | {"numbers": listening.sum() * numbers(message)}
+    return Heard(copies, arrived), measured | {"numbers_down": listening.sum() * numbers(message)}
 
 
 def reported(report: Any, memory: Any, message: PyTree[Array], kinds: tuple[str, ...]) -> Report:

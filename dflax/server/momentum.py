@@ -68,7 +68,7 @@ def mofedsam(
     loss: Loss | Oracle,
     optimizer: Optimizer,
     *,
-    rho: float | Array = 0.1,
+    rho: float = 0.1,
     beta: float | Array = 0.1,
     gamma: Rate | None = None,
     **options: Any,

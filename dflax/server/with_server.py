@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dflax import validation
 from dflax.aggregation.aggregator import Aggregator, mean
@@ -123,10 +123,10 @@ def with_server(
     Warns:
       dflax.models.AveragedStatistics: from `init`, messages with "batch_stats" in them.
     """
-    needed = {"start": start, "work": work, "update": update, "message": message}
-    asked = {"assign": assign, "publish": publish, "read": read, "receive": receive}
+    stated: dict[str, Any] = {"start": start, "work": work, "update": update, "message": message}
+    asked: dict[str, Any] = {"assign": assign, "publish": publish, "read": read, "receive": receive}
     asked |= {"answer": answer, "rest": rest}
-    for name, given in (needed | {k: v for k, v in asked.items() if v is not None}).items():
+    for name, given in (stated | {k: v for k, v in asked.items() if v is not None}).items():
         validation.function(name, given)
     aggregator = mean() if aggregator is None else aggregator
     channel = perfect() if channel is None else channel
@@ -139,12 +139,9 @@ def with_server(
         validation.integer("clients", clients, low=1)
     if at_once is not None:
         validation.integer("at_once", at_once, low=1)
-    for name, given, needed, what in (
-        ("publish", publish, answer, "an answer"),
-        ("receive", receive, answer, "an answer"),
-    ):
-        if given is None and needed is not None:
-            raise ValueError(f"{name} must be given with {what}, got None.")
+    for name in ("publish", "receive"):
+        if answer is not None and asked[name] is None:
+            raise ValueError(f"{name} must be given with an answer, got None.")
     if downlink is not None and publish is None:
         raise ValueError(
             f"publish must be given with a downlink, to say what is sent over it, got {downlink!r}."
@@ -177,6 +174,10 @@ def with_server(
         server = Server(params, server_memory, combining)
         return FederatedState(jnp.int32(0), server, Clients(client_memory, memory, known))
 
+    def seen(rows: Own) -> Any:
+        """What a method's functions get of a client: both parts, if it knows anything."""
+        return rows if jax.tree.leaves(rows.known) else rows.memory
+
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
         before, carried = state.clients, state.server
         for name, rows in (
@@ -191,11 +192,9 @@ def with_server(
         invited = (round.weights > 0).astype(jnp.float32)
         one_message = jax.eval_shape(message, carried.params)
         tasks = round.assignments if assign is None else assign(round, assign_key)
-
-        # What the clients hear, do and send.
         heard, measured_down = hearing(publish, downlink, carried, invited, down_key)
 
-        def one(
+        def local(
             own: Own,
             task: Any,
             weight: Array,
@@ -204,12 +203,11 @@ def with_server(
             data: Dataset,
             index: Array,
         ) -> Report:
-            given = own if jax.tree.leaves(own.known) else own.memory
-            report = work(task, given, server if publish is None else heard, data, index)
+            report = work(task, seen(own), server if publish is None else heard, data, index)
             return cleared(reported(report, own.memory, one_message, kinds), task, weight)
 
         reports = map_cohort(
-            one,
+            local,
             Own(before.memory, before.known),
             round.cohort,
             tasks,
@@ -218,7 +216,6 @@ def with_server(
             shared=(carried, round.data, round.number),
             at_once=at_once,
         )
-        # What arrives, and what the server makes of it.
         messages, weights, sent_memory, measured_up = sent_through(
             channel,
             reports.message,
@@ -226,60 +223,93 @@ def with_server(
             gather(before.channel, round.cohort),
             channel_key,
         )
-        contributions, arrivals = messages, Arrived(messages, reports.kinds)
-        if read is not None:
-            rows = gather(before.memory, round.cohort)
-            contributions = map_clients(read, rows, arrivals, at_once=at_once)
-            alike("what read returns", contributions, messages, "the messages", dtypes=False)
-            nothing = jax.tree.map(jnp.zeros_like, contributions)
-            contributions = select(weights > 0, contributions, nothing)
-        metrics = mean_metrics(reports.metrics, weights * reports.measured)
-        arrived, combining, measured_here = combined(
-            aggregator, contributions, weights, reports.kinds, carried.aggregator, aggregator_key
+        arrived = Arrived(messages, reports.kinds)
+        received, combining, measured = in_hand(
+            state, round, reports, arrived, weights, aggregator_key, server_key
         )
-        present = weights > 0
-        # From the count, so that it is as precise as the run: memories telescope by it.
-        share: Any = jnp.sum(present) / round.clients
-        if kinds:
-            share = {k: jnp.sum(present & reports.kinds[k]) / round.clients for k in kinds}
-        reporting = jnp.sum(present).astype(jnp.float32)
-        received = Received(arrived, reporting, share, round.number, server_key, metrics)
         params, memory, updated = conclusion(update(carried, received), carried)
-        server = select(reporting > 0, Server(params, memory, combining), carried)
-
-        # What the clients remember.
-        kept, measured_reply = reports.memory, {}
-        if receive is not None:
-            heard, measured_reply = hearing(answer, downlink, server, invited, reply_key)
-
-            def reply(memory: Any, sent: Arrived, heard: Any, server: Server, index: Array) -> Any:
-                told = receive(memory, sent, server if answer is None else heard, index)
-                alike("the memory that receive returns", told, memory, "the one it got")
-                return told
-
-            kept = map_clients(
-                reply, kept, arrivals, heard, shared=(server, round.number), at_once=at_once
-            )
-        others = before.memory
-        if rest is not None:
-            rested = Own(before.memory, before.known) if jax.tree.leaves(before.known) else others
-            others = map_clients(rest, rested, at_once=at_once)
-            alike("the memory that rest returns", others, before.memory, "the one it got")
+        happened = received.reporting > 0
+        server = select(happened, Server(params, memory, combining), carried)
+        told, measured_reply = remembered(reports, arrived, server, round, invited, reply_key)
         clients = Clients(
-            scatter(others, round.cohort, kept, weights),
+            scatter(others(before), round.cohort, told, weights),
             scatter(before.channel, round.cohort, sent_memory, round.weights),
             before.known,
         )
-        counts = {"clients_reporting": reporting}
-        counts |= {k: jnp.sum(present & reports.kinds[k]).astype(jnp.float32) for k in kinds}
-        if publish is not None:
-            down = measured_down.pop("numbers") + measured_reply.pop("numbers", 0.0)
-            counts |= {"numbers_up": invited.sum() * numbers(one_message), "numbers_down": down}
-            for name, value in measured_reply.items():
-                measured_down[name] += value
         totals = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), reports.totals)
-        undone = jax.tree.map(lambda leaf: unless(reporting > 0, leaf), updated)
-        metrics |= totals | counts | measured_down | measured_up | measured_here | undone
+        metrics = received.metrics | totals | measured
+        if publish is not None:
+            # Both broadcasts together, where there are two.
+            down = {k: v + measured_reply.get(k, 0.0) for k, v in measured_down.items()}
+            metrics |= {"numbers_up": invited.sum() * numbers(one_message)} | down
+        metrics |= measured_up | jax.tree.map(lambda leaf: unless(happened, leaf), updated)
         return FederatedState(state.round + 1, server, clients), metrics
+
+    def in_hand(
+        state: FederatedState,
+        round: Round,
+        reports: Report,
+        arrived: Arrived,
+        weights: Float[Array, " m"],
+        aggregator_key: Key[Array, ""],
+        server_key: Key[Array, ""],
+    ) -> tuple[Received, Any, Metrics]:
+        """What the server makes of what arrived, the aggregator's state, and counts and metrics."""
+        contributions, of_kind = arrived.message, arrived.kinds
+        measuring: Any = reports.measured
+        if read is not None:
+            rows = gather(state.clients.memory, round.cohort)
+            contributions = map_clients(read, rows, arrived, at_once=at_once)
+            alike("what read returns", contributions, arrived.message, "messages", dtypes=False)
+            nothing = jax.tree.map(jnp.zeros_like, contributions)
+            contributions = select(weights > 0, contributions, nothing)
+        one, combining, measured = combined(
+            aggregator,
+            contributions,
+            weights,
+            of_kind,
+            state.server.aggregator,
+            aggregator_key,
+        )
+        present = {"": weights > 0} | {k: (weights > 0) & of_kind[k] for k in kinds}
+        # From the count, so that it is as precise as the run: memories telescope by it.
+        shares = {name: jnp.sum(there) / round.clients for name, there in present.items()}
+        counts = {name: jnp.sum(there).astype(jnp.float32) for name, there in present.items()}
+        reporting, share = counts.pop(""), shares.pop("")
+        metrics = mean_metrics(reports.metrics, weights * measuring)
+        received = Received(
+            one, reporting, shares if kinds else share, round.number, server_key, metrics
+        )
+        return received, combining, {"clients_reporting": reporting} | counts | measured
+
+    def remembered(
+        reports: Report,
+        arrived: Arrived,
+        server: Server,
+        round: Round,
+        invited: Float[Array, " m"],
+        key: Key[Array, ""],
+    ) -> tuple[Any, Metrics]:
+        """What the cohort remembers after the update, and what the second broadcast measured."""
+        if receive is None:
+            return reports.memory, {}
+        heard, measured = hearing(answer, downlink, server, invited, key)
+
+        def one(memory: Any, arrived: Arrived, heard: Any, server: Server, index: Array) -> Any:
+            told = receive(memory, arrived, server if answer is None else heard, index)
+            alike("the memory that receive returns", told, memory, "the one it got")
+            return told
+
+        shared = (server, round.number)
+        told = map_clients(one, reports.memory, arrived, heard, shared=shared, at_once=at_once)
+        return told, measured
+
+    def others(before: Clients) -> Any:
+        """What all clients remember who take no part."""
+        if rest is None:
+            return before.memory
+        rested = map_clients(rest, seen(Own(before.memory, before.known)), at_once=at_once)
+        alike("the memory that rest returns", rested, before.memory, "the one it got")
+        return rested
 
     return Algorithm(init, step)
