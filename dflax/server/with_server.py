@@ -78,13 +78,14 @@ def with_server(
     - Metrics that are means over clients are NaN if there are none, and so is what `update` measures
       in a round that leaves the server. Counts are 0 then.
     - All that channels, aggregators and updates measure is handed on. What a downlink measures gets
-      the prefix "downlink_", what an aggregator measures of one kind of message the kind's name.
+      the prefix "downlink_" (of two broadcasts in a round the sum), what an aggregator measures of one
+      kind of message the kind's name.
 
     Args:
       start: `(key, params, *given) -> (server_memory, client_memory)`: the method's own memories,
         the latter with leaves `[n, ...]` or (). `given` is what a user passes to `init` after the
-        model. A third tree in the tuple, leaves `[n, ...]`, is what clients know and never write;
-        every `memory` below is then an `Own` of both, and what is written is the memory alone.
+        model. A third tree in the tuple, leaves `[n, ...]`, is what clients know and never write:
+        `work` and `rest` then get an `Own` of both in place of the memory, and return the memory.
       work: `(assignment, memory, server, data, index) -> Report` for one client; `memory` its own row.
       update: `(server, received) -> (params, server_memory, metrics)`.
       aggregator: default the weighted mean.
@@ -104,8 +105,8 @@ def with_server(
         `numbers_down`, how many numbers travelled.
       downlink: from the server to each client, independently; without memory; default perfect. It
         needs `publish`.
-      read: `(memory, arrived) -> message`: what the server makes of each message before
-        they are combined, for servers that know what each client sent last.
+      read: `(memory, arrived) -> message`: what the server makes of each message before they are
+        combined, for servers that know what each client sent last.
       receive: `(memory, arrived, server, index) -> memory`, after the update, for the clients whose
         message arrived: the memory of their report, their own message as it `Arrived`, and the new
         `Server`.

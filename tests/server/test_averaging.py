@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from quadratic_rounds import (
+    KEY,
     LOSS,
     SOURCE,
     START,
