@@ -1,49 +1,66 @@
 """One message to many receivers, each over a link of its own."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from dflax import validation
-from dflax.channel.channel import Channel, perfect
+from dflax.algorithm import Metrics
+from dflax.channel.channel import Channel, perfect, sent_through
 from dflax.clients import replicate
 
 
 def broadcast(
-    channel: Channel, message: PyTree[Array], receivers: int, key: Key[Array, ""]
-) -> tuple[PyTree[Array], Bool[Array, " m"]]:
+    channel: Channel,
+    message: PyTree[Array],
+    receivers: int,
+    key: Key[Array, ""],
+    *,
+    listening: Float[Array, " m"] | None = None,
+) -> tuple[PyTree[Array], Bool[Array, " m"], Metrics]:
     """What m receivers hear of one message: `copies[i] = channel(message)`, independently.
 
     Args:
-      channel: without memory; what it measures is dropped.
+      channel: without memory.
       message: one message.
       receivers: m >= 1.
       key: typed key.
+      listening: `[m]`, positive for the receivers that are there; None: all. To the others nothing is
+        sent.
 
     Returns:
-      The copies, leaves `[m, ...]`, and which of them arrived.
+      The copies, leaves `[m, ...]`, which of them arrived, and what the channel measured.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
     """
-    copies, weights, _, _ = channel.apply(
-        replicate(message, receivers), jnp.ones(receivers, jnp.float32), (), key
+    validation.integer("receivers", receivers, low=1)
+    validation.typed_key("key", key)
+    channel = without_memory("channel", channel)
+    weights = jnp.ones(receivers, jnp.float32)
+    if listening is not None:
+        validation.leading_axis("listening", listening, receivers)
+        weights = (jnp.asarray(listening) > 0).astype(jnp.float32)
+    copies, weights, _, metrics = sent_through(
+        channel, replicate(message, receivers), weights, (), key
     )
-    return copies, weights > 0
+    return copies, weights > 0, metrics
 
 
-def both_ways(uplink: Channel | None, downlink: Channel | None) -> tuple[Channel, Channel]:
-    """The two links between a server and its clients, perfect by default; refuses those with memory.
+def without_memory(name: str, link: Channel | None) -> Channel:
+    """The link, perfect if it is None; refuses one with memory.
 
-    A memory belongs to a sender of changes that add up. Whoever sends models over noisy links has no
-    place for one.
+    A memory belongs to a sender of changes that add up. Whoever sends models, or messages of several
+    kinds, has no place for one.
     """
-    links = []
-    for name, link in (("uplink", uplink), ("downlink", downlink)):
-        link = perfect() if link is None else link
-        validation.instance(name, link, Channel, "For example dflax.channel.gaussian_noise(0.1).")
-        memory = jax.tree.leaves(jax.eval_shape(link.init, jax.ShapeDtypeStruct((1,), jnp.float32)))
-        if memory:
-            raise ValueError(
-                f"{name} must be a channel without memory, got one that keeps {memory}. Use for "
-                "example dflax.channel.gaussian_noise(0.1)."
-            )
-        links.append(link)
-    return links[0], links[1]
+    link = perfect() if link is None else link
+    validation.instance(name, link, Channel, "For example dflax.channel.gaussian_noise(0.1).")
+    memory: Any = jax.eval_shape(link.init, jax.ShapeDtypeStruct((1,), jnp.float32))
+    if jax.tree.leaves(memory):
+        raise ValueError(
+            f"{name} must be a channel without memory, got one that keeps {memory}. Use for "
+            "example dflax.channel.gaussian_noise(0.1)."
+        )
+    return link

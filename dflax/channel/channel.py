@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 from dflax import validation
 from dflax.algorithm import Metrics
 from dflax.clients import select
+from dflax.signatures import alike, dictionary, returned
 
 Messages = PyTree[Array]
 
@@ -32,6 +33,27 @@ class Channel(NamedTuple):
         [Messages, Float[Array, " m"], Any, Key[Array, ""]],
         tuple[Messages, Float[Array, " m"], Any, Metrics],
     ]
+
+
+def sent_through(
+    channel: Channel,
+    messages: Messages,
+    weights: Float[Array, " m"],
+    state: Any,
+    key: Key[Array, ""],
+) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
+    """`channel.apply`, with what it returns checked against what it was given.
+
+    Raises:
+      TypeError, ValueError: naming what `Channel.apply` returned and what it must return.
+    """
+    sent = channel.apply(messages, weights, state, key)
+    returned("Channel.apply", sent, "(messages, weights, state, metrics)", 4)
+    alike("the messages of Channel.apply", sent[0], messages, "those it was given", dtypes=False)
+    alike("the weights of Channel.apply", sent[1], weights, "those it was given", dtypes=False)
+    alike("the state of Channel.apply", sent[2], state, "the one it was given")
+    dictionary("the metrics of Channel.apply", sent[3])
+    return sent
 
 
 def perfect() -> Channel:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from dflax import validation
 from dflax.algorithm import Metrics
 from dflax.channel.channel import Channel, Messages
 from dflax.clients import map_clients
@@ -31,7 +32,12 @@ def compression(
         receiver decodes.
       bits: of one encoded message, known from its shapes.
       init: `message -> state` of one sender.
+
+    Raises:
+      TypeError: naming the argument.
     """
+    for name, given in (("compress", compress), ("bits", bits), ("init", init)):
+        validation.function(name, given)
 
     def apply(
         messages: Messages, weights: Float[Array, " m"], state: Any, key: Key[Array, ""]

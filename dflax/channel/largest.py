@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
+from dflax import validation
+
 # One entry in so many is few enough for the heap of `jax.lax.top_k`.
 FEW = 200
 
@@ -18,11 +20,14 @@ def largest(values: Float[Array, " d"] | UInt32[Array, " d"], count: int) -> Boo
 
     Args:
       values: `[d]` floating-point numbers (compared in float32) or uint32.
-      count: k in [1, d], static.
+      count: k >= 1, static; d or more keep all.
 
     Returns:
       `[d]` booleans, k of them True. NaN counts as larger than everything.
     """
+    validation.integer("count", count, low=1)
+    if jnp.ndim(values) != 1:
+        raise ValueError(f"values must have one axis, [d], got shape {jnp.shape(values)}.")
     if count >= values.shape[0]:
         return jnp.ones(values.shape, bool)
     if jnp.issubdtype(values.dtype, jnp.floating):

@@ -2,9 +2,9 @@
 
 from dflax.server import anchors
 from dflax.server.adaptive import fedadagrad, fedadam, fedyogi
+from dflax.server.averaging import descent, local_change
 from dflax.server.bvr_l_sgd import bvr_l_sgd
 from dflax.server.consensus_admm import consensus_admm
-from dflax.server.descent import descent, local_change
 from dflax.server.dual_free_admm import dual_free_admm
 from dflax.server.fal import Attacked, fal
 from dflax.server.fedadmm import fedadmm
@@ -31,7 +31,8 @@ from dflax.server.partial_averaging import (
     own_models,
     partial_averaging,
 )
-from dflax.server.protocol import Clients, Received, Report, Server, with_server
+from dflax.server.protocol import Arrived, Clients, Heard, Own, Received, Report, Server
 from dflax.server.rerce_fed import rerce_fed
 from dflax.server.rerce_fed_continual import rerce_fed_continual
 from dflax.server.scaffold import fedgamma, scaffold
+from dflax.server.with_server import with_server

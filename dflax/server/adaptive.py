@@ -6,15 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from dflax import validation
 from dflax.algorithm import Algorithm, Params
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer
 from dflax.server.averaging import averaging
+from dflax.server.rates import Rate, check_rate, rate_at
 
-Rate = float | Array
+Number = float | Array
 
 
 class Moments(NamedTuple):
@@ -34,9 +35,9 @@ def fedadam(
     optimizer: Optimizer,
     rate: Rate,
     *,
-    b1: Rate = 0.9,
-    b2: Rate = 0.99,
-    tau: Rate = 1e-3,
+    b1: Number = 0.9,
+    b2: Number = 0.99,
+    tau: Number = 1e-3,
     **options: Any,
 ) -> Algorithm:
     """FedAdam: a server that takes steps of Adam along the clients' mean change d.
@@ -49,7 +50,8 @@ def fedadam(
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
       optimizer: the clients' optax optimiser, fresh in every round; or a function of the round's
         number that returns one.
-      rate: the server's > 0; the paper tunes it in powers of sqrt(10) around 0.01 to 0.1; traceable.
+      rate: the server's > 0; the paper tunes it in powers of sqrt(10) around 0.01 to 0.1; traceable;
+        or a function of the round's number that returns one.
       b1: in [0, 1); traceable.
       b2: in [0, 1); traceable.
       tau: degree of adaptivity > 0: small adapts much; traceable.
@@ -75,9 +77,9 @@ def fedyogi(
     optimizer: Optimizer,
     rate: Rate,
     *,
-    b1: Rate = 0.9,
-    b2: Rate = 0.99,
-    tau: Rate = 1e-3,
+    b1: Number = 0.9,
+    b2: Number = 0.99,
+    tau: Number = 1e-3,
     **options: Any,
 ) -> Algorithm:
     """FedYogi: as `fedadam`, but with `v = v - (1 - b2) d^2 sign(v - d^2)`, which forgets slowly."""
@@ -91,8 +93,8 @@ def fedadagrad(
     optimizer: Optimizer,
     rate: Rate,
     *,
-    b1: Rate = 0.0,
-    tau: Rate = 1e-3,
+    b1: Number = 0.0,
+    tau: Number = 1e-3,
     **options: Any,
 ) -> Algorithm:
     """FedAdagrad: as `fedadam`, but with `v = v + d^2`, which never forgets, and no momentum."""
@@ -101,9 +103,9 @@ def fedadagrad(
 
 
 def _adaptive(
-    rate: Rate, b1: Rate, tau: Rate, accumulate: Callable[[Array, Array], Array]
-) -> optax.GradientTransformation:
-    validation.real("rate", rate, low=0.0, low_open=True, scalar=True)
+    rate: Rate, b1: Number, tau: Number, accumulate: Callable[[Array, Array], Array]
+) -> Optimizer:
+    check_rate("rate", rate, low=0.0, low_open=True)
     _unit("b1", b1)
     validation.real("tau", tau, low=0.0, low_open=True, scalar=True)
 
@@ -111,16 +113,26 @@ def _adaptive(
         squares = jax.tree.map(lambda x: jnp.full(x.shape, tau, x.dtype) ** 2, params)
         return Moments(jax.tree.map(jnp.zeros_like, params), squares)
 
-    def update(
-        slope: optax.Updates, state: optax.OptState, params: Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
-        mean = jax.tree.map(lambda m, d: b1 * m + (1 - b1) * d, state.mean, slope)
-        square = jax.tree.map(accumulate, state.square, slope)
-        step = jax.tree.map(lambda m, v: -rate * m / (jnp.sqrt(v) + tau), mean, square)
-        return step, Moments(mean, square)
+    def in_round(number: Int[Array, ""]) -> optax.GradientTransformation:
+        eta = rate_at(rate, number)
 
-    return optax.GradientTransformation(init, update)
+        def update(
+            slope: optax.Updates, state: optax.OptState, params: Params | None = None
+        ) -> tuple[optax.Updates, optax.OptState]:
+            mean = jax.tree.map(lambda m, d: b1 * m + (1 - b1) * d, state.mean, slope)
+            square = jax.tree.map(accumulate, state.square, slope)
+            step = jax.tree.map(lambda m, v: -eta * m / (jnp.sqrt(v) + tau), mean, square)
+            return step, Moments(*jax.tree.map(_typed, (mean, square), tuple(state)))
+
+        return optax.GradientTransformation(init, update)
+
+    return in_round
 
 
-def _unit(name: str, value: Rate) -> None:
+def _typed(new: Array, old: Array) -> Array:
+    """In half precision a traced number widens what it multiplies; a state keeps its type."""
+    return new.astype(old.dtype)
+
+
+def _unit(name: str, value: Number) -> None:
     validation.real(name, value, low=0.0, high=1.0, high_open=True, scalar=True)

@@ -1,14 +1,16 @@
 """BVR-L-SGD: a variance-reduced direction of the cohort, then one client walks along it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from dflax import validation
+from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
-from dflax.clients import map_clients, mean_metrics, select, weighted_mean
+from dflax.channel.broadcast import without_memory
+from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment, Round
 from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
@@ -16,19 +18,21 @@ from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
-from dflax.models.averaged import warn_of_averaging
+from dflax.server.asked import alone, either
+from dflax.server.protocol import Received, Report, Server
+from dflax.server.with_server import with_server
 
 
-class BvrServer(NamedTuple):
-    """What the server carries.
+class Task(NamedTuple):
+    """What one client has to do; stacked over the cohort every leaf leads with m.
 
     Attributes:
-      params: x, the global model.
-      estimate: the model before and the direction g taken there.
+      key: its typed key.
+      batch: the examples at which it takes gradients.
     """
 
-    params: Params
-    estimate: Estimate
+    key: Key[Array, ""]
+    batch: LargeBatch
 
 
 def bvr_l_sgd(
@@ -38,6 +42,8 @@ def bvr_l_sgd(
     *,
     examples: int | None = None,
     batch_size: int = 500,
+    aggregator: Aggregator | None = None,
+    channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
     """BVR-L-SGD: bias and variance reduced local SGD.
@@ -61,13 +67,18 @@ def bvr_l_sgd(
       period: rounds from one large batch to the next, >= 1.
       examples: of a large batch, each at most once; None: all that a client owns.
       batch_size: examples of a large batch at a time, >= 1.
+      aggregator: of the gradients and their differences; default the mean.
+      channel: between clients and server, both for the cohort's gradients and for the walk, so without
+        memory; default perfect.
       at_once: see `dflax.map_clients`.
 
     Returns:
       An `Algorithm` on a `FederatedState` with `init(key, params)`; the model is
-      `state.server.params`. Reporting clients count the same; a round in which nobody reports leaves
-      the server. Metrics: the loss's own over the local steps, `clients_reporting`, `full` (whether it
-      was a round of large batches), `gradients` (examples differentiated).
+      `state.server.params`, x_before and g are `state.server.memory`. Reporting clients count the same;
+      a round in which nobody reports leaves the server. If the walk is lost, g is kept and the model
+      stays. Metrics: the loss's own over the local steps, `clients_reporting`, `full` (whether it was a
+      round of large batches), `gradients` (examples differentiated), what the channel measures and,
+      with the prefix "walk_", what it does of the walk.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -82,69 +93,79 @@ def bvr_l_sgd(
     if examples is not None:
         validation.integer("examples", examples, low=1, fix="Or None for all of them.")
     validation.integer("batch_size", batch_size, low=1)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
 
-    def init(key: Key[Array, ""], params: Params) -> FederatedState:
-        validation.typed_key("key", key)
-        validation.model("params", params)
-        warn_of_averaging(params)
-        start = Estimate(params, jax.tree.map(jnp.zeros_like, params))
-        return FederatedState(jnp.int32(0), BvrServer(params, start), ())
+    def start(key: Key[Array, ""], params: Params) -> tuple[Estimate, tuple[()]]:
+        return Estimate(params, jax.tree.map(jnp.zeros_like, params)), ()
 
-    def whole(large: LargeBatch, key: Array, params: Params, data: Dataset) -> Params:
-        return large_gradient(oracle, params, large, data, key)
+    def large(round: Round, key: Key[Array, ""]) -> Task:
+        batches = large_batches(round, key, examples=examples, batch_size=batch_size)
+        return Task(round.assignments.key, batches)
 
-    def difference(assignment: Assignment, params: Params, before: Params, data: Dataset) -> Params:
-        steps, width = assignment.minibatches.shape
-        batch = LargeBatch(assignment.minibatches, jnp.int32(steps * width))
-        new, old = (whole(batch, assignment.key, x, data) for x in (params, before))
-        return jax.tree.map(jnp.subtract, new, old)
+    def small(round: Round, key: Key[Array, ""]) -> Task:
+        minibatches = round.assignments.minibatches
+        count = jnp.full(len(minibatches), minibatches[0].size, jnp.int32)
+        return Task(round.assignments.key, LargeBatch(minibatches, count))
+
+    def whole(task: Task, params: Params, data: Dataset) -> Params:
+        return large_gradient(oracle, params, task.batch, data, task.key)
+
+    def fresh(task: Task, own: tuple[()], server: Server, data: Dataset, index: Array) -> Report:
+        seen = whole(task, server.params, data)
+        return Report(seen, own, {}, totals={"gradients": task.batch.examples})
+
+    def moved(task: Task, own: tuple[()], server: Server, data: Dataset, index: Array) -> Report:
+        new, old = (whole(task, x, data) for x in (server.params, server.memory.params))
+        seen = jax.tree.map(jnp.subtract, new, old)
+        return Report(seen, own, {}, totals={"gradients": 2 * task.batch.examples})
+
+    def walk(
+        assignment: Assignment, own: tuple[()], server: Server, data: Dataset, index: Array
+    ) -> Report:
+        solution = solve(
+            Subproblem(), server.params, assignment, data, index=index, memory=server.memory
+        )
+        change = jax.tree.map(jnp.subtract, solution.params, server.params)
+        seen = 2 * assignment.local_steps * assignment.minibatches.shape[1]
+        return Report(change, own, solution.metrics, totals={"gradients": seen})
+
+    def renew(server: Server, received: Received) -> tuple[Params, Estimate, Metrics]:
+        return server.params, Estimate(server.params, received.message), {}
+
+    def correct(server: Server, received: Received) -> tuple[Params, Estimate, Metrics]:
+        g = jax.tree.map(jnp.add, server.memory.direction, received.message)
+        return server.params, Estimate(server.params, g), {}
+
+    def go(server: Server, received: Received) -> tuple[Params, Estimate, Metrics]:
+        return jax.tree.map(jnp.add, server.params, received.message), server.memory, {}
+
+    def rounds(work: Any, update: Any, **options: Any) -> Algorithm:
+        link = without_memory("channel", channel)
+        return with_server(
+            start, work, update, channel=link, equal=True, at_once=at_once, **options
+        )
+
+    renewing = rounds(fresh, renew, assign=large, aggregator=aggregator)
+    correcting = rounds(moved, correct, assign=small, aggregator=aggregator)
+    walking = rounds(walk, go)
 
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
-        server: BvrServer = state.server
-        before, direction = server.estimate
-        batch_key, full_key, walker_key = jax.random.split(round.key, 3)
-        equal = (round.weights > 0).astype(jnp.float32)
-        members = len(equal)
-        large = large_batches(round, batch_key, examples=examples, batch_size=batch_size)
+        cohort_key, walker_key, walk_key = jax.random.split(round.key, 3)
+        together = round._replace(key=cohort_key)
         # The very first round has no direction to correct, whatever its number.
         is_full = (round.number % period == 0) | (state.round == 0)
-
-        def mean(rows: Params) -> Params:
-            return weighted_mean(select(equal > 0, rows, jax.tree.map(jnp.zeros_like, rows)), equal)
-
-        def fresh() -> Params:
-            keys, shared = jax.random.split(full_key, members), (server.params, round.data)
-            return mean(map_clients(whole, large, keys, shared=shared, at_once=at_once))
-
-        def corrected() -> Params:
-            shared = (server.params, before, round.data)
-            moved = mean(map_clients(difference, round.assignments, shared=shared, at_once=at_once))
-            return jax.tree.map(jnp.add, direction, moved)
-
-        direction = jax.lax.cond(is_full, fresh, corrected)
-        walker = jax.random.categorical(walker_key, jnp.log(equal))
-        assignment = jax.tree.map(lambda leaf: leaf[walker], round.assignments)
-        solution = solve(
-            Subproblem(),
-            server.params,
-            assignment,
-            round.data,
-            index=round.number,
-            memory=Estimate(server.params, direction),
+        middle, found = either(
+            is_full,
+            lambda: renewing.step(state, together),
+            lambda: correcting.step(state, together),
         )
-        minibatches = round.assignments.minibatches
-        corrections = 2 * minibatches.shape[1] * minibatches.shape[2]
-        seen = jnp.sum(equal * jnp.where(is_full, large.examples, corrections))
-        walked = (assignment.local_steps > 0).astype(jnp.float32)[None]
-        measured = jax.tree.map(lambda leaf: leaf[None], solution.metrics)
-        metrics = mean_metrics(measured, walked) | {
-            "clients_reporting": equal.sum(),
-            "full": is_full.astype(jnp.float32),
-            "gradients": seen + 2.0 * assignment.local_steps * minibatches.shape[2],
-        }
-        moved = BvrServer(solution.params, Estimate(server.params, direction))
-        return FederatedState(state.round + 1, select(equal.sum() > 0, moved, server), ()), metrics
+        # Without a direction of this round nobody walks.
+        weights = (round.weights > 0) * (found["clients_reporting"] > 0).astype(jnp.float32)
+        walker = jax.random.categorical(walker_key, jnp.log(weights))
+        one = alone(round._replace(weights=weights), walker, walk_key)
+        after, metrics = walking.step(middle, one)
+        gradients = found["gradients"] + metrics.pop("gradients")
+        metrics = {f"walk_{k}" if k in found else k: v for k, v in metrics.items()}
+        metrics |= found | {"gradients": gradients, "full": is_full.astype(jnp.float32)}
+        return after._replace(round=state.round + 1), metrics
 
-    return Algorithm(init, step)
+    return Algorithm(walking.init, step)

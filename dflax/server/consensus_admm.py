@@ -2,41 +2,42 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from dflax import validation
-from dflax.algorithm import Algorithm, FederatedState, Metrics
-from dflax.channel.broadcast import both_ways, broadcast
+from dflax.aggregation.aggregator import Aggregator
+from dflax.algorithm import Algorithm, Metrics
+from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
-from dflax.clients import gather, map_clients, scatter, select, weighted_mean
-from dflax.federation import Round
+from dflax.clients import select
+from dflax.data.dataset import Dataset
+from dflax.federation import Assignment
 from dflax.local.quadratic import Quadratic, proximal_points
+from dflax.server.protocol import Arrived, Heard, Own, Received, Report, Server
+from dflax.server.with_server import with_server
 
 
-class AdmmServer(NamedTuple):
-    """What the server carries.
+class Started(NamedTuple):
+    """What the server remembers.
 
     Attributes:
-      params: `[d]`, z, the consensus.
+      started: `[]`, whether a round has been aggregated; before that everybody knows z_0.
     """
 
-    params: Float[Array, " d"]
+    started: Bool[Array, ""]
 
 
-class AdmmClients(NamedTuple):
-    """What the n clients carry.
+class Primal(NamedTuple):
+    """What the n clients remember.
 
     Attributes:
       params: `[n, d]`, their models.
       dual: `[n, d]`, phi_k, unscaled: a gradient in its units.
-      objective: their objectives, leaves `[n, ...]`; never written.
     """
 
     params: Float[Array, "n d"]
     dual: Float[Array, "n d"]
-    objective: Quadratic
 
 
 def consensus_admm(
@@ -44,6 +45,7 @@ def consensus_admm(
     *,
     uplink: Channel | None = None,
     downlink: Channel | None = None,
+    aggregator: Aggregator | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
     """Consensus ADMM on quadratic objectives f_k, over noisy links, with some clients a round.
@@ -60,16 +62,19 @@ def consensus_admm(
 
     Args:
       rho: penalty > 0; traceable.
-      uplink: from clients to server, without memory; default perfect.
-      downlink: from server to each client, without memory; default perfect. Whose copy is lost leaves
-        out what it was for.
+      uplink: from clients to server, without memory; default perfect. A client whose message is lost
+        keeps model and dual.
+      downlink: from server to each client, without memory; default perfect. A client
+        whose copy is lost leaves out what it was for.
+      aggregator: of the messages; default the mean.
       at_once: see `dflax.map_clients`.
 
     Returns:
-      An `Algorithm` on `FederatedState(round, AdmmServer, AdmmClients)` with
-      `init(key, params, objectives)`: z_0 `[d]`, usually zeros, and the clients' `Quadratic` from
-      `dflax.local.quadratic_objectives`. The schedule S is the federation's participation; reporting
-      clients count the same. Metrics: `clients_reporting`, `numbers_up`, `numbers_down`.
+      An `Algorithm` on a `FederatedState` with `init(key, params, objectives)`: z_0 `[d]`, usually
+      zeros, and the clients' `Quadratic` from `dflax.local.quadratic_objectives`. z is
+      `state.server.params`, x_k and phi_k are `state.clients.memory`. The schedule S is the
+      federation's participation; reporting clients count the same. Metrics: `clients_reporting`,
+      `numbers_up`, `numbers_down`, and what the links measure.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -78,47 +83,42 @@ def consensus_admm(
       Boyd et al., Distributed Optimization and Statistical Learning via ADMM, chapter 7, 2011.
     """
     validation.real("rho", rho, low=0.0, low_open=True, scalar=True)
-    uplink, downlink = both_ways(uplink, downlink)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
 
-    def init(
+    def start(
         key: Key[Array, ""], params: Float[Array, " d"], objectives: Quadratic
-    ) -> FederatedState:
-        validation.typed_key("key", key)
+    ) -> tuple[Started, Primal, Quadratic]:
         models = proximal_points(objectives, params, rho)
-        clients = AdmmClients(models, jnp.zeros_like(models), objectives)
-        return FederatedState(jnp.int32(0), AdmmServer(params), clients)
+        return Started(jnp.bool_(False)), Primal(models, jnp.zeros_like(models)), objectives
 
-    def minimise(x: Array, phi: Array, objective: Quadratic, heard: Array, arrived: Array) -> Array:
-        return jnp.where(arrived, objective.proximal_point(heard - phi / rho, rho), x)
+    def publish(server: Server) -> tuple[Array, Array]:
+        return server.params, server.memory.started
 
-    def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
-        clients, cohort, z = state.clients, round.cohort, state.server.params
-        validation.leading_axis("the clients' models", clients.params, round.clients)
-        down_key, up_key, dual_key = jax.random.split(round.key, 3)
-        members, first = round.weights.shape[0], state.round == 0
-        before, dual, objective = gather((clients.params, clients.dual, clients.objective), cohort)
-        heard, arrived = broadcast(downlink, z, members, down_key)
-        models = map_clients(
-            minimise, before, dual, objective, heard, arrived & ~first, at_once=at_once
-        )
-        equal = (round.weights > 0).astype(jnp.float32)
-        sent, weights, _, measured = uplink.apply(models + dual / rho, equal, (), up_key)
-        reporting = jnp.sum(weights > 0).astype(jnp.float32)
-        z = select(reporting > 0, weighted_mean(sent, weights), z)
-        heard, arrived = broadcast(downlink, z, members, dual_key)
-        ascended = select(arrived, dual + rho * (models - heard), dual)
-        clients = AdmmClients(
-            scatter(clients.params, cohort, models, round.weights),
-            scatter(clients.dual, cohort, ascended, round.weights),
-            clients.objective,
-        )
-        metrics = {
-            "clients_reporting": reporting,
-            "numbers_up": equal.sum() * z.size,
-            "numbers_down": jnp.where(first, 1.0, 2.0) * equal.sum() * z.size,
-        }
-        return FederatedState(state.round + 1, AdmmServer(z), clients), metrics | measured
+    def minimise(
+        assignment: Assignment, own: Own, heard: Heard, data: Dataset, index: Array
+    ) -> Report:
+        x, phi = own.memory
+        nearest = own.known.proximal_point(heard.message - phi / rho, rho).astype(x.dtype)
+        x = jnp.where(heard.arrived, nearest, x)
+        return Report(x + phi / rho, Primal(x, phi), {})
 
-    return Algorithm(init, step)
+    def update(server: Server, received: Received) -> tuple[Array, Started, Metrics]:
+        return received.message.astype(server.params.dtype), Started(jnp.bool_(True)), {}
+
+    def ascend(memory: Primal, arrived: Arrived, heard: Heard, index: Array) -> Primal:
+        x, phi = memory
+        risen = (phi + rho * (x - heard.message)).astype(phi.dtype)
+        return Primal(x, select(heard.arrived, risen, phi))
+
+    return with_server(
+        start,
+        minimise,
+        update,
+        aggregator=aggregator,
+        channel=without_memory("uplink", uplink),
+        publish=publish,
+        downlink=without_memory("downlink", downlink),
+        receive=ascend,
+        answer=publish,
+        equal=True,
+        at_once=at_once,
+    )

@@ -16,7 +16,9 @@ from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle, Remembering, gradient
 from dflax.local.solver import Optimizer, check_optimizer, solver
 from dflax.local.subproblem import Subproblem
-from dflax.server.protocol import Received, Report, Server, with_server
+from dflax.server.protocol import Received, Report, Server
+from dflax.server.rates import Rate, check_rate, rate_at
+from dflax.server.with_server import with_server
 
 
 class Correction(NamedTuple):
@@ -37,10 +39,10 @@ def corrected(
     loss: Loss | Oracle,
     optimizer: Optimizer,
     *,
-    beta: float | None = None,
+    beta: float | Array | None = None,
     use_control: bool = False,
     use_reduction: bool = False,
-    gamma: float | None = None,
+    gamma: Rate | None = None,
     clients: int | None = None,
     **options: Any,
 ) -> Algorithm:
@@ -60,6 +62,10 @@ def corrected(
         g   = mean over S and k of dir,    x_prev = x
         x   = x - gamma g,   or without gamma the mean over S of the local models
 
+    All of these are made of gradients: weight decay in the optimiser is in none of them. Where momentum
+    and control variates are made of models instead, as in authors' code, they contain it: put
+    (wd / (2 beta)) |y|^2 into the loss for that.
+
     Args:
       loss: a loss, or an `Oracle`.
       optimizer: the clients' optax optimiser, fresh in every round, or a function of the round.
@@ -67,8 +73,9 @@ def corrected(
       use_control: whether clients keep control variates; needs `clients`.
       use_reduction: whether gradients at the previous model are taken as well; needs beta, and
         gradients at the start.
-      gamma: the server's step along the mean direction > 0, traceable; None averages the models. For
-        plain SGD of rate eta the two agree at gamma = eta K.
+      gamma: the server's step along the mean direction > 0, traceable; or a function of the round's
+        number that returns one; None averages the models. For plain SGD of rate eta the two agree at
+        gamma = eta K.
       clients: n.
       **options: of `with_server`.
 
@@ -83,9 +90,9 @@ def corrected(
     """
     check_optimizer("optimizer", optimizer)
     if beta is not None:
-        validation.real("beta", beta, low=0.0, high=1.0, low_open=True, scalar=True)
+        check_beta(beta)
     if gamma is not None:
-        validation.real("gamma", gamma, low=0.0, low_open=True, scalar=True)
+        check_rate("gamma", gamma, low=0.0, low_open=True)
     if use_control:
         validation.integer("clients", clients, low=1)
     oracle = gradient(loss)
@@ -157,7 +164,10 @@ def corrected(
 
     def update(server: Server, received: Received) -> tuple[Params, Correction, Metrics]:
         message, memory = received.message, server.memory
-        step = message["change"] if gamma is None else _times(-gamma, message["direction"])
+        if gamma is None:
+            step = message["change"]
+        else:
+            step = _times(-rate_at(gamma, received.number), message["direction"])
         new = Correction(
             message["direction"] if beta is not None else (),
             _sum([memory.control, _times(received.share, message["control"])])
@@ -183,6 +193,12 @@ def corrected(
         equal=use_control,
         **options,
     )
+
+
+def check_beta(beta: float | Array) -> None:
+    """Refuse a weight of the new gradient outside of (0, 1]."""
+    fix = "With 1 there is no momentum."
+    validation.real("beta", beta, low=0.0, high=1.0, low_open=True, scalar=True, fix=fix)
 
 
 def _reduced(oracle: Oracle, previous: Params, weight: float | Array) -> Remembering:

@@ -17,7 +17,8 @@ from dflax.local.oracle import Loss, Oracle, Remembering
 from dflax.local.solver import Optimizer, check_optimizer, check_pull, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import of_weights
-from dflax.server.protocol import Received, Report, Server, with_server
+from dflax.server.protocol import Received, Report, Server
+from dflax.server.with_server import with_server
 
 AVERAGES = ("code", "active_old", "active_new")
 
@@ -81,6 +82,9 @@ def with_duals(
         h_i = h_i + y_i - x_0
         x   = (mean over S of y_i) + (mean over ALL n clients of the new h_i)     "code"
         x   = mean over S of y_i + h_i,  the old h_i / the new h_i     "active_old" / "active_new"
+
+    A dual is made of models, so weight decay in the optimiser is in it, as in the authors' code. With
+    SGD it is the same as (wd / 2) |y|^2 in the loss.
 
     The mean over all follows the changes of those who report, so a round costs nothing in n. Running
     statistics ("batch_stats") have no dual: theirs stays 0.
@@ -154,7 +158,9 @@ def with_duals(
             return jax.tree.map(jnp.add, x, change), Duals((), shared), {}
         # Without relaxed initialisation a dual changes by what the model does.
         moved = received.message.get("dual", of_weights(change))
-        mean = jax.tree.map(lambda h, d: h + received.share * d, server.memory.mean, moved)
+        mean = jax.tree.map(
+            lambda h, d: h + received.share.astype(h.dtype) * d, server.memory.mean, moved
+        )
         step = jax.tree.map(lambda d, h: d + h.astype(d.dtype), change, mean)
         # mean |y - new x|^2, with y - new x = (y - x) - step.
         divergence = (

@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Key
+from jaxtyping import Array, Key
 
 from dflax import validation
-from dflax.algorithm import Algorithm, Metrics, Params
-from dflax.channel.broadcast import both_ways, broadcast
+from dflax.aggregation.aggregator import Aggregator
+from dflax.algorithm import Algorithm, Params
+from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
 from dflax.clients import replicate, select
 from dflax.data.dataset import Dataset
@@ -16,22 +17,9 @@ from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
-from dflax.server.protocol import Received, Report, Server, with_server
-
-# Tells the key of a client's copy of the broadcast from the keys of its minibatches.
-COPY = 1 << 30
-
-
-class Extrapolated(NamedTuple):
-    """What the server remembers.
-
-    Attributes:
-      broadcast: s = 2 z - z_before, like the model.
-      started: `[]`, whether a round has been aggregated: before that there is nothing to send.
-    """
-
-    broadcast: Params
-    started: Bool[Array, ""]
+from dflax.server.extrapolated import Extrapolated, extrapolate, not_started, publish
+from dflax.server.protocol import Heard, Report
+from dflax.server.with_server import with_server
 
 
 class Centred(NamedTuple):
@@ -54,6 +42,7 @@ def dual_free_admm(
     *,
     uplink: Channel | None = None,
     downlink: Channel | None = None,
+    aggregator: Aggregator | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
     """RERCE-Fed's elimination for any loss, with inexact proximal steps; links may be noisy.
@@ -79,13 +68,14 @@ def dual_free_admm(
         `dflax.channel.gaussian_noise(0.01)`. Whose message is lost forgets the round.
       downlink: from server to each client, without memory; default perfect. Whose copy is lost works
         around its old centre.
+      aggregator: of the models; default the mean.
       at_once: see `dflax.map_clients`.
 
     Returns:
       An `Algorithm` on a `FederatedState`; the model z is `state.server.params`. `init(key, params)`
       starts all at z_0 = params; `init(key, params, starts)` takes the clients' own models `[n, ...]`,
       their proximal points of z_0 where these are known. Reporting clients count the same. Metrics:
-      the loss's own and `clients_reporting`.
+      the loss's own, `clients_reporting`, `numbers_up`, `numbers_down`, and what the links measure.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -97,37 +87,31 @@ def dual_free_admm(
     solve = solver(loss, optimizer)
     validation.real("rho", rho, low=0.0, low_open=True, scalar=True)
     validation.integer("clients", clients, low=1)
-    uplink, downlink = both_ways(uplink, downlink)
 
     def start(
         key: Key[Array, ""], params: Params, starts: Params | None = None
     ) -> tuple[Extrapolated, Centred]:
         models = replicate(params, clients) if starts is None else starts
         validation.leading_axis("starts", models, clients)
-        return Extrapolated(params, jnp.bool_(False)), Centred(models, replicate(params, clients))
+        return not_started(params), Centred(models, replicate(params, clients))
 
     def local_work(
-        assignment: Assignment, own: Centred, server: Server, data: Dataset, index: Array
+        assignment: Assignment, own: Centred, heard: Heard, data: Dataset, index: Array
     ) -> Report:
-        memory = server.memory
-        key = jax.random.fold_in(assignment.key, COPY)
-        copies, arrived = broadcast(downlink, memory.broadcast, 1, key)
-        moved = jax.tree.map(lambda r, s, x: r + s[0] - x, own.center, copies, own.params)
-        center = select(arrived[0] & memory.started, moved, own.center)
+        moved = jax.tree.map(lambda r, s, x: r + s - x, own.center, heard.message, own.params)
+        center = select(heard.arrived, moved, own.center)
         problem = Subproblem(pull=jnp.asarray(rho), anchor=center)
         solution = solve(problem, own.params, assignment, data, index=index)
         return Report(solution.params, Centred(solution.params, center), solution.metrics)
 
-    def update(server: Server, received: Received) -> tuple[Params, Extrapolated, Metrics]:
-        z = received.message
-        extrapolated = jax.tree.map(lambda new, old: 2 * new - old, z, server.params)
-        return z, Extrapolated(extrapolated, jnp.bool_(True)), {}
-
     return with_server(
         start,
         local_work,
-        update,
-        channel=uplink,
+        extrapolate,
+        aggregator=aggregator,
+        channel=without_memory("uplink", uplink),
+        publish=publish,
+        downlink=without_memory("downlink", downlink),
         clients=clients,
         equal=True,
         at_once=at_once,

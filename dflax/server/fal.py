@@ -15,8 +15,10 @@ from dflax.local.adversarial import adversarial
 from dflax.local.attack import Attack
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer
-from dflax.server.descent import descent, local_change
-from dflax.server.protocol import Received, Report, Server, with_server
+from dflax.server.averaging import descent, local_change
+from dflax.server.protocol import Received, Report, Server
+from dflax.server.rates import Rate, check_rate, rate_at
+from dflax.server.with_server import with_server
 
 
 class Attacked(enum.Enum):
@@ -36,7 +38,7 @@ def fal(
     optimizer: Optimizer,
     attack: Attack,
     *,
-    server_rate: float | Array = 1.0,
+    server_rate: Rate = 1.0,
     attacked: Attacked = Attacked.CURRENT,
     share: float | Array = 1.0,
     aggregator: Aggregator | None = None,
@@ -64,7 +66,8 @@ def fal(
         number that returns one.
       attack: `(params, batch, key) -> batch`, for example
         `dflax.local.projected_gradient(loss, 0.5, 5)`.
-      server_rate: eta_global >= 0; traceable. 0 keeps the model as it is.
+      server_rate: eta_global >= 0; traceable; or a function of the round's number that returns one. 0
+        keeps the model as it is.
       attacked: whether the attack follows the local model or stays with the round's start.
       share: of each minibatch that is attacked, in [0, 1], see `dflax.local.adversarial`; traceable.
       aggregator: default the weighted mean.
@@ -85,12 +88,15 @@ def fal(
       Li, Song and Yang, Federated Adversarial Learning: A Framework with Convergence Analysis,
       arXiv 2208.03635.
     """
-    validation.real("server_rate", server_rate, low=0.0, scalar=True)
+    check_rate("server_rate", server_rate, low=0.0)
+    validation.function(
+        "attack", attack, "For example dflax.local.projected_gradient(loss, 0.5, 5)."
+    )
     validation.instance("attacked", attacked, Attacked, "For example Attacked.CURRENT.")
     oracle = gradient(loss)
     current = adversarial(oracle, attack, share=share)
     follow = local_change(current, optimizer)
-    start, update = descent(optax.sgd(server_rate))
+    start, update = descent(lambda number: optax.sgd(rate_at(server_rate, number)))
 
     def work(
         assignment: Assignment, own: tuple[()], server: Server, data: Dataset, index: Int[Array, ""]

@@ -16,7 +16,9 @@ from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_pull, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import of_weights
-from dflax.server.protocol import Received, Report, Server, with_server
+from dflax.server.protocol import Received, Report, Server
+from dflax.server.rates import Rate, check_rate, rate_at
+from dflax.server.with_server import with_server
 
 
 class Primal(NamedTuple):
@@ -37,7 +39,7 @@ def fedadmm(
     clients: int,
     *,
     pull: float = 0.1,
-    server_rate: float | None = None,
+    server_rate: Rate | None = None,
     warm: bool = False,
     **options: Any,
 ) -> Algorithm:
@@ -49,8 +51,9 @@ def fedadmm(
 
     The default rate |S| / n makes z the mean over ALL clients of x_i + y_i / pull, the exact z-step of
     consensus ADMM in which absent clients keep their x_i and y_i (Wang et al.); 1 follows those who
-    take part (Gong et al.). With all of them and local solves from z it is `feddyn`. Running statistics
-    ("batch_stats") have neither dual nor penalty.
+    take part (Gong et al.). Duals are made of models, so weight decay in the optimiser is in them.
+    With all of them and local solves from z it is `feddyn`. Running statistics ("batch_stats") have
+    neither dual nor penalty.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
@@ -58,7 +61,8 @@ def fedadmm(
         number that returns one.
       clients: n, the number of clients of the federation.
       pull: penalty > 0, with (local rate) * (pull + weight decay) < 1; traceable.
-      server_rate: > 0, traceable; default |S| / n.
+      server_rate: > 0, traceable; or a function of the round's number that returns one; default
+        |S| / n.
       warm: whether local steps start at the client's last model rather than at z.
       **options: `aggregator`, `channel`, `at_once`, as for `dflax.server.fedavg`.
 
@@ -78,7 +82,7 @@ def fedadmm(
     validation.integer("clients", clients, low=1)
     validation.flag("warm", warm)
     if server_rate is not None:
-        validation.real("server_rate", server_rate, low=0.0, low_open=True, scalar=True)
+        check_rate("server_rate", server_rate, low=0.0, low_open=True)
 
     def start(key: Key[Array, ""], params: Params) -> tuple[tuple[()], Primal]:
         # Duals are sums over many rounds: float32 also for models in half precision.
@@ -106,7 +110,7 @@ def fedadmm(
         return Report(message, Primal(solution.params, dual), solution.metrics | residual)
 
     def update(server: Server, received: Received) -> tuple[Params, tuple[()], Metrics]:
-        rate = received.share if server_rate is None else server_rate
+        rate = received.share if server_rate is None else rate_at(server_rate, received.number)
         return (
             jax.tree.map(
                 lambda z, d: z + jnp.asarray(rate, z.dtype) * d, server.params, received.message

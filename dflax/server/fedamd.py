@@ -1,6 +1,5 @@
 """FedAMD: some participants refresh large-batch gradients, the others move along their mean."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,10 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from dflax import validation
+from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
-from dflax.channel.broadcast import both_ways
+from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
-from dflax.clients import gather, map_clients, mean_metrics, scatter, select, weighted_mean
+from dflax.channel.compression import numbers
+from dflax.clients import select, weighted_mean
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment, Round
 from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
@@ -19,32 +20,46 @@ from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
-from dflax.models.averaged import warn_of_averaging
 from dflax.server.anchors import Anchors
+from dflax.server.protocol import Arrived, Received, Report, Server
+from dflax.server.rates import Rate, check_rate, rate_at
+from dflax.server.with_server import with_server
 
 
-class AmdServer(NamedTuple):
-    """What the server carries.
+class Direction(NamedTuple):
+    """What the server remembers.
 
     Attributes:
-      params: x, the global model.
-      direction: the mean over all n clients of their cached gradients, like the model.
+      direction: gbar, the mean over all n clients of their cached gradients, like the model.
     """
 
-    params: Params
     direction: Params
 
 
-class AmdClients(NamedTuple):
+class Cached(NamedTuple):
     """What is kept per client.
 
     Attributes:
-      gradients: v_i, the large-batch gradient each sent last, leaves `[n, ...]`.
-      age: `[n]` int32, rounds since then.
+      gradient: v_i, the large-batch gradient each sent last, leaves `[n, ...]`.
+      taken: `[n]` int32, the round in which it was; -1 for one from before the first.
     """
 
-    gradients: Params
-    age: Int[Array, " n"]
+    gradient: Params
+    taken: Int[Array, " n"]
+
+
+class Task(NamedTuple):
+    """What one participant has to do; stacked over the cohort every leaf leads with m.
+
+    Attributes:
+      assignment: its minibatches, for a miner.
+      large: its large batch, for an anchor.
+      anchors: `[]` whether it is one.
+    """
+
+    assignment: Assignment
+    large: LargeBatch
+    anchors: Bool[Array, ""]
 
 
 def fedamd(
@@ -52,10 +67,12 @@ def fedamd(
     optimizer: Optimizer,
     anchors: Anchors,
     *,
-    server_rate: float | Array = 1.0,
+    server_rate: Rate = 1.0,
     examples: int | None = None,
     batch_size: int = 500,
-    uplink: Channel | None = None,
+    aggregator: Aggregator | None = None,
+    channel: Channel | None = None,
+    clients: int | None = None,
     at_once: int | None = 1,
 ) -> Algorithm:
     """FedAMD: anchors and miners among the participants of a round.
@@ -80,20 +97,25 @@ def fedamd(
       optimizer: of the miners, an optax optimiser, fresh in every round; or a function of the round's
         number that returns one.
       anchors: `dflax.server.anchors.constant(p)`, `periodic(tau)` or `decaying()`.
-      server_rate: > 0; traceable.
+      server_rate: > 0; traceable; or a function of the round's number that returns one.
       examples: of an anchor's large batch, each at most once; None: all that the client owns.
       batch_size: an anchor's examples at a time, >= 1.
-      uplink: from clients to server, without memory; default perfect.
+      channel: between clients and server, without memory, for messages are of two kinds; default
+        perfect.
+      aggregator: of the miners' changes, and of the anchors' news of their gradients; default the mean.
+      clients: n, the number of clients of the federation; None: as many as the gradients given to
+        `init`.
       at_once: participants that one device computes at the same time, see `dflax.map_clients`. With 1
         each does its own role's work and no other, and a round costs what its members cost; with more,
         both roles' work is done for each and one result taken, which pays on accelerators and under
         `jax.vmap`. Rounds of one role (`periodic`) cost that role's work in any case.
 
     Returns:
-      An `Algorithm` on `FederatedState(round, AmdServer, AmdClients)` with
-      `init(key, params, gradients)`: the clients' gradients at `params` `[n, ...]`, from
-      `dflax.local.client_gradients`. Reporting clients count the same. Metrics: the loss's own over
-      miners (NaN without any), `clients_reporting`, `anchors`, `miners`, `staleness` (mean age of v_i),
+      An `Algorithm` on a `FederatedState` with `init(key, params, gradients)`: the clients' gradients
+      at `params` `[n, ...]`, from `dflax.local.client_gradients`. gbar is
+      `state.server.memory.direction`, the v_i and the rounds in which they were taken are
+      `state.clients.memory`. Reporting clients count the same. Metrics: the loss's own over miners (NaN
+      without any), `clients_reporting`, `anchors`, `miners`, `staleness` (mean age of v_i in rounds),
       `gradients` (examples differentiated) and `numbers_up`, `numbers_down`.
 
     Raises:
@@ -108,81 +130,102 @@ def fedamd(
     validation.instance(
         "anchors", anchors, Anchors, "For example dflax.server.anchors.constant(0.5)."
     )
-    validation.real("server_rate", server_rate, low=0.0, low_open=True, scalar=True)
-    uplink, _ = both_ways(uplink, None)
+    check_rate("server_rate", server_rate, low=0.0, low_open=True)
     if examples is not None:
         validation.integer("examples", examples, low=1, fix="Or None for all of them.")
     validation.integer("batch_size", batch_size, low=1)
     if at_once is not None:
         validation.integer("at_once", at_once, low=1)
 
-    def init(key: Key[Array, ""], params: Params, gradients: Params) -> FederatedState:
-        validation.typed_key("key", key)
-        validation.model("params", params)
-        warn_of_averaging(params)
-        clients = check_gradients(params, gradients)
-        server = AmdServer(params, weighted_mean(gradients))
-        return FederatedState(
-            jnp.int32(0), server, AmdClients(gradients, jnp.zeros(clients, jnp.int32))
-        )
+    def start(key: Key[Array, ""], params: Params, gradients: Params) -> tuple[Direction, Cached]:
+        count = check_gradients(params, gradients)
+        taken = jnp.full(count, -1, jnp.int32)
+        return Direction(weighted_mean(gradients)), Cached(gradients, taken)
 
-    def mine(
-        assignment: Assignment, large: LargeBatch, server: AmdServer, data: Dataset, number: Array
-    ) -> tuple[Params, Metrics]:
-        memory = Estimate(server.params, server.direction)
-        solution = solve(Subproblem(), server.params, assignment, data, index=number, memory=memory)
-        return jax.tree.map(jnp.subtract, server.params, solution.params), solution.metrics
-
-    def refresh(
-        assignment: Assignment, large: LargeBatch, server: AmdServer, data: Dataset, number: Array
-    ) -> tuple[Params, Metrics]:
-        seen = large_gradient(oracle, server.params, large, data, assignment.key)
-        _, shapes = jax.eval_shape(mine, assignment, large, server, data, number)
-        return seen, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-    def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
-        server, clients = state.server, state.clients
-        validation.leading_axis("the clients' gradients", clients.gradients, round.clients)
-        role_key, batch_key, up_key = jax.random.split(round.key, 3)
+    def assign(round: Round, key: Key[Array, ""]) -> Task:
+        role_key, batch_key = jax.random.split(key)
         chance = anchors.probability(round.number)
         is_anchor = jax.random.bernoulli(role_key, chance, round.weights.shape)
-        batches = large_batches(round, batch_key, examples=examples, batch_size=batch_size)
-        messages, measured = _by_role(
-            (refresh, mine), is_anchor, anchors.shared, round, batches, server, at_once
-        )
-        equal = (round.weights > 0).astype(jnp.float32)
-        # Who does not count sends zeros: in a mean, 0 times NaN would be NaN.
-        messages = select(equal > 0, messages, jax.tree.map(jnp.zeros_like, messages))
-        messages, weights, _, sent = uplink.apply(messages, equal, (), up_key)
-        mines, refreshes = weights * ~is_anchor, weights * is_anchor
+        large = large_batches(round, batch_key, examples=examples, batch_size=batch_size)
+        return Task(round.assignments, large, is_anchor)
 
-        change = weighted_mean(messages, mines)
-        params = jax.tree.map(lambda x, d: x - server_rate * d, server.params, change)
-        old = gather(clients.gradients, round.cohort)
-        news = weighted_mean(jax.tree.map(jnp.subtract, messages, old), refreshes)
-        share = refreshes.sum() / round.clients
-        direction = jax.tree.map(lambda g, d: g + share.astype(g.dtype) * d, server.direction, news)
-        fresh = jnp.zeros_like(is_anchor, clients.age.dtype)
-        kept = AmdClients(
-            scatter(clients.gradients, round.cohort, messages, refreshes),
-            scatter(clients.age + 1, round.cohort, fresh, refreshes),
+    def mine(task: Task, server: Server, data: Dataset, index: Array) -> tuple[Params, Metrics]:
+        memory = Estimate(server.params, server.memory.direction)
+        solution = solve(
+            Subproblem(), server.params, task.assignment, data, index=index, memory=memory
         )
-        size = sum(leaf.size for leaf in jax.tree.leaves(params))
-        minibatch = 2 * round.assignments.minibatches.shape[2]
-        seen = jnp.where(is_anchor, batches.examples, minibatch * round.assignments.local_steps)
-        metrics = mean_metrics(measured, mines * (round.assignments.local_steps > 0)) | {
-            "clients_reporting": weights.sum(),
-            "anchors": refreshes.sum(),
-            "miners": mines.sum(),
-            "staleness": kept.age.astype(jnp.float32).mean(),
-            "gradients": jnp.sum(equal * seen),
-            "numbers_up": equal.sum() * size,
-            "numbers_down": jnp.sum(equal * jnp.where(is_anchor, 1, 2)) * size,
-        }
-        state = FederatedState(state.round + 1, AmdServer(params, direction), kept)
-        return state, metrics | sent
+        return jax.tree.map(jnp.subtract, solution.params, server.params), solution.metrics
 
-    return Algorithm(init, step)
+    def refresh(task: Task, server: Server, data: Dataset, index: Array) -> tuple[Params, Metrics]:
+        seen = large_gradient(oracle, server.params, task.large, data, task.assignment.key)
+        _, shapes = jax.eval_shape(mine, task, server, data, index)
+        return seen, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def work(task: Task, own: Cached, server: Server, data: Dataset, index: Array) -> Report:
+        arguments = (task, server, data, index)
+        if anchors.shared:
+            # The same for all, so that also under vmap only one role's work is done.
+            whole_round = anchors.probability(index) > 0.5
+            message, metrics = jax.lax.cond(whole_round, refresh, mine, *arguments)
+        elif at_once == 1:
+            message, metrics = jax.lax.cond(task.anchors, refresh, mine, *arguments)
+        else:
+            message, metrics = select(task.anchors, refresh(*arguments), mine(*arguments))
+        steps, width = task.assignment.local_steps, task.assignment.minibatches.shape[1]
+        size = numbers(message)
+        read = jnp.where(task.anchors, task.large.examples, 2 * width * steps)
+        return Report(
+            message,
+            own,
+            metrics,
+            totals={
+                "gradients": read,
+                "numbers_up": jnp.float32(size),
+                # A miner is sent the model and gbar, an anchor the model.
+                "numbers_down": jnp.where(task.anchors, 1.0, 2.0) * size,
+            },
+            measured=~task.anchors & (steps > 0),
+            kinds={"anchors": task.anchors, "miners": ~task.anchors},
+        )
+
+    def news(own: Cached, arrived: Arrived) -> Params:
+        old = jax.tree.map(jnp.subtract, arrived.message, own.gradient)
+        return select(arrived.kinds["anchors"], old, arrived.message)
+
+    def update(server: Server, received: Received) -> tuple[Params, Direction, Metrics]:
+        rate, share = rate_at(server_rate, received.number), received.share["anchors"]
+
+        def along(factor: Any, start: Params, step: Params) -> Params:
+            return jax.tree.map(lambda a, d: a + jnp.asarray(factor, a.dtype) * d, start, step)
+
+        params = along(rate, server.params, received.message["miners"])
+        direction = along(share, server.memory.direction, received.message["anchors"])
+        return params, Direction(direction), {}
+
+    def cache(own: Cached, arrived: Arrived, server: Server, index: Array) -> Cached:
+        return select(arrived.kinds["anchors"], Cached(arrived.message, index), own)
+
+    rounds = with_server(
+        start,
+        work,
+        update,
+        aggregator=aggregator,
+        channel=without_memory("channel", channel),
+        clients=clients,
+        equal=True,
+        at_once=None if anchors.shared and at_once == 1 else at_once,
+        kinds=("anchors", "miners"),
+        assign=assign,
+        read=news,
+        receive=cache,
+    )
+
+    def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
+        state, metrics = rounds.step(state, round)
+        ages = (round.number - state.clients.memory.taken).astype(jnp.float32)
+        return state, metrics | {"staleness": ages.mean()}
+
+    return Algorithm(rounds.init, step)
 
 
 def check_gradients(params: Params, gradients: Params) -> int:
@@ -206,33 +249,3 @@ def check_gradients(params: Params, gradients: Params) -> int:
                 f"{jnp.shape(leaf)}. {wanted}"
             )
     return count
-
-
-def _by_role(
-    work: tuple[Callable[..., Any], Callable[..., Any]],
-    is_anchor: Bool[Array, " m"],
-    shared: bool,
-    round: Round,
-    batches: LargeBatch,
-    server: AmdServer,
-    at_once: int | None,
-) -> tuple[Params, Metrics]:
-    """Every member's message and metrics, at the price of its own role's work where that can be."""
-    anchor, miner = work
-    stacked, given = (round.assignments, batches), (server, round.data, round.number)
-    if shared:
-        width = None if at_once == 1 else at_once
-        return jax.lax.cond(
-            is_anchor[0],
-            lambda: map_clients(anchor, *stacked, shared=given, at_once=width),
-            lambda: map_clients(miner, *stacked, shared=given, at_once=width),
-        )
-
-    def alone(role: Array, *arguments: Any) -> Any:
-        return jax.lax.cond(role, anchor, miner, *arguments)
-
-    def both(role: Array, *arguments: Any) -> Any:
-        return select(role, anchor(*arguments), miner(*arguments))
-
-    one = alone if at_once == 1 else both
-    return map_clients(one, is_anchor, *stacked, shared=given, at_once=at_once)

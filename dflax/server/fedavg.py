@@ -16,6 +16,7 @@ def fedavg(
     aggregator: Aggregator | None = None,
     channel: Channel | None = None,
     clients: int | None = None,
+    keep_optimizer: bool = False,
     at_once: int | None = None,
 ) -> Algorithm:
     """Federated averaging (FedAvg) and, through the server's optimiser, its adaptive relatives.
@@ -28,17 +29,20 @@ def fedavg(
 
     `optax.sgd(1.0)` on the server is FedAvg; `optax.sgd(s, momentum)` FedAvgM; `optax.adam(s)`,
     `optax.yogi(s)`, `optax.adagrad(s)` are FedAdam, FedYogi and FedAdagrad. A round in which nobody
-    reports leaves the server as it was.
+    reports leaves the server as it was. DiLoCo is
+    `fedavg(loss, optax.adamw(r), optax.sgd(0.7, 0.9, nesterov=True), keep_optimizer=True, clients=n)`.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
-      optimizer: the clients' optax optimiser, fresh in every round; or a function of the round's
-        number that returns one.
+      optimizer: the clients' optax optimiser; or a function of the round's number that returns one.
       server_optimizer: the server's, applied to the negative aggregated change; default
         `optax.sgd(1.0)`. A function of the round's number as well.
       aggregator: default the weighted mean.
       channel: between clients and server; default perfect. One with memory needs `clients`.
-      clients: n, the number of clients of the federation; only read when the channel has memory.
+      clients: n, the number of clients of the federation; only read when the channel has memory or
+        clients keep their optimisers.
+      keep_optimizer: whether each client keeps its optimiser's state from round to round, as
+        `state.clients.memory`; who does not report keeps it as it was. Else it is fresh in every round.
       at_once: see `dflax.map_clients`.
 
     Returns:
@@ -51,7 +55,7 @@ def fedavg(
 
     References:
       McMahan et al., arXiv 1602.05629; Hsu et al., arXiv 1909.06335 (FedAvgM); Reddi et al.,
-      Adaptive Federated Optimization, arXiv 2003.00295.
+      Adaptive Federated Optimization, arXiv 2003.00295; Douillard et al., DiLoCo, arXiv 2311.08105.
     """
     return averaging(
         loss,
@@ -60,5 +64,6 @@ def fedavg(
         aggregator=aggregator,
         channel=channel,
         clients=clients,
+        keep_optimizer=keep_optimizer,
         at_once=at_once,
     )

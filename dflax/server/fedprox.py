@@ -4,7 +4,7 @@ from typing import Any
 
 from dflax.algorithm import Algorithm
 from dflax.local.oracle import Loss, Oracle
-from dflax.local.solver import Optimizer, check_pull
+from dflax.local.solver import Optimizer, check_optimizer, check_pull
 from dflax.local.subproblem import Subproblem
 from dflax.server.averaging import averaging
 
@@ -42,6 +42,7 @@ def fedprox(
     References:
       Li et al., Federated Optimization in Heterogeneous Networks, arXiv 1812.06127.
     """
+    check_optimizer("optimizer", optimizer)
     check_pull("pull", pull, optimizer)
     return averaging(
         loss, optimizer, server_optimizer, lambda x: Subproblem(pull=pull, anchor=x), **options

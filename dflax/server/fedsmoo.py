@@ -37,7 +37,8 @@ def fedsmoo(
 
         s = rho M / |M|,   M = mean over S of mu_i
 
-    s is the simplified rule of the authors' code. Two gradients a local step.
+    Weight decay in the optimiser is in h_i, as for `feddyn`, and not in mu_i. s is the simplified rule
+    of the authors' code. Two gradients a local step.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from dflax import validation
 from dflax.algorithm import Algorithm
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.sam import sam
@@ -26,9 +27,10 @@ def feddyn(
         h_i = h_i + y_i - x                                                   i in S, in parallel
         x   = (mean over S of y_i) + (mean over all n clients of h_i)
 
-    With everyone taking part and exact gradients it stops at the optimum for any K, where
-    h_i = -grad f_i / pull; in the paper's notation pull h_i is -grad L_k and pull is alpha. Clients
-    count the same, whatever the federation's weights.
+    With everyone taking part and exact gradients it stops at the optimum for any K, where h_i = -grad
+    f_i / pull. h_i is made of models, so weight decay in the optimiser is in it, as in the authors'
+    code: with SGD it is the same as (wd / 2) |y|^2 in the loss. In the paper's notation pull h_i is
+    -grad L_k and pull is alpha. Clients count the same, whatever the federation's weights.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
@@ -81,8 +83,8 @@ def fedspeed(
 
     x_0 = x, or with relaxed initialisation x + relaxed (x - the client's last model). pull is the
     paper's 1 / lambda and h_i its -lambda ghat_i. Two gradients a local step; rho = 0 or alpha = 0 is
-    FedDyn. Weight decay belongs into the optimiser (`optax.add_decayed_weights`) and clipping around
-    the loss (`dflax.local.clipped`).
+    FedDyn. Weight decay belongs into the optimiser (`optax.add_decayed_weights`), where h_i contains
+    it, and clipping around the loss (`dflax.local.clipped`).
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
@@ -109,6 +111,7 @@ def fedspeed(
       Sun et al., FedSpeed, arXiv 2302.10429; its rule at the server is that of the authors' code,
       github.com/woodenchild95/FL-Simulator.
     """
+    validation.real("alpha", alpha, low=0.0, high=1.0, scalar=True)
     oracle = sam(loss, rho, weight=alpha, normalize=normalize)
     look = Look(lambda shared: oracle)
     return with_duals(

@@ -13,9 +13,11 @@ from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.data.dataset import Batch, Dataset
 from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle, gradient
-from dflax.local.solver import Optimizer, solver
+from dflax.local.solver import Optimizer, check_optimizer, solver
 from dflax.local.subproblem import Subproblem
-from dflax.server.protocol import Received, Report, Server, with_server
+from dflax.server.protocol import Received, Report, Server
+from dflax.server.rates import Rate, check_rate, rate_at
+from dflax.server.with_server import with_server
 
 
 class Base(NamedTuple):
@@ -83,10 +85,10 @@ def fixed_adam(
 
 def mimelite(
     loss: Loss | Oracle,
-    rate: Optimizer,
+    optimizer: Optimizer,
     base: Base | None = None,
     *,
-    server_rate: float | Array = 1.0,
+    server_rate: Rate = 1.0,
     **options: Any,
 ) -> Algorithm:
     """MimeLite: every client mimics the step that the server's optimiser would take.
@@ -98,15 +100,17 @@ def mimelite(
         g_i = mean of grad f_i(x) over all minibatches of the round
         x   = x + server_rate * mean_i (y_i - x),     s = V(mean_i g_i, s)
 
-    so s sees gradients at the server's models alone, not those of clients that have drifted. Costs two
-    gradients a minibatch. Where K B examples are a client's whole epoch, g_i is its full gradient.
+    so s sees gradients (and no weight decay that the optimiser adds) at the server's models alone, not
+    those of clients that have drifted. Costs two gradients a minibatch. Where K B examples are a
+    client's whole epoch, g_i is its full gradient.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
-      rate: what takes the steps along U: `optax.sgd(eta)`, or a function of the round's number that
-        returns an optimiser.
+      optimizer: what takes the steps along U: `optax.sgd(rate)`, or a function of the round's number
+        that returns an optimiser.
       base: the server's optimiser, `fixed_momentum(0.9)` by default, or `fixed_adam()`.
-      server_rate: >= 0, 1 in the paper; traceable.
+      server_rate: >= 0, 1 in the paper; traceable; or a function of the round's number that returns
+        one.
       **options: `aggregator`, `channel`, `clients`, `at_once`, as for `dflax.server.fedavg`. A message
         is the dict of the "change" y - x and the "gradient" g.
 
@@ -123,11 +127,11 @@ def mimelite(
     """
     base = fixed_momentum() if base is None else base
     validation.instance("base", base, Base, "For example dflax.server.fixed_momentum(0.9).")
-    validation.real("server_rate", server_rate, low=0.0, scalar=True)
+    check_rate("server_rate", server_rate, low=0.0)
+    check_optimizer("optimizer", optimizer)
     oracle = gradient(loss)
     # Steps of no length: the mean of gradients at one model.
     look = solver(oracle, optax.sgd(0.0), mean_gradient=True)
-    solver(oracle, rate)
 
     def start(key: Key[Array, ""], params: Params) -> tuple[PyTree[Array], tuple[()]]:
         return base.init(params), ()
@@ -142,14 +146,15 @@ def mimelite(
         step_key, look_key = jax.random.split(assignment.key)
         arguments = (Subproblem(), server.params)
         local = assignment._replace(key=step_key)
-        solution = solver(Oracle(mimic), rate)(*arguments, local, data, index=index)
+        solution = solver(Oracle(mimic), optimizer)(*arguments, local, data, index=index)
         here = look(*arguments, assignment._replace(key=look_key), data)
         change = jax.tree.map(jnp.subtract, solution.params, server.params)
         return Report({"change": change, "gradient": here.gradient}, own, solution.metrics)
 
     def update(server: Server, received: Received) -> tuple[Params, PyTree[Array], Metrics]:
+        rate = rate_at(server_rate, received.number)
         params = jax.tree.map(
-            lambda x, d: x + jnp.asarray(server_rate, x.dtype) * d,
+            lambda x, d: x + jnp.asarray(rate, x.dtype) * d,
             server.params,
             received.message["change"],
         )

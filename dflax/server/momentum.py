@@ -2,19 +2,22 @@
 
 from typing import Any
 
+from jaxtyping import Array
+
 from dflax.algorithm import Algorithm
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.sam import sam
 from dflax.local.solver import Optimizer
-from dflax.server.correction import corrected
+from dflax.server.correction import check_beta, corrected
+from dflax.server.rates import Rate
 
 
 def fedcm(
     loss: Loss | Oracle,
     optimizer: Optimizer,
     *,
-    beta: float = 0.1,
-    gamma: float | None = None,
+    beta: float | Array = 0.1,
+    gamma: Rate | None = None,
     **options: Any,
 ) -> Algorithm:
     """FedCM, also FedAvg-M: every local step leans towards the last round's mean direction g.
@@ -22,6 +25,11 @@ def fedcm(
         dir = beta grad f_i(y) + (1 - beta) g                  K steps of `optimizer` along dir from x
         g   = mean over clients and steps of dir
         x   = x - gamma g,   or the mean of the local models
+
+    Weight decay: g is made of gradients, so decay that the optimiser adds to a step is not in it. In
+    the authors' code g is made of models and contains the decay, which then acts as wd / beta. To
+    reproduce it, put (wd / (2 beta)) |y|^2 into the loss and no decay into the optimiser. The same
+    holds for all methods with this momentum: `mofedsam`, `scaffold_m`, `fedavg_m_vr`, `scaffold_m_vr`.
 
     beta = 1 is FedAvg. Momentum damps a large gamma; it does not lower the noise floor, and under
     partial participation it does not remove what differs between clients (`scaffold_m` does).
@@ -31,8 +39,9 @@ def fedcm(
       optimizer: the clients' optax optimiser, fresh in every round; or a function of the round's
         number that returns one.
       beta: weight of the new gradient in (0, 1] (optax's decay is 1 - beta), traceable.
-      gamma: the server's step > 0, traceable; for SGD of rate eta, gamma = s eta K is a server rate
-        of s. Default: the local models are averaged.
+      gamma: the server's step > 0, traceable; or a function of the round's number that returns one.
+        For SGD of rate eta, gamma = s eta K is a server rate of s; for a rate that decays,
+        `lambda t: s * eta(t) * K`. Default: the local models are averaged.
       **options: `aggregator`, `channel`, `clients`, `at_once`, as for `dflax.server.fedavg`.
 
     Returns:
@@ -48,6 +57,7 @@ def fedcm(
       Xu et al., FedCM, arXiv 2106.10874; Cheng et al., Momentum Benefits Non-IID Federated Learning,
       arXiv 2306.16504 (FedAvg-M).
     """
+    check_beta(beta)
     return corrected(loss, optimizer, beta=beta, gamma=gamma, **options)
 
 
@@ -59,13 +69,15 @@ def mofedsam(
     optimizer: Optimizer,
     *,
     rho: float = 0.1,
-    beta: float = 0.1,
-    gamma: float | None = None,
+    beta: float | Array = 0.1,
+    gamma: Rate | None = None,
     **options: Any,
 ) -> Algorithm:
     """MoFedSAM: `fedcm` whose gradients are those of sharpness-aware minimisation.
 
         dir = beta grad f_i(y + rho grad f_i(y) / |grad f_i(y)|) + (1 - beta) g
+
+    Weight decay in the optimiser is not in g, see `fedcm`.
 
     Args:
       loss: a loss, or an `Oracle`.
@@ -84,6 +96,7 @@ def mofedsam(
     References:
       Qu et al., arXiv 2206.02618.
     """
+    check_beta(beta)
     return corrected(sam(loss, rho), optimizer, beta=beta, gamma=gamma, **options)
 
 
@@ -92,8 +105,8 @@ def scaffold_m(
     optimizer: Optimizer,
     clients: int,
     *,
-    beta: float = 0.1,
-    gamma: float | None = None,
+    beta: float | Array = 0.1,
+    gamma: Rate | None = None,
     **options: Any,
 ) -> Algorithm:
     """SCAFFOLD-M: momentum and control variates, exact under partial participation.
@@ -103,7 +116,8 @@ def scaffold_m(
         x   = x - gamma g,   or the mean of the local models
         c_i = mean over its steps of grad f_i(y),   c = mean of all c_i
 
-    beta = 1 is SCAFFOLD. Clients count the same, whatever the federation's weights.
+    beta = 1 is SCAFFOLD. Clients count the same, whatever the federation's weights. Weight decay in the
+    optimiser is neither in g nor in the c_i, see `fedcm`.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
@@ -123,6 +137,7 @@ def scaffold_m(
     References:
       Cheng et al., arXiv 2306.16504.
     """
+    check_beta(beta)
     return corrected(
         loss, optimizer, beta=beta, use_control=True, gamma=gamma, clients=clients, **options
     )
@@ -132,8 +147,8 @@ def fedavg_m_vr(
     loss: Loss | Oracle,
     optimizer: Optimizer,
     *,
-    beta: float = 0.1,
-    gamma: float | None = 0.1,
+    beta: float | Array = 0.1,
+    gamma: Rate | None = 0.1,
     **options: Any,
 ) -> Algorithm:
     """FedAvg-M-VR: momentum whose gradients are compared with those at the last round's model.
@@ -143,7 +158,8 @@ def fedavg_m_vr(
 
     Two gradients a local step. It lowers the noise floor of a constant step, and needs smaller steps
     than `fedcm`: gamma below 2 over the smoothness, eta K up to about 0.05, all clients in every
-    round. Larger ones diverge on neural networks.
+    round. Larger ones diverge on neural networks. Weight decay in the optimiser is not in g, see
+    `fedcm`.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
@@ -162,6 +178,7 @@ def fedavg_m_vr(
     References:
       Cheng et al., arXiv 2306.16504; Cutkosky and Orabona, arXiv 1905.10018 (STORM: one client, K = 1).
     """
+    check_beta(beta)
     return corrected(loss, optimizer, beta=beta, use_reduction=True, gamma=gamma, **options)
 
 
@@ -170,8 +187,8 @@ def scaffold_m_vr(
     optimizer: Optimizer,
     clients: int,
     *,
-    beta: float = 0.1,
-    gamma: float | None = 0.1,
+    beta: float | Array = 0.1,
+    gamma: Rate | None = 0.1,
     **options: Any,
 ) -> Algorithm:
     """SCAFFOLD-M-VR: momentum, control variates and variance reduction.
@@ -180,7 +197,8 @@ def scaffold_m_vr(
         g   = mean over clients and steps of dir,   x_prev = x,   x = x - gamma g
         c_i = mean over its steps of grad f_i(y),   c = mean of all c_i
 
-    Two gradients a local step. Step sizes as for `fedavg_m_vr`.
+    Two gradients a local step. Step sizes as for `fedavg_m_vr`. Weight decay in the optimiser is
+    neither in g nor in the c_i, see `fedcm`.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
@@ -199,6 +217,7 @@ def scaffold_m_vr(
     References:
       Cheng et al., arXiv 2306.16504.
     """
+    check_beta(beta)
     return corrected(
         loss,
         optimizer,

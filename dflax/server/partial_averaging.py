@@ -15,8 +15,9 @@ from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
-from dflax.server.descent import descent
-from dflax.server.protocol import Received, Report, Server, with_server
+from dflax.server.averaging import descent
+from dflax.server.protocol import Received, Report, Server
+from dflax.server.with_server import with_server
 
 Chooser = Callable[[str], bool]
 

@@ -2,41 +2,30 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dflax import validation
-from dflax.algorithm import Algorithm, FederatedState, Metrics
-from dflax.channel.broadcast import both_ways, broadcast
+from dflax.aggregation.aggregator import Aggregator
+from dflax.algorithm import Algorithm
+from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
-from dflax.clients import gather, map_clients, scatter, select, weighted_mean
-from dflax.federation import Round
+from dflax.data.dataset import Dataset
+from dflax.federation import Assignment
 from dflax.local.quadratic import Quadratic, proximal_points
+from dflax.server.extrapolated import Extrapolated, extrapolate, not_started, publish
+from dflax.server.protocol import Heard, Own, Report
+from dflax.server.with_server import with_server
 
 
-class RerceServer(NamedTuple):
-    """What the server carries.
-
-    Attributes:
-      params: `[d]`, z, the mean of what it received last.
-      broadcast: `[d]`, s = 2 z - z_before, what it sends next.
-    """
-
-    params: Float[Array, " d"]
-    broadcast: Float[Array, " d"]
-
-
-class RerceClients(NamedTuple):
-    """What the n clients carry.
+class Model(NamedTuple):
+    """What each client remembers.
 
     Attributes:
-      params: `[n, d]`, their models.
-      objective: their objectives, leaves `[n, ...]`; never written.
+      params: `[n, d]`, x_k.
     """
 
     params: Float[Array, "n d"]
-    objective: Quadratic
 
 
 def rerce_fed(
@@ -44,6 +33,7 @@ def rerce_fed(
     *,
     uplink: Channel | None = None,
     downlink: Channel | None = None,
+    aggregator: Aggregator | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
     """RERCE-Fed: ADMM on quadratic objectives, over noisy links, with some clients a round.
@@ -64,16 +54,18 @@ def rerce_fed(
     Args:
       rho: penalty > 0; traceable.
       uplink: from clients to server, without memory; default perfect. For example
-        `dflax.channel.gaussian_noise(0.1)`.
-      downlink: from server to each client, without memory; default perfect. Whose copy is lost keeps
-        its model, and sends it.
+        `dflax.channel.gaussian_noise(0.1)`. A client whose message is lost keeps its model.
+      downlink: from server to each client, without memory; default perfect. A client whose copy is
+        lost keeps its model, and sends it.
+      aggregator: of the models; default the mean.
       at_once: see `dflax.map_clients`.
 
     Returns:
-      An `Algorithm` on `FederatedState(round, RerceServer, RerceClients)` with
-      `init(key, params, objectives)`: z_0 `[d]`, usually zeros, and the clients' `Quadratic` from
-      `dflax.local.quadratic_objectives`. The schedule S is the federation's participation; reporting
-      clients count the same. Metrics: `clients_reporting`, `numbers_up`, `numbers_down`.
+      An `Algorithm` on a `FederatedState` with `init(key, params, objectives)`: z_0 `[d]`, usually
+      zeros, and the clients' `Quadratic` from `dflax.local.quadratic_objectives`. z is
+      `state.server.params`, s `state.server.memory.broadcast`, the x_k `state.clients.params`. The
+      schedule S is the federation's participation; reporting clients count the same. Metrics:
+      `clients_reporting`, `numbers_up`, `numbers_down`, and what the links measure.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -82,43 +74,25 @@ def rerce_fed(
       Lari et al., Noise-Robust and Resource-Efficient ADMM-based Federated Learning, arXiv 2409.13451.
     """
     validation.real("rho", rho, low=0.0, low_open=True, scalar=True)
-    uplink, downlink = both_ways(uplink, downlink)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
 
-    def init(
+    def start(
         key: Key[Array, ""], params: Float[Array, " d"], objectives: Quadratic
-    ) -> FederatedState:
-        validation.typed_key("key", key)
-        models = proximal_points(objectives, params, rho)
-        server = RerceServer(params, params)
-        return FederatedState(jnp.int32(0), server, RerceClients(models, objectives))
+    ) -> tuple[Extrapolated, Model, Quadratic]:
+        return not_started(params), Model(proximal_points(objectives, params, rho)), objectives
 
-    def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
-        server, clients = state.server, state.clients
-        validation.leading_axis("the clients' models", clients.params, round.clients)
-        down_key, up_key = jax.random.split(round.key)
-        members, first = round.weights.shape[0], state.round == 0
-        heard, arrived = broadcast(downlink, server.broadcast, members, down_key)
+    def work(assignment: Assignment, own: Own, heard: Heard, data: Dataset, index: Array) -> Report:
+        x, objective = own.memory.params, own.known
+        x = jnp.where(heard.arrived, objective.toward(x, heard.message, rho).astype(x.dtype), x)
+        return Report(x, Model(x), {})
 
-        def move(x: Array, objective: Quadratic, target: Array, arrived: Array) -> Array:
-            return jnp.where(arrived, objective.toward(x, target, rho), x)
-
-        before, objectives = gather((clients.params, clients.objective), round.cohort)
-        models = map_clients(move, before, objectives, heard, arrived & ~first, at_once=at_once)
-        equal = (round.weights > 0).astype(jnp.float32)
-        sent, weights, _, measured = uplink.apply(models, equal, (), up_key)
-        z = weighted_mean(sent, weights)
-        reporting = jnp.sum(weights > 0).astype(jnp.float32)
-        server = select(reporting > 0, RerceServer(z, 2 * z - server.params), server)
-        models = scatter(clients.params, round.cohort, models, round.weights)
-        numbers = equal.sum() * z.size
-        metrics = {
-            "clients_reporting": reporting,
-            "numbers_up": numbers,
-            "numbers_down": jnp.where(first, 0.0, numbers),
-        }
-        clients = clients._replace(params=models)
-        return FederatedState(state.round + 1, server, clients), metrics | measured
-
-    return Algorithm(init, step)
+    return with_server(
+        start,
+        work,
+        extrapolate,
+        aggregator=aggregator,
+        channel=without_memory("uplink", uplink),
+        publish=publish,
+        downlink=without_memory("downlink", downlink),
+        equal=True,
+        at_once=at_once,
+    )

@@ -7,6 +7,7 @@ from dflax.local.oracle import Loss, Oracle
 from dflax.local.sam import sam
 from dflax.local.solver import Optimizer
 from dflax.server.correction import corrected
+from dflax.server.rates import Rate
 
 
 def scaffold(
@@ -14,7 +15,7 @@ def scaffold(
     optimizer: Optimizer,
     clients: int,
     *,
-    gamma: float | None = None,
+    gamma: Rate | None = None,
     **options: Any,
 ) -> Algorithm:
     """SCAFFOLD: local gradients are corrected by what the client's differs from everyone's.
@@ -24,6 +25,10 @@ def scaffold(
         c_i = mean over its steps of grad f_i(y),   c = mean of all c_i
 
     The second of the paper's two rules for c_i, which for SGD is also `c_i - c - (y_i - x) / (K eta)`.
+    Weight decay: the c_i are made of gradients, so decay that the optimiser adds to a step is not in
+    them. In the authors' code they are made of models and contain it. To reproduce that, put
+    (wd / 2) |y|^2 into the loss and no decay into the optimiser.
+
     Clients count the same, whatever the federation's weights; c follows the changes of c_i, so a
     round costs nothing in the number of all clients.
 
@@ -32,8 +37,9 @@ def scaffold(
       optimizer: the clients' optax optimiser, fresh in every round; or a function of the round's
         number that returns one.
       clients: n, the number of clients of the federation.
-      gamma: the server's step > 0, traceable; for SGD of rate eta, gamma = s eta K is a server rate
-        of s. Default: the local models are averaged.
+      gamma: the server's step > 0, traceable; or a function of the round's number that returns one.
+        For SGD of rate eta, gamma = s eta K is a server rate of s; for a rate that decays,
+        `lambda t: s * eta(t) * K`. Default: the local models are averaged.
       **options: `aggregator`, `channel`, `at_once`, as for `dflax.server.fedavg`.
 
     Returns:
@@ -57,10 +63,12 @@ def fedgamma(
     clients: int,
     *,
     rho: float = 0.01,
-    gamma: float | None = None,
+    gamma: Rate | None = None,
     **options: Any,
 ) -> Algorithm:
     """FedGamma: `scaffold` whose gradients, also in the control variates, are sharpness-aware.
+
+    Weight decay in the optimiser is not in the control variates, see `scaffold`.
 
     Args:
       loss: a loss, or an `Oracle`.

@@ -157,7 +157,7 @@ def test_partial_participation_reaches_the_exact_optimum(float64, scheme):
     np.testing.assert_allclose(state.server.params, QUADRATICS.optimum, atol=1e-8)
     np.testing.assert_allclose(metrics["anchors"] + metrics["miners"], 3.0)
     exact = slopes(QUADRATICS.optimum).mean(0)
-    np.testing.assert_allclose(state.server.direction, exact, atol=1e-7)
+    np.testing.assert_allclose(state.server.memory.direction, exact, atol=1e-7)
 
 
 def test_the_direction_is_the_mean_of_what_is_cached_and_only_reporting_anchors_write():
@@ -174,23 +174,23 @@ def test_the_direction_is_the_mean_of_what_is_cached_and_only_reporting_anchors_
     for t in range(6):
         before = state
         state, metrics, cohort, weights = step(state, source, t)
-        new = np.asarray(state.clients.age) == 0
+        new = np.asarray(state.clients.memory.taken) == t
         reporting = set(np.asarray(cohort)[np.asarray(weights) > 0].tolist())
         assert set(np.flatnonzero(new)) <= reporting
         assert metrics["anchors"] == new.sum()
         assert metrics["miners"] == len(reporting) - new.sum()
         for client in range(8):
-            own = jax.tree.map(itemgetter(client), state.clients.gradients)
+            own = jax.tree.map(itemgetter(client), state.clients.memory.gradient)
             if new[client]:
                 exact = pooled(before.server.params, OWNED[client])
                 assert_trees_close(own, exact, rtol=1e-4, atol=1e-5)
             else:
-                old = jax.tree.map(itemgetter(client), before.clients.gradients)
+                old = jax.tree.map(itemgetter(client), before.clients.memory.gradient)
                 assert_trees_equal(own, old)
         if metrics["miners"] == 0:
             assert_trees_equal(state.server.params, before.server.params)
-        mean = jax.tree.map(lambda g: g.mean(0), state.clients.gradients)
-        assert_trees_close(state.server.direction, mean, rtol=1e-4, atol=1e-6)
+        mean = jax.tree.map(lambda g: g.mean(0), state.clients.memory.gradient)
+        assert_trees_close(state.server.memory.direction, mean, rtol=1e-4, atol=1e-6)
         refreshed += new.sum()
     assert refreshed > 3
 
@@ -318,7 +318,7 @@ def wrong_shape():
         (lambda: made(examples=0), "examples must be an integer >= 1, got 0. Or None"),
         (lambda: made(batch_size=0), "batch_size must be an integer >= 1"),
         (lambda: made(at_once=0), "at_once must be an integer >= 1"),
-        (lambda: made(uplink=0.1), "uplink must be of type Channel"),
+        (lambda: made(channel=0.1), "channel must be of type Channel"),
         (lambda: made().init(0, LOGISTIC.params, gradients()), "one typed JAX key"),
         (
             lambda: made().init(KEY, LOGISTIC.params, jnp.zeros((8, 3))),
@@ -333,7 +333,7 @@ def wrong_shape():
                 made().init(KEY, LOGISTIC.params, jax.tree.map(lambda g: g[:5], gradients())),
                 federation().draw(KEY, 0),
             ),
-            "clients' gradients must have a leading axis of length 8, got 5",
+            "clients' memory must have a leading axis of length 8, got 5",
         ),
     ],
 )
@@ -343,13 +343,13 @@ def test_bad_arguments_are_refused(call, message):
 
 
 def test_noise_and_loss_on_the_way_act_on_the_one_message_of_each():
-    silent = made(uplink=channel.lossy(1.0))
+    silent = made(channel=channel.lossy(1.0))
     start = silent.init(KEY, LOGISTIC.params, gradients())
     state, metrics = one_round(silent, start, federation(), 1)
     assert_trees_equal(state.server, start.server)
-    assert_trees_equal(state.clients.gradients, start.clients.gradients)
+    assert_trees_equal(state.clients.memory.gradient, start.clients.memory.gradient)
     assert metrics["messages_lost"] == 8
-    noisy = made(uplink=channel.gaussian_noise(1.0))
+    noisy = made(channel=channel.gaussian_noise(1.0))
     state, _ = one_round(noisy, start, federation(), 1)
-    mean = jax.tree.map(lambda g: g.mean(0), state.clients.gradients)
-    assert_trees_close(state.server.direction, mean, rtol=1e-4, atol=1e-5)
+    mean = jax.tree.map(lambda g: g.mean(0), state.clients.memory.gradient)
+    assert_trees_close(state.server.memory.direction, mean, rtol=1e-4, atol=1e-5)
