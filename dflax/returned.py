@@ -6,25 +6,27 @@ import jax
 import numpy as np
 
 
-def parts(name: str, value: Any, expected: tuple[str, ...]) -> tuple[Any, ...]:
+def parts(name: str, value: Any, expected: tuple[str, ...], optional: int = 0) -> tuple[Any, ...]:
     """The value as the tuple that it must be.
 
     Args:
       name: the call that returned it, for the message: "work(assignment, client, data, index)".
       value: what it returned.
       expected: what its entries are called.
+      optional: how many of the last entries may be missing.
 
     Raises:
       TypeError: no plain tuple of as many entries.
     """
     plain = isinstance(value, tuple) and not hasattr(value, "_fields")
-    if plain and len(value) == len(expected):
+    if plain and len(expected) - optional <= len(value) <= len(expected):
         return value
     given = f"a tuple of {len(value)}" if plain else type(value).__name__
-    raise TypeError(f"{name} must return ({', '.join(expected)}), got {given}.")
+    least = f", of which the last {optional} may be left out" if optional else ""
+    raise TypeError(f"{name} must return ({', '.join(expected)}){least}, got {given}.")
 
 
-def alike(name: str, value: Any, wanted: Any, what: str) -> None:
+def alike(name: str, value: Any, wanted: Any, what: str, *, dtypes: bool = True) -> None:
     """Refuse a tree whose structure, shapes or types differ from those of another.
 
     Args:
@@ -32,6 +34,7 @@ def alike(name: str, value: Any, wanted: Any, what: str) -> None:
       value: what was returned.
       wanted: a tree of the form that is wanted.
       what: what `wanted` is, for the message: "the client before".
+      dtypes: whether types must agree, too.
 
     Raises:
       TypeError: another structure, or a leaf of another type.
@@ -46,11 +49,11 @@ def alike(name: str, value: Any, wanted: Any, what: str) -> None:
         place = f"{name}{jax.tree_util.keystr(path)}"
         if np.shape(leaf) != np.shape(like):
             raise ValueError(
-                f"{place} must have shape {np.shape(like)}, as {what} has, got {np.shape(leaf)}."
+                f"{place} must have the shape of {what}, {np.shape(like)}, got {np.shape(leaf)}."
             )
-        if _type(leaf) != _type(like):
+        if dtypes and _type(leaf) != _type(like):
             raise TypeError(
-                f"{place} must hold {_type(like)}, as {what} does, got {_type(leaf)}. Values are "
+                f"{place} must have the dtype of {what}, {_type(like)}, got {_type(leaf)}. Values are "
                 "not cast: give both one type, for example by x.astype(...)."
             )
 

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from dflax import validation
+from dflax import returned, validation
 from dflax.algorithm import Metrics
 from dflax.clients import select
-from dflax.signatures import alike, dictionary, returned
 
 Messages = PyTree[Array]
 
@@ -48,11 +47,15 @@ def sent_through(
       TypeError, ValueError: naming what `Channel.apply` returned and what it must return.
     """
     sent = channel.apply(messages, weights, state, key)
-    returned("Channel.apply", sent, "(messages, weights, state, metrics)", 4)
-    alike("the messages of Channel.apply", sent[0], messages, "those it was given", dtypes=False)
-    alike("the weights of Channel.apply", sent[1], weights, "those it was given", dtypes=False)
-    alike("the state of Channel.apply", sent[2], state, "the one it was given")
-    dictionary("the metrics of Channel.apply", sent[3])
+    returned.parts("Channel.apply", sent, ("messages", "weights", "state", "metrics"))
+    returned.alike(
+        "the messages of Channel.apply", sent[0], messages, "those it was given", dtypes=False
+    )
+    returned.alike(
+        "the weights of Channel.apply", sent[1], weights, "those it was given", dtypes=False
+    )
+    returned.alike("the state of Channel.apply", sent[2], state, "the one it was given")
+    returned.metrics("the metrics of Channel.apply", sent[3])
     return sent
 
 

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dflax import returned
 from dflax.algorithm import Metrics, Params
-from dflax.channel.channel import Channel
+from dflax.channel.channel import Channel, sent_through
 from dflax.clients import select
 from dflax.federation import Round
 from dflax.gossip.mixer import Mixer, MixerState, Mixing, in_models, mix
@@ -74,15 +73,9 @@ def exchange(
         return Exchange(heard, mixing_state, None, None, metrics)
     channel_key, mixer_key = jax.random.split(round.key)
     weights = jnp.ones(mixer.clients) if active is None else active
-    name = "the channel's apply(messages, weights, state, key)"
-    sent, weights, memory, counted = returned.parts(
-        name,
-        channel.apply(messages, weights, channel_state, channel_key),
-        ("messages", "weights", "state", "metrics"),
+    sent, weights, memory, counted = sent_through(
+        channel, messages, weights, channel_state, channel_key
     )
-    returned.alike(f"the messages of {name}", sent, messages, "what it was given")
-    returned.alike(f"the state of {name}", memory, channel_state, "the state before")
-    returned.metrics(f"the metrics of {name}", counted)
     mixing = Mixing(mixer_key, round.number, weights, round)
     heard, mixing_state, metrics = mix(mixer, sent, mixing_state, mixing)
     memory = memory if active is None else select(active > 0, memory, channel_state)

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from dflax import returned
 from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Metrics, Params
 from dflax.channel.broadcast import broadcast
 from dflax.channel.channel import Channel
 from dflax.channel.compression import numbers
 from dflax.server.protocol import Heard, Report, Server
-from dflax.signatures import alike, dictionary, returned
 
 
 def hearing(
@@ -31,7 +31,7 @@ def hearing(
     """
     if publish is None:
         return (), {}
-    message, sends = returned("publish", publish(server), "(message, whether it is sent)", 2)
+    message, sends = returned.parts("publish", publish(server), ("message", "whether it is sent"))
     listening = invited * sends
     copies, arrived, measured = broadcast(downlink, message, len(invited), key, listening=listening)
     measured = {f"downlink_{name}": value for name, value in measured.items()}
@@ -43,11 +43,13 @@ def reported(report: Any, memory: Any, message: PyTree[Array], kinds: tuple[str,
     if not isinstance(report, Report):
         given = f"a value of type {type(report).__name__}"
         raise TypeError(f"work must return a Report(message, memory, metrics), got {given}.")
-    alike("the message of work's Report", report.message, message, "message(params)", dtypes=False)
-    alike("the memory of work's Report", report.memory, memory, "the one it got")
-    dictionary("the metrics of work's Report", report.metrics)
+    returned.alike(
+        "the message of work's Report", report.message, message, "message(params)", dtypes=False
+    )
+    returned.alike("the memory of work's Report", report.memory, memory, "the one it got")
+    returned.metrics("the metrics of work's Report", report.metrics)
     if report.totals is not None:
-        dictionary("the totals of work's Report", report.totals)
+        returned.metrics("the totals of work's Report", report.totals)
     if set(report.kinds or ()) != set(kinds):
         raise ValueError(
             f"the kinds of work's Report must say of each of {sorted(kinds)} whether the message is of "
@@ -110,19 +112,19 @@ def _apply(
     """One use of an aggregator, with what it returns checked."""
     made = aggregator.apply(messages, weights, state, key)
     one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), messages)
-    returned("Aggregator.apply", made, "(message, state, metrics)", 3)
-    alike("the message of Aggregator.apply", made[0], one, "one message", dtypes=False)
-    alike("the state of Aggregator.apply", made[1], state, "the one it was given")
-    dictionary("the metrics of Aggregator.apply", made[2])
+    returned.parts("Aggregator.apply", made, ("message", "state", "metrics"))
+    returned.alike("the message of Aggregator.apply", made[0], one, "one message", dtypes=False)
+    returned.alike("the state of Aggregator.apply", made[1], state, "the one it was given")
+    returned.metrics("the metrics of Aggregator.apply", made[2])
     return made
 
 
 def conclusion(made: Any, server: Server) -> tuple[Params, Any, Metrics]:
     """What a server's update returns, refused by name where it does not fit."""
-    returned("update", made, "(params, memory, metrics)", 3)
-    alike("the params that update returns", made[0], server.params, "the model")
-    alike("the memory that update returns", made[1], server.memory, "the one it got")
-    dictionary("the metrics that update returns", made[2])
+    returned.parts("update", made, ("params", "memory", "metrics"))
+    returned.alike("the params that update returns", made[0], server.params, "the model")
+    returned.alike("the memory that update returns", made[1], server.memory, "the one it got")
+    returned.metrics("the metrics that update returns", made[2])
     return made
 
 

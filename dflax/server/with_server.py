@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from dflax import validation
+from dflax import returned, validation
 from dflax.aggregation.aggregator import Aggregator, mean
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.broadcast import without_memory
@@ -26,7 +26,6 @@ from dflax.server.exchange import (
     unless,
 )
 from dflax.server.protocol import Arrived, Clients, Own, Received, Report, Server
-from dflax.signatures import alike, returned
 
 # What keeps running statistics from being averaged at a server.
 LOCAL = ("keep them local (dflax.server.partial_averaging, local=normalization)",)
@@ -153,10 +152,8 @@ def with_server(
         validation.typed_key("key", key)
         validation.model("params", params)
         started = start(key, params, *given)
-        form = (
-            "(server_memory, client_memory), or with what clients know and never write as a third"
-        )
-        server_memory, client_memory, *known = returned("start", started, form, 2, 3)
+        named = ("server_memory", "client_memory", "what clients know and never write")
+        server_memory, client_memory, *known = returned.parts("start", started, named, optional=1)
         known = known[0] if known else ()
         for name, rows in (("memory", client_memory), ("knowledge", known)):
             if jax.tree.leaves(rows):
@@ -261,7 +258,9 @@ def with_server(
         if read is not None:
             rows = gather(state.clients.memory, round.cohort)
             contributions = map_clients(read, rows, arrived, at_once=at_once)
-            alike("what read returns", contributions, arrived.message, "messages", dtypes=False)
+            returned.alike(
+                "what read returns", contributions, arrived.message, "messages", dtypes=False
+            )
             nothing = jax.tree.map(jnp.zeros_like, contributions)
             contributions = select(weights > 0, contributions, nothing)
         one, combining, measured = combined(
@@ -298,7 +297,7 @@ def with_server(
 
         def one(memory: Any, arrived: Arrived, heard: Any, server: Server, index: Array) -> Any:
             told = receive(memory, arrived, server if answer is None else heard, index)
-            alike("the memory that receive returns", told, memory, "the one it got")
+            returned.alike("the memory that receive returns", told, memory, "the one it got")
             return told
 
         shared = (server, round.number)
@@ -310,7 +309,7 @@ def with_server(
         if rest is None:
             return before.memory
         rested = map_clients(rest, seen(Own(before.memory, before.known)), at_once=at_once)
-        alike("the memory that rest returns", rested, before.memory, "the one it got")
+        returned.alike("the memory that rest returns", rested, before.memory, "the one it got")
         return rested
 
     return Algorithm(init, step)

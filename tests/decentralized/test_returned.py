@@ -46,11 +46,11 @@ WORK = {
     "no dict": (working(lambda client, metrics: (client, 3.0)), "metrics of work.*must be a dict"),
     "shape": (
         working(lambda c, m: (c._replace(params=c.params.sum()), m)),
-        r"client of work.*\.params must have shape \(3,\), as the model before has, got \(\)",
+        r"client of work.*\.params must have the shape of the model before, \(3,\), got \(\)",
     ),
     "type": (
         working(lambda c, m: (c._replace(memory={"count": c.memory["count"] + 0.5}), m)),
-        r"memory\['count'\] must hold int32, as the memory before does, got float32",
+        r"memory\['count'\] must have the dtype of the memory before, int32, got float32",
     ),
     "structure": (
         working(lambda c, m: (c._replace(memory=()), m)),
@@ -85,7 +85,7 @@ OTHERS = {
     "hears a model": ({"hear": lambda b, a, heard, t: heard}, "hear.*must be of type Client"),
     "hears a sum": (
         {"hear": lambda b, a, heard, t: a._replace(params=heard.sum())},
-        r"hear.*\.params must have shape \(3,\)",
+        r"hear.*\.params must have the shape of .*\(3,\)",
     ),
     "short start": (
         {"start": lambda key, models: {"count": jnp.zeros(N - 1, jnp.int32)}},
@@ -93,7 +93,7 @@ OTHERS = {
     ),
     "channel": (
         {"channel": channel.Channel(lambda message: (), lambda *a: a[:3])},
-        "the channel's apply.* must return .messages, weights, state, metrics., got a tuple of 3",
+        "Channel.apply must return .messages, weights, state, metrics., got a tuple of 3",
     ),
 }
 
