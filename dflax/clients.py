@@ -65,8 +65,7 @@ def map_clients(
     """
     validation.function("function", function)
     count = validation.leading_axis("stacked", stacked)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
+    validation.at_once(at_once)
     shared = jax.tree.map(jnp.asarray, shared)
 
     def several(stacked: Any, shared: Any) -> Any:
@@ -127,8 +126,7 @@ def map_cohort(
       ValueError: as `map_clients`.
     """
     validation.function("function", function)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
+    validation.at_once(at_once)
     if cohort is None or client_devices() > 1 or not jax.tree.leaves(tree):
         rows = gather(tree, cohort)
         return map_clients(function, rows, *stacked, shared=shared, at_once=at_once)

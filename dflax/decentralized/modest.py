@@ -148,8 +148,7 @@ def modest(
         require_ranks(ranks, nodes)
     if channel is not None:
         validation.instance("channel", channel, Channel, "Make one with dflax.channel.")
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
+    validation.at_once(at_once)
     if network is not None:
         validation.instance("network", network, Network, "Make a dflax.decentralized.Network.")
         validation.leading_axis("network", network, nodes)

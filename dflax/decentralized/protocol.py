@@ -253,8 +253,7 @@ def _algorithm(
     require_mixer(mixer)
     if channel is not None:
         validation.instance("channel", channel, Channel, "Make one with dflax.channel.")
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
+    validation.at_once(at_once)
     n = mixer.clients
 
     def init(

@@ -65,8 +65,7 @@ def client_models(
       at_once: clients that one device measures at the same time, >= 1; None chooses as `map_clients`
         does.
     """
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
+    validation.at_once(at_once)
     return Partial(Bound(_client_models, _checked(models), at_once), _as_partial(measure))
 
 

@@ -137,8 +137,7 @@ def _verified(
     validation.integer("batch_size", batch_size, low=1)
     if models is not None:
         validation.function("models", models, takes=1)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
+    validation.at_once(at_once)
     most = int(np.asarray(held_out.sizes).max())
     width = min(batch_size, most)
     return width, -(-most // width)

@@ -36,8 +36,7 @@ def check_calibration(
     if calibration is not None:
         fix = "Of a Split pass its .train; None means the clients' own examples."
         validation.instance("calibration", calibration, Dataset, fix)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
+    validation.at_once(at_once)
 
 
 def draw_calibration(

@@ -134,8 +134,7 @@ def fedamd(
     if examples is not None:
         validation.integer("examples", examples, low=1, fix="Or None for all of them.")
     validation.integer("batch_size", batch_size, low=1)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
+    validation.at_once(at_once)
 
     def start(key: Key[Array, ""], params: Params, gradients: Params) -> tuple[Direction, Cached]:
         count = check_gradients(params, gradients)

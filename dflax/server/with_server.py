@@ -137,8 +137,7 @@ def with_server(
     validation.flag("equal", equal)
     if clients is not None:
         validation.integer("clients", clients, low=1)
-    if at_once is not None:
-        validation.integer("at_once", at_once, low=1)
+    validation.at_once(at_once)
     for name in ("publish", "receive"):
         if answer is not None and asked[name] is None:
             raise ValueError(f"{name} must be given with an answer, got None.")
