@@ -70,12 +70,14 @@ class Events:
 
     Raises:
       ValueError: no columns, a scalar column, or columns of different lengths.
+      TypeError: a column that holds no numbers.
     """
 
     table: PyTree[Array]
 
     def __post_init__(self):
         validation.leading_axis("table", self.table)
+        validation.arrays("table", self.table)
 
     def draw(self, key: Key[Array, ""], index: Int[Array, ""]) -> Any:
         """Row `index` of the table and the step's own key, as `(row, key)`."""
@@ -124,7 +126,11 @@ def rollout(
     verify_algorithm("algorithm", algorithm)
     validation.integer("rounds", rounds, low=0)
     validation.typed_key("key", key)
-    verify_source(source, None if validation.is_traced(start) else int(start) + rounds)
+    first = validation.array(
+        "start", start, kind="integer", shape=(), low=0, high=validation.LARGEST_COUNT
+    )
+    verify_source(source, None if validation.is_traced(start) else int(first) + rounds)
+    validation.arrays("state", state, "Make one with algorithm.init(key, params).")
 
     def one_round(state: State, index: Int[Array, ""]) -> tuple[State, Metrics]:
         return algorithm.step(state, source.draw(key, index))

@@ -215,6 +215,7 @@ def scatter(
 def replicate(tree: PyTree[Array], clients: int) -> PyTree[Array]:
     """The same tree for every client: each leaf broadcast to `[n, ...]`, n >= 1."""
     validation.integer("clients", clients, low=1)
+    validation.arrays("tree", tree)
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (clients, *jnp.shape(leaf))), tree)
 
 

@@ -123,6 +123,7 @@ class Federation:
                 "participation",
                 participation,
                 "Use one of dflax.participation, such as uniform(10).",
+                takes=3,
             )
         if (local_steps is None) == (local_epochs is None):
             raise ValueError(
@@ -242,7 +243,7 @@ class Federation:
         for name, value in changes.items():
             if name not in arguments:
                 raise TypeError(
-                    f"{name} is no argument of Federation, got {name}={value!r:.80}. Allowed are "
+                    f"{name} is no argument of Federation, got {name}={validation.shown(value)}. Allowed are "
                     f"{', '.join(arguments)}."
                 )
         for given, other in (("local_steps", "local_epochs"), ("local_epochs", "local_steps")):

@@ -157,7 +157,7 @@ def sweep(
     validation.integer("rounds", rounds, low=0)
     together, seeds = _sources(source, sources, seeds, rounds)
     if evaluate is not None:
-        validation.function("evaluate", evaluate)
+        validation.function("evaluate", evaluate, takes=1)
     elif every is not None:
         raise ValueError(
             f"every needs evaluate, got every={validation.shown(every)} and nothing to evaluate."
@@ -172,7 +172,9 @@ def sweep(
     for name, tried in grid.items():
         validation.real(f"grid[{name!r}]", tried)
         if np.ndim(tried) != 1 or len(tried) == 0:
-            raise ValueError(f"grid[{name!r}] must list at least one number, got {tried!r}.")
+            raise ValueError(f"grid[{name!r}] must list at least one number, got "
+                f"{validation.shown(tried)}."
+            )
     _verify_names(factory, list(grid))
     axes = {name: np.asarray(tried) for name, tried in grid.items()} | {"seed": np.arange(seeds)}
     shape = tuple(len(tried) for tried in axes.values())
@@ -301,7 +303,8 @@ def _verify_options(options: dict[str, Any]) -> None:
     for name in options:
         if name not in OPTIONS:
             raise TypeError(
-                f"{name} is no option of a sweep, got {options[name]!r}. Allowed are "
+                f"{name} is no option of a sweep, got {validation.shown(options[name])}. "
+                f"Allowed are "
                 f"{', '.join(OPTIONS)}.{REASONS.get(name, '')}"
             )
 

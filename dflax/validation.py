@@ -328,23 +328,27 @@ def arrays(name: str, tree: Any, fix: str = "") -> None:
     for at, leaf in jax.tree_util.tree_leaves_with_path(tree):
         place = f"{name}{jax.tree_util.keystr(at)}"
         dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
-        known = dtype is not None and shape is not None and getattr(dtype, "kind", "") not in "OSUM"
+        # Typed keys have a dtype without a kind.
+        known = dtype is not None and shape is not None
+        known = known and getattr(dtype, "kind", None) not in ("O", "S", "U", "M")
         if not known and not isinstance(leaf, (bool, int, float, complex)):
             raise TypeError(_message(place, leaf, "an array or a number", fix))
         if isinstance(leaf, int) and abs(leaf) > LARGEST_COUNT:
             raise ValueError(_message(place, leaf, "an integer of 32 bits", fix))
 
 
-def leading_axis(name: str, tree: Any, size: int | None = None) -> int:
+def leading_axis(name: str, tree: Any, size: int | None = None, *, least: int = 0) -> int:
     """The common length of the leading axes of all leaves; refuses a tree in which they differ.
 
     Args:
       name: the argument's name, for the message.
       tree: a pytree of arrays, each with at least one axis.
       size: the length that is required, if one is.
+      least: the shortest length that will do.
 
     Raises:
-      ValueError: no leaves, a scalar leaf, or lengths that differ from each other or from `size`.
+      ValueError: no leaves, a scalar leaf, lengths that differ from each other or from `size`, or
+        that are below `least`.
     """
     lengths = {
         jax.tree_util.keystr(path) or "(the array itself)": np.shape(leaf)[:1]
@@ -363,6 +367,8 @@ def leading_axis(name: str, tree: Any, size: int | None = None) -> int:
             f"{name} must have a leading axis of length {size}, got {length[0]}. "
             "Every leaf carries one row per item of that axis."
         )
+    if length[0] < least:
+        raise ValueError(f"{name} must have a leading axis of at least {least}, got {length[0]}.")
     return length[0]
 
 

@@ -38,6 +38,7 @@ def broadcast(
     """
     validation.integer("receivers", receivers, low=1)
     validation.typed_key("key", key)
+    validation.instance("channel", channel, Channel, "For example dflax.channel.perfect().")
     channel = without_memory("channel", channel)
     weights = jnp.ones(receivers, jnp.float32)
     if listening is not None:

@@ -72,8 +72,7 @@ def chain(*channels: Channel) -> Channel:
     Metrics of later channels take precedence over earlier ones of the same name.
     """
     for number, channel in enumerate(channels):
-        if not isinstance(channel, Channel):
-            raise TypeError(f"channels[{number}] must be a Channel, got {channel!r}.")
+        validation.instance(f"channels[{number}]", channel, Channel, "Make one with dflax.channel.")
 
     def init(message: Messages) -> tuple[Any, ...]:
         return tuple(channel.init(message) for channel in channels)

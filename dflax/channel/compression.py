@@ -36,8 +36,9 @@ def compression(
     Raises:
       TypeError: naming the argument.
     """
-    for name, given in (("compress", compress), ("bits", bits), ("init", init)):
-        validation.function(name, given)
+    validation.function("compress", compress, "It gets (message, state, key).", takes=3)
+    validation.function("bits", bits, "It gets one message.", takes=1)
+    validation.function("init", init, "It gets one message.", takes=1)
 
     def apply(
         messages: Messages, weights: Float[Array, " m"], state: Any, key: Key[Array, ""]

@@ -87,6 +87,7 @@ def from_arrays(
         raise ValueError(
             "give at most one of test and test_fraction, got both. test_fraction=0.2 holds out a fifth."
         )
+    validation.text("name", name)
     if shift is not None and scale is None:
         raise ValueError("shift needs scale, got scale=None. Pass scale=1.0 to shift alone.")
     for argument, value in (("scale", scale), ("shift", shift)):
@@ -207,7 +208,11 @@ def _checked(
     length = validation.leading_axis(labels_name, labels)
     if length == 0:
         raise ValueError(f"{labels_name} must hold at least one example, got none.")
-    validation.leading_axis(inputs_name, inputs, length)
+    examples = validation.leading_axis(inputs_name, inputs)
+    if examples != length:
+        raise ValueError(
+            f"{labels_name} must have one row per example of {inputs_name}, {examples}, got {length}."
+        )
     if np.issubdtype(labels.dtype, np.integer):
         labels = _class_numbers(labels_name, labels)
     return inputs, labels

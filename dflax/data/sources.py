@@ -88,6 +88,7 @@ def digits(test_fraction: float = 0.2, seed: int = 0) -> Split:
     Raises:
       ValueError: a fraction out of range.
     """
+    validation.probability("test_fraction", test_fraction, low_open=True, high_open=True)
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -323,7 +323,7 @@ def _require_functions(**given: Any) -> None:
     """Refuse arguments that cannot be called; None where that is a default."""
     for name, value in given.items():
         if not (name == "size" and value is None):
-            validation.function(name, value)
+            validation.function(name, value, takes=TAKES.get(name))
 
 
 def _worked(value: Any, name: str, before: Client) -> tuple[Client, Metrics]:
@@ -342,5 +342,5 @@ def _client(value: Any, name: str, before: Client) -> Client:
 
 def _message(value: Any, name: str) -> Message:
     if not jax.tree.leaves(value):
-        raise TypeError(f"{name} must return a tree of arrays to be mixed, got {value!r}.")
+        raise TypeError(f"{name} must return a tree of arrays to be mixed, got {validation.shown(value)}.")
     return value

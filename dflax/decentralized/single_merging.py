@@ -144,7 +144,7 @@ def merge(
       Zhu et al., arXiv 2507.06542.
     """
     models: Any = state.clients.params if isinstance(state, FederatedState) else state
-    count = validation.leading_axis("state", models)
+    count = validation.leading_axis("state", models, least=1)
     validation.model("state", models)
     validation.integer("batches", batches, low=1)
     validation.integer("batch_size", batch_size, low=1)

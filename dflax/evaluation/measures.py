@@ -110,7 +110,7 @@ def together(
 
 def consensus_distance(models: Params) -> Float[Array, ""]:
     """(1/n) sum_i |x_i - mean of x|^2 of stacked models, leaves `[n, ...]`."""
-    count = validation.leading_axis("models", models)
+    count = validation.leading_axis("models", models, least=1)
     validation.model("models", models)
     center = weighted_mean(models)
     squares = jax.tree.map(lambda x, c: jnp.sum(jnp.square(x - c)), models, center)
@@ -205,7 +205,8 @@ def _held(state: FederatedState, slot: str) -> Params:
 
 def _checked(models: Any) -> Models | None:
     if models is not None:
-        validation.function("models", models, "For example lambda state: state.clients.params.")
+        fix = "For example lambda state: state.clients.params."
+        validation.function("models", models, fix, takes=1)
     return models
 
 
@@ -218,5 +219,5 @@ def _together(*arguments: Any) -> Metrics:
 
 
 def _as_partial(measure: Callable[..., Any]) -> Partial:
-    validation.function("measure", measure)
+    validation.function("measure", measure, takes=1)
     return measure if isinstance(measure, Partial) else Partial(measure)

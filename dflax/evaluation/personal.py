@@ -106,6 +106,8 @@ def personalized(
     validation.typed_key("key", key)
     validation.integer("local_steps", local_steps, low=1)
     validation.integer("tuning_batch_size", tuning_batch_size, low=1)
+    if training_loss is not None:
+        validation.function("training_loss", training_loss, "As a loss, or an Oracle.", takes=3)
     tuned = loss if training_loss is None else training_loss
     solver(tuned, optimizer)  # Refuses here what it would refuse in the compiled program.
     sizes = (local_steps, tuning_batch_size, width, batches)

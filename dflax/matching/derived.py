@@ -20,6 +20,7 @@ from dflax.matching.symmetries import (
     path_of,
     permute,
     random_permutations,
+    require_symmetries,
     widths_of,
 )
 from dflax.matching.tracing import Follower, Traced
@@ -53,7 +54,7 @@ def symmetries(model: Model, params: Params, inputs: PyTree[Array]) -> dict[str,
     Raises:
       TypeError: a model that cannot be called.
     """
-    weights = without_statistics(params)
+    weights = _verified(params, inputs)
     follower, leaves, _ = _followed(calibrating(model), weights, inputs, compute=False)
     groups: dict[int, list[Place]] = {}
     sizes = follower.factors.sizes
@@ -91,6 +92,7 @@ def activations(model: Model, symmetries: Symmetries) -> Activations:
       The function. It raises ValueError for a group whose places the model's program does not tie to
       one set of units.
     """
+    require_symmetries(symmetries)
     forward = calibrating(model)
 
     def read(params: Params, inputs: PyTree[Array]) -> dict[str, Float[Array, "S d"]]:
@@ -143,7 +145,7 @@ def verify(
     """
     validation.typed_key("key", key)
     validation.real("tolerance", tolerance, low=0.0, low_open=True, scalar=True)
-    forward, weights = jax.jit(calibrating(model)), without_statistics(params)
+    forward, weights = jax.jit(calibrating(model)), _verified(params, inputs)
     widths = widths_of(symmetries, weights)
     before = [np.asarray(leaf) for leaf in jax.tree.leaves(forward(weights, inputs))]
     for name, permutation in random_permutations(key, widths).items():
@@ -159,6 +161,15 @@ def verify(
                 f"{worst:.2g} of the largest: its layers are no permutation of each other. Name every "
                 "leaf that the units touch, or take dflax.matching.symmetries(model, params, inputs)."
             )
+
+
+def _verified(params: Params, inputs: PyTree[Array]) -> Params:
+    """The weights among `params`, once these are a model and the inputs a batch."""
+    weights = without_statistics(params)
+    validation.model("params", weights)
+    validation.arrays("inputs", inputs)
+    validation.leading_axis("inputs", inputs, least=1)
+    return weights
 
 
 def calibrating(model: Model) -> Forward:

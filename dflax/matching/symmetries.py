@@ -107,8 +107,8 @@ def require_symmetries(symmetries: Symmetries) -> None:
             fits = isinstance(place, tuple) and 2 <= len(place) <= len(Place._fields)
             if not fits or not isinstance(place[0], str):
                 raise TypeError(
-                    f"symmetries[{name!r}] must be a sequence of places (leaf, axis), got {given!r}. "
-                    f"{fix}"
+                    f"symmetries[{name!r}] must be a sequence of places (leaf, axis), got "
+                    f"{validation.shown(given)}. {fix}"
                 )
 
 
@@ -124,6 +124,7 @@ def widths_of(symmetries: Symmetries, params: Params) -> dict[str, int]:
         places of one group that differ in their number of units.
     """
     require_symmetries(symmetries)
+    validation.model("params", params)
     shapes = {
         path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
@@ -138,8 +139,9 @@ def widths_of(symmetries: Symmetries, params: Params) -> dict[str, int]:
         for place in as_places(given):
             if place.leaf not in shapes:
                 raise ValueError(
-                    f"symmetries[{name!r}] must name leaves of the model, got {place.leaf!r}. It has "
-                    f"{', '.join(sorted(shapes))}."
+                    f"symmetries[{name!r}] must name leaves of the model, got "
+                    f"{validation.shown(place.leaf)}. Those of params are "
+                    f"{validation.shown(sorted(shapes))}."
                 )
             shape = shapes[place.leaf]
             if not 0 <= place.axis < len(shape):

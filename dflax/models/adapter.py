@@ -105,7 +105,8 @@ def switches(
         for each in () if open_ended else found:
             if each not in named:
                 raise ValueError(
-                    f"training must name an argument of {name}, which takes ({takes}), got {each!r}."
+                    f"training must name an argument of {name}, which takes ({takes}), got "
+                    f"{validation.shown(each)}."
                 )
     switched = Switches(name, takes, found, training is not None and not found)
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -123,7 +124,7 @@ def _named(training: Any) -> dict[str, bool]:
     if not isinstance(training, Mapping):
         raise TypeError(
             "training must be the name of an argument, or a dict of names and their values in "
-            f"training, got {training!r}. For example 'is_training' or {{'deterministic': False}}."
+            f"training, got {validation.shown(training)}. For example 'is_training' or {{'deterministic': False}}."
         )
     for each, value in training.items():
         validation.flag(f"training[{each!r}]", value)

@@ -80,8 +80,8 @@ def as_apply(model: Model, *, training: Training | None = None) -> Apply:
     )
     if training is not None:
         raise ValueError(
-            f"training must be left out for a function, got {training!r}. A function (params, inputs, "
-            "key) is in training when key is not None."
+            f"training must be left out for a function, got {validation.shown(training)}. A function "
+            "(params, inputs, key) is in training when key is not None."
         )
     assert callable(model), "refused above"
     return _from_function(model)

@@ -205,8 +205,9 @@ def trace(
       The path of the Perfetto trace, a `.json.gz`.
 
     Raises:
-      TypeError: a function that cannot be called.
+      TypeError: a folder that is no path, a function that cannot be called.
     """
+    validation.path("folder", folder)
     validation.function("function", function)
     jax.block_until_ready(function(*arguments))
     options = jax.profiler.ProfileOptions()

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dflax import validation
 from dflax.algorithm import Metrics, State
 
 NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
@@ -19,6 +20,7 @@ def verify_state(state: Any) -> None:
             f"{f' with a leaf of type {odd}' if odd else ' without any'}. Make one "
             "with algorithm.init(key, params)."
         )
+    validation.arrays("state", state)
 
 
 def verified_step(returned: Any) -> tuple[State, Metrics]:

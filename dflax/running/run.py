@@ -350,7 +350,7 @@ def _as_evaluation(
         if every is not None:
             raise ValueError(f"every needs evaluate, got every={every} and nothing to evaluate.")
         return None
-    validation.function("evaluate", evaluate)
+    validation.function("evaluate", evaluate, "It gets the state.", takes=1)
     if isinstance(evaluate, OfModel):
         raise TypeError(
             "evaluate must measure a state, got a measure of one model. Say whose model it measures: "

@@ -52,7 +52,6 @@ def averaging(
     Returns:
       An `Algorithm`; the server's optimiser is `state.server.memory`.
     """
-    validation.flag("keep_optimizer", keep_optimizer)
     work = local_change(loss, optimizer, problem, keep_optimizer=keep_optimizer)
     begin, update = descent(server_optimizer)
     if keep_optimizer:
@@ -85,9 +84,13 @@ def local_change(
       keep_optimizer: whether the client's memory is its optimiser's state; else it has none, and the
         optimiser is fresh in every round.
       problem: from the server's model to what the clients minimise.
+
+    Raises:
+      TypeError: naming the argument.
     """
+    validation.flag("keep_optimizer", keep_optimizer)
     solve = solver(loss, optimizer)
-    validation.function("problem", problem, "From the model to a Subproblem.")
+    validation.function("problem", problem, "From the model to a Subproblem.", takes=1)
 
     def work(
         assignment: Assignment, own: Any, server: Server, data: Dataset, index: Int[Array, ""]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from dflax import returned
+from dflax import returned, validation
 from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Metrics, Params
 from dflax.channel.broadcast import broadcast
@@ -53,7 +53,7 @@ def reported(report: Any, memory: Any, message: PyTree[Array], kinds: tuple[str,
     if set(report.kinds or ()) != set(kinds):
         raise ValueError(
             f"the kinds of work's Report must say of each of {sorted(kinds)} whether the message is of "
-            f"this kind, got {report.kinds}."
+            f"this kind, got {validation.shown(report.kinds)}."
         )
     return report
 

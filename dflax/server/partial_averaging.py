@@ -24,13 +24,17 @@ Chooser = Callable[[str], bool]
 
 def normalization(path: str) -> bool:
     """Whether a leaf belongs to batch normalisation, scales, shifts and running statistics: FedBN."""
+    validation.text("path", path)
     return "BatchNorm" in path or path.split("/")[0] == "batch_stats"
 
 
 def layers(*names: str) -> Chooser:
     """Chooses the leaves whose path has one of these names in it: `layers("Dense_1")` for a head."""
     if not names or not all(isinstance(name, str) for name in names):
-        raise TypeError(f'names must be strings, at least one, got {names}. For example "Dense_1".')
+        raise TypeError(
+            f"names must be strings, at least one, got {validation.shown(names)}. For example "
+            '"Dense_1".'
+        )
     return lambda path: any(part in names for part in path.split("/"))
 
 
@@ -77,7 +81,8 @@ def partial_averaging(
       Li et al., FedBN, arXiv 2102.07623; Arivazhagan et al., Federated Learning with Personalization
       Layers (FedPer), arXiv 1912.00818.
     """
-    validation.function("local", local, "It says of a path whether that leaf stays local.")
+    fix = "It says of a path whether that leaf stays local."
+    validation.function("local", local, fix, takes=1)
     validation.integer("clients", clients, low=1)
     solve = solver(loss, optimizer)
     begin, step = descent(server_optimizer)
@@ -88,7 +93,8 @@ def partial_averaging(
             if not jax.tree.leaves(kept):
                 paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
                 raise ValueError(
-                    f"local must choose some leaves and leave some to be shared, got {fault} of {paths}."
+                    f"local must choose some leaves and leave some to be shared, got {fault} "
+                    f"of {validation.shown(paths)}."
                 )
         memory, _ = begin(key, _part(params, local, False))
         return memory, replicate(own, clients)
@@ -120,6 +126,8 @@ def partial_averaging(
 
 def own_models(state: FederatedState) -> Params:
     """Every client's whole model under partial averaging, leaves `[n, ...]`."""
+    fix = "Pass the state of an algorithm from dflax.server.partial_averaging."
+    validation.instance("state", state, FederatedState, fix)
     count = jax.tree.leaves(state.clients.memory)[0].shape[0]
     return _joined(state.clients.memory, replicate(state.server.params, count))
 

@@ -24,12 +24,16 @@ def check_rate(name: str, rate: Rate, **bounds: Any) -> None:
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    made = rate(jnp.int32(0)) if callable(rate) else rate
+    fix = "Or give a function of the round's number that returns one, such as lambda t: 0.998**t."
+    made = rate
+    if callable(rate):
+        validation.function(name, rate, "It gets the round's number.", takes=1)
+        made = rate(jnp.int32(0))
     validation.real(
         name,
         made,
         scalar=True,
-        fix="Or give a function of the round's number that returns one, such as lambda t: 0.998**t.",
+        fix=fix,
         **bounds,
     )
 

@@ -29,6 +29,18 @@ from dflax.server.protocol import Arrived, Clients, Own, Received, Report, Serve
 
 # What keeps running statistics from being averaged at a server.
 LOCAL = ("keep them local (dflax.server.partial_averaging, local=normalization)",)
+# How many arguments each function of a method gets; `start` gets what a user passes to `init`, too.
+TAKES = {
+    "work": 5,
+    "update": 2,
+    "message": 1,
+    "assign": 2,
+    "publish": 1,
+    "read": 2,
+    "receive": 4,
+    "answer": 1,
+    "rest": 1,
+}
 
 
 def with_server(
@@ -127,7 +139,10 @@ def with_server(
     asked: dict[str, Any] = {"assign": assign, "publish": publish, "read": read, "receive": receive}
     asked |= {"answer": answer, "rest": rest}
     for name, given in (stated | {k: v for k, v in asked.items() if v is not None}).items():
-        validation.function(name, given)
+        validation.function(name, given, takes=TAKES.get(name))
+    kinds = tuple(validation.sequence("kinds", kinds, "names", least=0))
+    for place, kind in enumerate(kinds):
+        validation.text(f"kinds[{place}]", kind)
     aggregator = mean() if aggregator is None else aggregator
     channel = perfect() if channel is None else channel
     validation.instance(
@@ -143,7 +158,8 @@ def with_server(
             raise ValueError(f"{name} must be given with an answer, got None.")
     if downlink is not None and publish is None:
         raise ValueError(
-            f"publish must be given with a downlink, to say what is sent over it, got {downlink!r}."
+            "publish must be given with a downlink, to say what is sent over it, got None and "
+            f"downlink={validation.shown(downlink)}."
         )
     downlink = without_memory("downlink", downlink)
 
