@@ -10,6 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from dflax import validation
+
 Method = Literal["auto", "patches", "winograd", "native"]
 
 # Measured on CPU: with fewer channels the products are too small for what the sums around them cost,
@@ -73,7 +75,9 @@ def correlate(
       ValueError: a method that is unknown or cannot compute this convolution.
     """
     if method not in get_args(Method):
-        raise ValueError(f"method must be one of {get_args(Method)}, got {validation.shown(method)}.")
+        raise ValueError(
+            f"method must be one of {get_args(Method)}, got {validation.shown(method)}."
+        )
     if method == "winograd" and not geometry.tiles_of_three:
         raise ValueError(
             "method 'winograd' needs a kernel of 3 (x 3) taps without strides, dilation and groups, "

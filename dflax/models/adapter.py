@@ -124,7 +124,8 @@ def _named(training: Any) -> dict[str, bool]:
     if not isinstance(training, Mapping):
         raise TypeError(
             "training must be the name of an argument, or a dict of names and their values in "
-            f"training, got {validation.shown(training)}. For example 'is_training' or {{'deterministic': False}}."
+            f"training, got {validation.shown(training)}. For example 'is_training' or "
+            "{'deterministic': False}."
         )
     for each, value in training.items():
         validation.flag(f"training[{each!r}]", value)

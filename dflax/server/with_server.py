@@ -169,8 +169,8 @@ def with_server(
         started = start(key, params, *given)
         named = ("server_memory", "client_memory", "what clients know and never write")
         server_memory, client_memory, *known = returned.parts("start", started, named, optional=1)
-        known = known[0] if known else ()
-        for name, rows in (("memory", client_memory), ("knowledge", known)):
+        knowledge = known[0] if known else ()
+        for name, rows in (("memory", client_memory), ("knowledge", knowledge)):
             if jax.tree.leaves(rows):
                 validation.leading_axis(f"the clients' {name}", rows, clients)
         one = message(params)
@@ -185,7 +185,7 @@ def with_server(
         warn_of_averaging(one, remedies=LOCAL)
         combining = {name: aggregator.init(one) for name in kinds} or aggregator.init(one)
         server = Server(params, server_memory, combining)
-        return FederatedState(jnp.int32(0), server, Clients(client_memory, memory, known))
+        return FederatedState(jnp.int32(0), server, Clients(client_memory, memory, knowledge))
 
     def seen(rows: Own) -> Any:
         """What a method's functions get of a client: both parts, if it knows anything."""
@@ -291,7 +291,7 @@ def with_server(
         shares = {name: jnp.sum(there) / round.clients for name, there in present.items()}
         counts = {name: jnp.sum(there).astype(jnp.float32) for name, there in present.items()}
         reporting, share = counts.pop(""), shares.pop("")
-        metrics = mean_metrics(reports.metrics, weights * measuring)
+        metrics = mean_metrics(reports.metrics, jnp.where(measuring, weights, 0))
         received = Received(
             one, reporting, shares if kinds else share, round.number, server_key, metrics
         )
