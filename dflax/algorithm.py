@@ -130,7 +130,7 @@ def rollout(
         "start", start, kind="integer", shape=(), low=0, high=validation.LARGEST_COUNT
     )
     verify_source(source, None if validation.is_traced(start) else int(first) + rounds)
-    validation.arrays("state", state, "Make one with algorithm.init(key, params).")
+    validation.arrays("state", state, "Make one with algorithm.init(key, params).", some=True)
 
     def one_round(state: State, index: Int[Array, ""]) -> tuple[State, Metrics]:
         return algorithm.step(state, source.draw(key, index))
@@ -144,12 +144,13 @@ def verify_algorithm(name: str, value: Any) -> None:
     validation.instance(name, value, Algorithm, fix)
 
 
-def verify_source(source: Any, stop: int | None = None) -> None:
+def verify_source(source: Any, stop: int | None = None, name: str = "source") -> None:
     """Refuse what draws no rounds, or a table of events that ends before round `stop`.
 
     Args:
       source: of a run.
       stop: number of the last round, counted from 1; None when it is not known yet.
+      name: of the argument, for the message.
 
     Raises:
       TypeError: the source has no method `draw`.
@@ -157,7 +158,7 @@ def verify_source(source: Any, stop: int | None = None) -> None:
     """
     if isinstance(source, type) or not callable(getattr(source, "draw", None)):
         raise TypeError(
-            f"source must have a method draw(key, index), got {type(source).__name__}. Pass a "
+            f"{name} must have a method draw(key, index), got {type(source).__name__}. Pass a "
             "dflax.Federation, made of the data and the partition, or dflax.Events."
         )
     if isinstance(source, Events) and stop is not None:

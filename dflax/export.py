@@ -72,6 +72,7 @@ def save(path: str | pathlib.Path, params: Params, metadata: dict[str, str] | No
         raise ValueError(
             f'metadata must not have the key "{DIGEST}". It is written by save itself.'
         )
+    validation.arrays("params", params)
     named = _named("params", params)
     if not named:
         raise ValueError(f"params must hold at least one array, got {validation.shown(params)}.")

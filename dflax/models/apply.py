@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -103,7 +103,11 @@ def variables(
     Raises:
       TypeError: the model is a function, or `key` is no key where one is needed.
     """
-    return as_apply(model).variables(key, inputs)
+    apply = as_apply(model)
+    if inputs is not None:
+        validation.arrays("inputs", inputs)
+        validation.leading_axis("inputs", inputs, least=1)
+    return apply.variables(key, inputs)
 
 
 def with_variables(model: Model, variables: Params, inputs: PyTree[Array] | None = None) -> Any:
@@ -118,7 +122,16 @@ def with_variables(model: Model, variables: Params, inputs: PyTree[Array] | None
       nnx: a new module. equinox: the module, or the pair of module and state. haiku: the params, or
       the pair of params and state. linen: the variables.
     """
-    return as_apply(model).fill(variables, inputs)
+    apply = as_apply(model)
+    validation.model("variables", variables)
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise TypeError(
+            f'variables must be a dict with "params", got {validation.shown(variables)}. Pass what '
+            "training made of dflax.models.variables(model)."
+        )
+    if inputs is not None:
+        validation.arrays("inputs", inputs)
+    return apply.fill(variables, inputs)
 
 
 def _from_function(function: Callable[..., PyTree[Array]]) -> Apply:

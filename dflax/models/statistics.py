@@ -115,7 +115,11 @@ def recalibrate_on(
     model: Model, variables: Variables, data: Dataset, rows: Int[Array, "T B"]
 ) -> Variables:
     """As `recalibrate`, on the given minibatches, for example of one client: `rows` `[T, B]`."""
-    apply, count = as_apply(model), rows.shape[0]
+    apply = as_apply(model)
+    _require_statistics(variables)
+    validation.instance("data", data, Dataset)
+    validation.array("rows", rows, kind="integer", shape=("T", "B"))
+    count = rows.shape[0]
 
     def add(total: PyTree[Array], indices: Array) -> tuple[PyTree[Array], None]:
         _, batch = apply.calibrate(variables, data.fetch(indices).inputs)

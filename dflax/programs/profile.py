@@ -130,6 +130,7 @@ def round(
       ValueError: a mesh without the axis "clients"; shapes in place of arrays that are to be run.
     """
     validation.integer("measured_rounds", measured_rounds, low=0)
+    validation.arrays("state", state, "Make one with algorithm.init(key, params).", some=True)
     if measured_rounds and not _are_arrays((state, source)):
         raise ValueError(
             f"measured_rounds must be 0 where state or source are shapes, got {measured_rounds}. Pass "

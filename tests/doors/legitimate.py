@@ -4,6 +4,7 @@ import fnmatch
 
 # Types of values: made by the functions that are checked, or as plain as a tuple; no doors of theirs.
 RECORDS = {
+    "SideBySide",
     "data.ClassLaws",
     "data.Dataset",
     "data.Dealt",
@@ -21,6 +22,42 @@ NUMBERS = "None True complex nan inf -1 0.5 3 [] {} array[0] array[2,3,4] array-
 # "callable(argument)" with wildcards, the kinds of `walk.WRONG`, and why these are right.
 LEGITIMATE = [
     ("*(name)", "word digit", "any text is a name"),
+    ("decentralized.merge(state)", "array[2,3,4] array-of-NaN", "models may be one array"),
+    ("evaluation.consensus_distance(models)", "array[2,3,4] array-of-NaN", "they may be one array"),
+    (
+        "local.client_gradients(params)",
+        "array[0] array[2,3,4] array-of-NaN",
+        "a model may be one array",
+    ),
+    ("Events(table)", "array[0] array[2,3,4] array-of-NaN", "a table may be one column"),
+    ("matching.activations(symmetries)", "{}", "a model without symmetries"),
+    (
+        "matching.symmetries(params)",
+        "array[0] array[2,3,4] array-of-NaN",
+        "flax says itself what its modules do not take",
+    ),
+    ("matching.*(inputs)", "array[2,3,4] array-of-NaN", "flax says itself that shapes do not fit"),
+    (
+        "models.*variables(inputs)",
+        "array[2,3,4] array-of-NaN rows",
+        "a model takes inputs of any shape",
+    ),
+    ("models.with_variables(inputs)", NUMBERS, "read of haiku's transforms alone"),
+    (
+        "rollout(state)",
+        "True complex nan inf -1 0.5 3 rows array[0] array[2,3,4] array-of-NaN",
+        "a state may be any arrays",
+    ),
+    (
+        "profile.round(state)",
+        "True complex nan inf -1 0.5 3 rows array[0] array[2,3,4] array-of-NaN",
+        "a state may be any arrays",
+    ),
+    ("server.*_vr(gamma)", "None", "averages the local models"),
+    ("sweep(seeds)", "3", "an integer, 1 by default"),
+    ("models.as_apply(training)", "{}", "a model that is frozen on purpose"),
+    ("decentralized.dimat*(model)", "function", "any apply is a model"),
+    ("server.with_server(kinds)", "[] array[0] array-of-words", "any number of names"),
     ("run(title)", "word digit", "any text is a title"),
     ("*(seed)", "2^40", "a seed of the host's generators may have 63 bits"),
     ("*(at_once)", "3", "an integer, None by default"),
