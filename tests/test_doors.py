@@ -5,7 +5,6 @@ import warnings
 
 import pytest
 from doors import walk
-from doors.ajar import AJAR
 from doors.legitimate import LEGITIMATE, RECORDS, matches, passes
 from doors.table import CALLS
 
@@ -31,7 +30,7 @@ def test_wrong_values_are_refused_by_name(package, tmp_path, monkeypatch):
     for name, function in PUBLIC.items():
         if name in CALLS and name.rpartition(".")[0].split(".")[0] == package:
             for argument, kind, call in walk.calls(function, CALLS[name]):
-                if f"{name}({argument})" in AJAR or passes(name, argument, kind):
+                if passes(name, argument, kind):
                     continue
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")

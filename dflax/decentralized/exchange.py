@@ -12,6 +12,7 @@ from dflax.channel.channel import Channel, sent_through
 from dflax.clients import select
 from dflax.federation import Round
 from dflax.gossip.mixer import Mixer, MixerState, Mixing, in_models, mix
+from dflax.metrics import disjoint
 
 Message = PyTree[Array]
 Size = Callable[[Message, Params], float]
@@ -81,7 +82,7 @@ def exchange(
     memory = memory if active is None else select(active > 0, memory, channel_state)
     # A client whose own message is lost still has it.
     heard = select(weights > 0, heard, messages)
-    metrics = _in_models(metrics, messages, models, size) | counted
+    metrics = disjoint(mixer=_in_models(metrics, messages, models, size), channel=counted)
     return Exchange(heard, mixing_state, memory, weights, metrics)
 
 

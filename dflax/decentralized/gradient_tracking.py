@@ -25,6 +25,7 @@ from dflax.gossip.mixer import (
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import solver
 from dflax.local.subproblem import Subproblem
+from dflax.models.averaged import require_weights_alone
 
 Rate = float | Array | Callable[[Int[Array, ""]], float | Float[Array, ""]]
 
@@ -96,6 +97,7 @@ def dsgt(
     look = solver(loss, optax.set_to_zero(), mean_gradient=True)
 
     def start(key: Key[Array, ""], models: Params) -> Tracking:
+        require_weights_alone(models, "gradient tracking")
         zeros = jax.tree.map(jnp.zeros_like, models)
         return Tracking(zeros, zeros)
 

@@ -16,6 +16,7 @@ from dflax.decentralized.exchange import Exchange, Message, Size, exchange, taki
 from dflax.federation import Assignment, Round
 from dflax.gossip.mixer import Mixer, deal, join, require_mixer
 from dflax.gossip.rows import starts
+from dflax.metrics import disjoint
 from dflax.models.averaged import warn_of_averaging
 
 Number = Int[Array, ""]
@@ -287,10 +288,14 @@ def _algorithm(
         counted = jnp.where(round.assignments.local_steps > 0, present, 0)
         if mixed.arrived is not None:
             counted = jnp.where(gather(mixed.arrived, round.cohort) > 0, counted, 0)
-        metrics = mean_metrics(measured, counted) | {"clients_active": present.sum()}
+        metrics = disjoint(
+            work=mean_metrics(measured, counted),
+            round={"clients_active": present.sum()},
+            exchange=mixed.metrics,
+        )
         once, rows = deal(mixed.mixer)
         clients = Clients(after.params, after.memory, mixed.channel, rows)
-        return FederatedState(state.round + 1, Server(once), clients), metrics | mixed.metrics
+        return FederatedState(state.round + 1, Server(once), clients), metrics
 
     return Algorithm(init, step)
 

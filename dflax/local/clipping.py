@@ -8,12 +8,14 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Batch
 from dflax.local.oracle import Loss, Oracle, gradient
+from dflax.models.averaged import of_weights, with_statistics_of
 
 
 def clipped(loss: Loss | Oracle, norm: float) -> Oracle:
     """The oracle of a gradient no longer than `norm`: `q min(1, norm / |q|)`, q what `loss` gives.
 
-    |.| is the Euclidean norm over all parameters. Only what the client sees of its own objective is
+    |.| is the Euclidean norm over all weights. Running statistics neither count nor are clipped.
+    Only what the client sees of its own objective is
     clipped: the proximal term, dual, momentum and weight decay of a method are added afterwards and
     keep their centre, which a clip within the optimiser (`optax.clip_by_global_norm`) would move.
 
@@ -32,8 +34,9 @@ def clipped(loss: Loss | Oracle, norm: float) -> Oracle:
 
     def evaluate(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
         seen, metrics = oracle(params, batch, key)
-        factor = norm / jnp.maximum(jnp.sqrt(squared_norm(seen)), norm)
-        return jax.tree.map(lambda q: jnp.asarray(factor, q.dtype) * q, seen), metrics
+        factor = norm / jnp.maximum(jnp.sqrt(squared_norm(of_weights(seen))), norm)
+        short = jax.tree.map(lambda q: jnp.asarray(factor, q.dtype) * q, seen)
+        return with_statistics_of(seen, short), metrics
 
     return Oracle(evaluate)
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from dflax.algorithm import Params
 from dflax.local.clipping import squared_norm
-from dflax.models.averaged import of_weights
+from dflax.models.averaged import of_weights, with_statistics_of
 
 
 class Subproblem(NamedTuple):
@@ -51,9 +51,7 @@ class Subproblem(NamedTuple):
             if not _is_origin(self.anchor):
                 apart = jax.tree.map(jnp.subtract, params, self.anchor)
             gradient = jax.tree.map(lambda g, d: g + self.pull * d, gradient, apart)
-        if isinstance(seen, dict) and "batch_stats" in seen:
-            gradient = {**gradient, "batch_stats": seen["batch_stats"]}
-        return gradient
+        return with_statistics_of(seen, gradient)
 
     def value(self, objective: Float[Array, ""], params: Params) -> Float[Array, ""]:
         """The subproblem's value at `params`, given that of the client's own objective."""

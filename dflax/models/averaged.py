@@ -54,6 +54,27 @@ def warn_of_averaging(
     )
 
 
+def require_weights_alone(models: PyTree[Array], method: str) -> None:
+    """Refuse running statistics in a method that makes its steps of gradients of several models.
+
+    Running statistics have no gradient: what takes their place moves them to those of one batch, and
+    differences, means and rates of that mean nothing.
+
+    Args:
+      models: what the method is to train; only names are read.
+      method: who asks, for the message.
+
+    Raises:
+      ValueError: an array under "batch_stats".
+    """
+    if holds_statistics(models):
+        raise ValueError(
+            f'params must hold no running statistics ("{STATISTICS}"), because {method} makes its steps '
+            "of gradients of several models, and statistics have none. Take a model with GroupNorm, or "
+            "a method whose clients step with an optimiser of their own, such as fedavg or dfedavg."
+        )
+
+
 def of_weights(change: Params) -> Params:
     """A change of a model in which running statistics do not move; of models without any, the same.
 
@@ -63,3 +84,10 @@ def of_weights(change: Params) -> Params:
         return change
     zeros: Any = jax.tree.map(jnp.zeros_like, change[STATISTICS])
     return {**change, STATISTICS: zeros}
+
+
+def with_statistics_of(seen: Params, direction: Params) -> Params:
+    """A direction that moves running statistics as `seen` does; of models without any, the same."""
+    if not isinstance(seen, dict) or STATISTICS not in seen:
+        return direction
+    return {**direction, STATISTICS: seen[STATISTICS]}

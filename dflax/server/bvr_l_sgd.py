@@ -18,6 +18,7 @@ from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.models.averaged import require_weights_alone
 from dflax.server.asked import alone, either
 from dflax.server.protocol import Received, Report, Server
 from dflax.server.with_server import with_server
@@ -95,6 +96,7 @@ def bvr_l_sgd(
     validation.integer("batch_size", batch_size, low=1)
 
     def start(key: Key[Array, ""], params: Params) -> tuple[Estimate, tuple[()]]:
+        require_weights_alone(params, "BVR-L-SGD")
         return Estimate(params, jax.tree.map(jnp.zeros_like, params)), ()
 
     def large(round: Round, key: Key[Array, ""]) -> Task:

@@ -20,6 +20,7 @@ from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.models.averaged import require_weights_alone
 from dflax.server.anchors import Anchors
 from dflax.server.protocol import Arrived, Received, Report, Server
 from dflax.server.rates import Rate, check_rate, rate_at
@@ -137,6 +138,7 @@ def fedamd(
     validation.at_once(at_once)
 
     def start(key: Key[Array, ""], params: Params, gradients: Params) -> tuple[Direction, Cached]:
+        require_weights_alone(params, "FedAMD")
         count = check_gradients(params, gradients)
         taken = jnp.full(count, -1, jnp.int32)
         return Direction(weighted_mean(gradients)), Cached(gradients, taken)

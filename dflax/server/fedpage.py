@@ -18,6 +18,7 @@ from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.solver import solver
 from dflax.local.subproblem import Subproblem
+from dflax.models.averaged import require_weights_alone
 from dflax.server.asked import either, everyone
 from dflax.server.protocol import Received, Report, Server
 from dflax.server.rates import Rate, check_rate, rate_at
@@ -97,6 +98,7 @@ def fedpage(
     solve = solver(recursive(oracle), lambda number: optax.sgd(rate_at(rate, number)))
 
     def start(key: Key[Array, ""], params: Params) -> tuple[Estimate, tuple[()]]:
+        require_weights_alone(params, "FedPAGE")
         return Estimate(params, jax.tree.map(jnp.zeros_like, params)), ()
 
     def assign(round: Round, key: Key[Array, ""]) -> Task:

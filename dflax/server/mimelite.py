@@ -15,6 +15,7 @@ from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer, check_optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.models.averaged import require_weights_alone
 from dflax.server.protocol import Received, Report, Server
 from dflax.server.rates import Rate, check_rate, rate_at
 from dflax.server.with_server import with_server
@@ -134,6 +135,7 @@ def mimelite(
     look = solver(oracle, optax.sgd(0.0), mean_gradient=True)
 
     def start(key: Key[Array, ""], params: Params) -> tuple[PyTree[Array], tuple[()]]:
+        require_weights_alone(params, "MimeLite")
         return base.init(params), ()
 
     def work(

@@ -16,6 +16,7 @@ from dflax.channel.compression import numbers
 from dflax.clients import gather, map_clients, map_cohort, mean_metrics, replicate, scatter, select
 from dflax.data.dataset import Dataset
 from dflax.federation import Round
+from dflax.metrics import disjoint
 from dflax.models.averaged import warn_of_averaging
 from dflax.server.exchange import (
     cleared,
@@ -250,13 +251,14 @@ def with_server(
             before.known,
         )
         totals = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), reports.totals)
-        metrics = received.metrics | totals | measured
+        parts = {"the clients' work": received.metrics, "totals": totals, "aggregator": measured}
         if publish is not None:
             # Both broadcasts together, where there are two.
             down = {k: v + measured_reply.get(k, 0.0) for k, v in measured_down.items()}
-            metrics |= {"numbers_up": invited.sum() * numbers(one_message)} | down
-        metrics |= measured_up | jax.tree.map(lambda leaf: unless(happened, leaf), updated)
-        return FederatedState(state.round + 1, server, clients), metrics
+            parts["downlink"] = {"numbers_up": invited.sum() * numbers(one_message)} | down
+        parts["channel"] = measured_up
+        parts["update"] = jax.tree.map(lambda leaf: unless(happened, leaf), updated)
+        return FederatedState(state.round + 1, server, clients), disjoint(**parts)
 
     def in_hand(
         state: FederatedState,

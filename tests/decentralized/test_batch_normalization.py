@@ -55,7 +55,6 @@ METHODS = {
     ),
     "dfedsam": lambda: decentralized.dfedsam(LOSS, SGD, RING, gossip_steps=2),
     "dfedadmm": lambda: decentralized.dfedadmm(LOSS, SGD, RING),
-    "dsgt": lambda: decentralized.dsgt(LOSS, 0.1, RING),
     "dispfl": lambda: decentralized.dispfl(LOSS, SGD, RING, rounds=5),
     "single merging": lambda: decentralized.single_merging(LOSS, SGD, N),
     "sgp": lambda: decentralized.sgp(LOSS, SGD, topology.ring(N)),
@@ -68,13 +67,11 @@ METHODS = {
     "fedavg": lambda: server.fedavg(LOSS, SGD),
     "fedprox": lambda: server.fedprox(LOSS, SGD, pull=0.5),
     "fedadmm": lambda: server.fedadmm(LOSS, SGD, N),
-    "fedpage": lambda: server.fedpage(LOSS, 0.1, 0.5),
-    "bvr-l-sgd": lambda: server.bvr_l_sgd(LOSS, SGD, 2),
     "scaffold": lambda: server.scaffold(LOSS, SGD, N),
 }
 # Those whose messages are not models alone, or go through no mixer.
-NO_MIXER = {"dsgt", "dispfl", "gossip learning", "modest", "fedavg", "fedprox", "fedadmm"}
-NO_MIXER |= {"fedpage", "bvr-l-sgd", "scaffold"}
+NO_MIXER = {"dispfl", "gossip learning", "modest", "fedavg", "fedprox", "fedadmm"}
+NO_MIXER |= {"scaffold"}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -85,6 +82,24 @@ def test_averaged_statistics_are_warned_of_once_at_the_start(name):
     (warning,) = seen
     assert warning.filename == __file__
     assert ("gossip.recalibrated" in str(warning.message)) == (name not in NO_MIXER)
+
+
+@pytest.mark.parametrize(
+    ("make", "given"),
+    [
+        (lambda: decentralized.dsgt(LOSS, 0.1, RING), ()),
+        (lambda: server.fedpage(LOSS, 0.1, 0.5), ()),
+        (lambda: server.bvr_l_sgd(LOSS, SGD, 2), ()),
+        (lambda: server.mimelite(LOSS, optax.sgd(0.1)), ()),
+        (
+            lambda: server.fedamd(LOSS, SGD, server.anchors.constant(0.5)),
+            (dx.replicate(VARIABLES, N),),
+        ),
+    ],
+)
+def test_methods_of_gradients_of_several_models_refuse_statistics(make, given):
+    with pytest.raises(ValueError, match=r"params must hold no running statistics.*GroupNorm"):
+        make().init(KEY, VARIABLES, *given)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,15 @@ def test_the_length_is_that_of_the_whole_tree():
     np.testing.assert_allclose([seen["a"], seen["b"][0]], [0.6, 0.8], rtol=1e-6)
 
 
+def test_running_statistics_neither_count_nor_are_clipped():
+    def oracle(params, batch, key):
+        return {"params": jnp.array([3.0, 4.0]), "batch_stats": jnp.array([12.0])}, {}
+
+    seen, _ = dx.local.clipped(dx.local.Oracle(oracle), 1.0)({}, BATCH, KEY)
+    np.testing.assert_allclose(seen["params"], [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_array_equal(seen["batch_stats"], [12.0])
+
+
 def test_the_proximal_term_is_not_clipped():
     """A step of rate 1 with pull 0.5 from 1 away: the clipped gradient, and the whole pull."""
     data = dx.data.Dataset(BATCH.inputs, BATCH.labels)
