@@ -243,7 +243,8 @@ class Federation:
         for name, value in changes.items():
             if name not in arguments:
                 raise TypeError(
-                    f"{name} is no argument of Federation, got {name}={validation.shown(value)}. Allowed are "
+                    f"{name} is no argument of Federation, got {name}={validation.shown(value)}. "
+                    "Allowed are "
                     f"{', '.join(arguments)}."
                 )
         for given, other in (("local_steps", "local_epochs"), ("local_epochs", "local_steps")):

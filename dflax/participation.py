@@ -125,7 +125,8 @@ def availability(cohort: int, table: Bool[Array, "T n"]) -> Participation:
         values = np.asarray(table)
         other = values[~np.isin(values, (0, 1))]
         if other.size:
-            raise ValueError(f"table must hold booleans or zeros and ones, got {validation.shown(other[0])}. {fix}")
+            given = validation.shown(other[0])
+            raise ValueError(f"table must hold booleans or zeros and ones, got {given}. {fix}")
     return Partial(functools.partial(_availability, cohort), jnp.asarray(table, bool))
 
 

@@ -65,8 +65,8 @@ def side_by_side(sources: Sequence[Source]) -> SideBySide:
     validation.instance("sources", sources, Sequence, "Pass a list of federations.")
     if not sources:
         raise ValueError("sources must list at least one source, got none.")
-    for source in sources:
-        verify_source(source)
+    for place, source in enumerate(sources):
+        verify_source(source, name=f"sources[{place}]")
     alike = _with_one_bound(list(sources))
     structure: Any = jax.tree.structure(alike[0])
     for place, source in enumerate(alike):

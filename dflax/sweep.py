@@ -172,8 +172,8 @@ def sweep(
     for name, tried in grid.items():
         validation.real(f"grid[{name!r}]", tried)
         if np.ndim(tried) != 1 or len(tried) == 0:
-            raise ValueError(f"grid[{name!r}] must list at least one number, got "
-                f"{validation.shown(tried)}."
+            raise ValueError(
+                f"grid[{name!r}] must list at least one number, got {validation.shown(tried)}."
             )
     _verify_names(factory, list(grid))
     axes = {name: np.asarray(tried) for name, tried in grid.items()} | {"seed": np.arange(seeds)}

@@ -328,9 +328,9 @@ def arrays(name: str, tree: Any, fix: str = "") -> None:
     for at, leaf in jax.tree_util.tree_leaves_with_path(tree):
         place = f"{name}{jax.tree_util.keystr(at)}"
         dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
-        # Typed keys have a dtype without a kind.
         known = dtype is not None and shape is not None
-        known = known and getattr(dtype, "kind", None) not in ("O", "S", "U", "M")
+        is_key = known and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+        known = is_key or (known and getattr(dtype, "kind", None) not in ("O", "S", "U", "M"))
         if not known and not isinstance(leaf, (bool, int, float, complex)):
             raise TypeError(_message(place, leaf, "an array or a number", fix))
         if isinstance(leaf, int) and abs(leaf) > LARGEST_COUNT:

@@ -117,7 +117,9 @@ def adapt_then_combine(
     Warns:
       dflax.models.AveragedStatistics: from `init`, models with "batch_stats" that the mixer averages.
     """
-    _require_functions(work=work, start=start, message=message, hear=hear, size=size)
+    _require_functions(
+        work=(work, 4), start=(start, None), message=(message, 3), hear=(hear, 4), size=(size, 2)
+    )
 
     def send(before: Client, after: Client, index: Number) -> Message:
         return _message(message(before, after, index), "message(before, after, index)")
@@ -189,7 +191,7 @@ def combine_then_adapt(
     Raises:
       As there, and so are the warnings.
     """
-    _require_functions(work=work, start=start, message=message, size=size)
+    _require_functions(work=(work, 5), start=(start, None), message=(message, 2), size=(size, 2))
 
     def send(own: Client, index: Number) -> Message:
         return _message(message(own, index), "message(client, index)")
@@ -319,11 +321,11 @@ def _exchange(
     return exchange(mixer, channel, mixing, clients.channel, round, messages, clients.params, size)
 
 
-def _require_functions(**given: Any) -> None:
-    """Refuse arguments that cannot be called; None where that is a default."""
-    for name, value in given.items():
+def _require_functions(**given: tuple[Any, int | None]) -> None:
+    """Refuse what cannot be called with so many arguments (None: any); a size may be left out."""
+    for name, (value, takes) in given.items():
         if not (name == "size" and value is None):
-            validation.function(name, value, takes=TAKES.get(name))
+            validation.function(name, value, takes=takes)
 
 
 def _worked(value: Any, name: str, before: Client) -> tuple[Client, Metrics]:
@@ -342,5 +344,7 @@ def _client(value: Any, name: str, before: Client) -> Client:
 
 def _message(value: Any, name: str) -> Message:
     if not jax.tree.leaves(value):
-        raise TypeError(f"{name} must return a tree of arrays to be mixed, got {validation.shown(value)}.")
+        raise TypeError(
+            f"{name} must return a tree of arrays to be mixed, got {validation.shown(value)}."
+        )
     return value

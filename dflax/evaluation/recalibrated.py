@@ -35,7 +35,7 @@ def recalibrated(
     References:
       Zhu et al., A Single Merging Suffices, arXiv 2507.06542.
     """
-    validation.function("measure", measure)
+    validation.function("measure", measure, takes=1)
     as_apply(model)  # Refuses here what is no model.
     validation.instance("data", data, Dataset, "Of a Split pass its .train.")
     validation.integer("batches", batches, low=1)

@@ -95,6 +95,7 @@ def mixer(
             )
         return repeat(scheduled(topology), steps)
     if isinstance(topology, (list, tuple)):
+        validation.sequence("topology", topology, "graphs or matrices")
         matrices = [as_matrix(one, weights) for one in topology]
         if not disconnected:
             _require_connected(matrices)

@@ -73,7 +73,9 @@ def correlate(
       ValueError: a method that is unknown or cannot compute this convolution.
     """
     if method not in get_args(Method):
-        raise ValueError(f"method must be one of {get_args(Method)}, got {validation.shown(method)}.")
+        raise ValueError(
+            f"method must be one of {get_args(Method)}, got {validation.shown(method)}."
+        )
     if method == "winograd" and not geometry.tiles_of_three:
         raise ValueError(
             "method 'winograd' needs a kernel of 3 (x 3) taps without strides, dilation and groups, "

@@ -124,11 +124,19 @@ def _named(training: Any) -> dict[str, bool]:
     if not isinstance(training, Mapping):
         raise TypeError(
             "training must be the name of an argument, or a dict of names and their values in "
-            f"training, got {validation.shown(training)}. For example 'is_training' or {{'deterministic': False}}."
+            f"training, got {validation.shown(training)}. For example 'is_training' or "
+            "{'deterministic': False}."
         )
     for each, value in training.items():
         validation.flag(f"training[{each!r}]", value)
     return dict(training)
+
+
+def require_example(inputs: Any) -> None:
+    """Refuse what is no batch to initialise a model on."""
+    fix = "Pass an example batch, such as data.inputs[:2]."
+    validation.arrays("inputs", inputs, fix)
+    validation.leading_axis("inputs", inputs)
 
 
 def split_statistics(params: Params) -> tuple[Params, PyTree[Array] | None]:

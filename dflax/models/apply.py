@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Params
-from dflax.models.adapter import Apply, Training
+from dflax.models.adapter import Apply, Training, require_example
 from dflax.models.from_linen import from_linen
 
 # Of other libraries: callables, or tuples of functions or of a module and its state.
@@ -48,6 +48,43 @@ def as_apply(model: Model, *, training: Training | None = None) -> Apply:
       TypeError: `model` cannot be called as above.
       ValueError: `training` names no argument; the model needs arguments that nobody fills.
     """
+    if (known := _of_library(model, training)) is not None:
+        return known
+    validation.function(
+        "model",
+        model,
+        "Pass a linen, nnx or equinox module, a haiku transform, or a function (params, inputs).",
+    )
+    if training is not None:
+        raise ValueError(
+            f"training must be left out for a function, got {validation.shown(training)}. A function "
+            "(params, inputs, key) is in training when key is not None."
+        )
+    assert callable(model), "refused above"
+    return _from_function(model)
+
+
+def as_module(name: str, model: Model) -> Apply:
+    """As `as_apply`, of what holds running statistics: refuses a function of its parameters.
+
+    Args:
+      name: the argument's name, for the message.
+      model: a module or a haiku transform.
+
+    Raises:
+      TypeError: anything else.
+    """
+    known = _of_library(model, None)
+    if known is None:
+        raise TypeError(
+            f"{name} must be a module or a haiku transform here, got {validation.shown(model)}. Of a "
+            "function of its parameters neither their start nor running statistics are known."
+        )
+    return known
+
+
+def _of_library(model: Any, training: Training | None) -> Apply | None:
+    """The model of a library that is known; None of anything else, a function for example."""
     if isinstance(model, Apply):
         if training is not None:
             raise ValueError("training must be said where the model is given, got it of an Apply.")
@@ -73,18 +110,7 @@ def as_apply(model: Model, *, training: Training | None = None) -> Apply:
         from dflax.models.from_haiku import from_haiku
 
         return from_haiku(model, training)
-    validation.function(
-        "model",
-        model,
-        "Pass a linen, nnx or equinox module, a haiku transform, or a function (params, inputs).",
-    )
-    if training is not None:
-        raise ValueError(
-            f"training must be left out for a function, got {validation.shown(training)}. A function "
-            "(params, inputs, key) is in training when key is not None."
-        )
-    assert callable(model), "refused above"
-    return _from_function(model)
+    return None
 
 
 def variables(
@@ -103,6 +129,8 @@ def variables(
     Raises:
       TypeError: the model is a function, or `key` is no key where one is needed.
     """
+    if inputs is not None:
+        require_example(inputs)
     return as_apply(model).variables(key, inputs)
 
 
@@ -117,18 +145,25 @@ def with_variables(model: Model, variables: Params, inputs: PyTree[Array] | None
     Returns:
       nnx: a new module. equinox: the module, or the pair of module and state. haiku: the params, or
       the pair of params and state. linen: the variables.
+
+    Raises:
+      TypeError: the model is a function, `variables` no model, or `inputs` no batch.
     """
+    validation.model("variables", variables)
+    if inputs is not None:
+        require_example(inputs)
     return as_apply(model).fill(variables, inputs)
 
 
 def _from_function(function: Callable[..., PyTree[Array]]) -> Apply:
+    parameters, open_ended = [], False
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError:  # builtins without a signature
-        parameters = []
+        open_ended = True
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in positional if p.default is p.empty]
-    open_ended = not parameters or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    open_ended = open_ended or any(p.kind is p.VAR_POSITIONAL for p in parameters)
     if len(required) > 3 or (len(positional) < 2 and not open_ended):
         raise TypeError(
             "model must be a function (params, inputs) or (params, inputs, key), got one with the "

@@ -140,8 +140,7 @@ def with_server(
     asked |= {"answer": answer, "rest": rest}
     for name, given in (stated | {k: v for k, v in asked.items() if v is not None}).items():
         validation.function(name, given, takes=TAKES.get(name))
-    kinds = tuple(validation.sequence("kinds", kinds, "names", least=0))
-    for place, kind in enumerate(kinds):
+    for place, kind in enumerate(validation.sequence("kinds", kinds, "names", least=0)):
         validation.text(f"kinds[{place}]", kind)
     aggregator = mean() if aggregator is None else aggregator
     channel = perfect() if channel is None else channel
@@ -169,8 +168,8 @@ def with_server(
         started = start(key, params, *given)
         named = ("server_memory", "client_memory", "what clients know and never write")
         server_memory, client_memory, *known = returned.parts("start", started, named, optional=1)
-        known = known[0] if known else ()
-        for name, rows in (("memory", client_memory), ("knowledge", known)):
+        knowledge = known[0] if known else ()
+        for name, rows in (("memory", client_memory), ("knowledge", knowledge)):
             if jax.tree.leaves(rows):
                 validation.leading_axis(f"the clients' {name}", rows, clients)
         one = message(params)
@@ -185,7 +184,7 @@ def with_server(
         warn_of_averaging(one, remedies=LOCAL)
         combining = {name: aggregator.init(one) for name in kinds} or aggregator.init(one)
         server = Server(params, server_memory, combining)
-        return FederatedState(jnp.int32(0), server, Clients(client_memory, memory, known))
+        return FederatedState(jnp.int32(0), server, Clients(client_memory, memory, knowledge))
 
     def seen(rows: Own) -> Any:
         """What a method's functions get of a client: both parts, if it knows anything."""

@@ -137,7 +137,7 @@ CALLS = {
     "server.fixed_momentum": {},
     "server.layers": {"names": "w"},
     "server.local_change": METHOD,
-    "server.mimelite": {"loss": LOSS, "rate": OPTIMIZER, **OPTIONS, "clients": N},
+    "server.mimelite": FORGETTING,
     "server.mofedsam": FORGETTING,
     "server.normalization": {"path": "params/w"},
     "server.own_models": {"state": PERSONAL},
