@@ -344,7 +344,6 @@ def _client(value: Any, name: str, before: Client) -> Client:
 
 def _message(value: Any, name: str) -> Message:
     if not jax.tree.leaves(value):
-        raise TypeError(
-            f"{name} must return a tree of arrays to be mixed, got {validation.shown(value)}."
-        )
+        given = validation.shown(value)
+        raise TypeError(f"{name} must return a tree of arrays to be mixed, got {given}.")
     return value
