@@ -373,7 +373,9 @@ def _require_members(tree: PyTree[Array], cohort: Array) -> None:
     clients = validation.leading_axis("tree", tree)
     if validation.is_traced(cohort) or not cohort.size:
         return
-    low, high = int(cohort.min()), int(cohort.max())
+    # On the host: within a trace even an operation on known numbers is traced.
+    known = np.asarray(cohort)
+    low, high = int(known.min()), int(known.max())
     if low < 0 or high >= clients:
         raise ValueError(
             f"cohort must hold clients' numbers in [0, {clients}), the rows of tree, got {low} to "

@@ -276,7 +276,7 @@ def test_a_memory_of_integers_that_would_swallow_halves_is_refused_by_both_frame
         lambda server, received: (received.message, (), {}),
         clients=3,
     )
-    with pytest.raises(TypeError, match=r"rows\['count'\] must have dtype int32.*got float32"):
+    with pytest.raises(TypeError, match=r"\['count'\] must have the dtype.*int32.*got float32"):
         dx.rollout(served, served.init(key, jnp.ones(2)), source, key, 1)
 
     def alone(assignment, client, data, index):
@@ -285,7 +285,7 @@ def test_a_memory_of_integers_that_would_swallow_halves_is_refused_by_both_frame
     mixed = dx.decentralized.adapt_then_combine(
         alone, dx.gossip.ring(3), start=lambda key, models: {"count": counts}
     )
-    with pytest.raises(TypeError, match=r"\['count'\] must have dtype int32.*got float32"):
+    with pytest.raises(TypeError, match=r"\['count'\] must have the dtype.*int32.*got float32"):
         dx.rollout(mixed, mixed.init(key, jnp.ones(2)), source, key, 1)
 
 

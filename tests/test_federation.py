@@ -186,7 +186,10 @@ def test_the_compiled_round_holds_no_data_set_and_no_stack_of_examples():
         ({"weights": jnp.ones(5)}, "weights must have a leading axis of length 6, got 5"),
         ({"weights": jnp.ones((6, 2))}, r"weights must have shape \(6,\), .* got \(6, 2\)"),
         ({"local_steps": None, "local_epochs": np.ones(6)}, "local_epochs must be a single real"),
-        ({"local_steps": 2**40}, "local_steps .* batch_size must be at most 2.31 - 1"),
+        (
+            {"local_steps": 2**31 - 1, "batch_size": 4},
+            "local_steps .* batch_size must be at most 2.31 - 1",
+        ),
         ({"local_steps": None, "local_epochs": 1e300}, "must be at most 2.31 - 1"),
         ({"replacement": "yes"}, "replacement must be True or False, got 'yes'"),
         ({"participation": "all"}, "participation must be a function, got 'all'.*uniform"),

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Float
 
 from dflax import validation
@@ -20,6 +19,7 @@ from dflax.gossip.recalibrated import recalibrated
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer
 from dflax.matching.matching import Matching
+from dflax.models.apply import Model
 from dflax.topology import Graph, MixingMatrix
 
 Topology = Graph | MixingMatrix | Float[np.ndarray, "n n"]
@@ -33,7 +33,7 @@ def dimat(
     *,
     weights: Callable[[Graph], MixingMatrix] | None = None,
     anchored: bool = False,
-    module: nn.Module | None = None,
+    model: Model | None = None,
     batches: int = 1,
     batch_size: int = 256,
     calibration: Dataset | None = None,
@@ -63,7 +63,7 @@ def dimat(
         which is 1/3 on a ring and 1/n on a complete graph.
       anchored: match everyone to one client instead of all pairs, see `gossip.anchored`: with matching
         by weights on dense graphs the better choice over many merges.
-      module: the linen module; needed where models have "batch_stats", with `optimizer` from
+      model: the model; needed where models have "batch_stats", with `optimizer` from
         `dflax.models.with_statistics`.
       batches: T >= 1, minibatches that units are compared and statistics estimated on.
       batch_size: B >= 1, examples in each.
@@ -78,7 +78,7 @@ def dimat(
 
     Raises:
       TypeError, ValueError: naming the argument; from `init`, models with "batch_stats" without a
-        module, and layers that are no permutation of each other.
+        model, and layers that are no permutation of each other.
 
     References:
       Saadati et al., DIMAT: Decentralized Iterative Merging-And-Training for Deep Learning Models,
@@ -89,7 +89,7 @@ def dimat(
         matching,
         weights=weights,
         anchored=anchored,
-        module=module,
+        model=model,
         batches=batches,
         batch_size=batch_size,
         calibration=calibration,
@@ -112,7 +112,7 @@ def dimat_mixer(
     *,
     weights: Callable[[Graph], MixingMatrix] | None = None,
     anchored: bool = False,
-    module: nn.Module | None = None,
+    model: Model | None = None,
     batches: int = 1,
     batch_size: int = 256,
     calibration: Dataset | None = None,
@@ -128,7 +128,7 @@ def dimat_mixer(
     }
     if matching is None:
         merging = mixer(topology, weights=weights, disconnected=True)
-        merging = merging if module is not None else _without_statistics(merging)
+        merging = merging if model is not None else _without_statistics(merging)
     elif anchored:
         matrix = as_matrix(topology, weights)
         apart = matrix.shared_weight is None
@@ -136,7 +136,7 @@ def dimat_mixer(
         merging = gossip_anchored(plain, matching, broadcast=apart, **matched)
     else:
         merging = aligned(topology, matching, weights=weights, **matched)
-    return merging if module is None else recalibrated(merging, module, **matched)
+    return merging if model is None else recalibrated(merging, model, **matched)
 
 
 def _without_statistics(merging: Mixer) -> Mixer:
@@ -145,8 +145,8 @@ def _without_statistics(merging: Mixer) -> Mixer:
     def init(models: Any) -> MixerState:
         if isinstance(models, dict) and "batch_stats" in models:
             raise ValueError(
-                'module must be given for models with "batch_stats": averaged running statistics fit no '
-                "model. Pass the linen module, and they are estimated afresh after every merge."
+                'model must be given for models with "batch_stats": averaged running statistics fit no '
+                "model. Pass the model, and they are estimated afresh after every merge."
             )
         return merging.init(models)
 

@@ -117,9 +117,8 @@ def adapt_then_combine(
     Warns:
       dflax.models.AveragedStatistics: from `init`, models with "batch_stats" that the mixer averages.
     """
-    _require_functions(
-        work=(work, 4), start=(start, None), message=(message, 3), hear=(hear, 4), size=(size, 2)
-    )
+    given = {"work": (work, 4), "message": (message, 3), "hear": (hear, 4), "size": (size, 2)}
+    _require_functions(start=(start, None), **given)
 
     def send(before: Client, after: Client, index: Number) -> Message:
         return _message(message(before, after, index), "message(before, after, index)")
@@ -191,7 +190,8 @@ def combine_then_adapt(
     Raises:
       As there, and so are the warnings.
     """
-    _require_functions(work=(work, 5), start=(start, None), message=(message, 2), size=(size, 2))
+    given = {"work": (work, 5), "message": (message, 2), "size": (size, 2)}
+    _require_functions(start=(start, None), **given)
 
     def send(own: Client, index: Number) -> Message:
         return _message(message(own, index), "message(client, index)")
@@ -322,7 +322,7 @@ def _exchange(
 
 
 def _require_functions(**given: tuple[Any, int | None]) -> None:
-    """Refuse what cannot be called with so many arguments (None: any); a size may be left out."""
+    """Refuse what cannot be called with so many arguments; None is the default of `size`."""
     for name, (value, takes) in given.items():
         if not (name == "size" and value is None):
             validation.function(name, value, takes=takes)

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from dflax import topology, validation
@@ -18,6 +17,7 @@ from dflax.gossip.choose import mixer
 from dflax.gossip.mixer import Mixer, require_mixer
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer
+from dflax.models.apply import Model
 from dflax.models.statistics import recalibrate
 
 
@@ -113,7 +113,7 @@ def merge(
     state: FederatedState | Params,
     *,
     aggregator: Aggregator | None = None,
-    module: nn.Module | None = None,
+    model: Model | None = None,
     data: Dataset | None = None,
     batches: int = 32,
     batch_size: int = 128,
@@ -127,7 +127,7 @@ def merge(
       state: of a decentralized algorithm, or its models with leaves `[n, ...]`.
       aggregator: default the mean. `aggregation.variance_corrected()` for models from draws of their
         own.
-      module: the linen module; needed, with `data`, where the models have "batch_stats": averaged
+      model: the model; needed, with `data`, where the models have "batch_stats": averaged
         statistics describe none of the models, so they are never used.
       data: training examples to estimate the statistics on.
       batches: minibatches to estimate them with, >= 1.
@@ -138,7 +138,7 @@ def merge(
       One model.
 
     Raises:
-      ValueError: statistics without module and data, these without statistics, or one of them.
+      ValueError: statistics without model and data, these without statistics, or one of them.
 
     References:
       Zhu et al., arXiv 2507.06542.
@@ -156,13 +156,13 @@ def merge(
     weights = jnp.ones(count)
     rule_key = jax.random.key(0) if key is None else jax.random.fold_in(key, 0xFFFFFFFF)
     merged: Any = rule.apply(models, weights, rule.init(one), rule_key)[0]
-    if module is not None and data is not None:
-        return recalibrate(module, merged, data, batches=batches, batch_size=batch_size, key=key)
+    if model is not None and data is not None:
+        return recalibrate(model, merged, data, batches=batches, batch_size=batch_size, key=key)
     if isinstance(merged, dict) and "batch_stats" in merged:
         raise ValueError(
-            'module and data must be given for models with "batch_stats": the mean of running '
-            "statistics fits no model. Pass the linen module and training examples to estimate them."
+            'model and data must be given for models with "batch_stats": the mean of running '
+            "statistics fits no model. Pass the model and training examples to estimate them."
         )
-    if module is not None or data is not None:
-        raise ValueError("module and data must be given together, got one of them.")
+    if model is not None or data is not None:
+        raise ValueError("model and data must be given together, got one of them.")
     return merged

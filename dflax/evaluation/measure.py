@@ -72,9 +72,8 @@ def metrics_of(loss: Loss, params: Params, batch: Batch) -> Metrics:
     """
     result = loss(params, batch, None)
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
-        kind = type(
-            result[1] if isinstance(result, tuple) and len(result) == 2 else result
-        ).__name__
+        pair = isinstance(result, tuple) and len(result) == 2
+        kind = f"metrics of type {type(result[1]).__name__}" if pair else type(result).__name__
         raise TypeError(
             "loss must return (loss, metrics) with a dict of metrics, {} if there are none, got "
             f"{kind}. See dflax.losses.from_examples."

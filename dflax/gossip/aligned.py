@@ -152,7 +152,7 @@ def require_matchable(models: Any, clients: int, matching: Matching) -> None:
     if isinstance(models, dict) and "batch_stats" in models:
         raise ValueError(
             'models must have no "batch_stats" here: the average of running statistics fits no '
-            "model. Put dflax.gossip.recalibrated(mixer, module) around the mixer, which estimates "
+            "model. Put dflax.gossip.recalibrated(mixer, model) around the mixer, which estimates "
             "them afresh."
         )
     widths_of(matching.symmetries, jax.tree.map(lambda leaf: leaf[0], models))

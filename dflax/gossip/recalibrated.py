@@ -19,14 +19,14 @@ from dflax.gossip.mixer import (
     mix,
     require_mixer,
 )
-from dflax.models.apply import Model, as_apply
+from dflax.models.apply import Model, as_module
 from dflax.models.averaged import holds_statistics
 from dflax.models.statistics import recalibrate_on
 
 
 def recalibrated(
     mixer: Mixer,
-    module: Model,
+    model: Model,
     *,
     batches: int = 4,
     batch_size: int = 128,
@@ -40,12 +40,12 @@ def recalibrated(
 
     The running statistics of a model describe the activations of that model alone; their average
     describes those of none. They are not sent either. Among mixers it is the outermost,
-    `recalibrated(variance_corrected(mixer), module)`; a method that mixes more than models, trackers or
+    `recalibrated(variance_corrected(mixer), model)`; a method that mixes more than models, trackers or
     masks, cannot use it.
 
     Args:
       mixer: of the weights, for example `ring(n)` or `aligned(graph, matching)`.
-      module: with batch normalisation, see `dflax.models.recalibrate`.
+      model: with batch normalisation, see `dflax.models.recalibrate`.
       batches: T >= 1, minibatches of the client's own examples, drawn anew in every round.
       batch_size: B >= 1, examples in each.
       calibration: a shared set of examples instead, part of the mixer's state.
@@ -64,7 +64,7 @@ def recalibrated(
       arXiv 2211.08403.
     """
     require_mixer(mixer)
-    as_apply(module)  # Refuses here what is no model.
+    as_module("model", model)  # Refuses here what is no model.
     check_calibration(batches, batch_size, calibration, at_once)
     clients = mixer.clients
 
@@ -76,7 +76,7 @@ def recalibrated(
                     "models must be mixed alone, as the variables dicts they are, by a mixer that "
                     "estimates running statistics, got them within a "
                     f"{type(models).__name__}{_names(models)}. Among mixers put recalibrated outermost, "
-                    "recalibrated(variance_corrected(mixer), module); in a method that mixes trackers "
+                    "recalibrated(variance_corrected(mixer), model); in a method that mixes trackers "
                     f"or masks beside models it cannot be used. {PLAIN_AND_AFRESH}"
                 )
             raise ValueError(
@@ -94,7 +94,7 @@ def recalibrated(
         weights, inner, metrics = mix(mixer, _weights(models), inner, mixing)
 
         def one(variables: Params, rows: Array, data: Dataset) -> Params:
-            return recalibrate_on(module, variables, data, rows)
+            return recalibrate_on(model, variables, data, rows)
 
         mixed = map_clients(
             one, {**models, **weights}, examples.rows, shared=(examples.data,), at_once=at_once

@@ -10,6 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from dflax import validation
+
 Method = Literal["auto", "patches", "winograd", "native"]
 
 # Measured on CPU: with fewer channels the products are too small for what the sums around them cost,

@@ -290,7 +290,7 @@ def with_server(
         shares = {name: jnp.sum(there) / round.clients for name, there in present.items()}
         counts = {name: jnp.sum(there).astype(jnp.float32) for name, there in present.items()}
         reporting, share = counts.pop(""), shares.pop("")
-        metrics = mean_metrics(reports.metrics, weights * measuring)
+        metrics = mean_metrics(reports.metrics, jnp.where(measuring, weights, 0))
         received = Received(
             one, reporting, shares if kinds else share, round.number, server_key, metrics
         )

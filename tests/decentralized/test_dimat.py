@@ -126,12 +126,12 @@ def test_batch_normalisation_travels_through_merges():
     found = matching.symmetries(module, variables, INPUTS)
     optimizer = dx.models.with_statistics(optax.sgd(0.1))
     way = matching.by_activations(module, found)
-    algorithm = decentralized.dimat(loss, optimizer, topology.ring(N), way, module=module)
+    algorithm = decentralized.dimat(loss, optimizer, topology.ring(N), way, model=module)
     state = algorithm.init(KEY, lambda key: module.init(key, INPUTS))
     state, metrics = jax.jit(algorithm.step)(state, federation(2).draw(KEY, 0))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.clients.params))
     assert metrics["similarity"] > 0.1
-    refused = (way, "average of running statistics"), (None, "module must be given")
+    refused = (way, "average of running statistics"), (None, "model must be given")
     for matching_way, message in refused:
         bare = decentralized.dimat(loss, optimizer, topology.ring(N), matching_way)
         with pytest.raises(ValueError, match=message):
@@ -190,8 +190,8 @@ def test_two_hubs_have_the_published_weights():
         (lambda: decentralized.dimat(LOSS, MOMENTUM, 3, None), "topology must be"),
         (lambda: decentralized.dimat(LOSS, MOMENTUM, np.ones((2, 2)), WEIGHTS), "sum to 1"),
         (
-            lambda: decentralized.dimat(LOSS, MOMENTUM, np.eye(N), WEIGHTS, module=3),
-            "module must be",
+            lambda: decentralized.dimat(LOSS, MOMENTUM, np.eye(N), WEIGHTS, model=3),
+            "model must be",
         ),
         (lambda: decentralized.mixed(3, None, None), "mixer must be a Mixer"),
         (lambda: topology.complete_bipartite(0, 2), "first must be"),

@@ -166,7 +166,7 @@ class Normed(nn.Module):
 def test_statistics_are_estimated_afresh_for_the_merged_model():
     task, module = regression(), Normed()
     models = jax.vmap(lambda key: module.init(key, task.data.example))(jax.random.split(KEY, 5))
-    merged = merge(models, module=module, data=task.data, batches=1, batch_size=240)
+    merged = merge(models, model=module, data=task.data, batches=1, batch_size=240)
     weights = jax.tree.map(lambda leaf: leaf.mean(0), models["params"])
     assert_trees_close(merged["params"], weights, rtol=1e-5, atol=1e-6)
     hidden = task.data.inputs @ weights["Dense_0"]["kernel"] + weights["Dense_0"]["bias"]
@@ -198,14 +198,14 @@ def test_statistics_are_estimated_afresh_for_the_merged_model():
         ),
         (
             lambda: merge({"params": jnp.ones((2, 3)), "batch_stats": jnp.ones((2, 3))}),
-            "module and data must be given",
+            "model and data must be given",
         ),
         (
-            lambda: merge({"params": jnp.ones((2, 3))}, module=Normed(), data=regression().data),
+            lambda: merge({"params": jnp.ones((2, 3))}, model=Normed(), data=regression().data),
             "variables must be a dict",
         ),
         (lambda: evaluation.recalibrated(3, Normed(), None), "measure must be a function"),
-        (lambda: evaluation.recalibrated(abs, None, None), "module must be of type Module"),
+        (lambda: evaluation.recalibrated(abs, None, None), "model must be a module"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):

@@ -99,7 +99,7 @@ CALLS = {
     "gossip.random_neighbours": {"nodes": N, "r": 1.0},
     "gossip.random_regular": {"nodes": 6, "degree": 3},
     "gossip.random_regular_each_round": {"nodes": 6, "degree": 3},
-    "gossip.recalibrated": {"mixer": MIXER, "module": NORMALIZED},
+    "gossip.recalibrated": {"mixer": MIXER, "model": NORMALIZED},
     "gossip.repeat": {"mixer": MIXER, "steps": 2},
     "gossip.ring": {"nodes": N},
     "gossip.sampled": {"mixer": MIXER, "share": 0.5},

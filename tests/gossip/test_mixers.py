@@ -159,7 +159,7 @@ def test_chunked_slots_are_the_plain_sum(monkeypatch):
     monkeypatch.setattr("dflax.gossip.products.CHUNK", 42)
     lowered = jax.jit(mixer.apply).lower(models, state, Mixing(KEY, INDEX))
     assert "while" in lowered.as_text()
-    mixed, _, _ = lowered.compile()(models, state, KEY, INDEX)
+    mixed, _, _ = lowered.compile()(models, state, Mixing(KEY, INDEX))
     np.testing.assert_allclose(mixed, product(matrix.dense(), models), atol=1e-6)
 
 

@@ -248,7 +248,7 @@ def test_evaluation_refuses_what_it_cannot_measure_on():
         ),
         (
             {"evaluate": evaluation.client_models(lambda params: {})},
-            "evaluate does not fit the state.*AttributeError",
+            "must have models at state.clients.params, got FederatedState",
         ),
     ],
 )

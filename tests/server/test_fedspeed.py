@@ -213,7 +213,7 @@ def test_duals_of_a_model_in_half_precision_are_wide():
         ({"pull": 0.0}, "pull must be a finite number in"),
         ({"pull": 10.0}, "local rate times"),
         ({"rho": -0.1}, "rho must be a finite number in"),
-        ({"alpha": 1.1}, "weight must be a finite number in"),
+        ({"alpha": 1.1}, "alpha must be a finite number in"),
         ({"relaxed": -0.1}, "relaxed must be a finite number in"),
         ({"average": "active"}, "average must be one of 'code', 'active_old', 'active_new'"),
         ({"clients": 0}, "clients must be an integer >= 1"),
