@@ -116,7 +116,7 @@ def test_what_is_no_function_is_refused_at_the_door(make, name):
 
 
 def test_work_that_hears_nothing_is_refused_where_clients_mix_first():
-    with pytest.raises(TypeError, match="work must be a function of 5 arguments.*Its own are"):
+    with pytest.raises(TypeError, match=r"work must be a function of 5 arguments.*Its own are"):
         combine_then_adapt(work, gossip.ring(N))
 
 
