@@ -86,7 +86,7 @@ def test_the_spread_of_a_metric_that_is_an_array_is_that_of_each_entry():
     ("loss", "message"),
     [
         (lambda p, b, k: softmax_loss(p, b, k)[0], r"return \(loss, metrics\).* if there are none"),
-        (lambda p, b, k: (1.0, 2.0), "with a dict of metrics.*got float"),
+        (lambda p, b, k: (1.0, 2.0), "with a dict of metrics.*got metrics of type float"),
         (lambda p, b, k: (1.0, {"x": {"y": 1.0}}), "the metric 'x' of type dict"),
         (lambda p, b, k: (1.0, {"x": "good"}), "the metric 'x' of type str"),
     ],
