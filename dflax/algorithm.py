@@ -131,7 +131,7 @@ def rollout(
         "start", start, kind="integer", shape=(), low=0, high=validation.LARGEST_COUNT
     )
     verify_source(source, None if validation.is_traced(start) else int(first) + rounds)
-    validation.arrays("state", state, "Make one with algorithm.init(key, params).")
+    validation.arrays("state", state, "Make one with algorithm.init(key, params).", some=True)
 
     def one_round(state: State, index: Int[Array, ""]) -> tuple[State, Metrics]:
         return algorithm.step(state, source.draw(key, index))
@@ -152,7 +152,7 @@ def verify_source(source: Any, stop: int | None = None, name: str = "source") ->
     Args:
       source: of a run.
       stop: number of the last round, counted from 1; None when it is not known yet.
-      name: the argument's name, for the message.
+      name: of the argument, for the message.
 
     Raises:
       TypeError: the source has no method `draw`.

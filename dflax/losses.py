@@ -46,7 +46,7 @@ def classification(model: Model, *, label_smoothing: float | Array = 0.0) -> Los
     def per_example(scores: Array, batch: Batch) -> dict[str, Array]:
         measures = _cross_entropy(scores, batch.labels)
         if _present(label_smoothing):
-            uniform = -jnp.mean(jax.nn.log_softmax(widened(scores)), axis=-1)
+            uniform = -jnp.mean(jax.nn.log_softmax(_widened(scores)), axis=-1)
             kept = (1.0 - label_smoothing) * measures["loss"]
             measures["loss"] = kept + label_smoothing * uniform
         return measures
@@ -96,7 +96,7 @@ def squared_error(model: Model) -> Loss:
     """
 
     def per_example(predictions: Array, batch: Batch) -> dict[str, Array]:
-        squares = optax.l2_loss(_like_labels(predictions, batch.labels), widened(batch.labels))
+        squares = optax.l2_loss(_like_labels(predictions, batch.labels), _widened(batch.labels))
         return {"loss": squares.reshape(squares.shape[0], -1).sum(1)}
 
     return from_examples(model, per_example)
@@ -116,7 +116,7 @@ def absolute_error(model: Model) -> Loss:
     """
 
     def per_example(predictions: Array, batch: Batch) -> dict[str, Array]:
-        errors = jnp.abs(_like_labels(predictions, batch.labels) - widened(batch.labels))
+        errors = jnp.abs(_like_labels(predictions, batch.labels) - _widened(batch.labels))
         return {"loss": errors.reshape(errors.shape[0], -1).sum(1)}
 
     return from_examples(model, per_example)
@@ -142,7 +142,7 @@ def with_l2(loss: Loss, strength: float | Array) -> Loss:
         value, metrics = loss(params, batch, key)
         whole = isinstance(params, Mapping) and "params" in params
         weights = params["params"] if whole else params
-        penalty = 0.5 * strength * optax.tree.norm(jax.tree.map(widened, weights), squared=True)
+        penalty = 0.5 * strength * optax.tree.norm(jax.tree.map(_widened, weights), squared=True)
         return value + penalty, metrics | {"l2": penalty}
 
     return penalised
@@ -186,7 +186,7 @@ def from_examples(model: Model, per_example: PerExample) -> Loss:
 def _cross_entropy(scores: Array, labels: Array) -> dict[str, Array]:
     _check_labels(scores, labels)
     # At least float32: the sum over many classes loses its tail in half precision.
-    wide = widened(scores)
+    wide = _widened(scores)
     # The label's score is picked by comparison: looked up, its gradient would be a scatter, which on
     # a CPU costs more than the rest of a small model's step.
     classes = wide.shape[-1]
@@ -202,7 +202,7 @@ def _cross_entropy(scores: Array, labels: Array) -> dict[str, Array]:
     return {"loss": losses, "accuracy": correct.astype(losses.dtype)}
 
 
-def widened(values: Array) -> Array:
+def _widened(values: Array) -> Array:
     """Values in float32, or in their own type where that is wider: what sums are made of."""
     values = jnp.asarray(values)
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
@@ -244,7 +244,7 @@ def _measured(measures: Any, batch: Batch) -> dict[str, Array]:
                 f"per_example must give one value of {name!r} for each of the {size} examples, "
                 f"[{size}, ...], got the shape {np.shape(values)}. Means are taken afterwards."
             )
-    return {name: widened(values) for name, values in measures.items()}
+    return {name: _widened(values) for name, values in measures.items()}
 
 
 def _like_labels(predictions: Array, labels: Array) -> Array:
@@ -256,7 +256,7 @@ def _like_labels(predictions: Array, labels: Array) -> Array:
             f"model must give predictions of the labels' shape {labels.shape}, got "
             f"{predictions.shape}. Reshape one of them."
         )
-    return widened(predictions)
+    return _widened(predictions)
 
 
 def _mean(

@@ -318,13 +318,21 @@ def model(name: str, params: Any) -> None:
         )
 
 
-def arrays(name: str, tree: Any, fix: str = "") -> None:
+def arrays(name: str, tree: Any, fix: str = "", *, some: bool = False) -> None:
     """Refuse a pytree with a leaf that is neither array nor number; shapes count as arrays.
 
+    Args:
+      name: the argument's name, for the message.
+      tree: any pytree.
+      fix: a closing sentence that tells what to do.
+      some: whether a tree without leaves is refused, too.
+
     Raises:
-      TypeError: such a leaf, by its path.
+      TypeError: such a leaf, by its path; no leaves.
       ValueError: an integer of Python's that 32 bits do not hold.
     """
+    if some and not jax.tree.leaves(tree):
+        raise TypeError(_message(name, tree, "a pytree with at least one array", fix))
     for at, leaf in jax.tree_util.tree_leaves_with_path(tree):
         place = f"{name}{jax.tree_util.keystr(at)}"
         dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)

@@ -95,7 +95,8 @@ def mixer(
             )
         return repeat(scheduled(topology), steps)
     if isinstance(topology, (list, tuple)):
-        validation.sequence("topology", topology, "graphs or matrices")
+        if not topology:
+            raise ValueError("topology must list at least one graph or matrix, got none.")
         matrices = [as_matrix(one, weights) for one in topology]
         if not disconnected:
             _require_connected(matrices)

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Params
-from dflax.models.adapter import Apply, Training, require_example
+from dflax.models.adapter import Apply, Training
 from dflax.models.from_linen import from_linen
 
 # Of other libraries: callables, or tuples of functions or of a module and its state.
@@ -129,9 +129,11 @@ def variables(
     Raises:
       TypeError: the model is a function, or `key` is no key where one is needed.
     """
+    apply = as_apply(model)
     if inputs is not None:
-        require_example(inputs)
-    return as_apply(model).variables(key, inputs)
+        validation.arrays("inputs", inputs)
+        validation.leading_axis("inputs", inputs, least=1)
+    return apply.variables(key, inputs)
 
 
 def with_variables(model: Model, variables: Params, inputs: PyTree[Array] | None = None) -> Any:
@@ -149,10 +151,16 @@ def with_variables(model: Model, variables: Params, inputs: PyTree[Array] | None
     Raises:
       TypeError: the model is a function, `variables` no model, or `inputs` no batch.
     """
+    apply = as_apply(model)
     validation.model("variables", variables)
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise TypeError(
+            f'variables must be a dict with "params", got {validation.shown(variables)}. Pass what '
+            "training made of dflax.models.variables(model)."
+        )
     if inputs is not None:
-        require_example(inputs)
-    return as_apply(model).fill(variables, inputs)
+        validation.arrays("inputs", inputs)
+    return apply.fill(variables, inputs)
 
 
 def _from_function(function: Callable[..., PyTree[Array]]) -> Apply:

@@ -131,6 +131,7 @@ def round(
       ValueError: a mesh without the axis "clients"; shapes in place of arrays that are to be run.
     """
     validation.integer("measured_rounds", measured_rounds, low=0)
+    validation.arrays("state", state, "Make one with algorithm.init(key, params).", some=True)
     if measured_rounds and not _are_arrays((state, source)):
         raise ValueError(
             f"measured_rounds must be 0 where state or source are shapes, got {measured_rounds}. Pass "
@@ -153,7 +154,6 @@ def round(
         )
     if key is not None:
         validation.typed_key("key", key)
-    validation.arrays("state", state, "Make one with algorithm.init(key, params), or its shapes.")
 
     def one_round(
         state: State, source: Source, key: Array, index: Int[Array, ""]

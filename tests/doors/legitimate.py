@@ -18,12 +18,35 @@ RECORDS = {
 }
 
 NUMBERS = "None True complex nan inf -1 0.5 3 [] {} array[0] array[2,3,4] array-of-NaN rows"
-MODELS = "array[2,3,4] array-of-NaN"
-ARRAYS = f"array[0] {MODELS}"
 
 # "callable(argument)" with wildcards, the kinds of `walk.WRONG`, and why these are right.
 LEGITIMATE = [
     ("*(name)", "word digit", "any text is a name"),
+    ("decentralized.merge(state)", "array[2,3,4] array-of-NaN", "models may be one array"),
+    ("evaluation.consensus_distance(models)", "array[2,3,4] array-of-NaN", "they may be one array"),
+    (
+        "local.client_gradients(params)",
+        "array[0] array[2,3,4] array-of-NaN",
+        "a model may be one array",
+    ),
+    ("Events(table)", "array[0] array[2,3,4] array-of-NaN", "a table may be one column"),
+    ("matching.activations(symmetries)", "{}", "a model without symmetries"),
+    (
+        "matching.symmetries(params)",
+        "array[0] array[2,3,4] array-of-NaN",
+        "flax says itself what its modules do not take",
+    ),
+    ("matching.*(inputs)", "array[2,3,4] array-of-NaN", "flax says itself that shapes do not fit"),
+    (
+        "models.*variables(inputs)",
+        "array[2,3,4] array-of-NaN rows",
+        "a model takes inputs of any shape",
+    ),
+    ("models.with_variables(inputs)", NUMBERS, "read of haiku's transforms alone"),
+    ("server.*_vr(gamma)", "None", "averages the local models"),
+    ("sweep(seeds)", "3", "an integer, 1 by default"),
+    ("models.as_apply(training)", "{}", "a model that is frozen on purpose"),
+    ("server.with_server(kinds)", "[] array[0] array-of-words", "any number of names"),
     ("run(title)", "word digit", "any text is a title"),
     ("*(seed)", "2^40", "a seed of the host's generators may have 63 bits"),
     ("*(at_once)", "3", "an integer, None by default"),
@@ -65,7 +88,6 @@ LEGITIMATE = [
     ("*(rate)", "3", "rates have no upper bound"),
     ("*(server_rate)", "3", "rates have no upper bound"),
     ("server.*(gamma)", "0.5 3", "rates have no upper bound; None by default"),
-    ("server.*_vr(gamma)", "None", "the local models are averaged"),
     ("server.fedspeed(relaxed)", "0.5 3", "rates have no upper bound; None by default"),
     ("*(smoothness)", "3", "curvatures have no upper bound"),
     ("decentralized.modest(*)", "None 3", "times have no upper bound; None: for ever, never"),
@@ -78,12 +100,10 @@ LEGITIMATE = [
     ("evaluation.*(examples)", "3", "an integer, None by default"),
     ("checkpoint.Checkpoints(every_*)", "0.5 3", "times and counts, None by default"),
     ("server.with_server(clients)", "3", "an integer, None by default"),
-    ("server.with_server(kinds)", "[] array[0] array-of-words", "names of any number"),
     ("models.CNN(channels)", "[] array[0]", "no convolution is a model, too"),
     ("models.MLP(features)", "[] array[0]", "no hidden layer is a model, too"),
     ("*(param_dtype)", "None", "float32"),
     ("local.quadratic_objectives(dtype)", "None", "that of NumPy"),
-    ("models.as_apply(training)", "{}", "nothing switches, and that is meant"),
     ("models.*(padding)", "3", "so many on both sides"),
     ("models.Conv(kernel_size)", "3", "one dimension"),
     ("server.*(examples)", "3", "an integer, None by default"),
@@ -99,7 +119,6 @@ LEGITIMATE = [
     ("gossip.independent_groups(gradients)", "3", "an integer, None by default"),
     ("gossip.independent_groups(links)", "3", "an integer, None by default"),
     ("participation.bernoulli(capacity)", "3", "an integer, None by default"),
-    ("sweep(seeds)", "3", "an integer, None by default"),
     ("run(start)", "3", "an integer, None by default"),
     ("run(chunk)", "3", "an integer, None by default"),
     ("run(sinks)", "[]", "no sinks"),
@@ -107,7 +126,6 @@ LEGITIMATE = [
     ("export.save(metadata)", "{}", "no metadata"),
     ("export.load(like)", "any", "looked at when the file is there"),
     ("matching.by_*(symmetries)", "{}", "no hidden units"),
-    ("matching.activations(symmetries)", "{}", "no hidden units"),
     ("disjoint(server)", "{}", "no metrics"),
     ("matching.identity(widths)", "{}", "no hidden units"),
     ("matching.random_permutations(widths)", "{}", "no hidden units"),
@@ -117,14 +135,6 @@ LEGITIMATE = [
     ("mesh.*(tree)", NUMBERS, "any pytree of arrays and numbers"),
     ("mesh.*(state)", NUMBERS, "any pytree of arrays and numbers"),
     ("mesh.*(source)", NUMBERS, "any pytree of arrays and numbers"),
-    ("Events(table)", ARRAYS, "any columns, of no rows too"),
-    ("decentralized.merge(state)", MODELS, "models that are one array each"),
-    ("evaluation.consensus_distance(models)", MODELS, "models that are one array each"),
-    ("local.client_gradients(params)", ARRAYS, "a model of any arrays is for the loss to refuse"),
-    ("matching.*(params)", ARRAYS, "a model of any arrays is for the network to refuse"),
-    ("matching.*(inputs)", MODELS, "inputs of any shape are for the network to refuse"),
-    ("models.with_variables(variables)", ARRAYS, "weights of any arrays, as of a function"),
-    ("models.*variables(inputs)", ARRAYS, "inputs of any shape are for the network to refuse"),
     ("local.travel(pull)", "0.5", "a penalty, None by default"),
     # Functions of traced arrays, called within a round: JAX's own errors tell of shapes and types.
     ("data.*_loss(*)", "any", "arrays of a minibatch"),
@@ -166,7 +176,6 @@ LEGITIMATE = [
     ("models.convolve(inputs)", "any", "arrays within a model"),
     ("models.convolve(kernel)", "any", "arrays within a model"),
     ("profile.trace(arguments)", "any", "the arguments of the function"),
-    ("losses.widened(values)", "any", "arrays of a minibatch"),
     ("sinks.flatten(metrics)", "any", "metrics of a round"),
 ]
 

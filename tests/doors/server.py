@@ -137,7 +137,7 @@ CALLS = {
     "server.fixed_momentum": {},
     "server.layers": {"names": "w"},
     "server.local_change": METHOD,
-    "server.mimelite": FORGETTING,
+    "server.mimelite": {"loss": LOSS, "optimizer": OPTIMIZER, **OPTIONS, "clients": N},
     "server.mofedsam": FORGETTING,
     "server.normalization": {"path": "params/w"},
     "server.own_models": {"state": PERSONAL},
