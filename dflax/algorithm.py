@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
 from dflax import validation
+from dflax.running.blame import blamed
 
 Params: TypeAlias = PyTree[Array]
 State = Any
@@ -135,7 +136,8 @@ def rollout(
     def one_round(state: State, index: Int[Array, ""]) -> tuple[State, Metrics]:
         return algorithm.step(state, source.draw(key, index))
 
-    return jax.lax.scan(one_round, state, start + jnp.arange(rounds, dtype=jnp.int32))
+    indices = start + jnp.arange(rounds, dtype=jnp.int32)
+    return blamed("algorithm.step", jax.lax.scan, one_round, state, indices)
 
 
 def verify_algorithm(name: str, value: Any) -> None:
@@ -162,7 +164,7 @@ def verify_source(source: Any, stop: int | None = None, name: str = "source") ->
             "dflax.Federation, made of the data and the partition, or dflax.Events."
         )
     if isinstance(source, Events) and stop is not None:
-        rows = validation.leading_axis("source.table", source.table)
+        rows = validation.leading_axis(f"{name}.table", source.table)
         if stop > rows:
             raise ValueError(
                 f"rounds must not go beyond the {rows} rows of the source's table, got a last round "

@@ -72,12 +72,12 @@ def save(path: str | pathlib.Path, params: Params, metadata: dict[str, str] | No
         raise ValueError(
             f'metadata must not have the key "{DIGEST}". It is written by save itself.'
         )
-    validation.arrays("params", params)
     named = _named("params", params)
     if not named:
         raise ValueError(f"params must hold at least one array, got {validation.shown(params)}.")
     for name, leaf in named.items():
         _storable(name, leaf, path.suffix == ENDING)
+    validation.arrays("params", params)
     if path.suffix == ENDING:
         _save_file(path, named, metadata)
     else:

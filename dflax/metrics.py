@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dflax import validation
+
 
 def disjoint(**parts: Mapping[str, Any]) -> dict[str, Any]:
     """The union of several metrics; a name that two of them have is refused.
@@ -14,11 +16,13 @@ def disjoint(**parts: Mapping[str, Any]) -> dict[str, Any]:
       One dictionary, in the order of the parts.
 
     Raises:
+      TypeError: a part that is no dict.
       ValueError: two parts have a metric of the same name.
     """
     owner: dict[str, str] = {}
     joined: dict[str, Any] = {}
     for part, metrics in parts.items():
+        validation.instance(part, metrics, Mapping, "Metrics are a dict of numbers or arrays.")
         for name, value in metrics.items():
             if name in owner:
                 raise ValueError(

@@ -213,7 +213,10 @@ def test_bad_arguments_are_refused(changes, message):
         ({"sources": [FEDERATION]}, "give exactly one of source and sources, got both"),
         ({"source": None, "sources": []}, "sources must list at least one source, got none"),
         ({"source": None, "sources": FEDERATION}, "sources must be of type Sequence"),
-        ({"source": None, "sources": [FEDERATION, 3]}, "source must have a method draw.*got int"),
+        (
+            {"source": None, "sources": [FEDERATION, 3]},
+            r"sources\[1\] must have a method draw.*got int",
+        ),
         (
             {"source": None, "sources": [FEDERATION], "seeds": 2},
             "seeds must be the number of sources, 1, got 2",

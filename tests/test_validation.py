@@ -84,6 +84,9 @@ def test_leading_axes_are_shared():
             validation.leading_axis("tree", tree)
     with pytest.raises(ValueError, match="tree must have a leading axis of length 4, got 3"):
         validation.leading_axis("tree", np.ones(3), 4)
+    assert validation.leading_axis("tree", np.ones((0, 2))) == 0
+    with pytest.raises(ValueError, match="tree must have a leading axis of at least 1, got 0"):
+        validation.leading_axis("tree", np.ones((0, 2)), least=1)
 
 
 def test_a_model_is_a_tree_of_real_numbers():
@@ -171,6 +174,12 @@ def test_arrays_have_their_kind_shape_and_range():
     with pytest.raises(ValueError, match=r"rates must be finite numbers .*, got nan to nan"):
         validation.array("rates", [1.0, np.nan], kind="real")
     jax.jit(lambda x: validation.array("rates", x, kind="real", shape=("m",)))(jnp.ones(2))
+
+
+def test_typed_keys_are_arrays():
+    validation.arrays(
+        "tree", {"key": jax.random.key(0), "keys": jax.random.split(jax.random.key(0))}
+    )
 
 
 def test_trees_of_arrays_hold_arrays_and_numbers():

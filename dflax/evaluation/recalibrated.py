@@ -7,7 +7,7 @@ from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Dataset
 from dflax.evaluation.measure import Bound, Recalibrated
 from dflax.evaluation.measures import Measure
-from dflax.models.apply import Model, as_apply
+from dflax.models.apply import Model, as_module
 from dflax.models.statistics import recalibrate
 
 
@@ -35,8 +35,8 @@ def recalibrated(
     References:
       Zhu et al., A Single Merging Suffices, arXiv 2507.06542.
     """
-    validation.function("measure", measure)
-    as_apply(model)  # Refuses here what is no model.
+    validation.function("measure", measure, takes=1)
+    as_module("model", model)  # Refuses here what is no model.
     validation.instance("data", data, Dataset, "Of a Split pass its .train.")
     validation.integer("batches", batches, low=1)
     validation.integer("batch_size", batch_size, low=1)

@@ -19,7 +19,7 @@ from dflax.gossip.mixer import (
     mix,
     require_mixer,
 )
-from dflax.models.apply import Model, as_apply
+from dflax.models.apply import Model, as_module
 from dflax.models.averaged import holds_statistics
 from dflax.models.statistics import recalibrate_on
 
@@ -64,7 +64,7 @@ def recalibrated(
       arXiv 2211.08403.
     """
     require_mixer(mixer)
-    as_apply(model)  # Refuses here what is no model.
+    as_module("model", model)  # Refuses here what is no model.
     check_calibration(batches, batch_size, calibration, at_once)
     clients = mixer.clients
 

@@ -50,7 +50,8 @@ def travel(
     check_optimizer("optimizer", optimizer)
     check_no_value("optimizer", optimizer)
     validation.integer("steps", steps, low=0)
-    validation.real("done", done, low=0.0, high=float(steps), scalar=True)
+    validation.array("done", done, kind="integer", shape=(), low=0, high=steps)
+    validation.array("index", index, kind="integer", shape=(), low=0, high=validation.LARGEST_COUNT)
     if pull is not None:
         validation.real("pull", pull, low=0.0, scalar=True)
     descent, start = optimizer_at(optimizer, jnp.asarray(index)), model_of_one(jnp.zeros(()))

@@ -132,6 +132,13 @@ def _named(training: Any) -> dict[str, bool]:
     return dict(training)
 
 
+def require_example(inputs: Any) -> None:
+    """Refuse what is no batch to initialise a model on."""
+    fix = "Pass an example batch, such as data.inputs[:2]."
+    validation.arrays("inputs", inputs, fix)
+    validation.leading_axis("inputs", inputs)
+
+
 def split_statistics(params: Params) -> tuple[Params, PyTree[Array] | None]:
     """Weights and statistics, of a variables dict or of bare weights; nothing flows into statistics.
 

@@ -48,6 +48,43 @@ def as_apply(model: Model, *, training: Training | None = None) -> Apply:
       TypeError: `model` cannot be called as above.
       ValueError: `training` names no argument; the model needs arguments that nobody fills.
     """
+    if (known := _of_library(model, training)) is not None:
+        return known
+    validation.function(
+        "model",
+        model,
+        "Pass a linen, nnx or equinox module, a haiku transform, or a function (params, inputs).",
+    )
+    if training is not None:
+        raise ValueError(
+            f"training must be left out for a function, got {validation.shown(training)}. A function "
+            "(params, inputs, key) is in training when key is not None."
+        )
+    assert callable(model), "refused above"
+    return _from_function(model)
+
+
+def as_module(name: str, model: Model) -> Apply:
+    """As `as_apply`, of what holds running statistics: refuses a function of its parameters.
+
+    Args:
+      name: the argument's name, for the message.
+      model: a module or a haiku transform.
+
+    Raises:
+      TypeError: anything else.
+    """
+    known = _of_library(model, None)
+    if known is None:
+        raise TypeError(
+            f"{name} must be a module or a haiku transform here, got {validation.shown(model)}. Of a "
+            "function of its parameters neither their start nor running statistics are known."
+        )
+    return known
+
+
+def _of_library(model: Any, training: Training | None) -> Apply | None:
+    """The model of a library that is known; None of anything else, a function for example."""
     if isinstance(model, Apply):
         if training is not None:
             raise ValueError("training must be said where the model is given, got it of an Apply.")
@@ -73,18 +110,7 @@ def as_apply(model: Model, *, training: Training | None = None) -> Apply:
         from dflax.models.from_haiku import from_haiku
 
         return from_haiku(model, training)
-    validation.function(
-        "model",
-        model,
-        "Pass a linen, nnx or equinox module, a haiku transform, or a function (params, inputs).",
-    )
-    if training is not None:
-        raise ValueError(
-            f"training must be left out for a function, got {validation.shown(training)}. A function "
-            "(params, inputs, key) is in training when key is not None."
-        )
-    assert callable(model), "refused above"
-    return _from_function(model)
+    return None
 
 
 def variables(
@@ -121,6 +147,9 @@ def with_variables(model: Model, variables: Params, inputs: PyTree[Array] | None
     Returns:
       nnx: a new module. equinox: the module, or the pair of module and state. haiku: the params, or
       the pair of params and state. linen: the variables.
+
+    Raises:
+      TypeError: the model is a function, `variables` no model, or `inputs` no batch.
     """
     apply = as_apply(model)
     validation.model("variables", variables)
@@ -135,13 +164,14 @@ def with_variables(model: Model, variables: Params, inputs: PyTree[Array] | None
 
 
 def _from_function(function: Callable[..., PyTree[Array]]) -> Apply:
+    parameters, open_ended = [], False
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError:  # builtins without a signature
-        parameters = []
+        open_ended = True
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p for p in positional if p.default is p.empty]
-    open_ended = not parameters or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    open_ended = open_ended or any(p.kind is p.VAR_POSITIONAL for p in parameters)
     if len(required) > 3 or (len(positional) < 2 and not open_ended):
         raise TypeError(
             "model must be a function (params, inputs) or (params, inputs, key), got one with the "

@@ -17,6 +17,7 @@ from dflax.models.adapter import (
     as_real,
     carry,
     missing_statistics,
+    require_example,
     split_statistics,
     stands_still,
     switches,
@@ -83,6 +84,7 @@ def from_haiku(model: hk.Transformed | hk.TransformedWithState, training: Traini
 
     def variables(key: Key[Array, ""] | None, inputs: PyTree[Array] | None) -> Params:
         validation.typed_key("key", key)
+        require_example(inputs)
         made = model.init(key, inputs, **switched.options(True))
         if not stateful:
             return {"params": made}

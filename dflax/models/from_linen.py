@@ -18,6 +18,7 @@ from dflax.models.adapter import (
     Training,
     carry,
     missing_statistics,
+    require_example,
     split_statistics,
     stands_still,
     switches,
@@ -105,6 +106,7 @@ def from_linen(module: nn.Module, training: Training | None) -> Apply:
 
     def variables(key: Any, inputs: PyTree[Array] | None) -> Params:
         validation.typed_key("key", key)
+        require_example(inputs)
         return dict(module.init(key, inputs, **switched.options(False)))
 
     return Apply(forward, calibrate, variables, lambda variables, inputs: variables)

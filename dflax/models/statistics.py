@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from dflax import validation
 from dflax.algorithm import Params
 from dflax.data.dataset import Dataset
-from dflax.models.apply import Model, as_apply
+from dflax.models.apply import Model, as_module
 from dflax.models.averaged import STATISTICS
 
 Variables = dict[str, PyTree[Array]]
@@ -96,7 +96,7 @@ def recalibrate(
     References:
       Zhu et al., A Single Merging Suffices, arXiv 2507.06542.
     """
-    model = as_apply(model)
+    apply = as_module("model", model)
     if not isinstance(data, Dataset):
         raise TypeError(f"data must be a Dataset, got {type(data).__name__}.")
     _require_statistics(variables)
@@ -108,17 +108,17 @@ def recalibrate(
     count = min(batches, len(data) // size)
     order = jnp.arange(len(data)) if key is None else jax.random.permutation(key, len(data))
     rows = order[: count * size].reshape(count, size).astype(jnp.int32)
-    return recalibrate_on(model, variables, data, rows)
+    return recalibrate_on(apply, variables, data, rows)
 
 
 def recalibrate_on(
     model: Model, variables: Variables, data: Dataset, rows: Int[Array, "T B"]
 ) -> Variables:
     """As `recalibrate`, on the given minibatches, for example of one client: `rows` `[T, B]`."""
-    apply = as_apply(model)
+    apply = as_module("model", model)
+    validation.instance("data", data, Dataset, "Of a Split pass its .train.")
     _require_statistics(variables)
-    validation.instance("data", data, Dataset)
-    validation.array("rows", rows, kind="integer", shape=("T", "B"))
+    validation.array("rows", rows, kind="integer", shape=("T", "B"), low=0, high=len(data) - 1)
     count = rows.shape[0]
 
     def add(total: PyTree[Array], indices: Array) -> tuple[PyTree[Array], None]:

@@ -17,6 +17,7 @@ from dflax.algorithm import Algorithm, Metrics, Source, State, rollout
 from dflax.mesh import state_sharding
 from dflax.programs.collectives import Collective, collectives
 from dflax.programs.walk import Operation, fold, inner, operands, results
+from dflax.running.blame import blamed
 
 __all__ = ["Collective", "Profile", "collectives", "round", "trace"]
 
@@ -239,7 +240,7 @@ def _are_arrays(tree: Any) -> bool:
 
 def _measure(program: Any, arguments: tuple[Any, ...]) -> Profile:
     began = time.perf_counter()
-    traced = program.trace(*arguments)
+    traced = blamed("algorithm.step", program.trace, *arguments)
     compiled = traced.lower().compile()
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()

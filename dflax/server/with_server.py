@@ -141,8 +141,7 @@ def with_server(
     asked |= {"answer": answer, "rest": rest}
     for name, given in (stated | {k: v for k, v in asked.items() if v is not None}).items():
         validation.function(name, given, takes=TAKES.get(name))
-    kinds = tuple(validation.sequence("kinds", kinds, "names", least=0))
-    for place, kind in enumerate(kinds):
+    for place, kind in enumerate(validation.sequence("kinds", kinds, "names", least=0)):
         validation.text(f"kinds[{place}]", kind)
     aggregator = mean() if aggregator is None else aggregator
     channel = perfect() if channel is None else channel

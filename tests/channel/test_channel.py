@@ -76,7 +76,7 @@ def test_bad_arguments_are_refused():
         channel.gaussian_noise(-1.0)
     with pytest.raises(ValueError, match=r"rate must be a finite number in \[0, 1\], got 1.1"):
         channel.lossy(1.1)
-    with pytest.raises(TypeError, match=r"channels\[1\] must be a Channel"):
+    with pytest.raises(TypeError, match=r"channels\[1\] must be of type Channel"):
         channel.chain(channel.perfect(), 3)
 
 

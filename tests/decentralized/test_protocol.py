@@ -176,6 +176,9 @@ def test_what_is_given_to_init_reaches_the_start():
 
 @pytest.mark.parametrize("make", [adapt_then_combine, combine_then_adapt])
 def test_bad_arguments_are_refused(make):
+    def work(*given):
+        return given
+
     with pytest.raises(TypeError, match=r"mixer must be a Mixer.*dflax.gossip.ring"):
         make(work, np.eye(N))
     with pytest.raises(TypeError, match="channel must be of type Channel"):

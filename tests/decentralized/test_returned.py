@@ -110,8 +110,14 @@ def test_what_the_other_functions_return(case):
 def test_what_is_no_function_is_refused_at_the_door(make, name):
     if (make, name) == (combine_then_adapt, "hear"):
         make = adapt_then_combine
+    right = {"work": lambda *given: work(*given), "mixer": gossip.ring(N)}
     with pytest.raises(TypeError, match=rf"^{name} must be a function"):
-        make(**({"work": work, "mixer": gossip.ring(N)} | {name: 3}))
+        make(**(right | {name: 3}))
+
+
+def test_work_that_hears_nothing_is_refused_where_clients_mix_first():
+    with pytest.raises(TypeError, match=r"work must be a function of 5 arguments.*Its own are"):
+        combine_then_adapt(work, gossip.ring(N))
 
 
 def test_a_users_own_exception_passes_as_it_is():

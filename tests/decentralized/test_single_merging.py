@@ -205,7 +205,7 @@ def test_statistics_are_estimated_afresh_for_the_merged_model():
             "variables must be a dict",
         ),
         (lambda: evaluation.recalibrated(3, Normed(), None), "measure must be a function"),
-        (lambda: evaluation.recalibrated(abs, None, None), "model must be a function"),
+        (lambda: evaluation.recalibrated(abs, None, None), "model must be a module"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):

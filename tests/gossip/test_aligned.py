@@ -294,7 +294,8 @@ WITH_STATISTICS = {"params": jnp.ones((N, 3)), "batch_stats": jnp.ones((N, 3))}
             lambda: ALIGNED.apply(shuffled(), ALIGNED.init(shuffled()), Mixing(KEY, 0)),
             "round must be",
         ),
-        (lambda: gossip.recalibrated(gossip.ring(N), 3), "model must be a function"),
+        (lambda: gossip.recalibrated(gossip.ring(N), 3), "model must be a module"),
+        (lambda: gossip.recalibrated(gossip.ring(N), lambda p, x: x), "model must be a module"),
         (lambda: gossip.recalibrated(gossip.ring(N), Normed(), batch_size=0), "batch_size must"),
         (
             lambda: gossip.recalibrated(gossip.ring(N), Normed()).init(shuffled()),

@@ -107,6 +107,7 @@ def test_an_apply_is_handed_back():
     ("model", "message"),
     [
         (3, "model must be a function, got 3"),
+        (lambda: 3, r"got one with the arguments \(\)"),
         (lambda params: params, r"got one with the arguments \(params\)"),
         (lambda a, b, c, d: a, r"got one with the arguments \(a, b, c, d\)"),
     ],
