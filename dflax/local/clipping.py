@@ -15,9 +15,9 @@ def clipped(loss: Loss | Oracle, norm: float) -> Oracle:
     """The oracle of a gradient no longer than `norm`: `q min(1, norm / |q|)`, q what `loss` gives.
 
     |.| is the Euclidean norm over all weights. Running statistics neither count nor are clipped.
-    Only what the client sees of its own objective is
-    clipped: the proximal term, dual, momentum and weight decay of a method are added afterwards and
-    keep their centre, which a clip within the optimiser (`optax.clip_by_global_norm`) would move.
+    Only what the client sees of its own objective is clipped. The proximal term, dual, momentum and
+    weight decay of a method are added afterwards and keep their centre, which a clip within the
+    optimiser (`optax.clip_by_global_norm`) would move.
 
     Args:
       loss: a loss, or an `Oracle`; `clipped(sam(loss, rho), norm)` clips the perturbed gradient.
