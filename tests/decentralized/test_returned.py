@@ -142,3 +142,9 @@ def test_messages_of_several_trees_count_as_several_models():
     assert sent(one) == edges
     assert sent(two) == 2 * edges
     assert sent(said) == edges / 4
+
+
+def test_no_metric_of_a_round_hides_another():
+    broken = working(lambda client, metrics: (client, {"models_sent": 1.0}))
+    with pytest.raises(ValueError, match=r"names of their own, got 'models_sent' from both work"):
+        traced(work=broken)

@@ -190,3 +190,31 @@ def test_whole_numbers_have_a_mean_and_a_loss_may_measure_nothing():
         state = algorithm.init(KEY, ONES)
         _, found = jax.eval_shape(algorithm.step, state, TASK.federation().draw(KEY, 0))
         assert set(found) == names | {"clients_reporting"}
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (
+            {
+                "update": lambda server, received: (
+                    server.params,
+                    server.memory,
+                    {"messages_lost": 0.0},
+                )
+            },
+            "channel and update",
+        ),
+        (
+            {
+                "work": lambda a, m, server, d, i: Report(
+                    server.params, m, {"clients_reporting": 1.0}
+                )
+            },
+            "the clients' work and aggregator",
+        ),
+    ],
+)
+def test_no_metric_of_a_round_hides_another(options, parts):
+    with pytest.raises(ValueError, match=f"metrics must have names of their own.*{parts}"):
+        one_round(channel=channel.lossy(0.5), **options)
