@@ -31,8 +31,7 @@ from dflax.clients import (
 from dflax.federation import Assignment, Federation, Round
 from dflax.mesh import client_mesh
 from dflax.metrics import disjoint
-from dflax.programs import profile
-from dflax.running import checkpoint, interrupt, sinks
+from dflax.running import checkpoint, interrupt, profile, sinks
 from dflax.running.history import History
 from dflax.running.run import run
 from dflax.side_by_side import SideBySide, side_by_side

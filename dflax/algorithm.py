@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
 from dflax import validation
-from dflax.running.blame import blamed
+from dflax.blame import blamed
 
 Params: TypeAlias = PyTree[Array]
 State = Any

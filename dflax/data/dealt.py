@@ -78,10 +78,11 @@ def deal(federation: Any, mesh: Mesh) -> Any:
       ValueError: the data are dealt already, cohorts put clients on other devices, or the mesh has no
         axis "clients".
     """
-    # Imported here, as a federation in turn needs data sets.
-    from dflax.federation import Federation
-
-    validation.instance("federation", federation, Federation)
+    # By what it has, as federations are made of data sets and not the other way round.
+    if not all(hasattr(federation, name) for name in ("data", "partition", "participation")):
+        raise TypeError(
+            f"federation must be a dflax.Federation, got {validation.shown(federation)}."
+        )
     validation.instance("mesh", mesh, Mesh, "Make one with dflax.client_mesh().")
     if CLIENTS not in mesh.axis_names:
         raise ValueError(

@@ -17,11 +17,11 @@ from jaxtyping import Array, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Source, State, verify_algorithm, verify_source
+from dflax.blame import blamed
 from dflax.evaluation.measures import OfModel
 from dflax.mesh import replicate_source, shard, state_sharding
 from dflax.running import fingerprint, history
 from dflax.running import rounds as compiled
-from dflax.running.blame import blamed
 from dflax.running.checkpoint import Checkpoints
 from dflax.running.history import History, Rows
 from dflax.running.interrupt import held_signals, obey

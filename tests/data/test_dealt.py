@@ -156,7 +156,7 @@ def test_dealing_twice_or_shared_examples_are_refused():
 
 
 def test_what_is_no_federation_or_no_mesh_is_refused():
-    with pytest.raises(TypeError, match="federation must be of type Federation, not int, got 3"):
+    with pytest.raises(TypeError, match=r"federation must be a dflax\.Federation, got 3"):
         deal(3, dx.client_mesh())
     with pytest.raises(TypeError, match="mesh must be of type Mesh, not int, got 3"):
         deal(federation(), 3)

@@ -14,10 +14,10 @@ from jaxtyping import Array, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Source, State, rollout
+from dflax.blame import blamed
 from dflax.mesh import state_sharding
 from dflax.programs.collectives import Collective, collectives
 from dflax.programs.walk import Operation, fold, inner, operands, results
-from dflax.running.blame import blamed
 
 __all__ = ["Collective", "Profile", "collectives", "round", "trace"]
 
