@@ -15,10 +15,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
-# Nine tenths of the suite's time is tracing and compiling: every program is kept, however small.
-CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+# Nine tenths of the suite's time is tracing and compiling: every program is kept, however small. Each
+# worker has a folder of its own, as jax writes a program while another process may be reading it.
+CACHE = pathlib.Path(
+    os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR", pathlib.Path(__file__).parent.parent / ".cache" / "jax"
+    )
+)
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+jax.config.update("jax_compilation_cache_dir", str(CACHE / WORKER))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
