@@ -22,6 +22,8 @@ CACHE = pathlib.Path(
         "JAX_COMPILATION_CACHE_DIR", pathlib.Path(__file__).parent.parent / ".cache" / "jax"
     )
 )
+# Pieces of memory of this process, one a line; half of what Linux allows.
+MAPS, MOST_MAPS = pathlib.Path("/proc/self/maps"), 30_000
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
 jax.config.update("jax_compilation_cache_dir", str(CACHE / WORKER))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -34,6 +36,15 @@ def pytest_configure() -> None:
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """What a module leaves behind is not looked through again."""
-    if nextitem is None or nextitem.path != item.path:
-        gc.freeze()
+    """What a module leaves behind is not looked through again, and dropped before it is too much.
+
+    Every compiled program maps memory, and a process that has more than 65,530 pieces of it (Linux)
+    is killed by a segmentation fault in the middle of some innocent test.
+    """
+    if nextitem is not None and nextitem.path == item.path:
+        return
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.unfreeze()
+        gc.collect()
+    gc.freeze()
