@@ -102,7 +102,7 @@ def test_booleans_are_two_classes():
     ("inputs", "labels", "options", "error", "message"),
     [
         (IMAGES, LABELS, {"test": (IMAGES, LABELS), "test_fraction": 0.1}, ValueError, "both"),
-        (IMAGES[:7], LABELS, {"test_fraction": 0.1}, ValueError, "inputs.*30, got 7"),
+        (IMAGES[:7], LABELS, {"test_fraction": 0.1}, ValueError, "labels.*7, got 30"),
         (IMAGES, LABELS - 1, {"test_fraction": 0.1}, ValueError, "got -1 to 1"),
         (IMAGES, LABELS, {"test_fraction": 0.1, "classes": 2}, ValueError, r"\[0, 2\), got 0 to 2"),
         (IMAGES, LABELS * 1.0, {"test_fraction": 0.1, "classes": 3}, TypeError, "integers"),
