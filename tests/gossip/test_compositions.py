@@ -199,11 +199,11 @@ RETURNS = {
     "no count": (lambda m, s, mixing: (m, s, {}), "must count models_sent"),
     "one model": (
         lambda m, s, mixing: (m.mean(0), s, {"models_sent": jnp.zeros(())}),
-        r"models of .* must have shape \(4, 3\)",
+        r"models of .* must have the shape of .*\(4, 3\)",
     ),
     "another type": (
         lambda m, s, mixing: (m.astype(jnp.bfloat16), s, {"models_sent": jnp.zeros(())}),
-        "models of .* must hold float32",
+        "models of .* must have the dtype of .*float32",
     ),
     "another state": (
         lambda m, s, mixing: (m, (1.0,), {"models_sent": jnp.zeros(())}),
