@@ -11,7 +11,7 @@ import dflax as dx
 from benchmarks.ceilings import memory_ms
 from benchmarks.measure import Row, milliseconds
 from dflax import participation
-from dflax.decentralized.traffic import ENTRY
+from dflax.decentralized.modest.traffic import ENTRY
 from dflax.gossip import NodeEvents, independent_groups, poisson_stream
 
 NODES, DIMENSION = 100, 1000

@@ -31,10 +31,11 @@ from dflax.clients import (
 from dflax.federation import Assignment, Federation, Round
 from dflax.mesh import client_mesh
 from dflax.metrics import disjoint
-from dflax.running import checkpoint, interrupt, profile, sinks
+from dflax.running import interrupt, profile, sinks
+from dflax.running.checkpoints import checkpoint
 from dflax.running.history import History
 from dflax.running.run import run
+from dflax.running.sweep import Sweep, sweep
 from dflax.side_by_side import SideBySide, side_by_side
-from dflax.sweep import Sweep, sweep
 
 __version__ = "0.1.0"

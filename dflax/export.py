@@ -23,8 +23,8 @@ from jaxtyping import Array, PyTree
 from dflax import validation
 from dflax.algorithm import Params
 from dflax.mesh import collect
-from dflax.running import manifest, untrusted
-from dflax.running.arrays import block_of
+from dflax.running.checkpoints import manifest, untrusted
+from dflax.running.checkpoints.arrays import block_of
 
 SEPARATOR = "."
 ENDING = ".safetensors"

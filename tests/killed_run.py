@@ -12,7 +12,7 @@ from tasks import regression, softmax_loss
 
 import dflax as dx
 from dflax import participation
-from dflax.running.checkpoint import Checkpoints
+from dflax.running.checkpoints.checkpoint import Checkpoints
 
 ROUNDS = 40
 

@@ -18,7 +18,7 @@ from tasks import regression, softmax_loss
 import dflax as dx
 from dflax import export
 from dflax.data.dealt import deal
-from dflax.running.lock import InUseError, Lock
+from dflax.running.checkpoints.lock import InUseError, Lock
 
 CLIENTS = 16
 ROUNDS = 5

@@ -12,7 +12,7 @@ from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.clients import weighted_mean
 from dflax.data.dataset import Dataset
-from dflax.decentralized.protocol import Client, adapt_then_combine
+from dflax.decentralized.framework.protocol import Client, adapt_then_combine
 from dflax.federation import Assignment
 from dflax.gossip.mixer import Mixer, require_mean_kept
 from dflax.local.oracle import Loss, Oracle

@@ -11,11 +11,11 @@ from dflax.algorithm import Algorithm
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
 from dflax.decentralized.gossip_averaging import Order, gossip_averaging
-from dflax.gossip.aligned import aligned
-from dflax.gossip.anchored import anchored as gossip_anchored
 from dflax.gossip.choose import as_matrix, mixer
 from dflax.gossip.mixer import Mixer, MixerState
-from dflax.gossip.recalibrated import recalibrated
+from dflax.gossip.whole_models.aligned import aligned
+from dflax.gossip.whole_models.anchored import anchored as gossip_anchored
+from dflax.gossip.whole_models.recalibrated import recalibrated
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer
 from dflax.matching.matching import Matching

@@ -11,7 +11,7 @@ from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Batch, Dataset
-from dflax.decentralized.protocol import Client, combine_then_adapt
+from dflax.decentralized.framework.protocol import Client, combine_then_adapt
 from dflax.federation import Assignment
 from dflax.gossip.mixer import PLAIN_AND_AFRESH, Mixer, Uncorrected, require_any_tree
 from dflax.local.masks import Masks, active_entries, masked, prune_and_grow, random_masks

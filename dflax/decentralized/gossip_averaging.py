@@ -11,7 +11,7 @@ from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
-from dflax.decentralized.protocol import Client, adapt_then_combine, combine_then_adapt
+from dflax.decentralized.framework.protocol import Client, adapt_then_combine, combine_then_adapt
 from dflax.federation import Assignment
 from dflax.gossip.mixer import Mixer, require_mixer
 from dflax.gossip.repeat import repeat

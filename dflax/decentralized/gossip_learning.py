@@ -9,7 +9,7 @@ from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
-from dflax.decentralized.protocol import Client, adapt_then_combine
+from dflax.decentralized.framework.protocol import Client, adapt_then_combine
 from dflax.federation import Assignment
 from dflax.gossip.age_weighted import Aged, age_weighted
 from dflax.gossip.mixer import Mixer, require_mixer

@@ -13,7 +13,7 @@ from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.clients import select
 from dflax.data.dataset import Dataset
-from dflax.decentralized.protocol import Client, combine_then_adapt
+from dflax.decentralized.framework.protocol import Client, combine_then_adapt
 from dflax.federation import Assignment
 from dflax.gossip.mixer import (
     PLAIN_AND_AFRESH,

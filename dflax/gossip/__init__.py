@@ -1,8 +1,10 @@
 """Mixers: how decentralized clients combine their models."""
 
+from dflax.events.law import Law
+from dflax.events.node_events import NodeEvent, NodeEvents
+from dflax.events.stream import Groups, Stream, independent_groups, poisson_stream
+from dflax.events.thinned import thinned
 from dflax.gossip.age_weighted import Aged, age_weighted
-from dflax.gossip.aligned import aligned
-from dflax.gossip.anchored import anchored
 from dflax.gossip.chebyshev import chebyshev
 from dflax.gossip.choose import mixer
 from dflax.gossip.families import (
@@ -21,14 +23,12 @@ from dflax.gossip.families import (
     torus,
 )
 from dflax.gossip.fixed import complete, dense, edges, identity, shifts, slots
-from dflax.gossip.law import Law
 from dflax.gossip.mixer import Mixer, MixerState, Mixing, Models, PerClient, Uncorrected
-from dflax.gossip.node_events import NodeEvent, NodeEvents
 from dflax.gossip.push_sum import PushSumState, push_sum
-from dflax.gossip.recalibrated import recalibrated
 from dflax.gossip.repeat import repeat
 from dflax.gossip.sampled import partitioned, sampled
-from dflax.gossip.stream import Groups, Stream, independent_groups, poisson_stream
-from dflax.gossip.thinned import thinned
 from dflax.gossip.variance import Target, variance_corrected
 from dflax.gossip.varying import alternate, scheduled, sometimes
+from dflax.gossip.whole_models.aligned import aligned
+from dflax.gossip.whole_models.anchored import anchored
+from dflax.gossip.whole_models.recalibrated import recalibrated

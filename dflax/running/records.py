@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from dflax.running import untrusted
-from dflax.running.untrusted import DamagedError
+from dflax.running.checkpoints import untrusted
+from dflax.running.checkpoints.untrusted import DamagedError
 
 BLOCK = 1 << 20
 

@@ -20,15 +20,16 @@ from dflax.algorithm import Algorithm, Metrics, Source, State, verify_algorithm,
 from dflax.blame import blamed
 from dflax.evaluation.measures import OfModel
 from dflax.mesh import replicate_source, shard, state_sharding
-from dflax.running import fingerprint, history
+from dflax.running import history
 from dflax.running import rounds as compiled
-from dflax.running.checkpoint import Checkpoints
+from dflax.running.checkpoints import fingerprint
+from dflax.running.checkpoints.checkpoint import Checkpoints
+from dflax.running.checkpoints.store import Store
 from dflax.running.history import History, Rows
 from dflax.running.interrupt import held_signals, obey
 from dflax.running.progress import progress_bar
 from dflax.running.returned import verify_same_state, verify_state
 from dflax.running.sinks import Sink
-from dflax.running.store import Store
 
 # Rounds are numbered in int32.
 LARGEST = 2**31 - 1
@@ -108,7 +109,7 @@ def run(
       TypeError, ValueError: naming the argument, before anything is compiled; the folder holds
         another run, or one that has done more rounds than are asked for.
       OSError: the checkpoint's folder could not be written; the last good checkpoint in it stands.
-      dflax.running.lock.InUseError: another process trains in the checkpoint's folder.
+      dflax.running.checkpoints.lock.InUseError: another process trains in the checkpoint's folder.
       dflax.interrupt.Terminated: a SIGTERM came and the checkpoint is safe; a `SystemExit` with
         code 143. After Ctrl-C it is a `KeyboardInterrupt`. With `checkpoint` only.
     """

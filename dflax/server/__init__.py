@@ -2,7 +2,6 @@
 
 from dflax.server import anchors
 from dflax.server.adaptive import fedadagrad, fedadam, fedyogi
-from dflax.server.averaging import descent, local_change
 from dflax.server.bvr_l_sgd import bvr_l_sgd
 from dflax.server.consensus_admm import consensus_admm
 from dflax.server.dual_free_admm import dual_free_admm
@@ -16,6 +15,9 @@ from dflax.server.fedprox import fedprox
 from dflax.server.fedsam import fedsam
 from dflax.server.fedsmoo import fedsmoo
 from dflax.server.fedspeed import feddyn, fedspeed
+from dflax.server.framework.averaging import descent, local_change
+from dflax.server.framework.protocol import Arrived, Clients, Heard, Own, Received, Report, Server
+from dflax.server.framework.with_server import with_server
 from dflax.server.mimelite import Base, fixed_adam, fixed_momentum, mimelite
 from dflax.server.momentum import (
     fedavg_m,
@@ -31,8 +33,6 @@ from dflax.server.partial_averaging import (
     own_models,
     partial_averaging,
 )
-from dflax.server.protocol import Arrived, Clients, Heard, Own, Received, Report, Server
 from dflax.server.rerce_fed import rerce_fed
 from dflax.server.rerce_fed_continual import rerce_fed_continual
 from dflax.server.scaffold import fedgamma, scaffold
-from dflax.server.with_server import with_server

@@ -12,8 +12,8 @@ from dflax import validation
 from dflax.algorithm import Algorithm, Params
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer
-from dflax.server.averaging import averaging
-from dflax.server.rates import Rate, check_rate, rate_at
+from dflax.server.framework.averaging import averaging
+from dflax.server.framework.rates import Rate, check_rate, rate_at
 
 Number = float | Array
 

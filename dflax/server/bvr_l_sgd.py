@@ -19,9 +19,9 @@ from dflax.local.recursive import Estimate, recursive
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import require_weights_alone
-from dflax.server.asked import alone, either
-from dflax.server.protocol import Received, Report, Server
-from dflax.server.with_server import with_server
+from dflax.server.framework.asked import alone, either
+from dflax.server.framework.protocol import Received, Report, Server
+from dflax.server.framework.with_server import with_server
 
 
 class Task(NamedTuple):

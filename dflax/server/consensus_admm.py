@@ -14,8 +14,8 @@ from dflax.clients import select
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment
 from dflax.local.quadratic import Quadratic, proximal_points
-from dflax.server.protocol import Arrived, Heard, Own, Received, Report, Server
-from dflax.server.with_server import with_server
+from dflax.server.framework.protocol import Arrived, Heard, Own, Received, Report, Server
+from dflax.server.framework.with_server import with_server
 
 
 class Started(NamedTuple):

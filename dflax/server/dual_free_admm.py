@@ -17,9 +17,9 @@ from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
-from dflax.server.extrapolated import Extrapolated, extrapolate, not_started, publish
-from dflax.server.protocol import Heard, Report
-from dflax.server.with_server import with_server
+from dflax.server.framework.extrapolated import Extrapolated, extrapolate, not_started, publish
+from dflax.server.framework.protocol import Heard, Report
+from dflax.server.framework.with_server import with_server
 
 
 class Centred(NamedTuple):

@@ -15,10 +15,10 @@ from dflax.local.adversarial import adversarial
 from dflax.local.attack import Attack
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer
-from dflax.server.averaging import descent, local_change
-from dflax.server.protocol import Received, Report, Server
-from dflax.server.rates import Rate, check_rate, rate_at
-from dflax.server.with_server import with_server
+from dflax.server.framework.averaging import descent, local_change
+from dflax.server.framework.protocol import Received, Report, Server
+from dflax.server.framework.rates import Rate, check_rate, rate_at
+from dflax.server.framework.with_server import with_server
 
 
 class Attacked(enum.Enum):

@@ -5,7 +5,7 @@ from dflax.algorithm import Algorithm
 from dflax.channel.channel import Channel
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer
-from dflax.server.averaging import averaging
+from dflax.server.framework.averaging import averaging
 
 
 def fedavg(

@@ -13,9 +13,9 @@ from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_optimizer, check_pull
 from dflax.local.subproblem import Subproblem
 from dflax.local.travel import check_linear, travel
-from dflax.server.averaging import descent, local_change
-from dflax.server.protocol import Received, Report, Server
-from dflax.server.with_server import with_server
+from dflax.server.framework.averaging import descent, local_change
+from dflax.server.framework.protocol import Received, Report, Server
+from dflax.server.framework.with_server import with_server
 
 
 def fednova(

@@ -19,10 +19,10 @@ from dflax.local.recursive import Estimate, recursive
 from dflax.local.solver import solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import require_weights_alone
-from dflax.server.asked import either, everyone
-from dflax.server.protocol import Received, Report, Server
-from dflax.server.rates import Rate, check_rate, rate_at
-from dflax.server.with_server import with_server
+from dflax.server.framework.asked import either, everyone
+from dflax.server.framework.protocol import Received, Report, Server
+from dflax.server.framework.rates import Rate, check_rate, rate_at
+from dflax.server.framework.with_server import with_server
 
 
 class Task(NamedTuple):

@@ -6,7 +6,7 @@ from dflax.algorithm import Algorithm
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_optimizer, check_pull
 from dflax.local.subproblem import Subproblem
-from dflax.server.averaging import averaging
+from dflax.server.framework.averaging import averaging
 
 
 def fedprox(

@@ -6,7 +6,7 @@ from dflax.algorithm import Algorithm
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.sam import sam
 from dflax.local.solver import Optimizer
-from dflax.server.averaging import averaging
+from dflax.server.framework.averaging import averaging
 
 
 def fedsam(

@@ -13,7 +13,7 @@ from dflax.data.dataset import Batch
 from dflax.local.oracle import Loss, Oracle, Remembering, gradient
 from dflax.local.sam import SMALLEST_NORM
 from dflax.local.solver import Optimizer
-from dflax.server.dual import Look, with_duals
+from dflax.server.framework.dual import Look, with_duals
 
 
 def fedsmoo(

@@ -7,7 +7,7 @@ from dflax.algorithm import Algorithm
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.sam import sam
 from dflax.local.solver import Optimizer
-from dflax.server.dual import Look, with_duals
+from dflax.server.framework.dual import Look, with_duals
 
 Average = Literal["code", "active_old", "active_new"]
 

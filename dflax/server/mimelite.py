@@ -16,9 +16,9 @@ from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer, check_optimizer, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import require_weights_alone
-from dflax.server.protocol import Received, Report, Server
-from dflax.server.rates import Rate, check_rate, rate_at
-from dflax.server.with_server import with_server
+from dflax.server.framework.protocol import Received, Report, Server
+from dflax.server.framework.rates import Rate, check_rate, rate_at
+from dflax.server.framework.with_server import with_server
 
 
 class Base(NamedTuple):

@@ -8,8 +8,8 @@ from dflax.algorithm import Algorithm
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.sam import sam
 from dflax.local.solver import Optimizer
-from dflax.server.correction import check_beta, corrected
-from dflax.server.rates import Rate
+from dflax.server.framework.correction import check_beta, corrected
+from dflax.server.framework.rates import Rate
 
 
 def fedcm(

@@ -15,9 +15,9 @@ from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
-from dflax.server.averaging import descent
-from dflax.server.protocol import Received, Report, Server
-from dflax.server.with_server import with_server
+from dflax.server.framework.averaging import descent
+from dflax.server.framework.protocol import Received, Report, Server
+from dflax.server.framework.with_server import with_server
 
 Chooser = Callable[[str], bool]
 

@@ -13,9 +13,9 @@ from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment
 from dflax.local.quadratic import Quadratic, proximal_points
-from dflax.server.extrapolated import Extrapolated, extrapolate, not_started, publish
-from dflax.server.protocol import Heard, Own, Report
-from dflax.server.with_server import with_server
+from dflax.server.framework.extrapolated import Extrapolated, extrapolate, not_started, publish
+from dflax.server.framework.protocol import Heard, Own, Report
+from dflax.server.framework.with_server import with_server
 
 
 class Model(NamedTuple):

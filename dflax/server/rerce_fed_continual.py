@@ -15,9 +15,9 @@ from dflax.clients import replicate
 from dflax.data.dataset import Dataset
 from dflax.federation import Assignment, Round
 from dflax.local.quadratic import Quadratic, proximal_points
-from dflax.server.asked import either, everyone
-from dflax.server.protocol import Arrived, Heard, Own, Received, Report, Server
-from dflax.server.with_server import with_server
+from dflax.server.framework.asked import either, everyone
+from dflax.server.framework.protocol import Arrived, Heard, Own, Received, Report, Server
+from dflax.server.framework.with_server import with_server
 
 
 class Started(NamedTuple):

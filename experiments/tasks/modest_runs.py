@@ -13,7 +13,7 @@ import dflax as dx
 from dflax import evaluation, participation
 from dflax.algorithm import Metrics
 from dflax.decentralized import md5_ranks, modest
-from dflax.decentralized.views import candidates, row
+from dflax.decentralized.modest.views import candidates, row
 
 Found = dict[str, np.ndarray]
 

@@ -11,8 +11,8 @@ from tasks import assert_trees_close, assert_trees_equal
 import dflax as dx
 from dflax.data.dataset import Dataset
 from dflax.decentralized import dadao, synchronized
+from dflax.decentralized.accelerated.flow import generator, momenta
 from dflax.gossip import NodeEvents, independent_groups, poisson_stream
-from dflax.gossip.flow import generator, momenta
 from dflax.topology import given_rates, optimal_rates, switching, uniform_rates
 
 KEY = jax.random.key(0)

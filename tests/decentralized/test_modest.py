@@ -11,10 +11,11 @@ from tasks import assert_trees_close, assert_trees_equal, half_square, quadratic
 
 import dflax as dx
 from dflax import participation
-from dflax.decentralized import Probe, md5_ranks, modest, probe, views
-from dflax.decentralized.hash_sampling import first_arrivals
-from dflax.decentralized.partial_aggregation import elect
-from dflax.decentralized.traffic import traffic
+from dflax.decentralized import Probe, md5_ranks, modest, probe
+from dflax.decentralized.modest import views
+from dflax.decentralized.modest.hash_sampling import first_arrivals
+from dflax.decentralized.modest.partial_aggregation import elect
+from dflax.decentralized.modest.traffic import traffic
 
 KEY = jax.random.key(0)
 N = 12

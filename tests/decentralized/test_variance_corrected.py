@@ -23,7 +23,7 @@ from dflax.decentralized import (
     modest,
     single_merging,
 )
-from dflax.decentralized.partial_aggregation import Election, average
+from dflax.decentralized.modest.partial_aggregation import Election, average
 from dflax.gossip import Mixing
 from dflax.gossip.age_weighted import random_peers
 

@@ -25,10 +25,11 @@ from tasks import assert_trees_equal, regression, softmax_loss
 import dflax as dx
 from dflax import evaluation, participation
 from dflax.algorithm import Algorithm, FederatedState
-from dflax.running import fingerprint, history, manifest, rounds
-from dflax.running.checkpoint import Checkpoints
+from dflax.running import history, rounds
+from dflax.running.checkpoints import fingerprint, manifest
+from dflax.running.checkpoints.checkpoint import Checkpoints
+from dflax.running.checkpoints.store import Store
 from dflax.running.interrupt import Terminated
-from dflax.running.store import Store
 
 KEY = jax.random.key(3)
 
@@ -572,7 +573,7 @@ def test_a_failure_to_write_is_raised(setting, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("dflax.running.manifest.seal", fail)
+    monkeypatch.setattr("dflax.running.checkpoints.manifest.seal", fail)
     with pytest.raises(OSError, match="disk full"):
         setting.run(checkpoint=tmp_path)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 import dflax as dx
-from dflax.running import fingerprint
+from dflax.running.checkpoints import fingerprint
 
 VECTOR = jnp.arange(4.0)
 
@@ -82,7 +82,7 @@ def test_the_shapes_of_the_result_come_along():
 
 def test_the_same_in_another_process():
     program = (
-        "import jax, jax.numpy as jnp; from dflax.running import fingerprint\n"
+        "import jax, jax.numpy as jnp; from dflax.running.checkpoints import fingerprint\n"
         "print(fingerprint.computation(lambda x: jax.nn.softmax(jax.nn.relu(x)) * 0.1, jnp.ones(3))[0])"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)

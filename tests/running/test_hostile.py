@@ -20,11 +20,12 @@ import pytest
 from tasks import assert_trees_equal
 
 import dflax as dx
-from dflax.running import lock, manifest, records, untrusted
-from dflax.running.arrays import Arrays, verify_shapes
-from dflax.running.checkpoint import Checkpoints
-from dflax.running.lock import InUseError
-from dflax.running.untrusted import DamagedError
+from dflax.running import records
+from dflax.running.checkpoints import lock, manifest, untrusted
+from dflax.running.checkpoints.arrays import Arrays, verify_shapes
+from dflax.running.checkpoints.checkpoint import Checkpoints
+from dflax.running.checkpoints.lock import InUseError
+from dflax.running.checkpoints.untrusted import DamagedError
 
 KEY = jax.random.key(0)
 ROUNDS = 6
@@ -386,7 +387,7 @@ def test_a_second_run_in_a_folder_is_refused_and_told_who_is_there(tmp_path, who
 
 def test_death_releases_the_lock(tmp_path, whole):
     program = (
-        "import pathlib, sys, time; from dflax.running.lock import Lock\n"
+        "import pathlib, sys, time; from dflax.running.checkpoints.lock import Lock\n"
         "held = Lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen(

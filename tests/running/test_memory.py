@@ -127,7 +127,7 @@ SOAK = """
     import gc, json, pathlib, sys
     import jax, jax.numpy as jnp, optax
     import dflax as dx
-    from dflax.running.checkpoint import Checkpoints
+    from dflax.running.checkpoints.checkpoint import Checkpoints
     from tasks import regression, softmax_loss
 
     task = regression()

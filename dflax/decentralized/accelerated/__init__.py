@@ -1,0 +1,1 @@
+"""Accelerated methods: adaptive communication in continuous time, and their baselines."""

@@ -1,0 +1,1 @@
+"""The rounds that methods without a server state their parts to."""

@@ -1,0 +1,1 @@
+"""Mixers of whole models: units are matched, statistics estimated afresh."""

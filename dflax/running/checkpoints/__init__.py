@@ -1,0 +1,1 @@
+"""Runs on disk: what is written, bound, locked and read again."""

@@ -1,0 +1,1 @@
+"""The rounds that methods with a server state their parts to, and the blocks that they share."""
