@@ -79,7 +79,7 @@ def map_clients(
         # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
         return jax.lax.map(one, stacked, batch_size=None if width == 1 else width)
 
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         several = contract_last(several)
     devices = client_devices()
     if devices == 1:
@@ -243,7 +243,8 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
             raise ValueError(
                 f"weights must be one number per row of tree, [m], got shape {np.shape(weights)}."
             )
-        weights = jnp.asarray(weights)
+        # A few numbers, of which every device then has the total without asking the others.
+        weights = everywhere(jnp.asarray(weights))
     count = validation.leading_axis("tree", tree, None if weights is None else weights.shape[0])
 
     def shares(dtype: Any) -> Float[Array, " m"]:
@@ -286,6 +287,7 @@ def mean_metrics(metrics: PyTree[Array], weights: Float[Array, " m"]) -> PyTree[
     """
     if not jax.tree.leaves(metrics):
         return metrics
+    weights = everywhere(weights)
 
     def counted(leaf: Array) -> Array:
         wide = jnp.promote_types(leaf.dtype, jnp.float32)
@@ -404,6 +406,16 @@ def everywhere(tree: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
 
 
+def platform() -> str:
+    """What is being compiled for, "cpu", "gpu" or "tpu": every choice by platform asks here.
+
+    The platform of the ambient mesh, which need not be one of this machine (`dflax.mesh.planned`);
+    without a mesh that of JAX's default device.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.default_backend() if device is None else device.platform
+
+
 def client_devices(count: int | None = None) -> int:
     """Over how many devices the ambient mesh deals (`count`) clients; 1 if it does not or cannot."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -512,7 +524,7 @@ def _clients_at_once(one: Callable[[Any], Any], stacked: Any) -> int:
     """All for small clients and on accelerators, else one; sizes are of what goes in and comes out."""
     leaves = jax.tree.leaves(stacked)
     count = leaves[0].shape[0]
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return count
     into = sum(leaf.size for leaf in leaves) // count
     out_of = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(one, _row(stacked))))

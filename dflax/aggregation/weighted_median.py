@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 from dflax.aggregation.column_blocks import map_columns
 from dflax.aggregation.order_keys import KINDS, extremes, from_keys, to_keys
 from dflax.aggregation.order_statistics import median_rows
+from dflax.clients import platform
 
 # Entries of a block that is read once for every bit of a key: they stay in the second-level cache.
 ELEMENTS = 1 << 15
@@ -70,5 +71,5 @@ def weighted_median_rows(
         keys_found = jax.lax.fori_loop(0, 8 * values.dtype.itemsize, try_bit, start)
         return jnp.where(half > 0, from_keys(keys_found, block.dtype), 0)
 
-    width = max(16, ELEMENTS // values.shape[0]) if jax.default_backend() == "cpu" else 1 << 30
+    width = max(16, ELEMENTS // values.shape[0]) if platform() == "cpu" else 1 << 30
     return map_columns(median, values, width)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dflax.clients import CLIENTS, everywhere
+from dflax.clients import CLIENTS, everywhere, platform
 from dflax.gossip.linear import Rows, along
 
 # On a CPU, a gather of rows that do not fit the cache runs several times faster in chunks of about
@@ -94,4 +94,4 @@ def _in_chunks(size: int, width: int) -> bool:
     """A loop over rows would bring sharded clients to every device, so only where none are."""
     sharded = CLIENTS in jax.sharding.get_abstract_mesh().axis_names
     large = size >= LARGE_LEAF and width <= CHUNK
-    return large and not sharded and jax.default_backend() == "cpu"
+    return large and not sharded and platform() == "cpu"
