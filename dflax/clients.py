@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from dflax import validation
+from dflax.programs.exchanges import gathered_by, mean_over, sends, size
 from dflax.programs.products import contract_last
 
 CLIENTS = "clients"
@@ -244,7 +245,7 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
                 f"weights must be one number per row of tree, [m], got shape {np.shape(weights)}."
             )
         # A few numbers, of which every device then has the total without asking the others.
-        weights = everywhere(jnp.asarray(weights))
+        weights = _known_to_all(jnp.asarray(weights))
     count = validation.leading_axis("tree", tree, None if weights is None else weights.shape[0])
 
     def shares(dtype: Any) -> Float[Array, " m"]:
@@ -262,11 +263,11 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
             )
         # Shares of a third rounded to float32 would spoil a mean of float64.
         accumulated = jnp.promote_types(leaf.dtype, jnp.float32)
-        product = jnp.matmul(
-            shares(accumulated),
-            leaf.reshape(count, -1).astype(accumulated),
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        values = leaf.reshape(count, -1).astype(accumulated)
+        with sends(lambda: mean_over(client_devices(), size(values) / count)):
+            product = jnp.matmul(
+                shares(accumulated), values, precision=jax.lax.Precision.HIGHEST
+            )
         return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(mean, tree)
@@ -287,7 +288,7 @@ def mean_metrics(metrics: PyTree[Array], weights: Float[Array, " m"]) -> PyTree[
     """
     if not jax.tree.leaves(metrics):
         return metrics
-    weights = everywhere(weights)
+    weights = _known_to_all(weights)
 
     def counted(leaf: Array) -> Array:
         wide = jnp.promote_types(leaf.dtype, jnp.float32)
@@ -401,9 +402,8 @@ def against(rows: Array, leaf: Array) -> Array:
 
 def everywhere(tree: PyTree[Array]) -> PyTree[Array]:
     """The tree held whole by every device of the ambient mesh; the tree itself where there is none."""
-    if client_devices() == 1:
-        return tree
-    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
+    with sends(lambda: gathered_by(client_devices(), size(tree))):
+        return _known_to_all(tree)
 
 
 def platform() -> str:
@@ -423,6 +423,13 @@ def client_devices(count: int | None = None) -> int:
         return 1
     devices = mesh.shape[CLIENTS]
     return devices if count is None or count % devices == 0 else 1
+
+
+def _known_to_all(tree: Any) -> Any:
+    """`everywhere` for a few numbers, of which devices that know them need send nothing."""
+    if client_devices() == 1:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
 
 
 def _gather_rows(leaf: Array, cohort: Int[Array, " m"]) -> Array:
@@ -465,7 +472,7 @@ def _scatter_rows(
     reports = jnp.ones(cohort.shape, bool) if reported is None else reported > 0
     if client_devices(leaf.shape[0]) == 1:
         return write(leaf, cohort, reports, rows)
-    return _on_owners(take, PartitionSpec(CLIENTS))(leaf, cohort, reports, rows)
+    return _on_owners(take, PartitionSpec(CLIENTS))(leaf, cohort, reports, everywhere(rows))
 
 
 def _places(own: Array, cohort: Int[Array, " m"]) -> tuple[Array, Array]:

@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 from dflax.clients import everywhere
 from dflax.gossip.linear import along
 from dflax.gossip.mixer import Models
+from dflax.gossip.rolls import bytes_that_leave
+from dflax.programs.exchanges import sends
 from dflax.topology import MixingMatrix
 
 Tables = tuple[Array, ...]
@@ -50,7 +52,8 @@ def hearing(matrix: MixingMatrix) -> tuple[Tables, Hear]:
 
         def slots(leaf: Array) -> Array:
             if rolls and shifts is not None:
-                rows = jnp.stack([jnp.roll(leaf, shift[0], 0) for shift in shifts], axis=1)
+                with sends(lambda: bytes_that_leave(matrix.graph, leaf)):
+                    rows = jnp.stack([jnp.roll(leaf, shift[0], 0) for shift in shifts], axis=1)
             else:
                 rows = everywhere(leaf).at[senders].get(mode="promise_in_bounds")
             known = given.reshape(*given.shape, *(1,) * (leaf.ndim - 1)) > 0

@@ -4,11 +4,13 @@ import math
 from functools import partial
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from dflax.clients import client_devices
 from dflax.gossip.linear import Rows, along
 from dflax.gossip.products import count_sent
+from dflax.programs.exchanges import sends, size
 from dflax.topology import Graph
 
 
@@ -54,8 +56,9 @@ def roll_rows(
         grid = x.reshape(*shape, *x.shape[1:])
         spread = (...,) + (None,) * (x.ndim - 1)
         total = own.astype(x.dtype)[spread] * grid
-        for move, weight in zip(moves, heard, strict=True):
-            total = total + weight.astype(x.dtype)[spread] * move_by(grid, move)
+        with sends(lambda: bytes_that_leave(graph, x)):
+            for move, weight in zip(moves, heard, strict=True):
+                total = total + weight.astype(x.dtype)[spread] * move_by(grid, move)
         return total.reshape(x.shape)
 
     return rows, sent
@@ -85,6 +88,24 @@ def roll_flat(sides: tuple[int, ...], x: Array, move: tuple[int, ...]) -> Array:
             inside = jnp.where(along(stays, x), inside, wrapped)
         x = inside
     return x
+
+
+def bytes_that_leave(graph: Graph, x: Array) -> float:
+    """Bytes of the rows `[n, ...]` that one device has to send for a mixing on a graph."""
+    devices = client_devices(graph.nodes)
+    return rows_that_leave(graph, devices) * size(x) / graph.nodes if devices > 1 else 0.0
+
+
+def rows_that_leave(graph: Graph, devices: int) -> int:
+    """The most rows that one device has to send, each once to every other device that needs it.
+
+    Node i lives on device `i // (n / devices)`; `devices` divides n.
+    """
+    owner = np.arange(graph.nodes) // (graph.nodes // devices)
+    senders, receivers = np.asarray(graph.senders), np.asarray(graph.receivers)
+    leaves = owner[senders] != owner[receivers]
+    pairs = np.unique(np.stack([senders[leaves], owner[receivers[leaves]]]), axis=1)
+    return int(np.bincount(owner[pairs[0]], minlength=devices).max())
 
 
 def are_blocks(sides: tuple[int, ...], devices: int) -> bool:

@@ -1,5 +1,6 @@
 """Accelerators by name: what one device holds, and what a compiler without the device must be told."""
 
+import os
 import re
 from typing import NamedTuple
 
@@ -10,12 +11,27 @@ from dflax import validation
 GIB = 1 << 30
 
 
+class Memory(NamedTuple):
+    """Bytes of memory of one device.
+
+    Attributes:
+      total: that the device has.
+      usable: by programs.
+      why: what takes the rest, in words.
+    """
+
+    total: int
+    usable: int
+    why: str
+
+
 class Tpu(NamedTuple):
     """A generation of TPUs.
 
     Attributes:
       kind: what JAX calls one device.
       memory: bytes of high-bandwidth memory of one device.
+      usable: bytes of it that its compiler lets a program have.
       sides: 2 or 3, the dimensions of its network.
       most: devices of the largest slice.
       devices: to a chip.
@@ -25,6 +41,7 @@ class Tpu(NamedTuple):
 
     kind: str
     memory: int
+    usable: int
     sides: int
     most: int
     devices: int = 1
@@ -63,12 +80,14 @@ class Gpu(NamedTuple):
 
 
 # Memory and sizes of slices: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the pages
-# of each generation. libtpu keeps some of the memory for itself: of v5e's 16 GiB programs get 15.75.
+# of each generation. What is usable is what libtpu 0.0.52 says when it refuses a program.
 TPUS = {
-    "v4": Tpu("TPU v4", 32 * GIB, 3, 4096, chip="megacore", accelerator="v4-8"),
-    "v5e": Tpu("TPU v5 lite", 16 * GIB, 2, 256, accelerator="v5litepod-8"),
-    "v5p": Tpu("TPU v5", 95 * GIB, 3, 8960, accelerator="v5p-8"),
-    "v6e": Tpu("TPU v6 lite", 32 * GIB, 2, 256, accelerator="v6e-8"),
+    "v4": Tpu(
+        "TPU v4", 32 * GIB, int(30.75 * GIB), 3, 4096, chip="megacore", accelerator="v4-8"
+    ),
+    "v5e": Tpu("TPU v5 lite", 16 * GIB, int(15.75 * GIB), 2, 256, accelerator="v5litepod-8"),
+    "v5p": Tpu("TPU v5", 96 * GIB, int(95.73 * GIB), 3, 8960, accelerator="v5p-8"),
+    "v6e": Tpu("TPU v6 lite", 32 * GIB, int(31.24 * GIB), 2, 256, accelerator="v6e-8"),
 }
 
 # Numbers of the devices, as XLA's repository lists them for compiling without one:
@@ -97,6 +116,9 @@ GPUS = {
 }  # fmt: skip
 # GPUs of one host.
 HOST = 8
+# What JAX takes of a GPU's memory when it starts, unless told otherwise.
+FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+TAKEN = 0.75
 # What a two-dimensional network is sold as, the shorter side first.
 FLAT_SLICES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 KNOWN = (
@@ -138,16 +160,22 @@ def machine(name: str) -> Machine:
     raise ValueError(f"name must be that of a machine, got {validation.shown(name)}. {KNOWN}")
 
 
-def memory_of(device: jax.Device) -> int | None:
-    """Bytes of memory of a device, by its kind or else by what it says of itself; None: not known."""
-    for chip in (*TPUS.values(), *GPUS.values()):
-        if chip.kind == device.device_kind:
-            return chip.memory
+def memory_of(device: jax.Device) -> Memory | None:
+    """The memory of a device, from what it says of itself or else by its kind; None: not known."""
     try:
-        told = device.memory_stats() or {}
+        told = (device.memory_stats() or {}).get("bytes_limit")
     except (RuntimeError, NotImplementedError, AttributeError):
-        return None
-    return told.get("bytes_limit")
+        told = None
+    if told is not None:
+        return Memory(told, told, "what the device says it has")
+    for tpu in TPUS.values():
+        if tpu.kind == device.device_kind:
+            return Memory(tpu.memory, tpu.usable, "what its compiler gives a program")
+    for gpu in GPUS.values():
+        if gpu.kind == device.device_kind:
+            share = float(os.environ.get(FRACTION, TAKEN))
+            return Memory(gpu.memory, int(share * gpu.memory), f"{share:.2g} of it, {FRACTION}")
+    return None
 
 
 def target(gpu: Gpu) -> str:

@@ -52,6 +52,11 @@ def planned(name: str, *, model: int = 1) -> Mesh:
     return client_mesh(_devices(machine(name)), model=model)
 
 
+def is_planned(mesh: Mesh) -> bool:
+    """Whether nothing can be put on the devices of a mesh, nor run there."""
+    return mesh.devices.flat[0].client.runtime_type == "compile_only_runtime"
+
+
 @functools.lru_cache
 def _devices(wanted: Machine) -> Sequence[jax.Device]:
     if isinstance(wanted.chip, Gpu):
@@ -68,7 +73,9 @@ def _tpus(wanted: Machine, tpu: Tpu) -> Sequence[jax.Device]:
     # One chip is a host of its own.
     host = {"chips_per_host_bounds": (1, 1, 1)} if max(wanted.sides) == 1 else {}
     chip = {"chip_config_name": tpu.chip} if tpu.chip else {}
-    with _environment(AWAY | {"TPU_ACCELERATOR_TYPE": tpu.accelerator}), _quiet():
+    with _environment(AWAY | {"TPU_ACCELERATOR_TYPE": tpu.accelerator}), without_noise():
+        # What this machine has is found first, and what is said about it goes the same way.
+        jax.devices()
         return topologies.get_topology_desc(
             platform="tpu", topology_name=wanted.name, **host, **chip
         ).devices
@@ -92,8 +99,8 @@ def _gpus(wanted: Machine, gpu: Gpu) -> Sequence[jax.Device]:
             topology=f"1x{hosts}x{each}",
         ).devices
 
-    with _environment(WITHOUT_DRIVER), _quiet():
-        # What this machine has is found first: a plugin loaded for compiling is no device of its own.
+    with _environment(WITHOUT_DRIVER), without_noise():
+        # What this machine has is found first: a plugin loaded for compiling brings it no device.
         jax.devices()
         try:
             return described()
@@ -116,7 +123,7 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def without_noise() -> Iterator[None]:
     """What native libraries write to standard error is thrown away, unless an error comes out."""
     sys.stderr.flush()
     kept = os.dup(2)
