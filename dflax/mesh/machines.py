@@ -32,6 +32,7 @@ class Tpu(NamedTuple):
       kind: what JAX calls one device.
       memory: bytes of high-bandwidth memory of one device.
       usable: bytes of it that its compiler lets a program have.
+      clock: cycles a second.
       sides: 2 or 3, the dimensions of its network.
       most: devices of the largest slice.
       devices: to a chip.
@@ -42,6 +43,7 @@ class Tpu(NamedTuple):
     kind: str
     memory: int
     usable: int
+    clock: float
     sides: int
     most: int
     devices: int = 1
@@ -80,15 +82,19 @@ class Gpu(NamedTuple):
 
 
 # Memory and sizes of slices: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the pages
-# of each generation. What is usable is what libtpu 0.0.52 says when it refuses a program.
+# of each generation; the clock follows from the peak that is given there and the size of the matrix units.
+# What is usable is what libtpu 0.0.52 says when it refuses a program.
 TPUS = {
     "v4": Tpu(
-        "TPU v4", 32 * GIB, int(30.75 * GIB), 3, 4096, chip="megacore", accelerator="v4-8"
+        "TPU v4", 32 * GIB, int(30.75 * GIB), 1.05e9, 3, 4096,
+        chip="megacore", accelerator="v4-8",
     ),
-    "v5e": Tpu("TPU v5 lite", 16 * GIB, int(15.75 * GIB), 2, 256, accelerator="v5litepod-8"),
-    "v5p": Tpu("TPU v5", 96 * GIB, int(95.73 * GIB), 3, 8960, accelerator="v5p-8"),
-    "v6e": Tpu("TPU v6 lite", 32 * GIB, int(31.24 * GIB), 2, 256, accelerator="v6e-8"),
-}
+    "v5e": Tpu(
+        "TPU v5 lite", 16 * GIB, int(15.75 * GIB), 1.5e9, 2, 256, accelerator="v5litepod-8"
+    ),
+    "v5p": Tpu("TPU v5", 96 * GIB, int(95.73 * GIB), 1.75e9, 3, 8960, accelerator="v5p-8"),
+    "v6e": Tpu("TPU v6 lite", 32 * GIB, int(31.24 * GIB), 1.75e9, 2, 256, accelerator="v6e-8"),
+}  # fmt: skip
 
 # Numbers of the devices, as XLA's repository lists them for compiling without one:
 # https://github.com/openxla/xla/tree/main/xla/backends/gpu/target_config/specs.
@@ -176,6 +182,12 @@ def memory_of(device: jax.Device) -> Memory | None:
             share = float(os.environ.get(FRACTION, TAKEN))
             return Memory(gpu.memory, int(share * gpu.memory), f"{share:.2g} of it, {FRACTION}")
     return None
+
+
+def seconds_of(device: jax.Device, cycles: int | None) -> float | None:
+    """How long so many cycles take; None where they or the device's clock are not known."""
+    clocks = [tpu.clock for tpu in TPUS.values() if tpu.kind == device.device_kind]
+    return cycles / clocks[0] if clocks and cycles is not None else None
 
 
 def target(gpu: Gpu) -> str:

@@ -19,9 +19,9 @@ from dflax.algorithm import Algorithm, Metrics, Source, State, rollout
 from dflax.blame import blamed
 from dflax.clients import client_devices
 from dflax.mesh import MODEL, state_sharding
-from dflax.mesh.machines import Memory, memory_of
+from dflax.mesh.machines import Memory, memory_of, seconds_of
 from dflax.mesh.planned import is_planned, without_noise
-from dflax.programs.collectives import Collective, collectives
+from dflax.programs.collectives import Collective, collectives, estimated_cycles
 from dflax.programs.exchanges import least_sent, noting
 from dflax.programs.walk import Operation, fold, inner, operands, results
 
@@ -84,8 +84,8 @@ class Profile(NamedTuple):
         a mean of messages of b bytes over p devices `2 b (p - 1) / p`, for a coordinate-wise rule the
         messages dealt once by coordinates and the result gathered, for gossip each model once to each
         device that hears it.
-      estimated_seconds: the compiler's own estimate of the program's time, in which the body of a loop
-        counts once; None where it gives none. It is no measurement.
+      estimated_seconds: the time that a device takes by the compiler's own estimate of its cycles, loops
+        multiplied out, exchanges left out; None where it gives none, as for GPUs. It is no measurement.
       seconds: steady time of a round; None unless rounds were run to measure it.
     """
 
@@ -136,7 +136,7 @@ class Profile(NamedTuple):
             *((f"  {c.kind}", str(c).removeprefix(c.kind).strip()) for c in self.collectives),
         ]
         if self.estimated_seconds is not None:
-            estimate = f"{1e3 * self.estimated_seconds:.4g} ms, loops once; not measured"
+            estimate = f"{1e3 * self.estimated_seconds:.4g} ms without exchanges, not measured"
             rows.append(("the compiler's estimate", estimate))
         if self.seconds is not None:
             reached = _scaled(self.flops / self.seconds, 1000, FLOPS)
@@ -314,7 +314,8 @@ def _measure(
     began = time.perf_counter()
     with noting():
         traced = blamed("algorithm.step", program.trace, *arguments)
-    devices, machine, memory = _machine(arguments)
+    devices, one = _devices(arguments)
+    machine, memory = "" if one.platform == "cpu" else one.device_kind, memory_of(one)
     held = _held(arguments)
     with without_noise():
         try:
@@ -323,7 +324,7 @@ def _measure(
             raise _too_large(error, machine, devices, memory, held) from error
     seconds = time.perf_counter() - began
     sizes = compiled.memory_analysis()
-    costs = compiled.cost_analysis() or {}
+    costs, text = compiled.cost_analysis() or {}, compiled.as_text()
     along = client_devices()
     found = Profile(
         devices=devices,
@@ -338,14 +339,14 @@ def _measure(
         - sizes.alias_size_in_bytes
         + sizes.temp_size_in_bytes,
         compile_seconds=seconds,
-        collectives=tuple(collectives(compiled)),
+        collectives=tuple(collectives(text)),
         machine=machine,
         memory=memory,
         members=members,
         places=None if members is None else along * -(-members // along),
         undivided=_undivided(state, along),
         least_sent_bytes=least_sent(traced.jaxpr, along) / _sharing(),
-        estimated_seconds=costs.get("optimal_seconds"),
+        estimated_seconds=seconds_of(one, estimated_cycles(text)),
     )
     if memory is not None and found.peak_bytes > memory.usable:
         raise TooLargeError(
@@ -357,13 +358,12 @@ def _measure(
     return found
 
 
-def _machine(arguments: Any) -> tuple[int, str, Memory | None]:
-    """How many devices the program is for, what one is called, and its memory."""
+def _devices(arguments: Any) -> tuple[int, jax.Device]:
+    """How many devices the program is for, and one of them."""
     shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments)]
     sets = [sharding.device_set for sharding in shardings if sharding is not None]
     devices = max(sets, key=len) if sets else {jax.devices()[0]}
-    one = next(iter(devices))
-    return len(devices), "" if one.platform == "cpu" else one.device_kind, memory_of(one)
+    return len(devices), next(iter(devices))
 
 
 def _held(arguments: Any) -> int:
