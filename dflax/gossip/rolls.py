@@ -3,11 +3,13 @@
 import math
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from dflax.clients import client_devices
+from dflax.clients import CLIENTS, client_devices
 from dflax.gossip.linear import Rows, along
 from dflax.gossip.products import count_sent
 from dflax.programs.exchanges import sends, size
@@ -34,8 +36,12 @@ def roll_rows(
       `x -> W x`, and how many models travel.
     """
     sides, moves = graph.shape or (), graph.shifts or ()
-    blocks = are_blocks(sides, client_devices(graph.nodes))
-    shape, move_by = (sides, roll) if blocks else ((graph.nodes,), partial(roll_flat, sides))
+    devices = client_devices(graph.nodes)
+    shape, move_by = (graph.nodes,), partial(roll_flat, sides)
+    if len(sides) > 1 and devices == graph.nodes:
+        move_by = partial(roll_devices, sides)
+    elif are_blocks(sides, devices):
+        shape, move_by = sides, roll
     heard: list[Array] = [weights[1 + o] for o in range(len(moves))]
     if active is None:
         own: Array = weights[0]
@@ -88,6 +94,20 @@ def roll_flat(sides: tuple[int, ...], x: Array, move: tuple[int, ...]) -> Array:
             inside = jnp.where(along(stays, x), inside, wrapped)
         x = inside
     return x
+
+
+def roll_devices(sides: tuple[int, ...], x: Array, move: tuple[int, ...]) -> Array:
+    """`roll` on the nodes in a row, one to a device: a permutation of the devices."""
+    nodes = np.arange(x.shape[0]).reshape(sides)
+    moved = np.roll(nodes, move, range(len(sides))).reshape(-1)
+    pairs = [(int(sender), place) for place, sender in enumerate(moved)]
+    return jax.shard_map(
+        lambda row: jax.lax.ppermute(row, CLIENTS, pairs),
+        in_specs=PartitionSpec(CLIENTS),
+        out_specs=PartitionSpec(CLIENTS),
+        axis_names={CLIENTS},
+        check_vma=False,
+    )(x)
 
 
 def bytes_that_leave(graph: Graph, x: Array) -> float:

@@ -345,9 +345,12 @@ def _measure(
         members=members,
         places=None if members is None else along * -(-members // along),
         undivided=_undivided(state, along),
-        least_sent_bytes=least_sent(traced.jaxpr, along) / _sharing(),
+        least_sent_bytes=0.0,
         estimated_seconds=seconds_of(one, estimated_cycles(text)),
     )
+    # The compiler may find that nobody reads what is noted.
+    least = min(least_sent(traced.jaxpr, along) / _sharing(), found.sent_bytes)
+    found = found._replace(least_sent_bytes=least)
     if memory is not None and found.peak_bytes > memory.usable:
         raise TooLargeError(
             _refusal(found.peak_bytes, machine, devices, memory, held),
