@@ -31,7 +31,7 @@ from dflax.clients import (
 from dflax.federation import Assignment, Federation, Round
 from dflax.mesh import client_mesh
 from dflax.metrics import disjoint
-from dflax.running import interrupt, profile, sinks
+from dflax.running import interrupt, plan, profile, sinks
 from dflax.running.checkpoints import checkpoint
 from dflax.running.history import History
 from dflax.running.run import run

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from dflax import validation
@@ -265,9 +265,7 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
         accumulated = jnp.promote_types(leaf.dtype, jnp.float32)
         values = leaf.reshape(count, -1).astype(accumulated)
         with sends(lambda: mean_over(client_devices(), size(values) / count)):
-            product = jnp.matmul(
-                shares(accumulated), values, precision=jax.lax.Precision.HIGHEST
-            )
+            product = jnp.matmul(shares(accumulated), values, precision=jax.lax.Precision.HIGHEST)
         return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(mean, tree)
@@ -414,6 +412,11 @@ def platform() -> str:
     """
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     return jax.default_backend() if device is None else device.platform
+
+
+def is_planned(mesh: Mesh) -> bool:
+    """Whether a mesh is of a machine that is not here: nothing can be put there, nor run."""
+    return mesh.devices.flat[0].client.runtime_type == "compile_only_runtime"
 
 
 def client_devices(count: int | None = None) -> int:

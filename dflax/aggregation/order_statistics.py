@@ -19,8 +19,8 @@ UNROLLED = 128
 COLUMNS = 1 << 14
 # Beyond, stages of comparators pass over a block that stays in the second-level cache.
 STAGED_ELEMENTS = 1 << 15
-# Compilers for accelerators take 3 to 5 s for a network of so many rows, and for 128 up to a minute; with
-# more rows XLA's own sort is compiled, in blocks, since it needs as much memory again as it sorts.
+# Compilers for accelerators take 3 to 5 s for a network of so many rows, for 128 up to a minute. With
+# more, XLA's own sort is compiled, in blocks, since it needs as much memory again as it sorts.
 UNROLLED_ELSEWHERE = 32
 SORTED_ELEMENTS = 1 << 24
 

@@ -27,9 +27,7 @@ def dense_rows(
     def rows(x: Array) -> Array:
         flat = x.reshape(clients, -1)
         with sends(lambda: gathered_by(client_devices(clients), size(x))):
-            product = jnp.matmul(
-                matrix.astype(x.dtype), flat, precision=jax.lax.Precision.HIGHEST
-            )
+            product = jnp.matmul(matrix.astype(x.dtype), flat, precision=jax.lax.Precision.HIGHEST)
         return product.reshape(x.shape)
 
     return rows, count_sent(jnp.where(itself, 0, matrix))

@@ -1,6 +1,7 @@
 """Products with the mixing matrix of a graph of shifts, as rolls of all clients' rows."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -37,7 +38,8 @@ def roll_rows(
     """
     sides, moves = graph.shape or (), graph.shifts or ()
     devices = client_devices(graph.nodes)
-    shape, move_by = (graph.nodes,), partial(roll_flat, sides)
+    shape: tuple[int, ...] = (graph.nodes,)
+    move_by: Callable[[Array, tuple[int, ...]], Array] = partial(roll_flat, sides)
     if len(sides) > 1 and devices == graph.nodes:
         move_by = partial(roll_devices, sides)
     elif are_blocks(sides, devices):

@@ -82,7 +82,7 @@ class Gpu(NamedTuple):
 
 
 # Memory and sizes of slices: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the pages
-# of each generation; the clock follows from the peak that is given there and the size of the matrix units.
+# of each generation; the clock follows from the peak given there and the size of the matrix units.
 # What is usable is what libtpu 0.0.52 says when it refuses a program.
 TPUS = {
     "v4": Tpu(

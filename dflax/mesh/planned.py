@@ -53,11 +53,6 @@ def planned(name: str, *, model: int = 1) -> Mesh:
     return client_mesh(_devices(machine(name)), model=model)
 
 
-def is_planned(mesh: Mesh) -> bool:
-    """Whether nothing can be put on the devices of a mesh, nor run there."""
-    return mesh.devices.flat[0].client.runtime_type == "compile_only_runtime"
-
-
 @functools.lru_cache
 def _devices(wanted: Machine) -> Sequence[jax.Device]:
     if isinstance(wanted.chip, Gpu):

@@ -146,7 +146,7 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def _instructions(text: str) -> Iterator[tuple[str, bool, int | None]]:
-    """Every instruction, whether it is in a loop and how often it runs, once for each place it is called."""
+    """Every instruction, whether a loop contains it, and how often it runs, where it is called."""
     entry, computations = _computations(text)
     return _walk(entry, computations, False, 1)
 

@@ -50,7 +50,7 @@ def size(tree: Any) -> int:
 
 
 def mean_over(devices: int, bytes: float) -> float:
-    """Of a sum over p devices of arrays of b bytes each, `2 b (p - 1) / p`: reduce-scatter, all-gather."""
+    """Of a sum over p devices of b bytes each, `2 b (p - 1) / p`: a reduce-scatter, an all-gather."""
     return 2 * bytes * (devices - 1) / devices
 
 

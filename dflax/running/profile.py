@@ -12,20 +12,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 from jaxtyping import Array, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Source, State, rollout
 from dflax.blame import blamed
-from dflax.clients import client_devices
+from dflax.clients import client_devices, is_planned
 from dflax.mesh import MODEL, state_sharding
 from dflax.mesh.machines import Memory, memory_of, seconds_of
-from dflax.mesh.planned import is_planned, without_noise
+from dflax.mesh.planned import without_noise
 from dflax.programs.collectives import Collective, collectives, estimated_cycles
 from dflax.programs.exchanges import least_sent, noting
 from dflax.programs.walk import Operation, fold, inner, operands, results
+from dflax.running import rounds as compiled
 
-__all__ = ["Collective", "Profile", "TooLargeError", "collectives", "round", "trace"]
+__all__ = ["Collective", "Profile", "TooLargeError", "collectives", "round", "run", "trace"]
 
 FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP")
 # Operations that move numbers without computing any.
@@ -78,8 +80,8 @@ class Profile(NamedTuple):
       memory: of such a device; None where it is not known.
       members: how many clients take part in a round; None of a source whose rounds do not say.
       places: how many the devices have place for, at least as many: the others compute for nothing.
-      undivided: of how many clients every device holds the whole state, because the devices do not divide
-        them; None where each device holds its own clients'.
+      undivided: of how many clients every device holds the whole state, because the devices do not
+        divide them; None where each device holds its own clients'.
       least_sent_bytes: what one device must send at least for the exchanges of the round's parts: for
         a mean of messages of b bytes over p devices `2 b (p - 1) / p`, for a coordinate-wise rule the
         messages dealt once by coordinates and the result gathered, for gossip each model once to each
@@ -184,7 +186,8 @@ def round(
         With a mesh it is replicated, but for arrays that lie on the mesh already.
       key: the run's typed key, of which only the kind matters; default that of `jax.random.key(0)`.
       mesh: devices to deal the clients over, by `dflax.mesh.state_sharding`; a mesh with the axis
-        "clients", of this machine or of one that is not here (`dflax.mesh.planned`). Default: one device.
+        "clients", of this machine or of one that is not here (`dflax.mesh.planned`). Default: one
+        device.
       measured_rounds: R >= 0; when positive, `state` and `source` must be arrays: R rounds run as
         one compiled scan, once to warm up and three times for the least time per round.
 
@@ -198,30 +201,12 @@ def round(
       TooLargeError: the round does not fit into a device's memory, with both numbers.
     """
     validation.integer("measured_rounds", measured_rounds, low=0)
-    validation.arrays("state", state, "Make one with algorithm.init(key, params).", some=True)
+    _verify(algorithm, state, source, key, mesh)
     if measured_rounds and not _are_arrays((state, source)):
         raise ValueError(
             f"measured_rounds must be 0 where state or source are shapes, got {measured_rounds}. Pass "
             "arrays, as algorithm.init(key, params) returns them."
         )
-    if not isinstance(algorithm, Algorithm):
-        raise TypeError(
-            f"algorithm must be an Algorithm, got {type(algorithm).__name__}. Pass what a factory "
-            "such as dflax.server.fedavg returns."
-        )
-    if not hasattr(source, "draw"):
-        raise TypeError(
-            f"source must have a method draw(key, index), got {type(source).__name__}. Pass a "
-            "dflax.Federation."
-        )
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise TypeError(
-            f"mesh must be a jax Mesh or None, got {type(mesh).__name__}. Make one with "
-            "dflax.client_mesh()."
-        )
-    if key is not None:
-        validation.typed_key("key", key)
-
     if mesh is not None and measured_rounds and is_planned(mesh):
         raise ValueError(
             f"measured_rounds must be 0 on a mesh of a machine that is not here, got {measured_rounds}. "
@@ -237,22 +222,75 @@ def round(
     members = _members(source, one_key)
     if mesh is None:
         given = _shapes((state, source, one_key, jnp.int32(0)))
-        found = _measure(jax.jit(one_round, donate_argnums=0), given, members, state)
-        placed = (state, source)
+        found = _measure(jax.jit(one_round, donate_argnums=0).trace, given, members, state)
+        placed: Any = (state, source)
     else:
-        given, layout = _laid_out(mesh, state, source, one_key, jnp.int32(0))
+        given, layout = laid_out(mesh, state, source, one_key, jnp.int32(0))
         # Metrics are read by the host, so they are wanted whole.
         outputs = (layout[0], NamedSharding(mesh, PartitionSpec()))
         program = jax.jit(one_round, donate_argnums=0, out_shardings=outputs)
         with jax.set_mesh(mesh):
-            found = _measure(program, given, members, state)
+            found = _measure(program.trace, given, members, state)
         placed = jax.device_put((state, source), layout[:2]) if measured_rounds else ()
     if not measured_rounds:
         return found
     run_key = jax.random.key(0) if key is None else key
     with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-        seconds = _seconds(algorithm, *placed, run_key, measured_rounds)
+        seconds = _seconds(algorithm, placed[0], placed[1], run_key, measured_rounds)
     return found._replace(seconds=seconds)
+
+
+def run(
+    algorithm: Algorithm,
+    state: State,
+    source: Source,
+    *,
+    evaluate: Callable[[State], Metrics] | None = None,
+    key: Key[Array, ""] | None = None,
+    mesh: Mesh | None = None,
+) -> Profile:
+    """Compiles the program of `dflax.run(algorithm, state, source, ...)` and reports what it costs.
+
+    It has a loop around the round, room for metrics, and the evaluation in it: what it needs beyond
+    `round` tells what those cost. Arithmetic and exchanges are those of one round and one evaluation.
+    Nothing is executed and nothing is put on a device.
+
+    Args:
+      algorithm: whose rounds are run.
+      state: arrays, or `jax.ShapeDtypeStruct`s in their place.
+      source: of the rounds; arrays or shapes.
+      evaluate: as for `dflax.run`.
+      key: the run's typed key, of which only the kind matters.
+      mesh: as for `round`; default one device.
+
+    Returns:
+      A `Profile`.
+
+    Raises:
+      TypeError, ValueError, TooLargeError: as `round`.
+    """
+    _verify(algorithm, state, source, key, mesh)
+    if evaluate is not None:
+        validation.function("evaluate", evaluate, "It gets the state.", takes=1)
+    measure = evaluate if evaluate is None or isinstance(evaluate, Partial) else Partial(evaluate)
+    one_key = jax.eval_shape(lambda: jax.random.key(0)) if key is None else key
+    members = _members(source, one_key)
+    others = (source, measure, one_key, *(jnp.int32(0),) * 4)
+    with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+        if mesh is None:
+            given = _shapes((state, *others))
+        else:
+            given, _ = laid_out(mesh, state, *others)
+        at, drawn, asked = given[:1], given[1], given[2]
+        _, metrics = blamed(
+            "algorithm.step", compiled.one_round.eval_shape, algorithm, *at, drawn, *given[3:5]
+        )
+        evaluations = blamed("evaluate", compiled.measure.eval_shape, asked, *at)
+        # An algorithm of its own, so that its rounds are traced anew, with what they note.
+        own = Algorithm(algorithm.init, lambda state, round: algorithm.step(state, round))
+        room = compiled.room(metrics, evaluations)
+        traced = functools.partial(compiled.advance.trace, own, room)
+        return _measure(traced, given, members, state)
 
 
 def trace(
@@ -299,32 +337,53 @@ def _seconds(algorithm: Algorithm, state: State, source: Any, key: Array, rounds
     return min(times)
 
 
+def _verify(algorithm: Any, state: Any, source: Any, key: Any, mesh: Any) -> None:
+    validation.arrays("state", state, "Make one with algorithm.init(key, params).", some=True)
+    if not isinstance(algorithm, Algorithm):
+        raise TypeError(
+            f"algorithm must be an Algorithm, got {type(algorithm).__name__}. Pass what a factory "
+            "such as dflax.server.fedavg returns."
+        )
+    if not hasattr(source, "draw"):
+        raise TypeError(
+            f"source must have a method draw(key, index), got {type(source).__name__}. Pass a "
+            "dflax.Federation."
+        )
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"mesh must be a jax Mesh or None, got {type(mesh).__name__}. Make one with "
+            "dflax.client_mesh()."
+        )
+    if key is not None:
+        validation.typed_key("key", key)
+
+
 def _are_arrays(tree: Any) -> bool:
     return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
 def _measure(
-    program: Any, arguments: tuple[Any, ...], members: int | None, state: State
+    trace: Callable[..., Any], arguments: tuple[Any, ...], members: int | None, state: State
 ) -> Profile:
-    """Compiles a program and reads what it costs, under the mesh that is set.
+    """Compiles what is traced and reads what it costs, under the mesh that is set.
 
     Raises:
       TooLargeError: it does not fit into a device's memory.
     """
     began = time.perf_counter()
     with noting():
-        traced = blamed("algorithm.step", program.trace, *arguments)
+        traced = blamed("algorithm.step", trace, *arguments)
     devices, one = _devices(arguments)
     machine, memory = "" if one.platform == "cpu" else one.device_kind, memory_of(one)
     held = _held(arguments)
     with without_noise():
         try:
-            compiled = traced.lower().compile()
+            program = traced.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             raise _too_large(error, machine, devices, memory, held) from error
     seconds = time.perf_counter() - began
-    sizes = compiled.memory_analysis()
-    costs, text = compiled.cost_analysis() or {}, compiled.as_text()
+    sizes = program.memory_analysis()
+    costs, text = program.cost_analysis() or {}, program.as_text()
     along = client_devices()
     found = Profile(
         devices=devices,
@@ -391,9 +450,7 @@ def _too_large(
     if number is not None:
         digits, unit = number[1] or number[3], number[2] or number[4] or ""
         needed = int(float(digits) * 1024 ** (" KMGT".index(unit) if unit else 0))
-    return TooLargeError(
-        _refusal(needed, machine, devices, memory, held), needed, memory.usable
-    )
+    return TooLargeError(_refusal(needed, machine, devices, memory, held), needed, memory.usable)
 
 
 def _refusal(needed: int | None, machine: str, devices: int, memory: Memory, held: int) -> str:
@@ -409,7 +466,7 @@ def _refusal(needed: int | None, machine: str, devices: int, memory: Memory, hel
 def _members(source: Source, key: Any) -> int | None:
     """How many clients take part in a round."""
     drawn = jax.eval_shape(lambda source, key: source.draw(key, jnp.int32(0)), source, key)
-    weights = getattr(drawn, "weights", None)
+    weights: Any = getattr(drawn, "weights", None)
     return weights.shape[0] if getattr(weights, "ndim", 0) == 1 else None
 
 
@@ -426,13 +483,11 @@ def _sharing() -> int:
     return dict(jax.sharding.get_abstract_mesh().shape).get(MODEL, 1)
 
 
-def _laid_out(mesh: Mesh, state: State, *others: Any) -> tuple[Any, Any]:
+def laid_out(mesh: Mesh, state: State, *others: Any) -> tuple[Any, Any]:
     """Shapes with their places on a mesh, and the places: the state dealt, the others replicated."""
     given = _shapes((state, *others))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    rest = jax.tree.map(
-        lambda leaf: leaf.sharding if _lies_on(leaf, mesh) else everywhere, others
-    )
+    rest = jax.tree.map(lambda leaf: leaf.sharding if _lies_on(leaf, mesh) else everywhere, others)
     layout = (state_sharding(given[0], mesh), *rest)
     shapes = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), given, layout)
     return shapes, layout

@@ -1,4 +1,4 @@
-"""Every method, on a small real model, with eight clients: what is compiled for machines that are not here."""
+"""Every method, on a small real model with eight clients, for machines that are not here."""
 
 from typing import NamedTuple
 
