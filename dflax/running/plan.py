@@ -123,6 +123,8 @@ def load(path: str | os.PathLike, *, mesh: Mesh | None = None) -> Rounds:
       ImportError: flatbuffers is not installed.
     """
     validation.path("path", path)
+    if mesh is not None:
+        validation.instance("mesh", mesh, Mesh, "Make one with dflax.client_mesh().")
     if not pathlib.Path(path).exists():
         raise ValueError(f"path must be a file that dflax.plan.save wrote, got {str(path)!r}.")
     content = pathlib.Path(path).read_bytes()
@@ -137,7 +139,6 @@ def load(path: str | os.PathLike, *, mesh: Mesh | None = None) -> Rounds:
     if mesh is None:
         count = len(jax.devices())
         mesh = client_mesh(model=header["model"]) if count % header["model"] == 0 else client_mesh()
-    validation.instance("mesh", mesh, Mesh, "Make one with dflax.client_mesh().")
     one = mesh.devices.flat[0]
     sides = {CLIENTS: header["clients"]} | ({MODEL: header["model"]} if header["model"] > 1 else {})
     if dict(mesh.shape) != sides or one.platform != header["platform"] or is_planned(mesh):

@@ -376,6 +376,8 @@ def _measure(
     devices, one = _devices(arguments)
     machine, memory = "" if one.platform == "cpu" else one.device_kind, memory_of(one)
     held = _held(arguments)
+    if memory is not None and held > memory.usable:
+        raise TooLargeError(_refusal(held, machine, devices, memory, held), held, memory.usable)
     with without_noise():
         try:
             program = traced.lower().compile()
@@ -455,6 +457,7 @@ def _too_large(
 
 def _refusal(needed: int | None, machine: str, devices: int, memory: Memory, held: int) -> str:
     wants = "more" if needed is None else _bytes(needed)
+    wants = f"at least {wants}" if needed == held else wants
     return (
         f"a round needs {wants} of memory on each of {devices} {machine}, which has "
         f"{_bytes(memory.usable)} ({memory.why}). State and data are {_bytes(held)} of it. Take more "

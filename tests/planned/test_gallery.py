@@ -65,7 +65,7 @@ def found(name, where):
 
 
 def working_set(case, where):
-    """What one client needs beside state and data: that of FedAvg alone, and its new state and message."""
+    """What a client needs beside state and data: FedAvg's alone, its new state and its message."""
     alone = "v5e:1x1" if "v5e" in where else "1xH100"
     algorithm = gallery.NETWORKS["fedavg"]()
     state = jax.eval_shape(algorithm.init, gallery.KEY, gallery.network())
