@@ -115,7 +115,7 @@ def federation(task: Task, plan: Plan, mesh: jax.sharding.Mesh) -> dx.Federation
     count = plan.clients * task.owned
     inputs = np.zeros((count, *shape), dtype)
     labels = np.zeros(count if task.classes is not None else (count, *shape), np.int32)
-    data = dx.data.Dataset(inputs, labels, classes=task.classes)
+    data = dx.data.Dataset(inputs, jnp.asarray(labels), classes=task.classes)
     owned = np.arange(count).reshape(plan.clients, task.owned)
     rule = None if plan.cohort is None else dx.participation.uniform(plan.cohort)
     whole = dx.Federation(

@@ -1,12 +1,13 @@
 """What one round costs: arithmetic, memory, exchanges and time; and a trace of where time goes."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import pathlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +27,18 @@ from dflax.programs.collectives import Collective, collectives, estimated_cycles
 from dflax.programs.exchanges import least_sent, noting
 from dflax.programs.walk import Operation, fold, inner, operands, results
 from dflax.running import rounds as compiled
+from dflax.running.sweep import prepared
 
-__all__ = ["Collective", "Profile", "TooLargeError", "collectives", "round", "run", "trace"]
+__all__ = [
+    "Collective",
+    "Profile",
+    "TooLargeError",
+    "collectives",
+    "round",
+    "run",
+    "sweep",
+    "trace",
+]
 
 FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP")
 # Operations that move numbers without computing any.
@@ -281,16 +292,63 @@ def run(
             given = _shapes((state, *others))
         else:
             given, _ = laid_out(mesh, state, *others)
-        at, drawn, asked = given[:1], given[1], given[2]
-        _, metrics = blamed(
-            "algorithm.step", compiled.one_round.eval_shape, algorithm, *at, drawn, *given[3:5]
-        )
-        evaluations = blamed("evaluate", compiled.measure.eval_shape, asked, *at)
-        # An algorithm of its own, so that its rounds are traced anew, with what they note.
-        own = Algorithm(algorithm.init, lambda state, round: algorithm.step(state, round))
-        room = compiled.room(metrics, evaluations)
-        traced = functools.partial(compiled.advance.trace, own, room)
-        return _measure(traced, given, members, state)
+        return _of_run(algorithm, given, members)
+
+
+def sweep(
+    factory: Callable[..., Algorithm],
+    start: Callable[[Algorithm, Key[Array, ""]], State],
+    source: Source | None = None,
+    *,
+    sources: Sequence[Source] | None = None,
+    grid: Mapping[str, Sequence[float]],
+    key: Key[Array, ""],
+    seeds: int | None = None,
+    evaluate: Callable[[State], Metrics] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Profile:
+    """Compiles the program of `dflax.sweep` with these arguments and reports what it costs.
+
+    Arithmetic and exchanges are those of one round of all points, and one evaluation. Nothing is run.
+
+    Args:
+      factory: as for `dflax.sweep`, and so are all others.
+      start: as there.
+      source: as there.
+      sources: as there.
+      grid: as there.
+      key: as there.
+      seeds: as there.
+      evaluate: as there.
+      devices: to split the points over; of a machine that is not here `list(mesh.devices.flat)` of
+        a `dflax.mesh.planned`. Default: all of this machine.
+
+    Returns:
+      A `Profile`.
+
+    Raises:
+      TypeError, ValueError, TooLargeError: as `dflax.sweep` and `round`.
+    """
+    ready = prepared(
+        factory, start, source, sources=sources, grid=grid, key=key, rounds=1, seeds=seeds,
+        evaluate=evaluate, every=None, devices=devices,
+    )  # fmt: skip
+    given = _shapes(ready.given)
+    values, keys, own = given
+    points, shared = ready.points(values, keys, own, jax.eval_shape(ready.begin, values, keys))
+    split, whole = ready.split, NamedSharding(ready.split.mesh, PartitionSpec())
+
+    def laid(tree: Any, where: NamedSharding) -> Any:
+        return jax.tree.map(lambda leaf: leaf.update(sharding=where), _shapes(tree))
+
+    state = points._replace(
+        round=laid(points.round, whole),
+        **{name: laid(getattr(points, name), split) for name in ("values", "keys", "states")},
+    )
+    source_shapes = dataclasses.replace(shared.sources, shared=laid(shared.sources.shared, whole))
+    drawn = shared._replace(sources=source_shapes, own=laid(shared.own, split))
+    others = laid((ready.measure, key, *(jnp.int32(0),) * 4), whole)
+    return _of_run(ready.algorithm, (state, drawn, *others), None)
 
 
 def trace(
@@ -335,6 +393,18 @@ def _seconds(algorithm: Algorithm, state: State, source: Any, key: Array, rounds
         jax.block_until_ready(program(state, source, key))
         times.append((time.perf_counter() - began) / rounds)
     return min(times)
+
+
+def _of_run(algorithm: Algorithm, given: tuple[Any, ...], members: int | None) -> Profile:
+    """Of the program of a run, given shapes of state, source, evaluation, key and four numbers."""
+    state, source, evaluate, *rest = given
+    drawn = (algorithm, state, source, *rest[:2])
+    _, metrics = blamed("algorithm.step", compiled.one_round.eval_shape, *drawn)
+    evaluations = blamed("evaluate", compiled.measure.eval_shape, evaluate, state)
+    # An algorithm of its own, so that its rounds are traced anew, with what they note.
+    own = Algorithm(algorithm.init, lambda state, round: algorithm.step(state, round))
+    room = compiled.room(metrics, evaluations)
+    return _measure(functools.partial(compiled.advance.trace, own, room), given, members, state)
 
 
 def _verify(algorithm: Any, state: Any, source: Any, key: Any, mesh: Any) -> None:

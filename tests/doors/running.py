@@ -127,6 +127,13 @@ CALLS = {
         "rounds": 1,
         "mesh": MESH,
     },
+    "profile.sweep": {
+        "factory": lambda rate: ALGORITHM,
+        "start": lambda algorithm, key: STATE,
+        "source": FEDERATION,
+        "grid": {"rate": [0.1]},
+        "key": KEY,
+    },
     "profile.run": {"algorithm": ALGORITHM, "state": STATE, "source": FEDERATION},
     "profile.round": {"algorithm": ALGORITHM, "state": STATE, "source": FEDERATION},
     "profile.trace": {"folder": "nowhere", "function": measure, "arguments": PARAMS},
