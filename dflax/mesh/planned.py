@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -120,10 +121,14 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_noise() -> Iterator[None]:
-    """What native libraries write to standard error is thrown away, unless an error comes out."""
+    """What native libraries write to standard error is thrown away, unless an error comes out.
+
+    So is JAX's warning that what it kept of a compiled program cannot be read without the device.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
-    with tempfile.TemporaryFile() as written:
+    with tempfile.TemporaryFile() as written, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
         os.dup2(written.fileno(), 2)
         try:
             yield

@@ -161,8 +161,8 @@ def sweep(
         factory, start, source, sources=sources, grid=grid, key=key, rounds=rounds, seeds=seeds,
         evaluate=evaluate, every=every, devices=devices,
     )  # fmt: skip
-    given = jax.device_put(ready.given, ready.split)
-    points, shared = ready.points(*given, jax.jit(ready.begin)(*given[:2]))
+    values, keys, own = jax.device_put(ready.given, ready.split)
+    points, shared = ready.points(values, keys, own, jax.jit(ready.begin)(values, keys))
     points, history = run(
         ready.algorithm,
         points,
