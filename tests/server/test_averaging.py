@@ -47,7 +47,7 @@ def test_fedprox_pulls_towards_the_servers_model():
 
 def test_fedsam_and_its_sweep():
     def run(rho):
-        algorithm = dx.server.fedsam(LOSS, optax.sgd(RATE), rho=rho)
+        algorithm = dx.server.fedsam(LOSS, optax.sgd(RATE), radius=rho)
         return advance(algorithm, SOURCE)[0].server.params
 
     found = jax.jit(jax.vmap(run))(jnp.asarray([0.0, 0.3]))
@@ -62,7 +62,10 @@ def test_fedsam_and_its_sweep():
         (lambda: dx.server.fedprox(LOSS, optax.sgd(0.1), pull=0.0), "pull must be a finite number"),
         (lambda: dx.server.fedprox(LOSS, optax.sgd(0.1), pull=11.0), "local rate times"),
         (lambda: dx.server.fedprox(LOSS, optax.sgd(0.1), 1.0), "server_optimizer must be"),
-        (lambda: dx.server.fedsam(LOSS, optax.sgd(0.1), rho=-1.0), "rho must be a finite number"),
+        (
+            lambda: dx.server.fedsam(LOSS, optax.sgd(0.1), radius=-1.0),
+            "radius must be a finite number",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(make, message):
@@ -123,7 +126,7 @@ def test_who_does_not_report_keeps_its_optimizer():
         (lambda: dx.server.fedcm(LOSS, SGD, beta=np.ones(0)), "beta must be a single real number"),
         (lambda: dx.server.fixed_adam(b1=None), "b1 must be a real number"),
         (lambda: dx.server.anchors.constant(True), "probability must be a real number"),
-        (lambda: dx.channel.lossy(True), "rate must be a real number"),
+        (lambda: dx.channel.lossy(True), "probability must be a real number"),
         (lambda: dx.channel.top_k(None), "share must be a real number"),
         (lambda: dx.channel.largest(jnp.ones(3), np.nan), "count must be an integer"),
         (lambda: dx.channel.largest(jnp.ones((3, 1)), 1), "values must have one axis"),
