@@ -120,7 +120,7 @@ NETWORKS = {
     "dpsgd": lambda: decentralized.dpsgd(LOSS, SGD, RING),
     "dsgt": lambda: decentralized.dsgt(LOSS, 0.1, RING),
     "gossip_learning": lambda: decentralized.gossip_learning(LOSS, SGD, N),
-    "modest": lambda: decentralized.modest(LOSS, SGD, nodes=N, sample=3, aggregators=2),
+    "modest": lambda: decentralized.modest(LOSS, SGD, clients=N, sample=3, aggregators=2),
     "sgp": lambda: decentralized.sgp(LOSS, SGD, topology.exponential(N)),
     "single_merging": lambda: decentralized.single_merging(LOSS, SGD, N, 1.0),
     "adom_plus": lambda: decentralized.adom_plus(LOSS, topology.ring(N), **CONVEX),

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 import pathlib
 
@@ -79,6 +80,19 @@ def working_set(case, where):
     )
     server = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(case.state.server))
     return one + 2 * own + 2 * server
+
+
+def test_the_gallery_has_every_method():
+    made = {
+        name
+        for room in (dx.server, dx.decentralized)
+        for name, value in vars(room).items()
+        if inspect.isfunction(value)
+        and inspect.signature(value).return_annotation is dx.Algorithm
+        and value.__name__ == name
+    }
+    frameworks = {"with_server", "adapt_then_combine", "combine_then_adapt"}
+    assert made - frameworks == {name.partition(",")[0] for name in gallery.NAMES}
 
 
 @pytest.mark.slow

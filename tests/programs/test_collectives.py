@@ -220,7 +220,7 @@ def test_chebyshev_gossip_sends_as_often_as_it_mixes(graph, steps, mesh):
 
 
 def test_gossip_on_the_complete_graph_is_one_all_reduce_of_the_model(mesh):
-    found, large = exchanged(dfedavg(dx.gossip.complete(32)), federation(32), mesh)
+    _, large = exchanged(dfedavg(dx.gossip.complete(32)), federation(32), mesh)
     assert [one.kind for one in large] == ["all-reduce"]
     assert MODEL <= large[0].bytes <= MODEL + SMALL
 

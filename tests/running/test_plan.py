@@ -76,7 +76,7 @@ def test_another_machine_or_state_is_refused(kept, tmp_path):
     four = dx.client_mesh(jax.devices()[:4])
     with pytest.raises(ValueError, match=r"mesh must be of 8 devices of platform 'cpu'.*got"):
         dx.plan.load(kept, mesh=four)
-    with pytest.raises(ValueError, match="path must be a file that dflax.plan.save wrote"):
+    with pytest.raises(ValueError, match=r"path must be a file that dflax\.plan\.save wrote"):
         dx.plan.load(tmp_path / "nothing")
     (tmp_path / "other").write_text("other")
     with pytest.raises(ValueError, match="wrote, got another one"):
