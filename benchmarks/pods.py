@@ -167,7 +167,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             continue
         devices = f"{plan.machine}, {plan.model} to a model" if plan.model > 1 else plan.machine
         members = f"{plan.cohort or plan.clients:,} of {plan.clients:,}"
-        needed = "more" if told["peak"] is None else f"{told['peak'] / 2**30:.3g}"
+        peak = None if told["peak"] is None else told["peak"] / 2**30
+        needed = "more" if peak is None else f"{peak:,.0f}" if peak > 100 else f"{peak:.3g}"
         memory = f"{needed} of {told['usable'] / 2**30:.4g} GiB"
         fits, sent, arithmetic = "no", "", ""
         if told["refused"] is None:
