@@ -26,7 +26,7 @@ from dflax.algorithm import (
 from dflax.blame import blamed
 from dflax.clients import CLIENTS, is_planned
 from dflax.mesh import MODEL, client_mesh, place, replicate_source, state_sharding
-from dflax.running.profile import laid_out
+from dflax.running.shapes import laid_out
 
 __all__ = ["load", "save"]
 

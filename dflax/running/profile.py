@@ -20,13 +20,14 @@ from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Source, State, rollout
 from dflax.blame import blamed
 from dflax.clients import client_devices, is_planned
-from dflax.mesh import MODEL, state_sharding
+from dflax.mesh import MODEL
 from dflax.mesh.machines import Memory, memory_of, seconds_of
 from dflax.mesh.planned import without_noise
 from dflax.programs.collectives import Collective, collectives, estimated_cycles
 from dflax.programs.exchanges import least_sent, noting
 from dflax.programs.walk import Operation, fold, inner, operands, results
 from dflax.running import rounds as compiled
+from dflax.running.shapes import laid_out, shapes
 from dflax.running.sweep import prepared
 
 __all__ = [
@@ -232,7 +233,7 @@ def round(
     one_key = jax.eval_shape(lambda: jax.random.key(0)) if key is None else key
     members = _members(source, one_key)
     if mesh is None:
-        given = _shapes((state, source, one_key, jnp.int32(0)))
+        given = shapes((state, source, one_key, jnp.int32(0)))
         found = _measure(jax.jit(one_round, donate_argnums=0).trace, given, members, state)
         placed: Any = (state, source)
     else:
@@ -289,7 +290,7 @@ def run(
     others = (source, measure, one_key, *(jnp.int32(0),) * 4)
     with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
         if mesh is None:
-            given = _shapes((state, *others))
+            given = shapes((state, *others))
         else:
             given, _ = laid_out(mesh, state, *others)
         return _of_run(algorithm, given, members)
@@ -333,13 +334,13 @@ def sweep(
         factory, start, source, sources=sources, grid=grid, key=key, rounds=1, seeds=seeds,
         evaluate=evaluate, every=None, devices=devices,
     )  # fmt: skip
-    given = _shapes(ready.given)
+    given = shapes(ready.given)
     values, keys, own = given
     points, shared = ready.points(values, keys, own, jax.eval_shape(ready.begin, values, keys))
     split, whole = ready.split, NamedSharding(ready.split.mesh, PartitionSpec())
 
     def laid(tree: Any, where: NamedSharding) -> Any:
-        return jax.tree.map(lambda leaf: leaf.update(sharding=where), _shapes(tree))
+        return jax.tree.map(lambda leaf: leaf.update(sharding=where), shapes(tree))
 
     state = points._replace(
         round=laid(points.round, whole),
@@ -554,30 +555,6 @@ def _undivided(state: State, devices: int) -> int | None:
 def _sharing() -> int:
     """Devices that share each model."""
     return dict(jax.sharding.get_abstract_mesh().shape).get(MODEL, 1)
-
-
-def laid_out(mesh: Mesh, state: State, *others: Any) -> tuple[Any, Any]:
-    """Shapes with their places on a mesh, and the places: the state dealt, the others replicated."""
-    given = _shapes((state, *others))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    rest = jax.tree.map(lambda leaf: leaf.sharding if _lies_on(leaf, mesh) else everywhere, others)
-    layout = (state_sharding(given[0], mesh), *rest)
-    shapes = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), given, layout)
-    return shapes, layout
-
-
-def _shapes(tree: Any) -> Any:
-    """The tree with shapes for arrays, wherever these lie."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type),
-        jax.eval_shape(lambda tree: tree, tree),
-    )
-
-
-def _lies_on(leaf: Any, mesh: Mesh) -> bool:
-    """Whether an array has been dealt over this mesh already, and stays where it is."""
-    sharding = getattr(leaf, "sharding", None)
-    return isinstance(sharding, NamedSharding) and sharding.mesh == mesh
 
 
 def _flops(operation: Operation, inside: list[float]) -> float:
