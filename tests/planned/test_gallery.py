@@ -26,9 +26,17 @@ MACHINES = ("v5e:2x4", "8xH100")
 SMALL = 8 << 10
 # Events are simulated one after another, and each brings all nodes to every device: see docs/pods.md.
 ONE_AT_A_TIME = {"continuized", "dadao"}
-# Those that need more than 1.3 times state, data and a client, how much on a TPU. Messages exist twice,
-# by coordinates as well; models and masks are mixed together; all nodes are on every device.
-MEMORY = {"fedavg, geometric median": 1.75, "dispfl": 1.7, "continuized": 1.6}
+# Those that need more than 1.3 times state, data and a client, and how much: messages exist twice, by
+# coordinates as well; models and masks are mixed together; or the models of all are on every device.
+MEMORY = {
+    "fedavg, geometric median": 1.75,
+    "dispfl": 1.7,
+    "dfedavg, random neighbours": 2.1,
+    "single_merging": 2.1,
+    "gossip_learning": 2.3,
+    "msda": 2.1,
+    "continuized": 3.1,
+}
 
 
 def machine(name, **options):
