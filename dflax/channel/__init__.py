@@ -1,7 +1,17 @@
 """What happens to messages on their way."""
 
 from dflax.channel.broadcast import broadcast
-from dflax.channel.channel import Channel, chain, finite_only, gaussian_noise, lossy, perfect
+from dflax.channel.channel import (
+    Channel,
+    Sending,
+    chain,
+    finite_only,
+    gaussian_noise,
+    lossy,
+    named,
+    only,
+    perfect,
+)
 from dflax.channel.compression import compression, uncompressed
 from dflax.channel.largest import largest
 from dflax.channel.low_rank import powersgd

@@ -59,7 +59,7 @@ def large_batches(
         )
     most = int(round.largest) if examples is None else examples
     width = min(batch_size, most)
-    ids = jnp.arange(round.clients, dtype=jnp.int32) if round.cohort is None else round.cohort
+    ids = round.members
     # In a stream without replacement the first n_i places are the client's examples, once each.
     minibatches = round.partition.minibatches(
         counter.seed_of(key), ids, jnp.int32(0), -(-most // width), width, False

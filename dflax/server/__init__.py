@@ -16,7 +16,7 @@ from dflax.server.fedsam import fedsam
 from dflax.server.fedsmoo import fedsmoo
 from dflax.server.fedspeed import feddyn, fedspeed
 from dflax.server.framework.averaging import descent, local_change
-from dflax.server.framework.protocol import Arrived, Clients, Heard, Own, Received, Report, Server
+from dflax.server.framework.protocol import Arrived, Clients, Heard, Received, Report, Server
 from dflax.server.framework.with_server import with_server
 from dflax.server.mimelite import Base, fixed_adam, fixed_momentum, mimelite
 from dflax.server.momentum import (

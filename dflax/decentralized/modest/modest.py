@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dflax import counter, validation
 from dflax.aggregation.aggregator import Aggregator, mean
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
-from dflax.channel.channel import Channel
+from dflax.channel.channel import Channel, Sending, sent_through
 from dflax.clients import gather, map_clients, mean_metrics, replicate, select
 from dflax.data.dataset import Dataset
 from dflax.decentralized.modest.hash_sampling import probe_in_order
@@ -257,11 +257,12 @@ def modest(
         election: Election = sent
         counted: Metrics = {}
         if channel is not None:
-            trained, arrived, after, counted = channel.apply(
+            trained, arrived, after, counted = sent_through(
+                channel,
                 trained,
                 trains.astype(jnp.float32),
                 gather(memory, people),
-                jax.random.fold_in(round.key, 4),
+                Sending(jax.random.fold_in(round.key, 4), round.number, people),
             )
             memory = put(memory, jnp.where(trains, people, n), after)
             election = sent._replace(heard=sent.heard & (arrived > 0)[:, None])
