@@ -41,7 +41,7 @@ class Config:
       walks: runs that measure the random walk of the consensus.
       seeds: runs of the logistic task on digits.
       logistic_rounds: rounds of it.
-      rho: penalty of the least squares.
+      penalty: penalty of the least squares.
       seed: of everything random.
     """
 
@@ -56,7 +56,7 @@ class Config:
     walks: int = 6000
     seeds: int = 4
     logistic_rounds: int = 150
-    rho: float = 1.0
+    penalty: float = 1.0
     seed: int = 0
 
 
@@ -83,7 +83,7 @@ def curves(
     cohort: int,
     variances: tuple[float, ...],
     *,
-    rho: float,
+    penalty: float,
     rounds: int,
     runs: int,
     key: jax.Array,
@@ -108,7 +108,7 @@ def curves(
     ) -> Array:
         def one(deviation: Array, own_key: Array) -> Array:
             noise = dx.channel.gaussian_noise(deviation)  # type: ignore[arg-type]
-            algorithm = make(rho, uplink=noise, downlink=noise)
+            algorithm = make(penalty, uplink=noise, downlink=noise)
             start = algorithm.init(own_key, jnp.zeros(d), objectives)
             measured = dx.Algorithm(algorithm.init, functools.partial(measure, algorithm))
             return dx.rollout(measured, start, source, own_key, rounds)[1]["deviation"]
@@ -145,7 +145,7 @@ def table(
                 objectives,
                 cohort,
                 variances,
-                rho=config.rho,
+                penalty=config.rho,
                 rounds=rounds,
                 runs=runs,
                 key=key,
@@ -164,7 +164,7 @@ def averaging(
     steepest = np.asarray(objectives.curvature).max(1) / np.asarray(task.partition.sizes)
     descent = optax.sgd(0.5 / float(steepest.max()))
 
-    def make(rho: float, *, uplink: dx.channel.Channel, downlink: dx.channel.Channel) -> Any:
+    def make(penalty: float, *, uplink: dx.channel.Channel, downlink: dx.channel.Channel) -> Any:
         averaged = dx.server.fedavg(dx.data.least_squares_loss, descent, channel=uplink)
         return dx.Algorithm(
             lambda key, params, objectives: averaged.init(key, params), averaged.step
@@ -177,7 +177,7 @@ def averaging(
             objectives,
             cohort,
             config.variances,
-            rho=config.rho,
+            penalty=config.rho,
             rounds=config.rounds,
             runs=config.runs,
             key=jax.random.key(config.seed + 1),
@@ -226,7 +226,7 @@ def random_walk(
     """How far the consensus drifts where the data hold it weakly (Sigma = I), all clients taking part.
 
     Returns the mean of |mean of x - optimum|^2 after every round, the line of the formula
-    rho^2 n (u^2 + v^2) tr((sum_k G_k)^-2) t through it, the measured slope and the formula's.
+    penalty^2 n (u^2 + v^2) tr((sum_k G_k)^-2) t through it, the measured slope and the formula's.
     """
     up, down, rounds = 0.1, 0.1, 300
     task = dx.data.weighted_least_squares(jax.random.key(config.seed), 10, 3, (5, 5), noise=1.0)
@@ -278,11 +278,13 @@ def logistic(config: Config, stage: Stage) -> dict[str, dict[str, float]]:
     source = dx.Federation(data, partition, local_steps=5, batch_size=64, weights=jnp.ones(n))
     optimum = _optimum(loss, source, params)
     start_gap = optax.tree.norm(jax.tree.map(jnp.subtract, params, optimum))
-    rate, rho = 0.5, 0.1
+    rate, penalty = 0.5, 0.1
 
     def admm(deviation: float) -> dx.Algorithm:
         noise = dx.channel.gaussian_noise(deviation)
-        return dx.server.dual_free_admm(loss, optax.sgd(rate), rho, n, uplink=noise, downlink=noise)
+        return dx.server.dual_free_admm(
+            loss, optax.sgd(rate), penalty, n, uplink=noise, downlink=noise
+        )
 
     cases = {
         "dual-free ADMM, no noise": admm(0.0),
