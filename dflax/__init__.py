@@ -28,9 +28,10 @@ from dflax.clients import (
     select,
     weighted_mean,
 )
-from dflax.federation import Assignment, Federation, Round
+from dflax.federation import Federation
 from dflax.mesh import client_mesh
 from dflax.metrics import disjoint
+from dflax.population import Assignment, Population, Round
 from dflax.running import interrupt, profile, sinks
 from dflax.running.checkpoints import checkpoint
 from dflax.running.history import History

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dflax import counter, validation
 
@@ -35,11 +35,14 @@ class Cohort(NamedTuple):
         None when all of them report.
       effort: `[m]` in [0, 1], the share of its local steps that a client manages; None when everyone
         manages all.
+      event: what else is said of the round, any pytree of arrays: a time, who started from which
+        model. It travels as `Round.event`; None for nothing.
     """
 
     clients: Int[Array, " m"] | None
     reports: Float[Array, " m"] | None = None
     effort: Float[Array, " m"] | None = None
+    event: PyTree[Array] | None = None
 
 
 Participation = Callable[[Key[Array, ""], Int[Array, ""], int], Cohort]
@@ -138,6 +141,45 @@ def present(table: Bool[Array, "T n"]) -> Participation:
     """
     availability(1, table)
     return Partial(_present, jnp.asarray(table, bool))
+
+
+def from_table(
+    clients: Int[Array, "T m"],
+    *,
+    reports: Float[Array, "T m"] | None = None,
+    effort: Float[Array, "T m"] | None = None,
+    **event: PyTree[Array],
+) -> Participation:
+    """The rounds of a table drawn beforehand, one row a round: traces, schedules, asynchronous systems.
+
+    Args:
+      clients: `[T, m]` client numbers, distinct within a row, T >= 1; round t reads row t mod T.
+      reports: `[T, m]` 1 for a client that sends its result, else 0; default all do.
+      effort: `[T, m]` shares in [0, 1] of their local steps that clients manage; default all of them.
+      **event: further columns, pytrees with leaves `[T, ...]`: times, delays, kinds. A round's row of
+        them, a dict by their names, is its `Round.event`; without columns that is None.
+
+    Returns:
+      A participation whose table is data of compiled programs, never a constant in them.
+    """
+    fix = "Give one row per round, at least one; they repeat."
+    shape = ("T", "m")
+    clients = validation.array(
+        "clients", clients, kind="integer", shape=shape, low=0, high=LARGEST, fix=fix
+    )
+    highest = 0
+    if not validation.is_traced(clients):
+        highest = int(clients.max())
+        if (np.diff(np.sort(clients, axis=1), axis=1) == 0).any():
+            raise ValueError("clients must be distinct within each row, got one twice.")
+    for name, column in (("reports", reports), ("effort", effort)):
+        if column is not None:
+            validation.array(name, column, kind="real", shape=clients.shape, low=0.0, high=1.0)
+    for name, column in event.items():
+        validation.arrays(name, column)
+        validation.leading_axis(name, column, clients.shape[0])
+    cohort = Cohort(jnp.asarray(clients, jnp.int32), reports, effort, event or None)
+    return Partial(functools.partial(_from_table, highest), jax.tree.map(jnp.asarray, cohort))
 
 
 def dropout(participation: Participation, probability: float) -> Participation:
@@ -292,6 +334,18 @@ def _present(
 ) -> Cohort:
     _table_width("table", table.shape[1], clients)
     return Cohort(None, table[index % table.shape[0]].astype(jnp.float32))
+
+
+def _from_table(
+    highest: int, table: Cohort, key: Key[Array, ""], index: Int[Array, ""], clients: int
+) -> Cohort:
+    if highest >= clients:
+        raise ValueError(
+            f"clients of the table must be numbers in [0, {clients}), got up to {highest}. Count them "
+            "from 0, or make a population of as many."
+        )
+    row = index % jax.tree.leaves(table)[0].shape[0]
+    return jax.tree.map(lambda column: column[row], table)
 
 
 def _dropout(

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dflax import returned, validation
@@ -157,7 +158,7 @@ def only(
     validation.instance("channel", channel, Channel, "Make one with dflax.channel.")
     fix = "Give one number, several, or a mask over all clients."
     first = next(iter(jax.tree.leaves(clients)), 0)
-    is_mask = getattr(first, "dtype", type(first)) == bool
+    is_mask = getattr(first, "dtype", type(first)) in (bool, np.dtype(bool))
     kind: Literal["boolean", "integer"] = "boolean" if is_mask else "integer"
     chosen = jnp.atleast_1d(validation.array("clients", clients, kind=kind, low=0, fix=fix))
     if chosen.ndim != 1:

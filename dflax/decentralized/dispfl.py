@@ -12,12 +12,12 @@ from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Batch, Dataset
 from dflax.decentralized.framework.protocol import Client, combine_then_adapt
-from dflax.federation import Assignment
 from dflax.gossip.mixer import PLAIN_AND_AFRESH, Mixer, Uncorrected, require_any_tree
 from dflax.local.masks import Masks, active_entries, masked, prune_and_grow, random_masks
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer, check_optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.population import Assignment
 
 
 class Grow(enum.Enum):

@@ -6,7 +6,12 @@ from dflax.local.client_gradients import client_gradients
 from dflax.local.clipping import clipped
 from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
 from dflax.local.oracle import Loss, Oracle, Remembering, gradient, remembering
-from dflax.local.quadratic import Quadratic, proximal_points, quadratic_objectives
+from dflax.local.quadratic import (
+    Quadratic,
+    proximal_points,
+    quadratic_federation,
+    quadratic_objectives,
+)
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.sam import perturbed, sam
 from dflax.local.solver import (

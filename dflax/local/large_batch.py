@@ -10,8 +10,8 @@ from dflax import counter, validation
 from dflax.algorithm import Params
 from dflax.data.class_laws import ClassLaws
 from dflax.data.dataset import Dataset
-from dflax.federation import Round
 from dflax.local.oracle import Oracle
+from dflax.population import Round
 
 
 class LargeBatch(NamedTuple):

@@ -1,16 +1,17 @@
 """Quadratic objectives of clients in their eigenbases, where a proximal point is two thin products."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dflax import validation
 from dflax.clients import map_clients
 from dflax.data.dataset import Dataset
-from dflax.data.partition import Partition
+from dflax.data.partition import Partition, from_indices
+from dflax.federation import Federation
 
 
 class Quadratic(NamedTuple):
@@ -96,6 +97,41 @@ def quadratic_objectives(
     return Quadratic(*(jnp.asarray(leaf, dtype) for leaf in (basis, curvature, slope)))
 
 
+def quadratic_federation(objectives: Quadratic, **options: Any) -> Federation:
+    """A federation whose example i is the objective of client i, for methods that solve it exactly.
+
+    The objectives are data of the source. No state and no checkpoint holds them.
+
+    Args:
+      objectives: leaves `[n, ...]`.
+      **options: of `dflax.Federation`, such as `participation` and `weights`.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    _require_objectives(objectives)
+    clients = validation.leading_axis("objectives", objectives)
+    data = Dataset(objectives, jnp.arange(clients, dtype=jnp.int32), name="objectives")
+    partition = from_indices(np.arange(clients)[:, None])
+    given: dict[str, Any] = {"local_steps": 1, "weights": jnp.ones(clients)}
+    return Federation(data, partition, batch_size=1, **(given | options))
+
+
+def objective_of(client: Int[Array, ""] | None, data: Dataset | None) -> Quadratic:
+    """One client's objective, of a round of `quadratic_federation`.
+
+    Raises:
+      TypeError: a round whose examples are no objectives.
+    """
+    if client is None or not isinstance(data, Dataset) or not isinstance(data.inputs, Quadratic):
+        raise TypeError(
+            "the round's examples must be the clients' objectives, which this method solves exactly. "
+            "Make its source with dflax.local.quadratic_federation(objectives)."
+        )
+    own = data.fetch(client[None]).inputs
+    return jax.tree.map(lambda leaf: leaf[0], own)
+
+
 def proximal_points(
     objectives: Quadratic, center: Float[Array, " d"], penalty: float | Array
 ) -> Float[Array, "n d"]:
@@ -109,10 +145,7 @@ def proximal_points(
     Raises:
       TypeError, ValueError: no `Quadratic`, or a center of another dimension.
     """
-    validation.instance(
-        "objectives", objectives, Quadratic, "Make them with dflax.local.quadratic_objectives."
-    )
-    validation.leading_axis("objectives", objectives)
+    _require_objectives(objectives)
     validation.model("params", center)
     validation.real("penalty", penalty, low=0.0, low_open=True, scalar=True)
     if jnp.shape(center) != objectives.basis.shape[-1:]:
@@ -125,6 +158,12 @@ def proximal_points(
         return objective.proximal_point(center, penalty)
 
     return map_clients(one, objectives, shared=(center,))
+
+
+def _require_objectives(objectives: Quadratic) -> None:
+    fix = "Make them with dflax.local.quadratic_objectives."
+    validation.instance("objectives", objectives, Quadratic, fix)
+    validation.leading_axis("objectives", objectives)
 
 
 def _times(left: Array, right: Array) -> Array:

@@ -12,10 +12,10 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import select
 from dflax.data.dataset import Batch, Dataset
-from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle, Remembering, remembering
 from dflax.local.subproblem import Subproblem
 from dflax.models.statistics import with_statistics
+from dflax.population import Assignment
 
 Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
 

@@ -9,7 +9,6 @@ from tasks import assert_trees_close, assert_trees_equal, half_square, quadratic
 import dflax as dx
 from dflax import local
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment
 from dflax.local import (
     Oracle,
     Remembering,
@@ -19,6 +18,7 @@ from dflax.local import (
     remembering,
     solver,
 )
+from dflax.population import Assignment
 
 KEY = jax.random.key(0)
 TASK = quadratics(clients=4, dimension=3)

@@ -23,7 +23,7 @@ from quadratic_rounds import (
 from tasks import assert_trees_close
 
 import dflax as dx
-from dflax.federation import Assignment
+from dflax.population import Assignment
 
 RATE, PULL = 0.05, 0.5
 

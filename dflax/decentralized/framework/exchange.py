@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, PyTree
 from dflax.algorithm import Metrics, Params
 from dflax.channel.channel import Channel, Sending, sent_through
 from dflax.clients import select
-from dflax.federation import Round
 from dflax.gossip.mixer import Mixer, MixerState, Mixing, in_models, mix
 from dflax.metrics import disjoint
+from dflax.population import Round
 
 Message = PyTree[Array]
 Size = Callable[[Message, Params], float]

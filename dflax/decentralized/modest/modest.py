@@ -25,12 +25,12 @@ from dflax.decentralized.modest.traffic import model_bytes, traffic
 from dflax.decentralized.modest.transfer_times import Network, downloads, uploads
 from dflax.decentralized.modest.view_exchange import announce, ascend, descend
 from dflax.decentralized.modest.views import Views, candidates, equal_views, row
-from dflax.federation import Assignment, Round
 from dflax.gossip.rows import put
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import warn_of_averaging
+from dflax.population import Assignment, Round
 
 FOREVER = 1 << 30
 

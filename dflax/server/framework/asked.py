@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from dflax.algorithm import FederatedState, Metrics
-from dflax.federation import Assignment, Round
+from dflax.population import Assignment, Round
 
 Step = Callable[[FederatedState, Round], tuple[FederatedState, Metrics]]
 

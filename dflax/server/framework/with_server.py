@@ -15,9 +15,9 @@ from dflax.channel.channel import Channel, Sending, perfect, sent_through
 from dflax.channel.compression import numbers
 from dflax.clients import gather, map_clients, map_cohort, mean_metrics, replicate, scatter, select
 from dflax.data.dataset import Dataset
-from dflax.federation import Round
 from dflax.metrics import disjoint
 from dflax.models.averaged import warn_of_averaging
+from dflax.population import Round
 from dflax.server.framework.exchange import (
     cleared,
     combined,
@@ -45,7 +45,7 @@ TAKES = {
 
 
 class Keys(NamedTuple):
-    """A round's keys, by what they are for; the order is that of the split, and no run may see it change."""
+    """A round's keys, by what they are for, in the order of the split: another order, another run."""
 
     channel: Key[Array, ""]
     aggregator: Key[Array, ""]
@@ -208,7 +208,9 @@ def with_server(
         invited = (round.weights > 0).astype(jnp.float32)
         one_message = jax.eval_shape(message, carried.params)
         tasks = round.assignments if assign is None else assign(round, keys.assign)
-        heard, measured_down = hearing(publish, downlink, carried, invited, sending(round, keys.downlink))
+        heard, measured_down = hearing(
+            publish, downlink, carried, invited, sending(round, keys.downlink)
+        )
 
         def local(
             own: Any,
@@ -240,9 +242,7 @@ def with_server(
             sending(round, keys.channel),
         )
         arrived = Arrived(messages, reports.kinds)
-        received, combining, measured = in_hand(
-            state, round, reports, arrived, weights, keys
-        )
+        received, combining, measured = in_hand(state, round, reports, arrived, weights, keys)
         params, memory, updated = conclusion(update(carried, received), carried)
         happened = received.reporting > 0
         server = select(happened, Server(params, memory, combining), carried)
