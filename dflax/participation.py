@@ -164,21 +164,21 @@ def from_table(
     """
     fix = "Give one row per round, at least one; they repeat."
     shape = ("T", "m")
-    clients = validation.array(
+    numbers = validation.array(
         "clients", clients, kind="integer", shape=shape, low=0, high=LARGEST, fix=fix
     )
     highest = 0
-    if not validation.is_traced(clients):
-        highest = int(clients.max())
-        if (np.diff(np.sort(clients, axis=1), axis=1) == 0).any():
+    if not validation.is_traced(numbers):
+        highest = int(numbers.max())
+        if (np.diff(np.sort(numbers, axis=1), axis=1) == 0).any():
             raise ValueError("clients must be distinct within each row, got one twice.")
     for name, column in (("reports", reports), ("effort", effort)):
         if column is not None:
-            validation.array(name, column, kind="real", shape=clients.shape, low=0.0, high=1.0)
+            validation.array(name, column, kind="real", shape=numbers.shape, low=0.0, high=1.0)
     for name, column in event.items():
         validation.arrays(name, column)
-        validation.leading_axis(name, column, clients.shape[0])
-    cohort = Cohort(jnp.asarray(clients, jnp.int32), reports, effort, event or None)
+        validation.leading_axis(name, column, numbers.shape[0])
+    cohort = Cohort(jnp.asarray(numbers, jnp.int32), reports, effort, event or None)
     return Partial(functools.partial(_from_table, highest), jax.tree.map(jnp.asarray, cohort))
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from dflax import counter, validation
 from dflax.clients import everywhere
+from dflax.data.dataset import AnyArray
 from dflax.participation import Cohort, Participation, everyone
 
 
@@ -136,8 +137,8 @@ class Population:
         clients: int,
         *,
         participation: Participation | None = None,
-        weights: Float[Array, " n"] | None = None,
-        local_steps: int | Int[Array, " n"] = 1,
+        weights: Float[AnyArray, " n"] | None = None,
+        local_steps: int | Int[AnyArray, " n"] = 1,
     ):
         validation.integer("clients", clients, low=1)
         if participation is not None:
@@ -264,7 +265,7 @@ def _drawn(
     participation: Participation,
     weights: Float[Array, " n"],
     steps: Int[Array, " n"],
-    strides: Int[Array, " n"] | None,
+    strides: Any,
     key: Key[Array, ""],
     index: Int[Array, ""],
     counts: tuple[int, int, int, bool],

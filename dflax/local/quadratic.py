@@ -112,7 +112,7 @@ def quadratic_federation(objectives: Quadratic, **options: Any) -> Federation:
     _require_objectives(objectives)
     clients = validation.leading_axis("objectives", objectives)
     data = Dataset(objectives, jnp.arange(clients, dtype=jnp.int32), name="objectives")
-    partition = from_indices(np.arange(clients)[:, None])
+    partition = from_indices([np.array([client]) for client in range(clients)])
     given: dict[str, Any] = {"local_steps": 1, "weights": jnp.ones(clients)}
     return Federation(data, partition, batch_size=1, **(given | options))
 
