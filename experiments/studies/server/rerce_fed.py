@@ -41,7 +41,7 @@ class Config:
       walks: runs that measure the random walk of the consensus.
       seeds: runs of the logistic task on digits.
       logistic_rounds: rounds of it.
-      penalty: penalty of the least squares.
+      penalty: rho, of the least squares.
       seed: of everything random.
     """
 
@@ -139,7 +139,7 @@ def table(
                 objectives,
                 cohort,
                 variances,
-                penalty=config.rho,
+                penalty=config.penalty,
                 rounds=rounds,
                 runs=runs,
                 key=key,
@@ -171,7 +171,7 @@ def averaging(
             objectives,
             cohort,
             config.variances,
-            penalty=config.rho,
+            penalty=config.penalty,
             rounds=config.rounds,
             runs=config.runs,
             key=jax.random.key(config.seed + 1),
@@ -192,19 +192,19 @@ def textbook_gap(config: Config, task: dx.data.WeightedLeastSquares) -> float:
     curvature = np.stack([A.T @ A for A in rows])
     slope = np.stack([A.T @ b for A, b in zip(rows, labels, strict=True)])
     n, d = slope.shape
-    inverse = np.linalg.inv(curvature + config.rho * np.eye(d))
+    inverse = np.linalg.inv(curvature + config.penalty * np.eye(d))
     z, dual, models = np.zeros(d), np.zeros((n, d)), []
     for _ in range(50):
-        x = np.einsum("kij,kj->ki", inverse, slope - dual + config.rho * z)
-        z = (x + dual / config.rho).mean(0)
-        dual = dual + config.rho * (x - z)
+        x = np.einsum("kij,kj->ki", inverse, slope - dual + config.penalty * z)
+        z = (x + dual / config.penalty).mean(0)
+        dual = dual + config.penalty * (x - z)
         models.append(x)
     gap = 0.0
     with jax.enable_x64(True):
         objectives = dx.local.quadratic_objectives(task.data, task.partition, dtype=np.float64)
         source = dx.local.quadratic_federation(objectives)
         for make in METHODS.values():
-            algorithm = make(config.rho)
+            algorithm = make(config.penalty)
             start = algorithm.init(jax.random.key(0), jnp.zeros(d), objectives)
             seen = dx.Algorithm(algorithm.init, functools.partial(_with_models, algorithm))
             rollout = jax.jit(functools.partial(dx.rollout, seen, rounds=50))
@@ -219,14 +219,14 @@ def random_walk(
     """How far the consensus drifts where the data hold it weakly (Sigma = I), all clients taking part.
 
     Returns the mean of |mean of x - optimum|^2 after every round, the line of the formula
-    penalty^2 n (u^2 + v^2) tr((sum_k G_k)^-2) t through it, the measured slope and the formula's.
+    rho^2 n (u^2 + v^2) tr((sum_k G_k)^-2) t through it, the measured slope and the formula's.
     """
     up, down, rounds = 0.1, 0.1, 300
     task = dx.data.weighted_least_squares(jax.random.key(config.seed), 10, 3, (5, 5), noise=1.0)
     objectives = dx.local.quadratic_objectives(task.data, task.partition)
     source = dx.local.quadratic_federation(objectives)
     algorithm = dx.server.rerce_fed(
-        config.rho,
+        config.penalty,
         uplink=dx.channel.gaussian_noise(up),
         downlink=dx.channel.gaussian_noise(down),
     )
@@ -246,7 +246,7 @@ def random_walk(
     keys = jax.random.split(jax.random.key(config.seed + 2), config.walks)
     measured = np.asarray(gaps(keys), np.float64).mean(0)
     inverse = np.linalg.inv(task.information)
-    predicted = config.rho**2 * 10 * (up**2 + down**2) * np.trace(inverse @ inverse)
+    predicted = config.penalty**2 * 10 * (up**2 + down**2) * np.trace(inverse @ inverse)
     number, late = np.arange(rounds), slice(rounds // 3, None)
     slope = float(np.polyfit(number[late], measured[late], 1)[0])
     offset = measured[late].mean() - predicted * number[late].mean()
