@@ -28,6 +28,7 @@ from dflax.clients import (
     select,
     weighted_mean,
 )
+from dflax.condensed import condensed, stretches
 from dflax.federation import Federation
 from dflax.mesh import client_mesh
 from dflax.metrics import disjoint
