@@ -19,6 +19,7 @@ from dflax.algorithm import (
     verify_algorithm,
     verify_source,
 )
+from dflax.participation import Count
 
 Reduction = Callable[..., Array]
 
@@ -36,7 +37,7 @@ class Stretch(NamedTuple):
     source: Any
     key: Key[Array, ""]
     first: Int[Array, ""]
-    every: Any
+    every: Count
 
 
 @jax.tree_util.register_dataclass
@@ -66,12 +67,7 @@ class Stretches:
     def draw(self, key: Key[Array, ""], index: Int[Array, ""]) -> Stretch:
         """The stretch number `index`."""
         first = jnp.asarray(index, jnp.int32) * self.every
-        return Stretch(self.source, key, first, _Length(self.every))
-
-
-@jax.tree_util.register_static
-class _Length(int):
-    """Static wherever the stretch goes."""
+        return Stretch(self.source, key, first, Count(self.every))
 
 
 def stretches(source: Source, every: int = 1000) -> Stretches:
@@ -97,9 +93,9 @@ def condensed(
       algorithm: whose rounds they are.
       reduce: of each metric its `values [every, ...]` to one value, `reduce(values, axis=0)`:
         `jnp.nanmean`, the default, `jnp.nansum`, `jnp.nanmax`, or a function of your own such as
-        `lambda values, axis: values[-1]`. JAX's three leave out the NaN of rounds that measured nothing, and are NaN if all did (the sum:
-        0); `jnp.mean` and its kin pass a NaN on. One for all, or a dict of them by metric; who is not
-        named has its mean.
+        `lambda values, axis: values[-1]`. JAX's three leave out the NaN of rounds that measured
+        nothing, and are NaN if all did (the sum: 0); `jnp.mean` passes a NaN on. One for all, or a
+        dict of them by metric; who is not named has its mean.
 
     Returns:
       An `Algorithm` whose source is `dflax.stretches(source, every)`.

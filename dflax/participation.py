@@ -5,7 +5,6 @@ A participation is a pure function `(key, index, clients) -> Cohort`, packed as 
 `stragglers` compose with every rule, and any function of the same signature does as well.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,6 +23,11 @@ SORTED_DRAW = 4096
 # Up to this many, comparing all pairs is cheaper than sorting, with the same result.
 RANKED_DRAW = 128
 PARTICIPATION_FIX = "Make one with dflax.participation, for example uniform(10) or everyone()."
+
+
+@jax.tree_util.register_static
+class Count(int):
+    """An integer that is part of a pytree's structure: static wherever the tree goes."""
 
 
 class Cohort(NamedTuple):
@@ -60,7 +64,7 @@ def uniform(cohort: int) -> Participation:
       cohort: m, in [1, n]. The cost grows with m, and with n only up to 4096 clients.
     """
     validation.integer("cohort", cohort, low=1)
-    return Partial(functools.partial(_uniform, cohort))
+    return Partial(_uniform, Count(cohort))
 
 
 def bernoulli(
@@ -81,7 +85,8 @@ def bernoulli(
     )
     if capacity is not None:
         validation.integer("capacity", capacity, low=1)
-    return Partial(functools.partial(_bernoulli, capacity, nonempty), probability)
+    places = None if capacity is None else Count(capacity)
+    return Partial(_bernoulli, places, Count(nonempty), probability)
 
 
 def weighted(cohort: int, probabilities: Float[Array, " n"]) -> Participation:
@@ -106,7 +111,7 @@ def weighted(cohort: int, probabilities: Float[Array, " n"]) -> Participation:
             raise ValueError(
                 f"probabilities must have at least cohort={cohort} positive entries, got {positive}."
             )
-    return Partial(functools.partial(_weighted, cohort), jnp.asarray(probabilities, float))
+    return Partial(_weighted, Count(cohort), jnp.asarray(probabilities, float))
 
 
 def availability(cohort: int, table: Bool[Array, "T n"]) -> Participation:
@@ -130,7 +135,7 @@ def availability(cohort: int, table: Bool[Array, "T n"]) -> Participation:
         if other.size:
             given = validation.shown(other[0])
             raise ValueError(f"table must hold booleans or zeros and ones, got {given}. {fix}")
-    return Partial(functools.partial(_availability, cohort), jnp.asarray(table, bool))
+    return Partial(_availability, Count(cohort), jnp.asarray(table, bool))
 
 
 def present(table: Bool[Array, "T n"]) -> Participation:
@@ -179,7 +184,7 @@ def from_table(
         validation.arrays(name, column)
         validation.leading_axis(name, column, numbers.shape[0])
     cohort = Cohort(jnp.asarray(numbers, jnp.int32), reports, effort, event or None)
-    return Partial(functools.partial(_from_table, highest), jax.tree.map(jnp.asarray, cohort))
+    return Partial(_from_table, Count(highest), jax.tree.map(jnp.asarray, cohort))
 
 
 def dropout(participation: Participation, probability: float) -> Participation:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from dflax import counter, validation
 from dflax.clients import everywhere
 from dflax.data.dataset import AnyArray
-from dflax.participation import Cohort, Participation, everyone
+from dflax.participation import Cohort, Count, Participation, everyone
 
 
 @jax.tree_util.register_static
@@ -59,11 +59,6 @@ class Assignment(NamedTuple):
     local_steps: Int[Array, ""]
     key: Key[Array, ""]
     client: Int[Array, ""] | None = None
-
-
-@jax.tree_util.register_static
-class Count(int):
-    """An integer that is part of a pytree's structure: static wherever the tree goes."""
 
 
 class Round(NamedTuple):
