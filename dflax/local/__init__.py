@@ -5,7 +5,8 @@ from dflax.local.attack import Attack, Norm, distances, fast_gradient_sign, proj
 from dflax.local.client_gradients import client_gradients
 from dflax.local.clipping import clipped
 from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
-from dflax.local.oracle import Loss, Oracle, Remembering, gradient, remembering
+from dflax.local.oracle import Loss, Oracle, gradient
+from dflax.local.per_example import per_example
 from dflax.local.quadratic import (
     Quadratic,
     proximal_points,

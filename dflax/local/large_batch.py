@@ -100,7 +100,7 @@ def large_gradient(
         mask: Float[Array, " B"] = (jnp.arange(width) < counted).astype(jnp.float32)
 
         def add(total: Params) -> Params:
-            seen, _ = oracle.evaluate(params, examples._replace(mask=mask), own_key)
+            seen, _ = oracle(params, examples._replace(mask=mask), own_key)
             return jax.tree.map(lambda t, g: t + share(t.dtype) * g.astype(t.dtype), total, seen)
 
         def share(dtype: Any) -> Float[Array, ""]:

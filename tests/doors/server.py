@@ -101,6 +101,8 @@ CALLS = {
         "center": np.ones(5, np.float32),
         "penalty": 1.0,
     },
+    "local.per_example": {"loss": LOSS, "at_once": 2},
+    "local.quadratic_federation": {"objectives": OBJECTIVES},
     "local.quadratic_objectives": {
         "data": REGRESSION,
         "partition": PARTITION,
