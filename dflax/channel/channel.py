@@ -159,10 +159,14 @@ def only(
     fix = "Give one number, several, or a mask over all clients."
     first = next(iter(jax.tree.leaves(clients)), 0)
     is_mask = getattr(first, "dtype", type(first)) in (bool, np.dtype(bool))
-    kind: Literal["boolean", "integer"] = "boolean" if is_mask else "integer"
-    chosen = jnp.atleast_1d(validation.array("clients", clients, kind=kind, low=0, fix=fix))
-    if chosen.ndim != 1:
-        raise ValueError(f"clients must be one axis of numbers, got shape {chosen.shape}. {fix}")
+    kind: Literal["boolean", "integer"] = "boolean" if is_mask and np.ndim(clients) else "integer"
+    high = validation.LARGEST_COUNT
+    given = validation.array("clients", clients, kind=kind, low=0, high=high, fix=fix)
+    chosen = jnp.atleast_1d(given)
+    if chosen.ndim != 1 or not chosen.size:
+        raise ValueError(
+            f"clients must be one axis of at least one number, got shape {chosen.shape}. {fix}"
+        )
 
     def apply(
         messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending

@@ -149,7 +149,7 @@ def test_metrics_of_one_name_are_refused_in_a_chain_unless_they_are_renamed():
         (lambda: channel.only(3, 0), "channel must be of type Channel"),
         (lambda: channel.only(flip(), -1), "clients must be finite numbers in"),
         (lambda: channel.only(flip(), 0.5), "clients must be integers"),
-        (lambda: channel.only(flip(), [[0]]), "clients must be one axis of numbers"),
+        (lambda: channel.only(flip(), [[0]]), "clients must be one axis of at least"),
         (lambda: channel.named(3, "a"), "channel must be of type Channel"),
         (lambda: channel.named(flip(), 3), "name must be"),
         (

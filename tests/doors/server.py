@@ -108,7 +108,6 @@ CALLS = {
         "partition": PARTITION,
     },
     "local.recursive": {"loss": LOSS},
-    "local.remembering": {"loss": LOSS},
     "local.sam": {"loss": LOSS, "radius": 0.1},
     "local.solver": {"loss": LOSS, "optimizer": OPTIMIZER},
     "local.trades": {"loss": LOSS, "model": score, "radius": 0.1, "steps": 2},
