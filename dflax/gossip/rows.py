@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
-from dflax import validation
+from dflax import counter, validation
 from dflax.algorithm import Params
 from dflax.clients import replicate
 
@@ -28,8 +28,7 @@ def starts(key: Key[Array, ""], params: Params | Callable[..., Params], clients:
     validation.typed_key("key", key)
     # A function is a leaf of its own; a model that can be called (equinox) has arrays for leaves.
     if callable(params) and jax.tree_util.all_leaves([params]):
-        # The rounds of a run with the same key fold in small numbers: no start shares a key with one.
-        own = jax.random.fold_in(key, 0xFFFFFFFF)
+        own = jax.random.fold_in(key, counter.OF_STARTS)
         models = jax.vmap(params)(jax.random.split(own, clients))
         validation.model("params", models)
         return models

@@ -186,7 +186,7 @@ def modest(
         departures = jnp.asarray(departures, jnp.int32)
         validation.leading_axis("arrivals and departures", (arrivals, departures, present), n)
         warn_of_averaging(params)
-        seed = counter.seed_of(jax.random.fold_in(key, 0xFFFFFFFE))
+        seed = counter.seed_of(jax.random.fold_in(key, counter.OF_ORDERS))
         there = arrivals <= 0
         online = there if present is None else there & present
         # The first order's first nodes on line hold the model.
@@ -245,7 +245,7 @@ def modest(
         # Everyone who trained looks for aggregators in a view that knows the sender's.
         if idealised:
             found = probe_in_order(following, member, late, a)
-            found = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (s, *leaf.shape)), found)
+            found = replicate(found, s)
         else:
             views, received = descend(views, holder, people, invited, r)
             asked_next = jax.vmap(candidates, in_axes=(0, 0, None, None))(
@@ -262,7 +262,7 @@ def modest(
                 trained,
                 trains.astype(jnp.float32),
                 gather(memory, people),
-                Sending(jax.random.fold_in(round.key, 4), round.number, people),
+                Sending(jax.random.fold_in(round.key, counter.OF_SENDING), round.number, people),
             )
             memory = put(memory, jnp.where(trains, people, n), after)
             election = sent._replace(heard=sent.heard & (arrived > 0)[:, None])
@@ -277,7 +277,7 @@ def modest(
             needed=needed,
             least=least,
             rule=rule,
-            key=jax.random.fold_in(round.key, 3),
+            key=jax.random.fold_in(round.key, counter.OF_AVERAGING),
         )
         if not idealised:
             views = ascend(views, people, *election, r)

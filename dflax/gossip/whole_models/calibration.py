@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from dflax import validation
+from dflax import counter, validation
 from dflax.data.dataset import Dataset
 from dflax.gossip.mixer import Mixing
 
@@ -64,7 +64,7 @@ def _own_examples(
     round: Any, key: Key[Array, ""], clients: int, batches: int, batch_size: int
 ) -> Calibration:
     """Examples that each client owns, every one once until there are no more, in a new order."""
-    seed = jax.random.bits(jax.random.fold_in(key, 0x5EED), (2,), jnp.uint32)
+    seed = jax.random.bits(jax.random.fold_in(key, counter.OF_CALIBRATION), (2,), jnp.uint32)
     everyone = jnp.arange(clients, dtype=jnp.int32)
     rows = round.partition.minibatches(seed, everyone, jnp.uint32(0), batches, batch_size, False)
     return Calibration(rows, round.data)
@@ -74,7 +74,7 @@ def _shared_examples(
     data: Dataset, key: Key[Array, ""], clients: int, batches: int, batch_size: int
 ) -> Calibration:
     """The same examples of one set for all clients, without repetition as long as it lasts."""
-    order = jax.random.permutation(jax.random.fold_in(key, 0x5EED), len(data))
+    order = jax.random.permutation(jax.random.fold_in(key, counter.OF_CALIBRATION), len(data))
     rows = jnp.resize(order, (batches, batch_size)).astype(jnp.int32)
     return Calibration(jnp.broadcast_to(rows, (clients, *rows.shape)), data)
 
