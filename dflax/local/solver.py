@@ -168,8 +168,8 @@ def solver(
       TypeError: naming the argument; and, when `solve` is traced, a loss or an oracle that returns
         something else than it should, or an optimiser that asks for what is not known here.
     """
-    remembers = isinstance(loss, Oracle) and loss.conclude is not None
-    oracle = loss if remembers else gradient(loss)
+    oracle = loss if isinstance(loss, Oracle) else gradient(loss)
+    keeps = oracle.conclude is not None and oracle.lasting
     check_optimizer("optimizer", optimizer)
     validation.flag("mean_gradient", mean_gradient)
 
@@ -219,9 +219,7 @@ def solver(
             wanted = problem.direction(seen, params)
             known = values(batch, oracle_key, params, wanted) if asks else {}
             updates, moved = descent.update(wanted, optimizer_state, params, **known)
-            memory = (
-                select(works, remembered, memory) if remembers and oracle.lasting else remembered
-            )
+            memory = select(works, remembered, memory) if keeps else remembered
             after = optax.apply_updates(params, updates), moved
             params, optimizer_state = select(works, after, (params, optimizer_state))
             if total is not None:
