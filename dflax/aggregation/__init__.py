@@ -1,6 +1,7 @@
 """How a server combines its clients' messages."""
 
 from dflax.aggregation.aggregator import Aggregator, mean
+from dflax.aggregation.by_leaf import Weighted, weighted_by_leaf
 from dflax.aggregation.coordinates import gram, map_coordinates, sum_coordinates
 from dflax.aggregation.coordinatewise import median, trimmed_mean
 from dflax.aggregation.distances import squared_distances

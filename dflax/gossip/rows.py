@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
 from dflax import validation
@@ -62,8 +61,3 @@ def put(tree: PyTree[Array], nodes: Int[Array, " k"], rows: PyTree[Array]) -> Py
     return jax.tree.map(
         lambda leaf, new: leaf.at[nodes].set(new.astype(leaf.dtype), mode="drop"), tree, rows
     )
-
-
-def along(sizes: Array, like: Array) -> Array:
-    """A vector of k sizes, shaped to broadcast against `[k, ...]`, in its dtype."""
-    return jnp.reshape(sizes, (-1, *(1,) * (like.ndim - 1))).astype(like.dtype)

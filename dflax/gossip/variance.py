@@ -28,6 +28,7 @@ from dflax.gossip.mixer import (
     in_models,
     mix,
     require_any_tree,
+    require_linear,
 )
 
 
@@ -99,6 +100,7 @@ def variance_corrected(
         "anchored(variance_corrected(mixer), matching); gossip.aligned takes none."
     )
     require_any_tree(neighbours, "variance_corrected", "variances", fix, "neighbours")
+    require_linear(neighbours, "variance_corrected", fix, "neighbours")
     validation.real("own_weight", own_weight, low=0.0, high=1.0, scalar=True)
     validation.instance("target", target, Target, "For example dflax.gossip.Target.OTHERS.")
     require_correction(choose, strength, epsilon)
@@ -138,7 +140,8 @@ def variance_corrected(
         return mixed, state, metrics | {"variance_scale": factor}
 
     # The correction is no product with a matrix.
-    return neighbours._replace(init=init, apply=apply, symmetric=False)
+    known = neighbours.known._replace(symmetric=False)
+    return Mixer(neighbours.clients, init, apply, known)
 
 
 def _corrected(models: Models, choose: Choice) -> Choice:

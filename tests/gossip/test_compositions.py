@@ -14,7 +14,7 @@ import dflax as dx
 from dflax import gossip, matching, topology
 from dflax.data.dataset import Dataset
 from dflax.gossip import Aged, Mixing
-from dflax.gossip.mixer import deal, join
+from dflax.gossip.mixer import deal, reunited
 
 KEY = jax.random.key(0)
 N = 4
@@ -92,7 +92,7 @@ def mixing(mixer, models):
 
     def once(models, here):
         state = mixer.init(models)
-        state = join(*deal(state))
+        state = reunited(*deal(state))
         return mixer.apply(models, state, here)
 
     for here in (Mixing(KEY, jnp.int32(1), None, ROUND), Mixing(KEY, jnp.int32(1), ACTIVE, ROUND)):
