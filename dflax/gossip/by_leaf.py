@@ -1,5 +1,7 @@
 """Gossip in which every leaf of a client's model, or every row of a leaf, has a weight of its own."""
 
+from typing import Any
+
 from dflax.aggregation.by_leaf import Weighted, ratios, weighted_sums
 from dflax.algorithm import Metrics
 from dflax.clients import select
@@ -56,5 +58,6 @@ def mix_sums(
     mixer: Mixer, models: Weighted, state: MixerState, mixing: Mixing
 ) -> tuple[Weighted, MixerState, Metrics]:
     """`(sum_j W_ij a_j x_j, sum_j W_ij a_j)`, neither of which is a model: nobody corrects them."""
-    mixed, state, metrics = mix(mixer, Uncorrected(weighted_sums(models)), state, mixing)
-    return mixed.part, state, metrics
+    sums: Any = Uncorrected(weighted_sums(models))
+    sums, state, metrics = mix(mixer, sums, state, mixing)
+    return sums.part, state, metrics

@@ -37,7 +37,8 @@ class Heard(DealtWithClients):
         """Each device its own rows where they are dealt, else everything to each."""
         spread = PartitionSpec(CLIENTS) if devices == self.devices else PartitionSpec()
         rows = jax.tree.map(lambda leaf: spread, self.rows)
-        return dataclasses.replace(self, rows=rows, starts=PartitionSpec())
+        whole: Any = PartitionSpec()
+        return dataclasses.replace(self, rows=rows, starts=whole)
 
     def by(self, client: Int[Array, ""], neighbours: Int[Array, " k"]) -> PyTree[Array]:
         """The neighbours' models, leaves `[k, ...]`; any for who is no neighbour of the client."""

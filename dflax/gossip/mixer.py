@@ -69,7 +69,8 @@ class Known(NamedTuple):
         (`variance_corrected`) answers for the mixing before the correction. A part that is marked
         `Uncorrected` gets that mixing alone.
       linear: whether one matrix mixes all numbers of a mixing, so that a sum and the weights in it may
-        be mixed side by side. False of medians and other robust rules; None where it is not known.
+        be mixed side by side. False of robust rules, and where each entry is mixed with those who sent
+        it; None where it is not known.
       whole_models: whether it reads what it mixes as models, by the names of their layers, so that it
         mixes nothing beside them: no trackers, no masks, no variances.
       averages_statistics: whether running statistics ("batch_stats") come out as averages, which fit no
@@ -239,8 +240,8 @@ def require_linear(mixer: Mixer, method: str, fix: str, name: str = "mixer") -> 
     require_mixer(mixer, name)
     if mixer.known.linear is False:
         raise ValueError(
-            f"{name} must multiply by a matrix, because {method} mixes sums and the weights in them, "
-            f"got one that does not (a neighbour rule such as a median). {fix}"
+            f"{name} must mix all numbers by one matrix, because {method} mixes sums and the weights in "
+            f"them, got one that does not (a neighbour rule, sampled parts). {fix}"
         )
 
 

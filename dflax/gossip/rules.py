@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from dflax import validation
+from dflax import returned, validation
 from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Metrics, Params
 from dflax.gossip.calibration import Calibration, Examples
@@ -81,7 +81,9 @@ def stateless(
     def apply(
         own: Params, others: Params, weights: Array, memory: tuple[()], here: Neighbourhood
     ) -> tuple[Params, tuple[()], Metrics]:
-        after, metrics = function(own, others, weights, here)
+        name = "a rule's function(own, others, weights, here)"
+        made = function(own, others, weights, here)
+        after, metrics = returned.parts(name, made, ("own", "metrics"))
         return after, memory, metrics
 
     return NeighbourRule(nothing_to_remember, apply)

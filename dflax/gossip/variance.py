@@ -28,7 +28,6 @@ from dflax.gossip.mixer import (
     in_models,
     mix,
     require_any_tree,
-    require_linear,
 )
 
 
@@ -100,7 +99,6 @@ def variance_corrected(
         "anchored(variance_corrected(mixer), matching); gossip.aligned takes none."
     )
     require_any_tree(neighbours, "variance_corrected", "variances", fix, "neighbours")
-    require_linear(neighbours, "variance_corrected", fix, "neighbours")
     validation.real("own_weight", own_weight, low=0.0, high=1.0, scalar=True)
     validation.instance("target", target, Target, "For example dflax.gossip.Target.OTHERS.")
     require_correction(choose, strength, epsilon)

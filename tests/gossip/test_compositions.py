@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 import dflax as dx
-from dflax import gossip, matching, topology
+from dflax import aggregation, gossip, matching, topology
 from dflax.data.dataset import Dataset
 from dflax.gossip import Aged, Mixing
 from dflax.gossip.mixer import deal, reunited
@@ -40,6 +40,9 @@ WRAPPERS = {
     "repeat": lambda mixer: gossip.repeat(mixer, 2),
     "alternate": lambda mixer: gossip.alternate([mixer, gossip.ring(N)]),
     "sometimes": lambda mixer: gossip.sometimes(mixer, 0.5),
+    "every": lambda mixer: gossip.every(mixer, 2),
+    "by_part": lambda mixer: gossip.by_part({"all": mixer}, lambda path: "all"),
+    "weighted_by_leaf": lambda mixer: gossip.weighted_by_leaf(mixer),
     "chebyshev": lambda mixer: gossip.chebyshev(mixer, 2, second_eigenvalue=0.5),
     "sampled": lambda mixer: gossip.sampled(mixer, 0.5),
     "partitioned": lambda mixer: gossip.partitioned(mixer, 2),
@@ -55,14 +58,16 @@ BASES = {
     "push-sum": lambda: gossip.push_sum(topology.ring(N)),
     "age weighted": lambda: gossip.age_weighted(N),
     "aligned": lambda: gossip.aligned(topology.ring(N), MATCH),
+    "median": lambda: gossip.by_rule(topology.ring(N), gossip.aggregating(aggregation.median())),
 }
 WHOLE = {"aligned", "anchored", "recalibrated"}
-PARTS = {"sampled", "partitioned"}
+PARTS = {"sampled", "partitioned", "weighted_by_leaf"}
+NOT_LINEAR = {*PARTS, "median"}
 # Of every wrapper: what it refuses, and the name in the message.
 REFUSED = {
     "chebyshev": {
         **dict.fromkeys(["push-sum", "one peer", "age weighted"], "topology must multiply"),
-        **dict.fromkeys([*PARTS, "variance_corrected"], "topology must multiply"),
+        **dict.fromkeys([*NOT_LINEAR, "variance_corrected"], "topology must multiply"),
         **dict.fromkeys(WHOLE, "topology must mix any tree"),
     },
     **{part: dict.fromkeys(WHOLE, "mixer must mix any tree") for part in PARTS},
@@ -71,6 +76,8 @@ REFUSED = {
     "recalibrated": {"recalibrated": "models must be variables", "age weighted": "models must"},
 }
 for part in PARTS:
+    # What of a sum and of its weights is sent would be drawn apart.
+    REFUSED[part] |= dict.fromkeys(NOT_LINEAR, "mixer must mix all numbers by one matrix")
     REFUSED[part]["variance_corrected"] = "choose must"
     REFUSED[part]["age weighted"] = "models must be of type Aged"
 
@@ -80,8 +87,10 @@ def stacked(tree):
 
 
 def models_of(*names):
-    """Models that all of the mixers named can mix: with statistics, with ages, or plain."""
+    """Models that all of the mixers named can mix: with statistics, with ages, weighted, or plain."""
     weights = {"params": ONE["params"]}
+    if "weighted_by_leaf" in names:
+        return aggregation.Weighted(stacked(weights), jnp.ones(N))
     if "age weighted" in names:
         return Aged(stacked(weights), jnp.ones(N))
     return stacked(ONE if "recalibrated" in names else weights)
@@ -125,8 +134,8 @@ def test_every_mixer_that_takes_another_is_among_the_wrappers():
         given.pop("return", None)
         if gossip.Mixer in given.values() or Sequence[gossip.Mixer] in given.values():
             takes.add(name)
-    # It takes a graph as well.
-    assert takes | {"chebyshev"} == WRAPPERS.keys()
+    # One takes a graph as well, the other mixers by name.
+    assert takes | {"chebyshev", "by_part"} == WRAPPERS.keys()
 
 
 def test_a_round_reaches_those_who_read_it_through_every_turn():
