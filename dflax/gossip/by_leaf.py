@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dflax.aggregation.by_leaf import Weighted, ratios, weighted_sums
+from dflax.aggregation.by_leaf import Weighted, ratios, require_weighted, weighted_sums
 from dflax.algorithm import Metrics
 from dflax.clients import select
 from dflax.gossip.linear import as_mask
@@ -40,6 +40,7 @@ def weighted_by_leaf(mixer: Mixer) -> Mixer:
     require_linear(mixer, "weighted_by_leaf", "Use gossip.mixer(topology).")
 
     def init(models: Weighted) -> MixerState:
+        require_weighted("models", models)
         return mixer.init(Uncorrected(weighted_sums(models)))
 
     def apply(

@@ -71,9 +71,17 @@ REFUSED = {
         **dict.fromkeys(WHOLE, "topology must mix any tree"),
     },
     **{part: dict.fromkeys(WHOLE, "mixer must mix any tree") for part in PARTS},
-    "variance_corrected": dict.fromkeys(WHOLE, "neighbours must mix any tree"),
-    "anchored": {"recalibrated": "models must", "age weighted": "symmetries"},
-    "recalibrated": {"recalibrated": "models must be variables", "age weighted": "models must"},
+    "variance_corrected": {
+        **dict.fromkeys(WHOLE, "neighbours must mix any tree"),
+        "weighted_by_leaf": "models must be",
+    },
+    "anchored": {
+        **dict.fromkeys(["age weighted", "weighted_by_leaf"], "symmetries"),
+        "recalibrated": "models must",
+    },
+    "recalibrated": dict.fromkeys(
+        ["recalibrated", "age weighted", "weighted_by_leaf"], "models must be variables"
+    ),
 }
 for part in PARTS:
     # What of a sum and of its weights is sent would be drawn apart.

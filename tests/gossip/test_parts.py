@@ -127,7 +127,7 @@ def test_every_fifth_round():
         (
             lambda: gossip.weighted_by_leaf(gossip.ring(N)).init(models()),
             TypeError,
-            "messages must be",
+            "models must be",
         ),
         (
             lambda: aggregation.weighted_by_leaf().init(Weighted(models(), {"body": 1.0})),
