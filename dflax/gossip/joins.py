@@ -75,25 +75,16 @@ def join(merge: Merge) -> NeighbourRule:
 
 def greatest(one: PyTree[Array], other: PyTree[Array]) -> PyTree[Array]:
     """The larger number of every two."""
-    _require_alike(one, other)
     return jax.tree.map(jnp.maximum, one, other)
 
 
 def least(one: PyTree[Array], other: PyTree[Array]) -> PyTree[Array]:
     """The smaller number of every two."""
-    _require_alike(one, other)
     return jax.tree.map(jnp.minimum, one, other)
 
 
 def union(one: PyTree[Array], other: PyTree[Array]) -> PyTree[Array]:
     """Of booleans what either has; of integers, as sets of bits, the bits that either has."""
-    _require_alike(one, other)
-    for leaf in jax.tree.leaves(one):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            raise TypeError(
-                f"one must hold booleans or sets of bits as integers, got {jnp.result_type(leaf)}. Of "
-                "real numbers take greatest or least."
-            )
     return jax.tree.map(jnp.bitwise_or, one, other)
 
 
@@ -103,9 +94,3 @@ def newest(one: Stamped, other: Stamped) -> Stamped:
     validation.instance("one", one, Stamped, fix)
     validation.instance("other", other, Stamped, fix)
     return select(other.stamp > one.stamp, other, one)
-
-
-def _require_alike(one: PyTree[Array], other: PyTree[Array]) -> None:
-    validation.arrays("one", one)
-    validation.arrays("other", other)
-    returned.alike("other", other, one, "one")

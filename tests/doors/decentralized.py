@@ -78,6 +78,7 @@ CALLS = {
     "gossip.Law": {"rates": RATES, "gradient_rate": 1.0},
     "gossip.NodeEvents": {"data": DATA, "partition": PARTITION, "events": STREAM},
     "gossip.age_weighted": {"nodes": N},
+    "gossip.aggregating": {"aggregator": AGGREGATOR},
     "gossip.aligned": {"topology": GRAPH, "matching": MATCHING},
     "gossip.alternate": {"mixers": [MIXER, MIXER]},
     "gossip.anchored": {"mixer": MIXER, "matching": MATCHING},
