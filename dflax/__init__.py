@@ -14,6 +14,7 @@ from dflax import (
     mesh,
     models,
     participation,
+    recipes,
     server,
     topology,
 )

@@ -1,9 +1,15 @@
 """How a server combines its clients' messages."""
 
-from dflax.aggregation.aggregator import Aggregator, mean
+from dflax.aggregation.aggregator import Aggregator, counted_mean, mean
+from dflax.aggregation.by_leaf import Weighted, weighted_by_leaf
 from dflax.aggregation.coordinates import gram, map_coordinates, sum_coordinates
 from dflax.aggregation.coordinatewise import median, trimmed_mean
-from dflax.aggregation.distances import squared_distances
+from dflax.aggregation.distances import (
+    distances_of_mixtures,
+    finite_rows,
+    nearest,
+    squared_distances,
+)
 from dflax.aggregation.geometric_median import geometric_median
 from dflax.aggregation.majority_vote import majority_vote
 from dflax.aggregation.order_statistics import median_rows, sorted_rows, trimmed_mean_rows

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
 from dflax import counter, validation
@@ -61,8 +60,3 @@ def put(tree: PyTree[Array], clients: Int[Array, " k"], rows: PyTree[Array]) -> 
     return jax.tree.map(
         lambda leaf, new: leaf.at[clients].set(new.astype(leaf.dtype), mode="drop"), tree, rows
     )
-
-
-def along(sizes: Array, like: Array) -> Array:
-    """A vector of k sizes, shaped to broadcast against `[k, ...]`, in its dtype."""
-    return jnp.reshape(sizes, (-1, *(1,) * (like.ndim - 1))).astype(like.dtype)

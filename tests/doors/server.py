@@ -29,6 +29,7 @@ FORGETTING = {**METHOD, **OPTIONS, "clients": N}
 LINKS = {"uplink": CHANNEL, "downlink": CHANNEL, "at_once": 1}
 FOUR = np.ones(N, np.float32)
 ROWS = np.ones((N, 3), np.float32)
+FAR = 1 - np.eye(3, dtype=np.float32)
 REGRESSION = dx.data.Dataset(DATA.inputs, jnp.ones(len(DATA)))
 OBJECTIVES = dx.local.quadratic_objectives(REGRESSION, PARTITION)
 PERSONAL = dx.server.partial_averaging(
@@ -36,6 +37,10 @@ PERSONAL = dx.server.partial_averaging(
 ).init(KEY, PARAMS)
 
 CALLS = {
+    "recipes.krum_after_nnm": {"faulty": 1},
+    "aggregation.counted_mean": {"messages": STACKED, "weights": FOUR},
+    "aggregation.distances_of_mixtures": {"distances": FAR, "mixing": FAR},
+    "aggregation.finite_rows": {"stacked": STACKED},
     "aggregation.geometric_median": {},
     "aggregation.gram": {"stacked": STACKED},
     "aggregation.kernels": {"path": (), "leaf": FOUR},
@@ -45,6 +50,7 @@ CALLS = {
     "aggregation.mean": {},
     "aggregation.median": {},
     "aggregation.median_rows": {"values": ROWS},
+    "aggregation.nearest": {"distances": FAR, "count": 2},
     "aggregation.rescaled": {"mixed": STACKED, "target": np.ones((N, 1), np.float32)},
     "aggregation.sorted_rows": {"values": ROWS},
     "aggregation.squared_distances": {"stacked": STACKED},
@@ -53,6 +59,7 @@ CALLS = {
     "aggregation.trimmed_mean_rows": {"values": ROWS, "trim": 1},
     "aggregation.variance_corrected": {},
     "aggregation.variances": {"stacked": STACKED},
+    "aggregation.weighted_by_leaf": {},
     "channel.broadcast": {"channel": CHANNEL, "message": PARAMS, "sending": SENDING},
     "channel.chain": {"channels": CHANNEL},
     "channel.compression": {

@@ -13,7 +13,7 @@ from dflax.channel.channel import Channel
 from dflax.clients import gather, map_cohort, mean_metrics, replicate, scatter, select
 from dflax.data.dataset import Dataset
 from dflax.decentralized.framework.exchange import Exchange, Message, Size, exchange, taking_part
-from dflax.gossip.mixer import Mixer, deal, join, require_mixer
+from dflax.gossip.mixer import Mixer, deal, require_mixer, reunited
 from dflax.gossip.rows import starts
 from dflax.metrics import disjoint
 from dflax.models.averaged import warn_of_averaging
@@ -284,7 +284,7 @@ def _algorithm(
         if channel is not None:
             sent = replicate(channel.init(jax.tree.map(lambda leaf: leaf[0], messages)), n)
         once, rows = deal(mixer.init(messages))
-        if mixer.averages_statistics:
+        if mixer.known.averages_statistics:
             warn_of_averaging(messages, remedies=_remedies(messages))
         return FederatedState(jnp.int32(0), Server(once), Clients(models, memory, sent, rows))
 
@@ -333,7 +333,7 @@ def _exchange(
 ) -> Exchange:
     """What everyone hears, by the mixer's and the channel's parts of a state."""
     clients = state.clients
-    mixing = join(state.server.mixer, clients.mixer)
+    mixing = reunited(state.server.mixer, clients.mixer)
     return exchange(mixer, channel, mixing, clients.channel, round, messages, clients.params, size)
 
 
