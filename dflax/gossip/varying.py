@@ -156,7 +156,7 @@ def _where(mixer: Mixer, decide: Callable[[Mixing], tuple[Bool[Array, ""], Mixin
             return mix(mixer, models, state, own)
 
         def alone(models: Models, state: MixerState) -> tuple[Models, MixerState, Metrics]:
-            return models, state, {"models_sent": jnp.zeros(())}
+            return models, state, {"models_sent": jnp.zeros((), jnp.float32)}
 
         models = jax.tree.map(jnp.asarray, models)
         branches = same_metrics([alone, together], models, state)
