@@ -28,14 +28,8 @@ def starts(key: Key[Array, ""], params: Params | Callable[..., Params], nodes: i
     validation.typed_key("key", key)
     # A function is a leaf of its own; a model that can be called (equinox) has arrays for leaves.
     if callable(params) and jax.tree_util.all_leaves([params]):
-<<<<<<< HEAD
         own = jax.random.fold_in(key, counter.OF_STARTS)
-        models = jax.vmap(params)(jax.random.split(own, clients))
-=======
-        # The rounds of a run with the same key fold in small numbers: no start shares a key with one.
-        own = jax.random.fold_in(key, 0xFFFFFFFF)
         models = jax.vmap(params)(jax.random.split(own, nodes))
->>>>>>> main
         validation.model("params", models)
         return models
     validation.model("params", params)
