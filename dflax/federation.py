@@ -100,9 +100,8 @@ class Federation(Population):
         self.weighted = weights is not None
 
     def _arguments(self, changes: dict[str, Any]) -> dict[str, Any]:
-        arguments = super()._arguments(changes) | {
-            "data": self.data,
-            "partition": self.partition,
+        arguments = {"data": self.data, "partition": self.partition} | super()._arguments(changes)
+        arguments |= {
             "batch_size": self.batch_size,
             "local_steps": self.local_steps if self.local_epochs is None else None,
             "local_epochs": self.local_epochs,

@@ -10,13 +10,13 @@ from dflax.algorithm import Params
 from dflax.clients import replicate
 
 
-def starts(key: Key[Array, ""], params: Params | Callable[..., Params], clients: int) -> Params:
+def starts(key: Key[Array, ""], params: Params | Callable[..., Params], nodes: int) -> Params:
     """One start for all nodes, or one of its own for each from a function `key -> start`.
 
     Args:
       key: typed key; split over the nodes.
       params: a pytree of real arrays, or the function.
-      clients: n.
+      nodes: n.
 
     Returns:
       Leaves `[n, ...]`.
@@ -28,11 +28,11 @@ def starts(key: Key[Array, ""], params: Params | Callable[..., Params], clients:
     # A function is a leaf of its own; a model that can be called (equinox) has arrays for leaves.
     if callable(params) and jax.tree_util.all_leaves([params]):
         own = jax.random.fold_in(key, counter.OF_STARTS)
-        models = jax.vmap(params)(jax.random.split(own, clients))
+        models = jax.vmap(params)(jax.random.split(own, nodes))
         validation.model("params", models)
         return models
     validation.model("params", params)
-    return replicate(params, clients)
+    return replicate(params, nodes)
 
 
 def read(tree: PyTree[Array], node: Int[Array, ""]) -> PyTree[Array]:
@@ -55,8 +55,8 @@ def write(tree: PyTree[Array], node: Int[Array, ""], row: PyTree[Array]) -> PyTr
     )
 
 
-def put(tree: PyTree[Array], clients: Int[Array, " k"], rows: PyTree[Array]) -> PyTree[Array]:
+def put(tree: PyTree[Array], nodes: Int[Array, " k"], rows: PyTree[Array]) -> PyTree[Array]:
     """The tree with the rows of several nodes replaced; numbers from n on are dropped."""
     return jax.tree.map(
-        lambda leaf, new: leaf.at[clients].set(new.astype(leaf.dtype), mode="drop"), tree, rows
+        lambda leaf, new: leaf.at[nodes].set(new.astype(leaf.dtype), mode="drop"), tree, rows
     )

@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from dflax import validation
 from dflax.clients import map_clients
 from dflax.data.dataset import Dataset
 from dflax.data.partition import Partition, from_indices
 from dflax.federation import Federation
+from dflax.population import Assignment, Round
 
 
 class Quadratic(NamedTuple):
@@ -117,18 +118,24 @@ def quadratic_federation(objectives: Quadratic, **options: Any) -> Federation:
     return Federation(data, partition, batch_size=1, **(given | options))
 
 
-def objective_of(client: Int[Array, ""] | None, data: Dataset | None) -> Quadratic:
-    """One client's objective, of a round of `quadratic_federation`.
+def objectives_of(round: Round) -> Quadratic:
+    """All clients' objectives, leaves `[n, ...]`, of a round of `quadratic_federation`.
 
     Raises:
       TypeError: a round whose examples are no objectives.
     """
-    if client is None or not isinstance(data, Dataset) or not isinstance(data.inputs, Quadratic):
-        raise TypeError(
-            "the round's examples must be the clients' objectives, which this method solves exactly. "
-            "Make its source with dflax.local.quadratic_federation(objectives)."
-        )
-    own = data.fetch(client[None]).inputs
+    _require_examples(round.data)
+    return round.data.inputs
+
+
+def objective_of(assignment: Assignment, data: Dataset) -> Quadratic:
+    """One client's objective, in a round of `quadratic_federation`.
+
+    Raises:
+      TypeError: a round whose examples are no objectives.
+    """
+    _require_examples(data)
+    own = data.fetch(assignment.minibatches[0, :1]).inputs
     return jax.tree.map(lambda leaf: leaf[0], own)
 
 
@@ -158,6 +165,14 @@ def proximal_points(
         return objective.proximal_point(center, penalty)
 
     return map_clients(one, objectives, shared=(center,))
+
+
+def _require_examples(data: Any) -> None:
+    if not isinstance(data, Dataset) or not isinstance(data.inputs, Quadratic):
+        raise TypeError(
+            "the round's examples must be the clients' objectives, which this method solves exactly. "
+            "Make its source with dflax.local.quadratic_federation(objectives)."
+        )
 
 
 def _require_objectives(objectives: Quadratic) -> None:

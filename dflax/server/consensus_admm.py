@@ -97,7 +97,7 @@ def consensus_admm(
         assignment: Assignment, own: Primal, heard: Heard, data: Dataset, index: Array
     ) -> Report:
         x, phi = own
-        objective = objective_of(assignment.client, data)
+        objective = objective_of(assignment, data)
         nearest = objective.proximal_point(heard.message - phi / penalty, penalty).astype(x.dtype)
         x = jnp.where(heard.arrived, nearest, x)
         return Report(x + phi / penalty, Primal(x, phi), {})

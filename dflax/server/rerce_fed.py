@@ -83,7 +83,7 @@ def rerce_fed(
     def work(
         assignment: Assignment, own: Model, heard: Heard, data: Dataset, index: Array
     ) -> Report:
-        x, objective = own.params, objective_of(assignment.client, data)
+        x, objective = own.params, objective_of(assignment, data)
         x = jnp.where(heard.arrived, objective.toward(x, heard.message, penalty).astype(x.dtype), x)
         return Report(x, Model(x), {})
 

@@ -11,9 +11,9 @@ from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Algorithm, FederatedState, Metrics
 from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
-from dflax.clients import replicate
+from dflax.clients import map_clients, replicate
 from dflax.data.dataset import Dataset
-from dflax.local.quadratic import Quadratic, objective_of, proximal_points
+from dflax.local.quadratic import Quadratic, objective_of, objectives_of, proximal_points
 from dflax.population import Assignment, Round
 from dflax.server.framework.asked import either, everyone
 from dflax.server.framework.protocol import Arrived, Heard, Received, Report, Server
@@ -106,13 +106,12 @@ def rerce_fed_continual(
     def publish(server: Server) -> tuple[Array, Array]:
         return server.params, server.memory.started
 
-    def move(memory: Continual, client: Array | None, data: Dataset) -> Continual:
-        x = (
-            objective_of(client, data)
-            .toward(memory.params, memory.heard, penalty)
-            .astype(memory.params.dtype)
-        )
+    def move(memory: Continual, objective: Quadratic) -> Continual:
+        x = objective.toward(memory.params, memory.heard, penalty).astype(memory.params.dtype)
         return memory._replace(params=jnp.where(memory.has_heard, x, memory.params))
+
+    def rest(memories: Continual, round: Round) -> Continual:
+        return map_clients(move, memories, objectives_of(round), at_once=at_once)
 
     def first(
         assignment: Assignment, memory: Continual, heard: Heard, data: Dataset, index: Array
@@ -127,7 +126,7 @@ def rerce_fed_continual(
             heard=jnp.where(heard.arrived, heard.message, memory.heard),
             has_heard=memory.has_heard | heard.arrived,
         )
-        moved = move(memory, assignment.client, data)
+        moved = move(memory, objective_of(assignment, data))
         return Report(2 * moved.params - memory.params, moved, {})
 
     def news(memory: Continual, arrived: Arrived) -> Array:
@@ -151,7 +150,7 @@ def rerce_fed_continual(
             downlink=without_memory("downlink", downlink),
             read=news,
             receive=note,
-            rest=move,
+            rest=rest,
             equal=True,
             at_once=at_once,
         )

@@ -143,7 +143,7 @@ def test_a_wrong_channel_is_refused(apply, message):
             "publish must be given with an answer",
         ),
         (
-            lambda: one_round(rest=lambda memory, client, data: memory[:1]),
+            lambda: one_round(rest=lambda memories, round: memories[:1]),
             "the memory that rest returns",
         ),
         (

@@ -40,7 +40,7 @@ TAKES = {
     "read": 2,
     "receive": 4,
     "answer": 1,
-    "rest": 3,
+    "rest": 2,
 }
 
 
@@ -73,7 +73,7 @@ def with_server(
     read: Callable[[Any, Arrived], PyTree[Array]] | None = None,
     receive: Callable[[Any, Arrived, Any, Int[Array, ""]], Any] | None = None,
     answer: Callable[[Server], tuple[PyTree[Array], Bool[Array, ""]]] | None = None,
-    rest: Callable[[Any, Int[Array, ""], Any], Any] | None = None,
+    rest: Callable[[Any, Round], Any] | None = None,
 ) -> Algorithm:
     """The algorithm of a method that states what its clients and its server do.
 
@@ -89,7 +89,7 @@ def with_server(
         heard_i    = downlink(publish(server))             in place of the server
         message    = aggregator(read(memory_i, channel(message_i)), w_i)
         memory_i   = receive(memory_i, channel(message_i), the new server)       or downlink(answer)
-        memory_j   = rest(memory_j, j, data)               all clients j that take no part
+        memory_j   = rest(memories, round)_j               all clients j that take no part
 
     This is the one place that decides what absence, loss and channels mean:
 
@@ -133,8 +133,8 @@ def with_server(
         message arrived: the memory of their report, their own message as it `Arrived`, and the new
         `Server`.
       answer: as `publish`, but of the new server; `receive` gets a `Heard` in the server's place.
-      rest: `(memory, client, data) -> memory`, what a client that takes no part does on its own;
-        `client` is its number.
+      rest: `(memories, round) -> memories` with leaves `[n, ...]`, what clients do on their own; kept of
+        those that take no part.
 
     Returns:
       An `Algorithm` on `FederatedState(round, Server, Clients)`; the model is `state.server.params`.
@@ -331,8 +331,7 @@ def with_server(
         """What all clients remember who take no part."""
         if rest is None:
             return memory
-        numbers = jnp.arange(int(round.clients), dtype=jnp.int32)
-        rested = map_clients(rest, memory, numbers, shared=(round.data,), at_once=at_once)
+        rested = rest(memory, round)
         returned.alike("the memory that rest returns", rested, memory, "the one it got")
         return rested
 
