@@ -77,7 +77,7 @@ CALLS = {
     "decentralized.unit_rates": {"graph": GRAPH},
     "gossip.Law": {"rates": RATES, "gradient_rate": 1.0},
     "gossip.NodeEvents": {"data": DATA, "partition": PARTITION, "events": STREAM},
-    "gossip.age_weighted": {"nodes": N},
+    "gossip.age_weighted": {"clients": N},
     "gossip.aggregating": {"aggregator": AGGREGATOR},
     "gossip.aligned": {"topology": GRAPH, "matching": MATCHING},
     "gossip.alternate": {"mixers": [MIXER, MIXER]},
