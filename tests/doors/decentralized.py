@@ -55,7 +55,7 @@ CALLS = {
     "decentralized.dispfl": {**GOSSIP, "rounds": 2},
     "decentralized.dpsgd": GOSSIP,
     "decentralized.dsgt": {"loss": LOSS, "rate": 0.1, "mixer": MIXER},
-    "decentralized.gossip_learning": {**METHOD, "nodes": N},
+    "decentralized.gossip_learning": {**METHOD, "clients": N},
     "decentralized.gossip_steps": {"graph": GRAPH},
     "decentralized.md5_ranks": {"nodes": N, "rounds": 2},
     "decentralized.mean_dual": {
@@ -63,7 +63,7 @@ CALLS = {
     },
     "decentralized.merge": {"state": PEERS},
     "decentralized.mixed": {"mixer": MIXER, "state": PEERS, "round": FEDERATION.draw(KEY, 0)},
-    "decentralized.modest": {**METHOD, "nodes": N, "sample": 2},
+    "decentralized.modest": {**METHOD, "clients": N, "sample": 2},
     "decentralized.msda": {"conjugate": conjugate, "graph": GRAPH, **CONVEX},
     "decentralized.probe": {
         "keys": np.arange(N),
