@@ -54,7 +54,7 @@ def cases():
         "regular": topology.random_regular_each_round(10, 3),
         "periodic": topology.periodic([topology.metropolis(topology.star(6))]),
     }.items():
-        drawn = schedule.draw(schedule.tables, KEY, INDEX)
+        drawn = jax.jit(schedule.draw)(schedule.tables, KEY, INDEX)
         if isinstance(drawn, topology.Slots):
             dense = np.diag(1 - np.asarray(drawn.weights, np.float64).sum(1))
             rows = np.arange(schedule.nodes)[:, None]
