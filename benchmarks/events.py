@@ -90,7 +90,7 @@ def messages(data: dx.data.Dataset, partition: dx.data.Partition, rounds: int) -
             weights=jnp.ones(NODES),
         )
         method = dx.decentralized.modest(
-            quadratic, optax.sgd(0.1), nodes=NODES, sample=10, aggregators=aggregators
+            quadratic, optax.sgd(0.1), clients=NODES, sample=10, aggregators=aggregators
         )
 
         def work(

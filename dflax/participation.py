@@ -1,7 +1,7 @@
 """Who takes part in a round, who reports back, and how much work each one manages.
 
 A participation is a pure function `(key, index, clients) -> Cohort`, packed as a
-`jax.tree_util.Partial` so that its tables and rates travel as data. The wrappers `dropout` and
+`jax.tree_util.Partial` so that its tables and probabilities travel as data. The wrappers `dropout` and
 `stragglers` compose with every rule, and any function of the same signature does as well.
 """
 
@@ -140,40 +140,40 @@ def present(table: Bool[Array, "T n"]) -> Participation:
     return Partial(_present, jnp.asarray(table, bool))
 
 
-def dropout(participation: Participation, rate: float) -> Participation:
+def dropout(participation: Participation, probability: float) -> Participation:
     """Each invited client fails to report, independently.
 
     Args:
       participation: who is invited.
-      rate: probability of failing, in [0, 1]; traceable.
+      probability: of failing, in [0, 1]; traceable.
     """
     validation.function("participation", participation, PARTICIPATION_FIX)
-    validation.real("rate", rate, low=0.0, high=1.0, scalar=True)
-    return Partial(_dropout, participation, rate)
+    validation.real("probability", probability, low=0.0, high=1.0, scalar=True)
+    return Partial(_dropout, participation, probability)
 
 
 def stragglers(
-    participation: Participation, rate: float, least: float | Float[Array, " n"] = 0.0
+    participation: Participation, probability: float, least: float | Float[Array, " n"] = 0.0
 ) -> Participation:
     """Some clients manage only part of their local steps.
 
-    Each member is slow with probability `rate`, independently in every round; a slow one manages a
+    Each member is slow with the same probability, independently in every round; a slow one manages a
     share of its K steps that is uniform between its `least` and 1 (rounded up to whole steps).
 
     Args:
       participation: who is invited.
-      rate: probability of being slow, in [0, 1]; traceable.
+      probability: of being slow, in [0, 1]; traceable.
       least: smallest share, in [0, 1]: one number, or `[n]`, one per client.
     """
     validation.function("participation", participation, PARTICIPATION_FIX)
-    validation.real("rate", rate, low=0.0, high=1.0, scalar=True)
+    validation.real("probability", probability, low=0.0, high=1.0, scalar=True)
     validation.real("least", least, low=0.0, high=1.0)
     if np.ndim(least) > 1:
         raise ValueError(
             f"least must be one number or have shape [clients], got shape {np.shape(least)}. Give one "
             "share for all clients or one per client."
         )
-    return Partial(_stragglers, participation, rate, jnp.asarray(least, float))
+    return Partial(_stragglers, participation, probability, jnp.asarray(least, float))
 
 
 def distinct(key: Key[Array, ""], count: int, population: int) -> Int[Array, " m"]:
@@ -296,7 +296,7 @@ def _present(
 
 def _dropout(
     participation: Participation,
-    rate: Float[Array, ""],
+    probability: Float[Array, ""],
     key: Key[Array, ""],
     index: Int[Array, ""],
     clients: int,
@@ -304,13 +304,13 @@ def _dropout(
     inner_key, drop_key = jax.random.split(key)
     cohort = participation(inner_key, index, clients)
     size = clients if cohort.clients is None else cohort.clients.shape[0]
-    stays = 1.0 - jax.random.bernoulli(drop_key, rate, (size,)).astype(jnp.float32)
+    stays = 1.0 - jax.random.bernoulli(drop_key, probability, (size,)).astype(jnp.float32)
     return cohort._replace(reports=stays if cohort.reports is None else cohort.reports * stays)
 
 
 def _stragglers(
     participation: Participation,
-    rate: Float[Array, ""],
+    probability: Float[Array, ""],
     least: Float[Array, "..."],
     key: Key[Array, ""],
     index: Int[Array, ""],
@@ -323,7 +323,7 @@ def _stragglers(
         least = least if cohort.clients is None else least[cohort.clients]
     size = clients if cohort.clients is None else cohort.clients.shape[0]
     share = least + (1.0 - least) * jax.random.uniform(share_key, (size,))
-    slow = jax.random.bernoulli(slow_key, rate, (size,))
+    slow = jax.random.bernoulli(slow_key, probability, (size,))
     effort = jnp.where(slow, share, 1.0)
     return cohort._replace(effort=effort if cohort.effort is None else cohort.effort * effort)
 

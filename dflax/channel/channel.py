@@ -114,18 +114,18 @@ def gaussian_noise(deviation: float) -> Channel:
     return Channel(lambda message: (), apply)
 
 
-def lossy(rate: float) -> Channel:
+def lossy(probability: float) -> Channel:
     """Loses each message independently; the metric `messages_lost` counts those of reporting clients.
 
     Args:
-      rate: probability of losing a message, in [0, 1]; traceable.
+      probability: of losing a message, in [0, 1]; traceable.
     """
-    validation.real("rate", rate, low=0.0, high=1.0, scalar=True)
+    validation.real("probability", probability, low=0.0, high=1.0, scalar=True)
 
     def apply(
         messages: Messages, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
     ) -> tuple[Messages, Float[Array, " m"], tuple[()], Metrics]:
-        lost = jax.random.bernoulli(key, rate, weights.shape) & (weights > 0)
+        lost = jax.random.bernoulli(key, probability, weights.shape) & (weights > 0)
         metrics = {"messages_lost": lost.sum().astype(jnp.float32)}
         return (*_without(lost, messages, weights), state, metrics)
 

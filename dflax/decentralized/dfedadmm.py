@@ -137,7 +137,7 @@ def dfedadmm_sam(
     optimizer: Optimizer,
     mixer: Mixer,
     *,
-    rho: float = 0.1,
+    radius: float = 0.1,
     penalty: float = 3.0,
     message: Dual = Dual.NEW,
     channel: Channel | None = None,
@@ -149,7 +149,7 @@ def dfedadmm_sam(
       loss: as in `dfedadmm`.
       optimizer: as there.
       mixer: as there.
-      rho: radius >= 0 of the perturbation, traceable; see `dflax.local.sam`.
+      radius: rho >= 0 of the perturbation, traceable; see `dflax.local.sam`.
       penalty: as there.
       message: as there.
       channel: as there.
@@ -165,7 +165,7 @@ def dfedadmm_sam(
       Li et al., arXiv 2308.08290.
     """
     return dfedadmm(
-        sam(loss, rho),
+        sam(loss, radius),
         optimizer,
         mixer,
         penalty=penalty,

@@ -137,7 +137,7 @@ def dfedsam(
     optimizer: Optimizer,
     mixer: Mixer,
     *,
-    rho: float = 0.05,
+    radius: float = 0.05,
     gossip_steps: int = 1,
     order: Order = Order.ADAPT_THEN_COMBINE,
     keep_optimizer: bool = False,
@@ -157,7 +157,7 @@ def dfedsam(
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
       optimizer: every client's optax optimiser; or a function of the round's number.
       mixer: one gossip step, see `dflax.gossip`.
-      rho: radius >= 0 of the perturbation, in units of the parameters, traceable; see
+      radius: rho >= 0 of the perturbation, in units of the parameters, traceable; see
         `dflax.local.sam`. 0 is DFedAvg.
       gossip_steps: Q >= 1 gossip steps a round; 1 is DFedSAM, more are DFedSAM-MGS.
       order: see `Order`.
@@ -178,7 +178,7 @@ def dfedsam(
     require_mixer(mixer)
     validation.integer("gossip_steps", gossip_steps, low=1)
     return gossip_averaging(
-        sam(loss, rho),
+        sam(loss, radius),
         optimizer,
         repeat(mixer, gossip_steps),
         order=order,

@@ -21,7 +21,7 @@ from dflax.local.subproblem import Subproblem
 def gossip_learning(
     loss: Loss | Oracle,
     optimizer: Optimizer,
-    nodes: int,
+    clients: int,
     *,
     mixing: Callable[[Mixer], Mixer] | None = None,
     channel: Channel | None = None,
@@ -41,7 +41,7 @@ def gossip_learning(
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
       optimizer: every node's optax optimiser; or a function of the round's number.
-      nodes: n >= 2, of the federation.
+      clients: n >= 2, of the federation.
       mixing: the merging made from that by age, for nodes that start from draws of their own
         `lambda plain: gossip.variance_corrected(plain, 0.0)`: a merged tensor then gets the mean
         variance, by age as well, of what was merged.
@@ -59,8 +59,8 @@ def gossip_learning(
       arXiv 1109.1396.
     """
     check_optimizer("optimizer", optimizer)
-    validation.integer("nodes", nodes, low=2)
-    merging = age_weighted(nodes)
+    validation.integer("clients", clients, low=2)
+    merging = age_weighted(clients)
     if mixing is not None:
         validation.function("mixing", mixing, "For example gossip.variance_corrected.", takes=1)
         merging = mixing(merging)
@@ -68,7 +68,7 @@ def gossip_learning(
     solve = solver(loss, optimizer)
 
     def start(key: Key[Array, ""], models: Params) -> Float[Array, " n"]:
-        return jnp.zeros(nodes)
+        return jnp.zeros(clients)
 
     def train(
         assignment: Assignment, own: Client, data: Dataset, index: Int[Array, ""]

@@ -25,7 +25,7 @@ class Aged(NamedTuple):
     age: Float[Array, " n"]
 
 
-def age_weighted(nodes: int) -> Mixer:
+def age_weighted(clients: int) -> Mixer:
     """Every node sends its model to one random other; receivers average by age.
 
         x_i <- (t_i x_i + sum_j t_j x_j) / (t_i + sum_j t_j),    t_i <- max(t_i, t_j)
@@ -34,7 +34,7 @@ def age_weighted(nodes: int) -> Mixer:
     mean of the models moves. Where all ages are 0 the own model stays.
 
     Args:
-      nodes: n >= 2.
+      clients: n >= 2.
 
     Returns:
       A `Mixer` of `Aged` trees, or of trees with one `Aged` in them: what stands beside it is averaged
@@ -47,30 +47,30 @@ def age_weighted(nodes: int) -> Mixer:
       Ormándi, Hegedűs and Jelasity, Gossip Learning with Linear Models on Fully Distributed Data,
       arXiv 1109.1396.
     """
-    validation.integer("nodes", nodes, low=2)
+    validation.integer("clients", clients, low=2)
 
     def init(models: Models) -> MixerState:
         _age(models)
-        require_models(models, nodes)
+        require_models(models, clients)
         return ()
 
     def apply(
         models: Models, state: MixerState, mixing: Mixing
     ) -> tuple[Models, MixerState, Metrics]:
-        require_models(models, nodes)
-        mask = as_mask(mixing.active, nodes)
-        peer = random_peers(mixing.key, nodes)
+        require_models(models, clients)
+        mask = as_mask(mixing.active, clients)
+        peer = random_peers(mixing.key, clients)
         own = _age(models)
-        there = jnp.ones(nodes, bool) if mask is None else mask
+        there = jnp.ones(clients, bool) if mask is None else mask
         # Off the end for what does not arrive: rows of inactive nodes enter no sum.
-        target = everywhere(jnp.where(there & there[peer], peer, nodes))
+        target = everywhere(jnp.where(there & there[peer], peer, clients))
         total = own.at[target].add(own, mode="drop")
 
         def merged(leaf: Array) -> Array:
             wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
             weighted = along(own, wide).astype(wide.dtype) * wide
             # Held whole, each model travels once; added up where it was sent from, all sums would too.
-            heard = weighted + jax.ops.segment_sum(everywhere(weighted), target, nodes)
+            heard = weighted + jax.ops.segment_sum(everywhere(weighted), target, clients)
             mean = (heard / along(jnp.maximum(total, 1e-30), wide).astype(wide.dtype)).astype(
                 leaf.dtype
             )
@@ -84,7 +84,7 @@ def age_weighted(nodes: int) -> Mixer:
         after = jax.tree.map(part, models, is_leaf=_is_aged)
         return after, state, {"models_sent": there.sum().astype(jnp.float32)}
 
-    return Mixer(nodes, init, apply, symmetric=False, doubly_stochastic=False)
+    return Mixer(clients, init, apply, symmetric=False, doubly_stochastic=False)
 
 
 def _age(models: Models) -> Float[Array, " n"]:
@@ -101,6 +101,6 @@ def _is_aged(part: Any) -> bool:
     return isinstance(part, Aged)
 
 
-def random_peers(key: Key[Array, ""], nodes: int) -> Int[Array, " n"]:
+def random_peers(key: Key[Array, ""], clients: int) -> Int[Array, " n"]:
     """For every node one of the others, uniformly."""
-    return (jnp.arange(nodes) + jax.random.randint(key, (nodes,), 1, nodes)) % nodes
+    return (jnp.arange(clients) + jax.random.randint(key, (clients,), 1, clients)) % clients

@@ -28,22 +28,24 @@ class Quadratic(NamedTuple):
     curvature: Float[Array, " r"]
     slope: Float[Array, " r"]
 
-    def proximal_point(self, center: Float[Array, " d"], rho: float | Array) -> Float[Array, " d"]:
+    def proximal_point(
+        self, center: Float[Array, " d"], penalty: float | Array
+    ) -> Float[Array, " d"]:
         """The minimiser (G + rho I)^-1 (h + rho center) of f(x) + (rho / 2) |x - center|^2.
 
         Computed as `center + basis^T ((slope - curvature basis center) / (curvature + rho))`: no
         inverse, so that curvatures of 10^6 beside zeros do no harm in float32.
         """
         inner = _times(self.basis, center)
-        step = (self.slope - self.curvature * inner) / (self.curvature + rho)
+        step = (self.slope - self.curvature * inner) / (self.curvature + penalty)
         return center + _times(step, self.basis)
 
     def toward(
-        self, x: Float[Array, " d"], target: Float[Array, " d"], rho: float | Array
+        self, x: Float[Array, " d"], target: Float[Array, " d"], penalty: float | Array
     ) -> Float[Array, " d"]:
         """Moves by P (target - x), P = rho (G + rho I)^-1: fully where f is flat, hardly where steep."""
         away = target - x
-        held = self.curvature / (self.curvature + rho) * _times(self.basis, away)
+        held = self.curvature / (self.curvature + penalty) * _times(self.basis, away)
         return x + (away - _times(held, self.basis))
 
 
@@ -95,14 +97,14 @@ def quadratic_objectives(
 
 
 def proximal_points(
-    objectives: Quadratic, center: Float[Array, " d"], rho: float | Array
+    objectives: Quadratic, center: Float[Array, " d"], penalty: float | Array
 ) -> Float[Array, "n d"]:
     """Every client's proximal point of one center: where consensus ADMM with duals of 0 starts.
 
     Args:
       objectives: leaves `[n, ...]`.
       center: `[d]`.
-      rho: > 0.
+      penalty: rho > 0.
 
     Raises:
       TypeError, ValueError: no `Quadratic`, or a center of another dimension.
@@ -112,7 +114,7 @@ def proximal_points(
     )
     validation.leading_axis("objectives", objectives)
     validation.model("params", center)
-    validation.real("rho", rho, low=0.0, low_open=True, scalar=True)
+    validation.real("penalty", penalty, low=0.0, low_open=True, scalar=True)
     if jnp.shape(center) != objectives.basis.shape[-1:]:
         raise ValueError(
             f"params must be one array of the objectives' shape {objectives.basis.shape[-1:]}, got "
@@ -120,7 +122,7 @@ def proximal_points(
         )
 
     def one(objective: Quadratic, center: Array) -> Array:
-        return objective.proximal_point(center, rho)
+        return objective.proximal_point(center, penalty)
 
     return map_clients(one, objectives, shared=(center,))
 

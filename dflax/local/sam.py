@@ -15,7 +15,9 @@ from dflax.models.averaged import of_weights
 SMALLEST_NORM = 1e-7
 
 
-def sam(loss: Loss | Oracle, rho: float, *, weight: float = 1.0, normalize: bool = True) -> Oracle:
+def sam(
+    loss: Loss | Oracle, radius: float, *, weight: float = 1.0, normalize: bool = True
+) -> Oracle:
     """The oracle of sharpness-aware minimisation (SAM).
 
     On one minibatch and with one key:
@@ -26,7 +28,7 @@ def sam(loss: Loss | Oracle, rho: float, *, weight: float = 1.0, normalize: bool
 
     Args:
       loss: a loss, or an `Oracle` to take both gradients from.
-      rho: radius of the perturbation >= 0, in units of the parameters; traceable. With
+      radius: rho, of the perturbation, >= 0, in units of the parameters; traceable. With
         `normalize=False` the factor of the raw gradient: e = rho g.
       weight: of the perturbed gradient, in [0, 1]; 1 is SAM, between them FedSpeed's quasi-gradient;
         traceable.
@@ -43,7 +45,7 @@ def sam(loss: Loss | Oracle, rho: float, *, weight: float = 1.0, normalize: bool
       arXiv 2302.10429 (the weight).
     """
     oracle = gradient(loss)
-    validation.real("rho", rho, low=0.0, scalar=True)
+    validation.real("radius", radius, low=0.0, scalar=True)
     validation.real("weight", weight, low=0.0, high=1.0, scalar=True)
     validation.flag("normalize", normalize)
     # SAM itself need not read the first gradient again.
@@ -51,7 +53,7 @@ def sam(loss: Loss | Oracle, rho: float, *, weight: float = 1.0, normalize: bool
 
     def evaluate(params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
         here, metrics = oracle(params, batch, key)
-        there, _ = oracle(perturbed(params, here, rho, normalize=normalize), batch, key)
+        there, _ = oracle(perturbed(params, here, radius, normalize=normalize), batch, key)
         if known_one:
             return there, metrics
         mixed = jax.tree.map(lambda g, h: g + jnp.asarray(weight, g.dtype) * (h - g), here, there)
@@ -61,7 +63,7 @@ def sam(loss: Loss | Oracle, rho: float, *, weight: float = 1.0, normalize: bool
 
 
 def perturbed(
-    params: Params, direction: Params, rho: float | Array, *, normalize: bool = True
+    params: Params, direction: Params, radius: float | Array, *, normalize: bool = True
 ) -> Params:
     """`x + rho d / (|d| + 1e-7)`, or `x + rho d` without `normalize`; |.| over all parameters.
 
@@ -70,15 +72,15 @@ def perturbed(
     Args:
       params: x.
       direction: d, a tree like the model.
-      rho: >= 0, in units of the parameters, or of d with `normalize=False`; traceable.
+      radius: rho >= 0, in units of the parameters, or of d with `normalize=False`; traceable.
       normalize: whether the length of d does not count.
 
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.real("rho", rho, low=0.0, scalar=True)
+    validation.real("radius", radius, low=0.0, scalar=True)
     validation.flag("normalize", normalize)
     direction = of_weights(direction)
     length = jnp.sqrt(squared_norm(direction)) + SMALLEST_NORM if normalize else 1.0
-    step = rho / length
+    step = radius / length
     return jax.tree.map(lambda x, d: x + jnp.asarray(step, x.dtype) * d, params, direction)

@@ -20,7 +20,6 @@ from dflax.server.framework.protocol import Arrived, Clients, Heard, Own, Receiv
 from dflax.server.framework.with_server import with_server
 from dflax.server.mimelite import Base, fixed_adam, fixed_momentum, mimelite
 from dflax.server.momentum import (
-    fedavg_m,
     fedavg_m_vr,
     fedcm,
     mofedsam,

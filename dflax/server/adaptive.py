@@ -33,7 +33,7 @@ class Moments(NamedTuple):
 def fedadam(
     loss: Loss | Oracle,
     optimizer: Optimizer,
-    rate: Rate,
+    server_rate: Rate,
     *,
     b1: Number = 0.9,
     b2: Number = 0.99,
@@ -50,8 +50,8 @@ def fedadam(
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
       optimizer: the clients' optax optimiser, fresh in every round; or a function of the round's
         number that returns one.
-      rate: the server's > 0; the paper tunes it in powers of sqrt(10) around 0.01 to 0.1; traceable;
-        or a function of the round's number that returns one.
+      server_rate: the server's learning rate > 0, traceable; or a function of the round's number that
+        returns one. The paper tunes it in powers of sqrt(10) around 0.01 to 0.1.
       b1: in [0, 1); traceable.
       b2: in [0, 1); traceable.
       tau: degree of adaptivity > 0: small adapts much; traceable.
@@ -68,14 +68,14 @@ def fedadam(
       Reddi et al., Adaptive Federated Optimization, arXiv 2003.00295.
     """
     _unit("b2", b2)
-    server = _adaptive(rate, b1, tau, lambda v, d: b2 * v + (1 - b2) * d * d)
+    server = _adaptive(server_rate, b1, tau, lambda v, d: b2 * v + (1 - b2) * d * d)
     return averaging(loss, optimizer, server, **options)
 
 
 def fedyogi(
     loss: Loss | Oracle,
     optimizer: Optimizer,
-    rate: Rate,
+    server_rate: Rate,
     *,
     b1: Number = 0.9,
     b2: Number = 0.99,
@@ -84,28 +84,30 @@ def fedyogi(
 ) -> Algorithm:
     """FedYogi: as `fedadam`, but with `v = v - (1 - b2) d^2 sign(v - d^2)`, which forgets slowly."""
     _unit("b2", b2)
-    server = _adaptive(rate, b1, tau, lambda v, d: v - (1 - b2) * d * d * jnp.sign(v - d * d))
+    server = _adaptive(
+        server_rate, b1, tau, lambda v, d: v - (1 - b2) * d * d * jnp.sign(v - d * d)
+    )
     return averaging(loss, optimizer, server, **options)
 
 
 def fedadagrad(
     loss: Loss | Oracle,
     optimizer: Optimizer,
-    rate: Rate,
+    server_rate: Rate,
     *,
     b1: Number = 0.0,
     tau: Number = 1e-3,
     **options: Any,
 ) -> Algorithm:
     """FedAdagrad: as `fedadam`, but with `v = v + d^2`, which never forgets, and no momentum."""
-    server = _adaptive(rate, b1, tau, lambda v, d: v + d * d)
+    server = _adaptive(server_rate, b1, tau, lambda v, d: v + d * d)
     return averaging(loss, optimizer, server, **options)
 
 
 def _adaptive(
-    rate: Rate, b1: Number, tau: Number, accumulate: Callable[[Array, Array], Array]
+    server_rate: Rate, b1: Number, tau: Number, accumulate: Callable[[Array, Array], Array]
 ) -> Optimizer:
-    check_rate("rate", rate, low=0.0, low_open=True)
+    check_rate("server_rate", server_rate, low=0.0, low_open=True)
     _unit("b1", b1)
     validation.real("tau", tau, low=0.0, low_open=True, scalar=True)
 
@@ -114,7 +116,7 @@ def _adaptive(
         return Moments(jax.tree.map(jnp.zeros_like, params), squares)
 
     def in_round(number: Int[Array, ""]) -> optax.GradientTransformation:
-        eta = rate_at(rate, number)
+        eta = rate_at(server_rate, number)
 
         def update(
             slope: optax.Updates, state: optax.OptState, params: Params | None = None

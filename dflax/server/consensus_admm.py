@@ -41,7 +41,7 @@ class Primal(NamedTuple):
 
 
 def consensus_admm(
-    rho: float,
+    penalty: float,
     *,
     uplink: Channel | None = None,
     downlink: Channel | None = None,
@@ -61,7 +61,7 @@ def consensus_admm(
     everyone in S and perfect links z is the plain mean of the models.
 
     Args:
-      rho: penalty > 0; traceable.
+      penalty: rho > 0; traceable.
       uplink: from clients to server, without memory; default perfect. A client whose message is lost
         keeps model and dual.
       downlink: from server to each client, without memory; default perfect. A client
@@ -82,12 +82,12 @@ def consensus_admm(
     References:
       Boyd et al., Distributed Optimization and Statistical Learning via ADMM, chapter 7, 2011.
     """
-    validation.real("rho", rho, low=0.0, low_open=True, scalar=True)
+    validation.real("penalty", penalty, low=0.0, low_open=True, scalar=True)
 
     def start(
         key: Key[Array, ""], params: Float[Array, " d"], objectives: Quadratic
     ) -> tuple[Started, Primal, Quadratic]:
-        models = proximal_points(objectives, params, rho)
+        models = proximal_points(objectives, params, penalty)
         return Started(jnp.bool_(False)), Primal(models, jnp.zeros_like(models)), objectives
 
     def publish(server: Server) -> tuple[Array, Array]:
@@ -97,16 +97,16 @@ def consensus_admm(
         assignment: Assignment, own: Own, heard: Heard, data: Dataset, index: Array
     ) -> Report:
         x, phi = own.memory
-        nearest = own.known.proximal_point(heard.message - phi / rho, rho).astype(x.dtype)
+        nearest = own.known.proximal_point(heard.message - phi / penalty, penalty).astype(x.dtype)
         x = jnp.where(heard.arrived, nearest, x)
-        return Report(x + phi / rho, Primal(x, phi), {})
+        return Report(x + phi / penalty, Primal(x, phi), {})
 
     def update(server: Server, received: Received) -> tuple[Array, Started, Metrics]:
         return received.message.astype(server.params.dtype), Started(jnp.bool_(True)), {}
 
     def ascend(memory: Primal, arrived: Arrived, heard: Heard, index: Array) -> Primal:
         x, phi = memory
-        risen = (phi + rho * (x - heard.message)).astype(phi.dtype)
+        risen = (phi + penalty * (x - heard.message)).astype(phi.dtype)
         return Primal(x, select(heard.arrived, risen, phi))
 
     return with_server(

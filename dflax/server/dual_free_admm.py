@@ -37,7 +37,7 @@ class Centred(NamedTuple):
 def dual_free_admm(
     loss: Loss | Oracle,
     optimizer: Optimizer,
-    rho: float,
+    penalty: float,
     clients: int,
     *,
     uplink: Channel | None = None,
@@ -62,7 +62,7 @@ def dual_free_admm(
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
       optimizer: of the inner steps, an optax optimiser, fresh in every round; or a function of the
         round's number that returns one.
-      rho: penalty > 0, in the loss's units over the model's squared; traceable.
+      penalty: rho > 0, in the loss's units over the model's squared; traceable.
       clients: n, the number of clients of the federation.
       uplink: from clients to server, without memory; default perfect. For example
         `dflax.channel.gaussian_noise(0.01)`. Whose message is lost forgets the round.
@@ -85,7 +85,7 @@ def dual_free_admm(
       (the elimination, for weighted least squares).
     """
     solve = solver(loss, optimizer)
-    validation.real("rho", rho, low=0.0, low_open=True, scalar=True)
+    validation.real("penalty", penalty, low=0.0, low_open=True, scalar=True)
     validation.integer("clients", clients, low=1)
 
     def start(
@@ -100,7 +100,7 @@ def dual_free_admm(
     ) -> Report:
         moved = jax.tree.map(lambda r, s, x: r + s - x, own.center, heard.message, own.params)
         center = select(heard.arrived, moved, own.center)
-        problem = Subproblem(pull=jnp.asarray(rho), anchor=center)
+        problem = Subproblem(pull=jnp.asarray(penalty), anchor=center)
         solution = solve(problem, own.params, assignment, data, index=index)
         return Report(solution.params, Centred(solution.params, center), solution.metrics)
 

@@ -14,7 +14,7 @@ def fedsam(
     optimizer: Optimizer,
     server_optimizer: Optimizer | None = None,
     *,
-    rho: float = 0.1,
+    radius: float = 0.1,
     **options: Any,
 ) -> Algorithm:
     """FedSAM: federated averaging whose clients take their gradients at the worst point nearby.
@@ -30,7 +30,7 @@ def fedsam(
       optimizer: the clients' optax optimiser, fresh in every round; or a function of the round's
         number that returns one.
       server_optimizer: the server's, applied to the negative mean change; default `optax.sgd(1.0)`.
-      rho: radius of the perturbation >= 0, traceable.
+      radius: rho, of the perturbation, >= 0, traceable.
       **options: `aggregator`, `channel`, `clients`, `at_once`, as for `dflax.server.fedavg`.
 
     Returns:
@@ -44,4 +44,4 @@ def fedsam(
       Qu et al., Generalized Federated Learning via Sharpness Aware Minimization, arXiv 2206.02618;
       Caldarola et al., arXiv 2203.11834.
     """
-    return averaging(sam(loss, rho), optimizer, server_optimizer, **options)
+    return averaging(sam(loss, radius), optimizer, server_optimizer, **options)

@@ -22,7 +22,7 @@ def fedsmoo(
     clients: int,
     *,
     pull: float = 0.1,
-    rho: float = 0.1,
+    radius: float = 0.1,
     **options: Any,
 ) -> Algorithm:
     """FedSMOO: FedDyn with a perturbation that is corrected towards everyone's, s.
@@ -47,7 +47,7 @@ def fedsmoo(
       clients: n, the number of clients of the federation.
       pull: strength of the proximal term > 0, with (local rate) * (pull + weight decay) < 1;
         traceable.
-      rho: radius of the perturbation >= 0, traceable.
+      radius: rho, of the perturbation, >= 0, traceable.
       **options: `aggregator`, `channel`, `at_once`, as for `dflax.server.fedavg`.
 
     Returns:
@@ -62,10 +62,10 @@ def fedsmoo(
       arXiv 2305.11584.
     """
     oracle = gradient(loss)
-    validation.real("rho", rho, low=0.0, scalar=True)
+    validation.real("radius", radius, low=0.0, scalar=True)
 
     def scale(tree: Params) -> Array:
-        return rho / (optax.tree.norm(tree) + SMALLEST_NORM)
+        return radius / (optax.tree.norm(tree) + SMALLEST_NORM)
 
     def scaled(factor: Array, tree: Params) -> Params:
         return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, tree)

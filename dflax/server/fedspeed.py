@@ -67,7 +67,7 @@ def fedspeed(
     clients: int,
     *,
     pull: float = 0.1,
-    rho: float = 0.1,
+    radius: float = 0.1,
     alpha: float = 1.0,
     average: Average = "code",
     relaxed: float | None = None,
@@ -93,7 +93,7 @@ def fedspeed(
       clients: n, the number of clients of the federation.
       pull: strength of the proximal term > 0, with (local rate) * (pull + weight decay) < 1;
         traceable.
-      rho: radius of the perturbation >= 0, traceable.
+      radius: rho, of the perturbation, >= 0, traceable.
       alpha: weight of the perturbed gradient in [0, 1], traceable; 1 in the authors' code.
       average: see `feddyn`.
       relaxed: weight of relaxed initialisation >= 0 (up to about 0.2), traceable; None: off, and
@@ -112,7 +112,7 @@ def fedspeed(
       github.com/woodenchild95/FL-Simulator.
     """
     validation.real("alpha", alpha, low=0.0, high=1.0, scalar=True)
-    oracle = sam(loss, rho, weight=alpha, normalize=normalize)
+    oracle = sam(loss, radius, weight=alpha, normalize=normalize)
     look = Look(lambda shared: oracle)
     return with_duals(
         look, optimizer, clients, pull=pull, average=average, relaxed=relaxed, **options

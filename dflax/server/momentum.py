@@ -17,7 +17,7 @@ def fedcm(
     optimizer: Optimizer,
     *,
     beta: float | Array = 0.1,
-    gamma: Rate | None = None,
+    server_rate: Rate | None = None,
     **options: Any,
 ) -> Algorithm:
     """FedCM, also FedAvg-M: every local step leans towards the last round's mean direction g.
@@ -39,9 +39,9 @@ def fedcm(
       optimizer: the clients' optax optimiser, fresh in every round; or a function of the round's
         number that returns one.
       beta: weight of the new gradient in (0, 1] (optax's decay is 1 - beta), traceable.
-      gamma: the server's step > 0, traceable; or a function of the round's number that returns one.
-        For SGD of rate eta, gamma = s eta K is a server rate of s; for a rate that decays,
-        `lambda t: s * eta(t) * K`. Default: the local models are averaged.
+      server_rate: gamma, the server's step > 0, traceable; or a function of the round's number that
+        returns one. For SGD of rate eta, gamma = s eta K goes s times as far as averaging; where the
+        rate decays: `lambda t: s * eta(t) * K`. Default: the local models are averaged.
       **options: `aggregator`, `channel`, `clients`, `at_once`, as for `dflax.server.fedavg`.
 
     Returns:
@@ -58,19 +58,16 @@ def fedcm(
       arXiv 2306.16504 (FedAvg-M).
     """
     check_beta(beta)
-    return corrected(loss, optimizer, beta=beta, gamma=gamma, **options)
-
-
-fedavg_m = fedcm
+    return corrected(loss, optimizer, beta=beta, server_rate=server_rate, **options)
 
 
 def mofedsam(
     loss: Loss | Oracle,
     optimizer: Optimizer,
     *,
-    rho: float = 0.1,
+    radius: float = 0.1,
     beta: float | Array = 0.1,
-    gamma: Rate | None = None,
+    server_rate: Rate | None = None,
     **options: Any,
 ) -> Algorithm:
     """MoFedSAM: `fedcm` whose gradients are those of sharpness-aware minimisation.
@@ -82,9 +79,9 @@ def mofedsam(
     Args:
       loss: a loss, or an `Oracle`.
       optimizer: see `fedcm`, as the arguments below.
-      rho: radius of the perturbation >= 0, traceable.
+      radius: rho, of the perturbation, >= 0, traceable.
       beta: weight of the new gradient in (0, 1], traceable.
-      gamma: the server's step > 0; default: the local models are averaged.
+      server_rate: gamma, the server's step > 0; default: the local models are averaged.
       **options: see `fedcm`.
 
     Returns:
@@ -97,7 +94,7 @@ def mofedsam(
       Qu et al., arXiv 2206.02618.
     """
     check_beta(beta)
-    return corrected(sam(loss, rho), optimizer, beta=beta, gamma=gamma, **options)
+    return corrected(sam(loss, radius), optimizer, beta=beta, server_rate=server_rate, **options)
 
 
 def scaffold_m(
@@ -106,7 +103,7 @@ def scaffold_m(
     clients: int,
     *,
     beta: float | Array = 0.1,
-    gamma: Rate | None = None,
+    server_rate: Rate | None = None,
     **options: Any,
 ) -> Algorithm:
     """SCAFFOLD-M: momentum and control variates, exact under partial participation.
@@ -124,7 +121,7 @@ def scaffold_m(
       optimizer: see `fedcm`.
       clients: n, the number of clients of the federation.
       beta: weight of the new gradient in (0, 1], traceable.
-      gamma: the server's step > 0, traceable; default: the local models are averaged.
+      server_rate: gamma, the server's step > 0, traceable; default: the local models are averaged.
       **options: `aggregator`, `channel`, `at_once`, as for `dflax.server.fedavg`.
 
     Returns:
@@ -139,7 +136,13 @@ def scaffold_m(
     """
     check_beta(beta)
     return corrected(
-        loss, optimizer, beta=beta, use_control=True, gamma=gamma, clients=clients, **options
+        loss,
+        optimizer,
+        beta=beta,
+        use_control=True,
+        server_rate=server_rate,
+        clients=clients,
+        **options,
     )
 
 
@@ -148,7 +151,7 @@ def fedavg_m_vr(
     optimizer: Optimizer,
     *,
     beta: float | Array = 0.1,
-    gamma: Rate | None = 0.1,
+    server_rate: Rate | None = 0.1,
     **options: Any,
 ) -> Algorithm:
     """FedAvg-M-VR: momentum whose gradients are compared with those at the last round's model.
@@ -165,7 +168,7 @@ def fedavg_m_vr(
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
       optimizer: see `fedcm`.
       beta: weight of the new gradient in (0, 1], traceable.
-      gamma: the server's step > 0, traceable; None averages the local models.
+      server_rate: gamma, the server's step > 0, traceable; None averages the local models.
       **options: `aggregator`, `channel`, `clients`, `at_once`, as for `dflax.server.fedavg`.
 
     Returns:
@@ -179,7 +182,9 @@ def fedavg_m_vr(
       Cheng et al., arXiv 2306.16504; Cutkosky and Orabona, arXiv 1905.10018 (STORM: one client, K = 1).
     """
     check_beta(beta)
-    return corrected(loss, optimizer, beta=beta, use_reduction=True, gamma=gamma, **options)
+    return corrected(
+        loss, optimizer, beta=beta, use_reduction=True, server_rate=server_rate, **options
+    )
 
 
 def scaffold_m_vr(
@@ -188,7 +193,7 @@ def scaffold_m_vr(
     clients: int,
     *,
     beta: float | Array = 0.1,
-    gamma: Rate | None = 0.1,
+    server_rate: Rate | None = 0.1,
     **options: Any,
 ) -> Algorithm:
     """SCAFFOLD-M-VR: momentum, control variates and variance reduction.
@@ -205,7 +210,7 @@ def scaffold_m_vr(
       optimizer: see `fedcm`.
       clients: n, the number of clients of the federation.
       beta: weight of the new gradient in (0, 1], traceable.
-      gamma: the server's step > 0, traceable; None averages the local models.
+      server_rate: gamma, the server's step > 0, traceable; None averages the local models.
       **options: `aggregator`, `channel`, `at_once`, as for `dflax.server.fedavg`.
 
     Returns:
@@ -224,7 +229,7 @@ def scaffold_m_vr(
         beta=beta,
         use_control=True,
         use_reduction=True,
-        gamma=gamma,
+        server_rate=server_rate,
         clients=clients,
         **options,
     )

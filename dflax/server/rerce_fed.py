@@ -29,7 +29,7 @@ class Model(NamedTuple):
 
 
 def rerce_fed(
-    rho: float,
+    penalty: float,
     *,
     uplink: Channel | None = None,
     downlink: Channel | None = None,
@@ -52,7 +52,7 @@ def rerce_fed(
     deviations u, v of the links).
 
     Args:
-      rho: penalty > 0; traceable.
+      penalty: rho > 0; traceable.
       uplink: from clients to server, without memory; default perfect. For example
         `dflax.channel.gaussian_noise(0.1)`. A client whose message is lost keeps its model.
       downlink: from server to each client, without memory; default perfect. A client whose copy is
@@ -73,16 +73,16 @@ def rerce_fed(
     References:
       Lari et al., Noise-Robust and Resource-Efficient ADMM-based Federated Learning, arXiv 2409.13451.
     """
-    validation.real("rho", rho, low=0.0, low_open=True, scalar=True)
+    validation.real("penalty", penalty, low=0.0, low_open=True, scalar=True)
 
     def start(
         key: Key[Array, ""], params: Float[Array, " d"], objectives: Quadratic
     ) -> tuple[Extrapolated, Model, Quadratic]:
-        return not_started(params), Model(proximal_points(objectives, params, rho)), objectives
+        return not_started(params), Model(proximal_points(objectives, params, penalty)), objectives
 
     def work(assignment: Assignment, own: Own, heard: Heard, data: Dataset, index: Array) -> Report:
         x, objective = own.memory.params, own.known
-        x = jnp.where(heard.arrived, objective.toward(x, heard.message, rho).astype(x.dtype), x)
+        x = jnp.where(heard.arrived, objective.toward(x, heard.message, penalty).astype(x.dtype), x)
         return Report(x, Model(x), {})
 
     return with_server(

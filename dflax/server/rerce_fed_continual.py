@@ -47,7 +47,7 @@ class Continual(NamedTuple):
 
 
 def rerce_fed_continual(
-    rho: float,
+    penalty: float,
     *,
     uplink: Channel | None = None,
     downlink: Channel | None = None,
@@ -69,7 +69,7 @@ def rerce_fed_continual(
     With everyone in S and perfect links the models are those of `rerce_fed`, and of ADMM.
 
     Args:
-      rho: penalty > 0; traceable.
+      penalty: rho > 0; traceable.
       uplink: from clients to server, without memory; default perfect. For example
         `dflax.channel.gaussian_noise(0.1)`. In place of a lost message the server keeps the one
         before, at first z_0; its sender goes on as if it had not been in S.
@@ -93,12 +93,12 @@ def rerce_fed_continual(
     References:
       Lari et al., Noise-Robust and Resource-Efficient ADMM-based Federated Learning, arXiv 2409.13451.
     """
-    validation.real("rho", rho, low=0.0, low_open=True, scalar=True)
+    validation.real("penalty", penalty, low=0.0, low_open=True, scalar=True)
 
     def start(
         key: Key[Array, ""], params: Float[Array, " d"], objectives: Quadratic
     ) -> tuple[Started, Continual, Quadratic]:
-        models = proximal_points(objectives, params, rho)
+        models = proximal_points(objectives, params, penalty)
         z = replicate(params, len(models))
         silent = jnp.zeros(len(models), bool)
         return Started(jnp.bool_(False)), Continual(models, z, silent, z), objectives
@@ -108,7 +108,7 @@ def rerce_fed_continual(
 
     def move(own: Own) -> Continual:
         memory = own.memory
-        x = own.known.toward(memory.params, memory.heard, rho).astype(memory.params.dtype)
+        x = own.known.toward(memory.params, memory.heard, penalty).astype(memory.params.dtype)
         return memory._replace(params=jnp.where(memory.has_heard, x, memory.params))
 
     def first(

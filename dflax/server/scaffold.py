@@ -15,7 +15,7 @@ def scaffold(
     optimizer: Optimizer,
     clients: int,
     *,
-    gamma: Rate | None = None,
+    server_rate: Rate | None = None,
     **options: Any,
 ) -> Algorithm:
     """SCAFFOLD: local gradients are corrected by what the client's differs from everyone's.
@@ -37,9 +37,9 @@ def scaffold(
       optimizer: the clients' optax optimiser, fresh in every round; or a function of the round's
         number that returns one.
       clients: n, the number of clients of the federation.
-      gamma: the server's step > 0, traceable; or a function of the round's number that returns one.
-        For SGD of rate eta, gamma = s eta K is a server rate of s; for a rate that decays,
-        `lambda t: s * eta(t) * K`. Default: the local models are averaged.
+      server_rate: gamma, the server's step > 0, traceable; or a function of the round's number that
+        returns one. For SGD of rate eta, gamma = s eta K goes s times as far as averaging; where the
+        rate decays: `lambda t: s * eta(t) * K`. Default: the local models are averaged.
       **options: `aggregator`, `channel`, `at_once`, as for `dflax.server.fedavg`.
 
     Returns:
@@ -54,7 +54,9 @@ def scaffold(
     References:
       Karimireddy et al., SCAFFOLD, arXiv 1910.06378.
     """
-    return corrected(loss, optimizer, use_control=True, gamma=gamma, clients=clients, **options)
+    return corrected(
+        loss, optimizer, use_control=True, server_rate=server_rate, clients=clients, **options
+    )
 
 
 def fedgamma(
@@ -62,8 +64,8 @@ def fedgamma(
     optimizer: Optimizer,
     clients: int,
     *,
-    rho: float = 0.01,
-    gamma: Rate | None = None,
+    radius: float = 0.01,
+    server_rate: Rate | None = None,
     **options: Any,
 ) -> Algorithm:
     """FedGamma: `scaffold` whose gradients, also in the control variates, are sharpness-aware.
@@ -74,8 +76,8 @@ def fedgamma(
       loss: a loss, or an `Oracle`.
       optimizer: see `scaffold`, as the arguments below.
       clients: n, the number of clients of the federation.
-      rho: radius of the perturbation >= 0, traceable.
-      gamma: the server's step > 0; default: the local models are averaged.
+      radius: rho, of the perturbation, >= 0, traceable.
+      server_rate: gamma, the server's step > 0; default: the local models are averaged.
       **options: see `scaffold`.
 
     Returns:
@@ -88,5 +90,10 @@ def fedgamma(
       Dai et al., FedGAMMA, IEEE TNNLS 2023 (doi 10.1109/TNNLS.2023.3304453).
     """
     return corrected(
-        sam(loss, rho), optimizer, use_control=True, gamma=gamma, clients=clients, **options
+        sam(loss, radius),
+        optimizer,
+        use_control=True,
+        server_rate=server_rate,
+        clients=clients,
+        **options,
     )

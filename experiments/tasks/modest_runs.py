@@ -74,7 +74,7 @@ class Runs:
         return modest(
             self.loss,
             self.optimizer,
-            nodes=self.nodes,
+            clients=self.nodes,
             sample=self.sample,
             ranks=ranks,
             **options,

@@ -60,7 +60,9 @@ ROUNDS = {
     "dpsgd": lambda **o: decentralized.dpsgd(squares, SGD, RING, **o),
     "dsgt": lambda **o: decentralized.dsgt(squares, 0.1, RING, **o),
     "gossip_learning": lambda **o: decentralized.gossip_learning(squares, SGD, N, **o),
-    "modest": lambda **o: decentralized.modest(squares, SGD, nodes=N, sample=3, aggregators=2, **o),
+    "modest": lambda **o: decentralized.modest(
+        squares, SGD, clients=N, sample=3, aggregators=2, **o
+    ),
     "sgp": lambda **o: decentralized.sgp(squares, SGD, topology.exponential(N), **o),
     "single_merging": lambda **o: decentralized.single_merging(squares, SGD, N, 1.0, **o),
 }

@@ -63,7 +63,7 @@ METHODS = {
         LOSS, SGD, gossip.variance_corrected(NEIGHBOURS)
     ),
     "alternating": lambda: decentralized.dfedavg(LOSS, SGD, gossip.alternate([RING, AFRESH])),
-    "modest": lambda: decentralized.modest(LOSS, SGD, nodes=N, sample=4),
+    "modest": lambda: decentralized.modest(LOSS, SGD, clients=N, sample=4),
     "fedavg": lambda: server.fedavg(LOSS, SGD),
     "fedprox": lambda: server.fedprox(LOSS, SGD, pull=0.5),
     "fedadmm": lambda: server.fedadmm(LOSS, SGD, N),
@@ -151,7 +151,7 @@ def test_a_mean_model_is_warned_of_when_traced_unless_it_is_recalibrated():
     [
         lambda: decentralized.dfedadmm(LOSS, SGD, RING),
         lambda: decentralized.dfedadmm(LOSS, SGD, AFRESH),
-        lambda: decentralized.dfedadmm_sam(LOSS, SGD, RING, rho=0.05),
+        lambda: decentralized.dfedadmm_sam(LOSS, SGD, RING, radius=0.05),
         lambda: server.fedprox(LOSS, SGD, pull=4.0),
         lambda: server.fedadmm(LOSS, SGD, N, pull=4.0),
         lambda: server.feddyn(LOSS, SGD, N, pull=4.0),

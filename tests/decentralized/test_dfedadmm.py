@@ -152,9 +152,9 @@ def test_on_the_complete_graph_it_is_fedspeed_with_everyone(rho):
     rate, penalty = optax.sgd(0.1), 2.0
     mixer = dx.gossip.mixer(topology.complete(N))
     spread, metrics = advance(
-        dfedadmm_sam(curved, rate, mixer, rho=rho, penalty=penalty), federation(4), 6
+        dfedadmm_sam(curved, rate, mixer, radius=rho, penalty=penalty), federation(4), 6
     )
-    server = dx.server.fedspeed(curved, rate, N, pull=1 / penalty, rho=rho)
+    server = dx.server.fedspeed(curved, rate, N, pull=1 / penalty, radius=rho)
     central, _ = advance(server, federation(4, weights=jnp.ones(N)), 6)
     for client in range(N):
         np.testing.assert_allclose(
@@ -194,8 +194,8 @@ def test_without_dual_and_penalty_it_is_dfedavg_and_dfedsam(steps):
     for admm, plain in (
         (dfedadmm(curved, rate, ring, **free), dfedavg(curved, rate, ring)),
         (
-            dfedadmm_sam(curved, rate, ring, rho=0.2, **free),
-            dfedsam(curved, rate, ring, rho=0.2),
+            dfedadmm_sam(curved, rate, ring, radius=0.2, **free),
+            dfedsam(curved, rate, ring, radius=0.2),
         ),
     ):
         first, _ = advance(admm, federation(steps), 1, start)
@@ -222,7 +222,7 @@ def test_digits_on_a_ring():
     loss = dx.losses.classification(model.apply)
     params = model.init(KEY, data.example)["params"]
     measure = evaluation.mean_model(evaluation.on(loss, data.test))
-    algorithm = dfedadmm_sam(loss, optax.sgd(0.1), dx.gossip.ring(8), rho=0.05)
+    algorithm = dfedadmm_sam(loss, optax.sgd(0.1), dx.gossip.ring(8), radius=0.05)
     state, metrics = advance(algorithm, source, 25, params)
     assert measure(state)["mean_model_accuracy"] > 0.88
     assert metrics["drift"].shape == (25,)
@@ -255,4 +255,4 @@ def test_bad_arguments_are_refused():
     with pytest.raises(TypeError, match="optimizer must be an optax optimiser"):
         dfedadmm(curved, 0.1, ring)
     with pytest.raises(ValueError, match=r"rho must be .*got -0.1"):
-        dfedadmm_sam(curved, rate, ring, rho=-0.1)
+        dfedadmm_sam(curved, rate, ring, radius=-0.1)

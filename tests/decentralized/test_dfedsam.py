@@ -35,22 +35,22 @@ def models(algorithm, **options):
 
 @pytest.mark.parametrize("order", [Order.ADAPT_THEN_COMBINE, Order.COMBINE_THEN_ADAPT])
 def test_radius_zero_is_dfedavg(order):
-    still = dfedsam(softmax_loss, RATE, RING, rho=0.0, order=order)
+    still = dfedsam(softmax_loss, RATE, RING, radius=0.0, order=order)
     plain = dfedavg(softmax_loss, RATE, RING, order=order)
     assert_trees_close(models(still), models(plain), rtol=1e-5, atol=1e-6)
 
 
 def test_several_gossip_steps_are_one_with_the_matrix_to_that_power():
-    several = dfedsam(softmax_loss, RATE, RING, rho=0.2, gossip_steps=4)
+    several = dfedsam(softmax_loss, RATE, RING, radius=0.2, gossip_steps=4)
     power = np.linalg.matrix_power(topology.metropolis(topology.ring(8)).dense(), 4)
-    once = dfedsam(softmax_loss, RATE, dx.gossip.mixer(power, kind="dense"), rho=0.2)
+    once = dfedsam(softmax_loss, RATE, dx.gossip.mixer(power, kind="dense"), radius=0.2)
     state, metrics = advance(several)
     assert_trees_close(state.clients.params, models(once), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(metrics["models_sent"], 4 * 16.0)
 
 
 def test_many_gossip_steps_are_fedsam_with_everyone():
-    many = dfedsam(softmax_loss, RATE, RING, rho=0.2, gossip_steps=120)
+    many = dfedsam(softmax_loss, RATE, RING, radius=0.2, gossip_steps=120)
     server = dx.server.fedavg(dx.local.sam(softmax_loss, 0.2), RATE)
     equal = dx.Federation(
         TASK.data, TASK.partition, batch_size=8, local_steps=3, weights=jnp.ones(8)
@@ -62,8 +62,8 @@ def test_many_gossip_steps_are_fedsam_with_everyone():
 
 @pytest.mark.parametrize("steps", [3])
 def test_gossip_keeps_the_mean_and_contracts_by_the_second_eigenvalue(steps):
-    mixed = models(dfedsam(softmax_loss, RATE, RING, rho=0.3, gossip_steps=steps), rounds=1)
-    alone = models(dfedsam(softmax_loss, RATE, dx.gossip.identity(8), rho=0.3), rounds=1)
+    mixed = models(dfedsam(softmax_loss, RATE, RING, radius=0.3, gossip_steps=steps), rounds=1)
+    alone = models(dfedsam(softmax_loss, RATE, dx.gossip.identity(8), radius=0.3), rounds=1)
     assert_trees_close(dx.weighted_mean(mixed), dx.weighted_mean(alone), rtol=1e-5, atol=1e-6)
     before, after = (np.sqrt(evaluation.consensus_distance(m)) for m in (alone, mixed))
     assert after <= SECOND**steps * before * (1 + 1e-5)
@@ -84,7 +84,7 @@ def test_one_step_by_hand():
 
     start = {"x": jnp.float32(1.0), "y": jnp.float32(0.5)}
     end = models(
-        dfedsam(bowl, RATE, RING, rho=0.1),
+        dfedsam(bowl, RATE, RING, radius=0.1),
         rounds=1,
         source=quadratics(8).federation(),
         params=start,
@@ -99,7 +99,7 @@ def test_at_a_fixed_radius_a_parabola_ends_in_a_two_cycle():
     def parabola(params, batch, key):
         return jnp.sum(params**2), {}
 
-    algorithm = dfedsam(parabola, RATE, RING, rho=0.05)
+    algorithm = dfedsam(parabola, RATE, RING, radius=0.05)
     source = quadratics(8).federation()
     first = models(algorithm, rounds=1, source=source, params=jnp.ones(()))
     np.testing.assert_allclose(first, 0.79, rtol=1e-6)
@@ -114,7 +114,7 @@ def test_the_radius_can_be_swept():
     source = quadratics(8).federation(2)
 
     def final(rho):
-        algorithm = dfedsam(half_square, RATE, RING, rho=rho, gossip_steps=2)
+        algorithm = dfedsam(half_square, RATE, RING, radius=rho, gossip_steps=2)
         return dx.rollout(algorithm, algorithm.init(KEY, jnp.ones(3)), source, KEY, 3)[
             0
         ].clients.params
@@ -135,7 +135,10 @@ def test_four_gossip_steps_help_on_digits():
     reached = [
         measure(
             advance(
-                dfedsam(loss, RATE, dx.gossip.ring(12), rho=0.1, gossip_steps=q), 30, source, params
+                dfedsam(loss, RATE, dx.gossip.ring(12), radius=0.1, gossip_steps=q),
+                30,
+                source,
+                params,
             )[0]
         )["accuracy"]
         for q in (1, 4)
@@ -147,7 +150,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="gossip_steps must be an integer >= 1, got 0"):
         dfedsam(softmax_loss, RATE, RING, gossip_steps=0)
     with pytest.raises(ValueError, match=r"rho must be .*got -1"):
-        dfedsam(softmax_loss, RATE, RING, rho=-1.0)
+        dfedsam(softmax_loss, RATE, RING, radius=-1.0)
     with pytest.raises(TypeError, match="mixer must be a Mixer"):
         dfedsam(softmax_loss, RATE, topology.ring(8))
     with pytest.raises(TypeError, match="order must be one of"):

@@ -53,7 +53,7 @@ def descent(rate):
 # Name: of a traced number to the method, two numbers, rounds, and where these come from.
 METHODS = {
     "dfedadmm_sam": (
-        lambda rho: decentralized.dfedadmm_sam(softmax_loss, descent(0.1), RING, rho=rho),
+        lambda rho: decentralized.dfedadmm_sam(softmax_loss, descent(0.1), RING, radius=rho),
         (0.05, 0.3),
         4,
         SOURCE,

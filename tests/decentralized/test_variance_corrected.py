@@ -274,14 +274,14 @@ def test_sums_that_are_no_models_are_not_corrected(make):
         ),
         (lambda: merge(jnp.ones((2, 3)), aggregator=3), "aggregator must be of type Aggregator"),
         (
-            lambda: modest(loss, optax.sgd(0.1), nodes=N, sample=2, aggregator=3),
+            lambda: modest(loss, optax.sgd(0.1), clients=N, sample=2, aggregator=3),
             "aggregator must be of type Aggregator",
         ),
         (
             lambda: modest(
                 loss,
                 optax.sgd(0.1),
-                nodes=N,
+                clients=N,
                 sample=2,
                 aggregator=Aggregator(jnp.zeros_like, aggregation.mean().apply),
             ).init(KEY, jnp.ones(3)),

@@ -67,9 +67,9 @@ def test_the_radius_can_be_swept_in_one_program():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rho": -0.1}, "rho must be a finite number in"),
-        ({"rho": 0.1, "weight": 1.5}, "weight must be a finite number in"),
-        ({"rho": 0.1, "normalize": 1}, "normalize must be True or False"),
+        ({"radius": -0.1}, "radius must be a finite number in"),
+        ({"radius": 0.1, "weight": 1.5}, "weight must be a finite number in"),
+        ({"radius": 0.1, "normalize": 1}, "normalize must be True or False"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):

@@ -107,7 +107,7 @@ def test_a_servers_optimiser_averages_statistics_and_steps_with_weights():
         data, from_indices([np.arange(20), np.arange(20, 40)]), batch_size=20, local_steps=1
     )
     ends = []
-    for make in (server.fedavg, functools.partial(server.fedadam, rate=0.01)):
+    for make in (server.fedavg, functools.partial(server.fedadam, server_rate=0.01)):
         algorithm = make(losses.classification(MODULE), optax.sgd(0.1))
         with pytest.warns(models.AveragedStatistics):
             state = algorithm.init(KEY, VARIABLES)

@@ -47,7 +47,7 @@ def test_fedprox_pulls_towards_the_servers_model():
 
 def test_fedsam_and_its_sweep():
     def run(rho):
-        algorithm = dx.server.fedsam(LOSS, optax.sgd(RATE), rho=rho)
+        algorithm = dx.server.fedsam(LOSS, optax.sgd(RATE), radius=rho)
         return advance(algorithm, SOURCE)[0].server.params
 
     found = jax.jit(jax.vmap(run))(jnp.asarray([0.0, 0.3]))
@@ -62,7 +62,10 @@ def test_fedsam_and_its_sweep():
         (lambda: dx.server.fedprox(LOSS, optax.sgd(0.1), pull=0.0), "pull must be a finite number"),
         (lambda: dx.server.fedprox(LOSS, optax.sgd(0.1), pull=11.0), "local rate times"),
         (lambda: dx.server.fedprox(LOSS, optax.sgd(0.1), 1.0), "server_optimizer must be"),
-        (lambda: dx.server.fedsam(LOSS, optax.sgd(0.1), rho=-1.0), "rho must be a finite number"),
+        (
+            lambda: dx.server.fedsam(LOSS, optax.sgd(0.1), radius=-1.0),
+            "rho must be a finite number",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(make, message):

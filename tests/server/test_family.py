@@ -101,14 +101,16 @@ def digits():
 BAR = 0.8
 LEARNERS = {
     "fedprox": lambda loss, sgd: server.fedprox(loss, sgd, pull=0.01),
-    "fedsam": lambda loss, sgd: server.fedsam(loss, sgd, rho=0.1),
+    "fedsam": lambda loss, sgd: server.fedsam(loss, sgd, radius=0.1),
     "scaffold": lambda loss, sgd: server.scaffold(loss, sgd, 20),
-    "fedgamma": lambda loss, sgd: server.fedgamma(loss, sgd, 20, rho=0.1),
+    "fedgamma": lambda loss, sgd: server.fedgamma(loss, sgd, 20, radius=0.1),
     "fedcm": lambda loss, sgd: server.fedcm(loss, sgd, beta=0.3),
     "mofedsam": lambda loss, sgd: server.mofedsam(loss, sgd, beta=0.3),
     "scaffold_m": lambda loss, sgd: server.scaffold_m(loss, sgd, 20, beta=0.3),
-    "fedavg_m_vr": lambda loss, sgd: server.fedavg_m_vr(loss, sgd, beta=0.3, gamma=0.5),
-    "scaffold_m_vr": lambda loss, sgd: server.scaffold_m_vr(loss, sgd, 20, beta=0.3, gamma=0.5),
+    "fedavg_m_vr": lambda loss, sgd: server.fedavg_m_vr(loss, sgd, beta=0.3, server_rate=0.5),
+    "scaffold_m_vr": lambda loss, sgd: server.scaffold_m_vr(
+        loss, sgd, 20, beta=0.3, server_rate=0.5
+    ),
     "feddyn": lambda loss, sgd: server.feddyn(loss, sgd, 20),
     "fedspeed": lambda loss, sgd: server.fedspeed(loss, sgd, 20),
     "fedsmoo": lambda loss, sgd: server.fedsmoo(loss, sgd, 20),

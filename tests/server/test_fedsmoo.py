@@ -35,7 +35,7 @@ def rounds_by_hand(rho):
 
 def test_rounds_are_those_of_the_paper_and_radius_zero_is_feddyn():
     def run(rho):
-        algorithm = dx.server.fedsmoo(LOSS, optax.sgd(RATE), CLIENTS, pull=PULL, rho=rho)
+        algorithm = dx.server.fedsmoo(LOSS, optax.sgd(RATE), CLIENTS, pull=PULL, radius=rho)
         return advance(algorithm, SOURCE)[0]
 
     state = jax.jit(jax.vmap(run))(jnp.asarray([0.3, 0.0]))
@@ -53,7 +53,7 @@ def test_rounds_are_those_of_the_paper_and_radius_zero_is_feddyn():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rho": -0.1}, "rho must be a finite number in"),
+        ({"radius": -0.1}, "radius must be a finite number in"),
         ({"pull": 10.0}, "local rate times"),
         ({"clients": 0}, "clients must be an integer >= 1"),
     ],

@@ -55,11 +55,11 @@ def rounds_by_hand(rho=0.0, alpha=1.0, average="code", relaxed=0.0):
 @pytest.mark.parametrize(
     "options",
     [
-        {"rho": 0.3, "alpha": 0.6},
-        {"rho": 0.3, "average": "active_old"},
-        {"rho": 0.3, "average": "active_new"},
-        {"rho": 0.3, "relaxed": 0.2},
-        {"rho": 0.3, "relaxed": 0.2, "average": "active_new"},
+        {"radius": 0.3, "alpha": 0.6},
+        {"radius": 0.3, "average": "active_old"},
+        {"radius": 0.3, "average": "active_new"},
+        {"radius": 0.3, "relaxed": 0.2},
+        {"radius": 0.3, "relaxed": 0.2, "average": "active_new"},
     ],
 )
 def test_rounds_are_those_of_the_paper(options):
@@ -77,7 +77,7 @@ def test_rounds_are_those_of_the_paper(options):
 def test_without_perturbation_it_is_feddyn():
     def run(rho, alpha):
         algorithm = dx.server.fedspeed(
-            LOSS, optax.sgd(RATE), CLIENTS, pull=PULL, rho=rho, alpha=alpha
+            LOSS, optax.sgd(RATE), CLIENTS, pull=PULL, radius=rho, alpha=alpha
         )
         return advance(algorithm, SOURCE)[0]
 
@@ -94,11 +94,11 @@ def test_without_a_pull_and_with_duals_at_rest_it_is_fedsam():
     @jax.jit
     def first_round(pull):
         algorithm = dx.server.fedspeed(
-            LOSS, optax.sgd(RATE), CLIENTS, pull=pull, rho=0.3, average="active_old"
+            LOSS, optax.sgd(RATE), CLIENTS, pull=pull, radius=0.3, average="active_old"
         )
         return advance(algorithm, SOURCE, 1)[0].server.params
 
-    algorithm = dx.server.fedsam(LOSS, optax.sgd(RATE), rho=0.3)
+    algorithm = dx.server.fedsam(LOSS, optax.sgd(RATE), radius=0.3)
     state, _ = jax.jit(functools.partial(advance, algorithm, rounds=1))(SOURCE)
     np.testing.assert_allclose(first_round(0.0), state.server.params, rtol=1e-6)
 
@@ -192,7 +192,7 @@ def test_the_error_of_the_mean_contracts_as_it_should(average):
 
 
 def test_the_hand_example():
-    algorithm = dx.server.fedspeed(LOSS, optax.sgd(0.1), 1, pull=0.5, rho=0.0)
+    algorithm = dx.server.fedspeed(LOSS, optax.sgd(0.1), 1, pull=0.5, radius=0.0)
     source = federation(2, 1, np.ones((1, 1, 1)), np.ones((1, 1)))
     state, _ = advance(algorithm, source, 1, np.zeros(1))
     np.testing.assert_allclose(state.clients.memory.dual, 0.185, rtol=1e-6)
@@ -212,7 +212,7 @@ def test_duals_of_a_model_in_half_precision_are_wide():
     [
         ({"pull": 0.0}, "pull must be a finite number in"),
         ({"pull": 10.0}, "local rate times"),
-        ({"rho": -0.1}, "rho must be a finite number in"),
+        ({"radius": -0.1}, "radius must be a finite number in"),
         ({"alpha": 1.1}, "alpha must be a finite number in"),
         ({"relaxed": -0.1}, "relaxed must be a finite number in"),
         ({"average": "active"}, "average must be one of 'code', 'active_old', 'active_new'"),

@@ -26,7 +26,7 @@ import dflax as dx
 
 RATE, GAMMA = 0.05, 0.15
 METHODS = {
-    "fedavg_m": (dx.server.fedavg_m, False, False),
+    "fedcm": (dx.server.fedcm, False, False),
     "scaffold_m": (functools.partial(dx.server.scaffold_m, clients=CLIENTS), True, False),
     "fedavg_m_vr": (dx.server.fedavg_m_vr, False, True),
     "scaffold_m_vr": (functools.partial(dx.server.scaffold_m_vr, clients=CLIENTS), True, True),
@@ -65,7 +65,7 @@ def swept(name):
     method, _, _ = METHODS[name]
 
     def run(beta):
-        algorithm = method(LOSS, optax.sgd(RATE), beta=beta, gamma=GAMMA)
+        algorithm = method(LOSS, optax.sgd(RATE), beta=beta, server_rate=GAMMA)
         return advance(algorithm, SOURCE, given=(jnp.asarray(gradients(START), jnp.float32),))
 
     return jax.jit(jax.vmap(run))(jnp.asarray([1.0, 0.3]))
@@ -92,7 +92,7 @@ def test_without_momentum_they_are_fedavg_and_scaffold(name):
     """Server rate gamma / (eta K)."""
     server_rate = GAMMA / (RATE * STEPS)
     if METHODS[name][1]:
-        base = dx.server.scaffold(LOSS, optax.sgd(RATE), CLIENTS, gamma=GAMMA)
+        base = dx.server.scaffold(LOSS, optax.sgd(RATE), CLIENTS, server_rate=GAMMA)
         given = (jnp.asarray(gradients(START), jnp.float32),)
     else:
         base, given = dx.server.fedavg(LOSS, optax.sgd(RATE), optax.sgd(server_rate)), ()
@@ -100,10 +100,6 @@ def test_without_momentum_they_are_fedavg_and_scaffold(name):
     np.testing.assert_allclose(
         swept(name)[0].server.params[0], state.server.params, rtol=1e-4, atol=1e-5
     )
-
-
-def test_fedcm_is_fedavg_m():
-    assert dx.server.fedcm is dx.server.fedavg_m
 
 
 def test_averaged_models_are_a_server_step_of_eta_k():
@@ -119,7 +115,7 @@ def test_averaged_models_are_a_server_step_of_eta_k():
 
 
 def test_the_hand_example():
-    algorithm = dx.server.fedavg_m(LOSS, optax.sgd(0.1), beta=0.5, gamma=0.2)
+    algorithm = dx.server.fedcm(LOSS, optax.sgd(0.1), beta=0.5, server_rate=0.2)
     source = federation(2, 2, np.array([[[1.0]], [[2.0]]]), np.array([[1.0], [-1.0]]))
     state, _ = advance(algorithm, source, 1, np.zeros(1))
     np.testing.assert_allclose(state.server.memory.momentum, 0.23125, rtol=1e-5)
@@ -130,7 +126,7 @@ def test_reduced_momentum_tracks_the_gradient():
     """K = 1, no noise: g+ - grad f(x) = (1 - beta) (g - grad f(x_prev)); one client: STORM."""
     beta, wrong = 0.3, np.array([0.5, 0.2, -0.1])
     given = jnp.asarray(gradients(START) + wrong, jnp.float32)
-    algorithm = dx.server.fedavg_m_vr(LOSS, optax.sgd(RATE), beta=beta, gamma=GAMMA)
+    algorithm = dx.server.fedavg_m_vr(LOSS, optax.sgd(RATE), beta=beta, server_rate=GAMMA)
     source, step = federation(1, CLIENTS), jax.jit(algorithm.step)
     state = algorithm.init(KEY, jnp.asarray(START, jnp.float32), given)
     for t in range(3):
@@ -159,7 +155,7 @@ def errors(method, points, cohort, rounds):
         given = jnp.asarray(-np.einsum("nde,ne->nd", hessians, optima))
 
         def end(point):
-            algorithm = method(LOSS, optax.sgd(point[0]), beta=point[1], gamma=0.1)
+            algorithm = method(LOSS, optax.sgd(point[0]), beta=point[1], server_rate=0.1)
             state, _ = advance(algorithm, source, rounds, np.zeros(3), (given,))
             return jnp.linalg.norm(state.server.params - optimum)
 
@@ -167,7 +163,7 @@ def errors(method, points, cohort, rounds):
 
 
 def test_momentum_stops_where_fedavg_with_a_smaller_rate_does():
-    found = errors(dx.server.fedavg_m, [(0.02, 1.0), (0.02, 0.5), (0.01, 1.0)], 6, 2000)
+    found = errors(dx.server.fedcm, [(0.02, 1.0), (0.02, 0.5), (0.01, 1.0)], 6, 2000)
     np.testing.assert_allclose(found[0], 0.1536477, atol=5e-8)
     np.testing.assert_allclose(found[1:], 0.0785905879, atol=5e-11)
 
@@ -187,7 +183,7 @@ def test_control_variates_reach_the_optimum_with_two_of_six(name):
 def test_the_optimum_is_a_fixed_point(name):
     optimum = np.linalg.solve(A.sum(0), np.einsum("nde,ne->d", A, B))
     given = jnp.asarray(gradients(optimum), jnp.float32)
-    algorithm = METHODS[name][0](LOSS, optax.sgd(0.3), beta=0.4, gamma=0.7)
+    algorithm = METHODS[name][0](LOSS, optax.sgd(0.3), beta=0.4, server_rate=0.7)
     state, _ = jax.jit(functools.partial(advance, algorithm, rounds=4, start=optimum))(
         SOURCE, given=(given,)
     )
@@ -204,7 +200,7 @@ def test_the_mean_control_follows_by_increments_without_drifting_away():
 
 def test_mofedsam_is_fedcm_on_perturbed_gradients():
     plain = dx.server.fedcm(dx.local.sam(LOSS, 0.2), optax.sgd(RATE), beta=0.3)
-    named = dx.server.mofedsam(LOSS, optax.sgd(RATE), rho=0.2, beta=0.3)
+    named = dx.server.mofedsam(LOSS, optax.sgd(RATE), radius=0.2, beta=0.3)
     first, second = (
         jax.jit(functools.partial(advance, algorithm, rounds=2))(SOURCE)[0].server.params
         for algorithm in (plain, named)
@@ -225,10 +221,13 @@ def test_mofedsam_is_fedcm_on_perturbed_gradients():
         ),
         (lambda: dx.server.fedcm(LOSS, 0.1), "optimizer must be an optax optimiser"),
         (
-            lambda: dx.server.fedcm(LOSS, optax.sgd(0.1), gamma=-1.0),
+            lambda: dx.server.fedcm(LOSS, optax.sgd(0.1), server_rate=-1.0),
             "gamma must be a finite number",
         ),
-        (lambda: dx.server.mofedsam(LOSS, optax.sgd(0.1), rho=-1.0), "rho must be a finite number"),
+        (
+            lambda: dx.server.mofedsam(LOSS, optax.sgd(0.1), radius=-1.0),
+            "rho must be a finite number",
+        ),
         (lambda: dx.server.scaffold_m(LOSS, optax.sgd(0.1), 0), "clients must be an integer >= 1"),
         (
             lambda: dx.server.fedavg_m_vr(LOSS, optax.sgd(0.1)).init(KEY, jnp.zeros(3)),

@@ -23,13 +23,13 @@ def attack(params, batch, key):
 
 # A method, the name of its rate, and what else it needs.
 RATED = {
-    "scaffold": ("gamma", (half_square, SGD, N), {}),
-    "fedgamma": ("gamma", (half_square, SGD, N), {}),
-    "fedcm": ("gamma", (half_square, SGD), {}),
-    "mofedsam": ("gamma", (half_square, SGD), {}),
-    "scaffold_m": ("gamma", (half_square, SGD, N), {}),
-    "fedavg_m_vr": ("gamma", (half_square, SGD), {}),
-    "scaffold_m_vr": ("gamma", (half_square, SGD, N), {}),
+    "scaffold": ("server_rate", (half_square, SGD, N), {}),
+    "fedgamma": ("server_rate", (half_square, SGD, N), {}),
+    "fedcm": ("server_rate", (half_square, SGD), {}),
+    "mofedsam": ("server_rate", (half_square, SGD), {}),
+    "scaffold_m": ("server_rate", (half_square, SGD, N), {}),
+    "fedavg_m_vr": ("server_rate", (half_square, SGD), {}),
+    "scaffold_m_vr": ("server_rate", (half_square, SGD, N), {}),
     "fedadmm": ("server_rate", (half_square, SGD, N), {}),
     "mimelite": ("server_rate", (half_square, SGD), {}),
     "fal": ("server_rate", (half_square, SGD, attack), {}),
@@ -83,7 +83,7 @@ def test_gamma_follows_a_local_rate_that_decays():
     def ends():
         found = []
         for gamma in (None, lambda t: eta(t) * steps):
-            algorithm = server.scaffold(half_square, optimizer, N, gamma=gamma)
+            algorithm = server.scaffold(half_square, optimizer, N, server_rate=gamma)
             state = algorithm.init(KEY, ONES)
             found.append(dx.rollout(algorithm, state, source, KEY, 4)[0].server.params)
         return found

@@ -36,7 +36,7 @@ def test_rounds_are_those_of_the_paper(rho):
             c_i[i] = before[i] - c - (end - x) / (STEPS * RATE)
         x, c = x + np.mean(changes, axis=0), c + (c_i - before).sum(0) / CLIENTS
     if rho:
-        algorithm = dx.server.fedgamma(LOSS, optax.sgd(RATE), CLIENTS, rho=rho)
+        algorithm = dx.server.fedgamma(LOSS, optax.sgd(RATE), CLIENTS, radius=rho)
     else:
         algorithm = dx.server.scaffold(LOSS, optax.sgd(RATE), CLIENTS)
     state, metrics = jax.jit(functools.partial(advance, algorithm))(SOURCE)
@@ -47,7 +47,7 @@ def test_rounds_are_those_of_the_paper(rho):
 
 
 def test_who_does_no_step_keeps_its_control_variate():
-    algorithm = dx.server.scaffold(LOSS, optax.sgd(RATE), CLIENTS, gamma=0.1)
+    algorithm = dx.server.scaffold(LOSS, optax.sgd(RATE), CLIENTS, server_rate=0.1)
     source = SOURCE
     state, _ = jax.jit(functools.partial(advance, algorithm))(source)
     drawn = source.draw(KEY, 7)
@@ -66,10 +66,10 @@ def test_who_does_no_step_keeps_its_control_variate():
         (lambda: dx.server.scaffold(LOSS, 0.1, 6), "optimizer must be an optax optimiser"),
         (lambda: dx.server.scaffold(1, optax.sgd(0.1), 6), "loss must be a function"),
         (
-            lambda: dx.server.scaffold(LOSS, optax.sgd(0.1), 6, gamma=0.0),
+            lambda: dx.server.scaffold(LOSS, optax.sgd(0.1), 6, server_rate=0.0),
             "gamma must be a finite number",
         ),
-        (lambda: dx.server.fedgamma(LOSS, optax.sgd(0.1), 6, rho=-0.1), "rho must be a finite"),
+        (lambda: dx.server.fedgamma(LOSS, optax.sgd(0.1), 6, radius=-0.1), "rho must be a finite"),
         (
             lambda: dx.server.scaffold(LOSS, optax.sgd(0.1), 5).step(
                 dx.server.scaffold(LOSS, optax.sgd(0.1), 5).init(KEY, jnp.zeros(3)),

@@ -51,7 +51,7 @@ def modest(
     loss: Loss | Oracle,
     optimizer: Optimizer,
     *,
-    nodes: int,
+    clients: int,
     sample: int,
     aggregators: int = 1,
     success_fraction: float = 1.0,
@@ -92,7 +92,7 @@ def modest(
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
       optimizer: the participants' optax optimiser, fresh in every round.
-      nodes: n, of the federation.
+      clients: n, of the federation.
       sample: s in [1, n].
       aggregators: a in [1, s].
       success_fraction: sf in (0, 1]; static.
@@ -132,8 +132,8 @@ def modest(
       de Vos et al., MoDeST: Bridging the Gap between Federated and Decentralized Learning with
       Decentralized Sampling, arXiv 2302.13837.
     """
-    validation.integer("nodes", nodes, low=1)
-    validation.integer("sample", sample, low=1, high=nodes)
+    validation.integer("clients", clients, low=1)
+    validation.integer("sample", sample, low=1, high=clients)
     validation.integer("aggregators", aggregators, low=1, high=sample)
     validation.real(
         "success_fraction", success_fraction, low=0.0, high=1.0, low_open=True, scalar=True
@@ -148,20 +148,20 @@ def modest(
         validation.real("inactivity", inactivity, low=1.0, scalar=True)
     validation.integer("min_models", min_models, low=1)
     validation.real("death", death, low=0.0, high=1.0, scalar=True)
-    adverts = min(10 * sample, nodes) if adverts is None else adverts
-    validation.integer("adverts", adverts, low=1, high=nodes)
+    adverts = min(10 * sample, clients) if adverts is None else adverts
+    validation.integer("adverts", adverts, low=1, high=clients)
     if ranks is not None:
-        require_ranks(ranks, nodes)
+        require_ranks(ranks, clients)
     if channel is not None:
         validation.instance("channel", channel, Channel, "Make one with dflax.channel.")
     validation.at_once(at_once)
     if network is not None:
         validation.instance("network", network, Network, "Make a dflax.decentralized.Network.")
-        validation.leading_axis("network", network, nodes)
+        validation.leading_axis("network", network, clients)
     rule = mean() if aggregator is None else aggregator
     validation.instance("aggregator", rule, Aggregator, "For example dflax.aggregation.mean().")
     solve = solver(loss, optimizer)
-    n, s, a = nodes, sample, aggregators
+    n, s, a = clients, sample, aggregators
     # floor(s sf): in floats 100 * 0.29 is a hair below 29.
     needed = max(1, int(s * success_fraction + 1e-9))
     least = None if aggregation_timeout is None else min_models
@@ -202,8 +202,8 @@ def modest(
             jnp.zeros(()),
         )
         memory = None if channel is None else replicate(channel.init(params), n)
-        nodes = Nodes(() if idealised else equal_views(there), memory)
-        return FederatedState(jnp.int32(0), server, nodes)
+        clients = Nodes(() if idealised else equal_views(there), memory)
+        return FederatedState(jnp.int32(0), server, clients)
 
     def work(assignment: Assignment, params: Params, data: Dataset, index: Array) -> Any:
         solution = solve(Subproblem(), params, assignment, data, index=index)
@@ -212,7 +212,7 @@ def modest(
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
         if round.clients != n or round.cohort is not None:
             raise ValueError(
-                f"nodes must be the federation's {round.clients} clients, all invited, got {n}. Say "
+                f"clients must be the federation's {round.clients} clients, all invited, got {n}. Say "
                 "who is on line by reports (participation.present), not by a cohort."
             )
         server, (views, memory), r = state.server, state.clients, state.round + 1

@@ -42,7 +42,7 @@ def corrected(
     beta: float | Array | None = None,
     use_control: bool = False,
     use_reduction: bool = False,
-    gamma: Rate | None = None,
+    server_rate: Rate | None = None,
     clients: int | None = None,
     **options: Any,
 ) -> Algorithm:
@@ -73,9 +73,9 @@ def corrected(
       use_control: whether clients keep control variates; needs `clients`.
       use_reduction: whether gradients at the previous model are taken as well; needs beta, and
         gradients at the start.
-      gamma: the server's step along the mean direction > 0, traceable; or a function of the round's
-        number that returns one; None averages the models. For plain SGD of rate eta the two agree at
-        gamma = eta K.
+      server_rate: gamma, the server's step along the mean direction > 0, traceable; or a function of
+        the round's number that returns one; None averages the models. For plain SGD of rate eta the
+        two agree at gamma = eta K.
       clients: n.
       **options: of `with_server`.
 
@@ -91,13 +91,13 @@ def corrected(
     check_optimizer("optimizer", optimizer)
     if beta is not None:
         check_beta(beta)
-    if gamma is not None:
-        check_rate("gamma", gamma, low=0.0, low_open=True)
+    if server_rate is not None:
+        check_rate("server_rate", server_rate, low=0.0, low_open=True)
     if use_control:
         validation.integer("clients", clients, low=1)
     oracle = gradient(loss)
     fresh = 1.0 if beta is None else beta
-    with_direction = beta is not None or gamma is not None
+    with_direction = beta is not None or server_rate is not None
 
     def start(
         key: Key[Array, ""], params: Params, gradients: PyTree[Array] | None = None
@@ -145,7 +145,7 @@ def corrected(
         )
         change = jax.tree.map(jnp.subtract, solution.params, x)
         message = {}
-        if gamma is None:
+        if server_rate is None:
             message["change"] = change
         if with_direction:
             # Affine in the gradient: the mean direction is that of the mean gradient.
@@ -164,10 +164,10 @@ def corrected(
 
     def update(server: Server, received: Received) -> tuple[Params, Correction, Metrics]:
         message, memory = received.message, server.memory
-        if gamma is None:
+        if server_rate is None:
             step = message["change"]
         else:
-            step = _times(-rate_at(gamma, received.number), message["direction"])
+            step = _times(-rate_at(server_rate, received.number), message["direction"])
         new = Correction(
             message["direction"] if beta is not None else (),
             _sum([memory.control, _times(received.share, message["control"])])
@@ -181,7 +181,7 @@ def corrected(
         return _sum([server.params, step]), new, metrics
 
     def template(params: Params) -> dict[str, Params]:
-        names = {"change": gamma is None, "direction": with_direction, "control": use_control}
+        names = {"change": server_rate is None, "direction": with_direction, "control": use_control}
         return {name: params for name, sent in names.items() if sent}
 
     return with_server(

@@ -120,7 +120,7 @@ def methods(task: Task) -> dict[str, list[Method]]:
         # As its code has it there, everyone is matched to one client.
         "complete": dx.gossip.anchored(dx.gossip.complete(CLIENTS), by_weights, broadcast=False),
     }
-    sam: dict[str, Any] = {"rho": RHO}
+    sam: dict[str, Any] = {"radius": RHO}
     over_graphs = {
         "D-PSGD": Method(
             lambda w, rate: d.dpsgd(loss, sgd(rate), mixed(w), order=last), matrices, one_step=True
@@ -165,7 +165,7 @@ def methods(task: Task) -> dict[str, list[Method]]:
             merges=True,
         ),
         "MoDeST": Method(
-            lambda _, rate: d.modest(loss, sgd(rate), nodes=CLIENTS, sample=SAMPLE),
+            lambda _, rate: d.modest(loss, sgd(rate), clients=CLIENTS, sample=SAMPLE),
             {NOWHERE: ()},
             more_rounds=CLIENTS // SAMPLE,
             models=lambda state: state.server.models,

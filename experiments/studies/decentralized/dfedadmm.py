@@ -138,7 +138,7 @@ def curves(
     sharp = run(
         "DFedSAM",
         paired,
-        lambda rho: decentralized.dfedsam(loss, own, mixer, rho=rho),
+        lambda rho: decentralized.dfedsam(loss, own, mixer, radius=rho),
         (config.rho,),
     )
     admm = run(
@@ -151,7 +151,7 @@ def curves(
         "DFedADMM-SAM",
         paired,
         lambda penalty: decentralized.dfedadmm_sam(
-            loss, own, mixer, rho=config.rho, penalty=penalty
+            loss, own, mixer, radius=config.rho, penalty=penalty
         ),
         (1.0, 3.0),
     )
@@ -329,10 +329,10 @@ def over_graphs(config: Config, stage: Stage = in_memory) -> Summary:
     rate = optax.sgd(config.rate)
     methods: dict[str, Any] = {
         "DFedAvg": lambda mixer: decentralized.dfedavg(paired.loss, rate, mixer),
-        "DFedSAM": lambda mixer: decentralized.dfedsam(paired.loss, rate, mixer, rho=0.05),
+        "DFedSAM": lambda mixer: decentralized.dfedsam(paired.loss, rate, mixer, radius=0.05),
         "DFedADMM": lambda mixer: decentralized.dfedadmm(paired.loss, rate, mixer),
         "DFedADMM-SAM": lambda mixer: decentralized.dfedadmm_sam(
-            paired.loss, rate, mixer, rho=0.05
+            paired.loss, rate, mixer, radius=0.05
         ),
     }
     # The graph is what varies in a method's program.

@@ -80,7 +80,7 @@ def radius_steps_and_graphs(config: Config, stage: Stage = in_memory) -> Summary
             f"{graph}, {steps} gossip steps",
             lambda: paired.run(
                 lambda rho: decentralized.dfedsam(
-                    paired.loss, optax.sgd(config.rate), mixer, rho=rho, gossip_steps=steps
+                    paired.loss, optax.sgd(config.rate), mixer, radius=rho, gossip_steps=steps
                 ),
                 rhos,
             ),

@@ -54,14 +54,14 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
         return optax.sgd(config.learning_rate * 0.998**t)
 
     def fedspeed(pull: Any = config.pull, average: Any = "code") -> dx.Algorithm:
-        return dx.server.fedspeed(loss, sgd, n, pull=pull, rho=config.rho, average=average)
+        return dx.server.fedspeed(loss, sgd, n, pull=pull, radius=config.rho, average=average)
 
     def fedavg() -> dx.Algorithm:
         return dx.server.fedavg(loss, sgd)
 
     methods: dict[str, tuple[Callable[[], dx.Algorithm], int]] = {
         "FedAvg": (fedavg, 250),
-        "FedSAM": (lambda: dx.server.fedsam(loss, sgd, rho=config.rho), 200),
+        "FedSAM": (lambda: dx.server.fedsam(loss, sgd, radius=config.rho), 200),
         "FedDyn": (lambda: dx.server.feddyn(loss, sgd, n, pull=config.pull), 200),
         "FedSpeed": (fedspeed, 200),
     }
@@ -260,10 +260,10 @@ def repository_settings(loss: Any) -> dict[str, Callable[[Any], dx.Algorithm]]:
         "SCAFFOLD": lambda r: server.scaffold(clip, sgd(r), n),
         "FedDyn": lambda r: server.feddyn(clip, sgd(r), n, pull=0.1),
         "FedCM": lambda r: server.fedcm(clip, sgd(r), beta=0.1),
-        "FedGamma": lambda r: server.fedgamma(clip, sgd(r), n, rho=0.01),
-        "MoFedSAM": lambda r: server.mofedsam(clip, sgd(r), rho=0.1, beta=0.1),
-        "FedSpeed": lambda r: server.fedspeed(clip, sgd(r), n, pull=0.1, rho=0.1),
-        "FedSMOO": lambda r: server.fedsmoo(clip, sgd(r), n, pull=0.1, rho=0.1),
+        "FedGamma": lambda r: server.fedgamma(clip, sgd(r), n, radius=0.01),
+        "MoFedSAM": lambda r: server.mofedsam(clip, sgd(r), radius=0.1, beta=0.1),
+        "FedSpeed": lambda r: server.fedspeed(clip, sgd(r), n, pull=0.1, radius=0.1),
+        "FedSMOO": lambda r: server.fedsmoo(clip, sgd(r), n, pull=0.1, radius=0.1),
     }
 
 

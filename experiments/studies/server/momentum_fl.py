@@ -20,7 +20,7 @@ from experiments.tools.study import Claim, Part, Study, Summary
 
 BETAS = (1.0, 0.5, 0.1, 0.02)
 ALPHAS = (0.1, 0.3)
-FedAvgM, ScaffoldM = dx.server.fedavg_m, dx.server.scaffold_m
+FedAvgM, ScaffoldM = dx.server.fedcm, dx.server.scaffold_m
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +164,10 @@ def bias(
     gammas = [0.1, 0.1, 0.1, 0.02]
 
     def plain(beta: Any, gamma: Any) -> dx.Algorithm:
-        return FedAvgM(dx.data.quadratic_loss, optax.sgd(0.02), beta=beta, gamma=gamma)
+        return FedAvgM(dx.data.quadratic_loss, optax.sgd(0.02), beta=beta, server_rate=gamma)
 
     def controlled(beta: Any) -> dx.Algorithm:
-        return ScaffoldM(dx.data.quadratic_loss, optax.sgd(0.02), 6, beta=beta, gamma=0.1)
+        return ScaffoldM(dx.data.quadratic_loss, optax.sgd(0.02), 6, beta=beta, server_rate=0.1)
 
     for K, reference, factor, low, high in (
         (5, (0.15365, 0.07859, 0.01600, 0.00321), 8, 0.9, 1.1),
@@ -235,10 +235,10 @@ def partial(config: Config, given: Instances, stage: Stage) -> tuple[dict, list[
     }
     descent, loss = optax.sgd(0.02), dx.data.quadratic_loss
     methods: dict[str, Callable] = {
-        "FedAvg-M": lambda beta: FedAvgM(loss, descent, beta=beta, gamma=0.1),
-        "SCAFFOLD-M": lambda beta: ScaffoldM(loss, descent, 6, beta=beta, gamma=0.1),
+        "FedAvg-M": lambda beta: FedAvgM(loss, descent, beta=beta, server_rate=0.1),
+        "SCAFFOLD-M": lambda beta: ScaffoldM(loss, descent, 6, beta=beta, server_rate=0.1),
         "SCAFFOLD-M-VR": lambda beta: dx.server.scaffold_m_vr(
-            loss, descent, 6, beta=beta, gamma=0.1
+            loss, descent, 6, beta=beta, server_rate=0.1
         ),
     }
     for name, method in methods.items():
@@ -327,10 +327,19 @@ def noise(
     gammas = (0.02, 0.05)
     s = dx.server
     asked: dict[str, tuple[Callable, tuple[float, ...]]] = {
-        "FedAvg-M": (lambda b, g: s.fedavg_m(loss, descent, beta=b, gamma=g), (1.0, 0.1)),
-        "FedAvg-M-VR": (lambda b, g: s.fedavg_m_vr(loss, descent, beta=b, gamma=g), (0.1, 0.3)),
-        "SCAFFOLD-M": (lambda b, g: s.scaffold_m(loss, descent, n, beta=b, gamma=g), (1.0, 0.1)),
-        "SCAFFOLD-M-VR": (lambda b, g: s.scaffold_m_vr(loss, descent, n, beta=b, gamma=g), (0.1,)),
+        "FedAvg-M": (lambda b, g: s.fedcm(loss, descent, beta=b, server_rate=g), (1.0, 0.1)),
+        "FedAvg-M-VR": (
+            lambda b, g: s.fedavg_m_vr(loss, descent, beta=b, server_rate=g),
+            (0.1, 0.3),
+        ),
+        "SCAFFOLD-M": (
+            lambda b, g: s.scaffold_m(loss, descent, n, beta=b, server_rate=g),
+            (1.0, 0.1),
+        ),
+        "SCAFFOLD-M-VR": (
+            lambda b, g: s.scaffold_m_vr(loss, descent, n, beta=b, server_rate=g),
+            (0.1,),
+        ),
     }
     floors: dict[str, dict[float, np.ndarray]] = {}
     for name, (method, betas) in asked.items():
@@ -399,9 +408,9 @@ def digits(config: Config, stage: Stage = in_memory) -> Summary:
     hyper = [beta for beta, _ in points], [steps * eta * K for _, steps in points]
     descent = optax.sgd(eta)
     methods: dict[str, Callable] = {
-        "FedAvg": lambda beta, gamma: FedAvgM(given.loss, descent, beta=beta, gamma=gamma),
+        "FedAvg": lambda beta, gamma: FedAvgM(given.loss, descent, beta=beta, server_rate=gamma),
         "SCAFFOLD": lambda beta, gamma: ScaffoldM(
-            given.loss, descent, CLIENTS, beta=beta, gamma=gamma
+            given.loss, descent, CLIENTS, beta=beta, server_rate=gamma
         ),
     }
     sheet = {

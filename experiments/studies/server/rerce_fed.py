@@ -41,7 +41,7 @@ class Config:
       walks: runs that measure the random walk of the consensus.
       seeds: runs of the logistic task on digits.
       logistic_rounds: rounds of it.
-      rho: penalty of the least squares.
+      penalty: rho, of the least squares.
       seed: of everything random.
     """
 
@@ -56,7 +56,7 @@ class Config:
     walks: int = 6000
     seeds: int = 4
     logistic_rounds: int = 150
-    rho: float = 1.0
+    penalty: float = 1.0
     seed: int = 0
 
 
@@ -83,7 +83,7 @@ def curves(
     cohort: int,
     variances: tuple[float, ...],
     *,
-    rho: float,
+    penalty: float,
     rounds: int,
     runs: int,
     key: jax.Array,
@@ -108,7 +108,7 @@ def curves(
     ) -> Array:
         def one(deviation: Array, own_key: Array) -> Array:
             noise = dx.channel.gaussian_noise(deviation)  # type: ignore[arg-type]
-            algorithm = make(rho, uplink=noise, downlink=noise)
+            algorithm = make(penalty, uplink=noise, downlink=noise)
             start = algorithm.init(own_key, jnp.zeros(d), objectives)
             measured = dx.Algorithm(algorithm.init, functools.partial(measure, algorithm))
             return dx.rollout(measured, start, source, own_key, rounds)[1]["deviation"]
@@ -145,7 +145,7 @@ def table(
                 objectives,
                 cohort,
                 variances,
-                rho=config.rho,
+                penalty=config.penalty,
                 rounds=rounds,
                 runs=runs,
                 key=key,
@@ -164,7 +164,7 @@ def averaging(
     steepest = np.asarray(objectives.curvature).max(1) / np.asarray(task.partition.sizes)
     descent = optax.sgd(0.5 / float(steepest.max()))
 
-    def make(rho: float, *, uplink: dx.channel.Channel, downlink: dx.channel.Channel) -> Any:
+    def make(penalty: float, *, uplink: dx.channel.Channel, downlink: dx.channel.Channel) -> Any:
         averaged = dx.server.fedavg(dx.data.least_squares_loss, descent, channel=uplink)
         return dx.Algorithm(
             lambda key, params, objectives: averaged.init(key, params), averaged.step
@@ -177,7 +177,7 @@ def averaging(
             objectives,
             cohort,
             config.variances,
-            rho=config.rho,
+            penalty=config.penalty,
             rounds=config.rounds,
             runs=config.runs,
             key=jax.random.key(config.seed + 1),
@@ -199,19 +199,19 @@ def textbook_gap(config: Config, task: dx.data.WeightedLeastSquares) -> float:
     curvature = np.stack([A.T @ A for A in rows])
     slope = np.stack([A.T @ b for A, b in zip(rows, labels, strict=True)])
     n, d = slope.shape
-    inverse = np.linalg.inv(curvature + config.rho * np.eye(d))
+    inverse = np.linalg.inv(curvature + config.penalty * np.eye(d))
     z, dual, models = np.zeros(d), np.zeros((n, d)), []
     for _ in range(50):
-        x = np.einsum("kij,kj->ki", inverse, slope - dual + config.rho * z)
-        z = (x + dual / config.rho).mean(0)
-        dual = dual + config.rho * (x - z)
+        x = np.einsum("kij,kj->ki", inverse, slope - dual + config.penalty * z)
+        z = (x + dual / config.penalty).mean(0)
+        dual = dual + config.penalty * (x - z)
         models.append(x)
     gap = 0.0
     with jax.enable_x64(True):
         objectives = dx.local.quadratic_objectives(task.data, task.partition, dtype=np.float64)
         source = dx.Federation(task.data, task.partition, local_steps=1, batch_size=1)
         for make in METHODS.values():
-            algorithm = make(config.rho)
+            algorithm = make(config.penalty)
             start = algorithm.init(jax.random.key(0), jnp.zeros(d), objectives)
             seen = dx.Algorithm(algorithm.init, functools.partial(_with_models, algorithm))
             rollout = jax.jit(functools.partial(dx.rollout, seen, rounds=50))
@@ -233,7 +233,7 @@ def random_walk(
     objectives = dx.local.quadratic_objectives(task.data, task.partition)
     source = dx.Federation(task.data, task.partition, local_steps=1, batch_size=1)
     algorithm = dx.server.rerce_fed(
-        config.rho,
+        config.penalty,
         uplink=dx.channel.gaussian_noise(up),
         downlink=dx.channel.gaussian_noise(down),
     )
@@ -253,7 +253,7 @@ def random_walk(
     keys = jax.random.split(jax.random.key(config.seed + 2), config.walks)
     measured = np.asarray(gaps(keys), np.float64).mean(0)
     inverse = np.linalg.inv(task.information)
-    predicted = config.rho**2 * 10 * (up**2 + down**2) * np.trace(inverse @ inverse)
+    predicted = config.penalty**2 * 10 * (up**2 + down**2) * np.trace(inverse @ inverse)
     number, late = np.arange(rounds), slice(rounds // 3, None)
     slope = float(np.polyfit(number[late], measured[late], 1)[0])
     offset = measured[late].mean() - predicted * number[late].mean()
@@ -278,11 +278,13 @@ def logistic(config: Config, stage: Stage) -> dict[str, dict[str, float]]:
     source = dx.Federation(data, partition, local_steps=5, batch_size=64, weights=jnp.ones(n))
     optimum = _optimum(loss, source, params)
     start_gap = optax.tree.norm(jax.tree.map(jnp.subtract, params, optimum))
-    rate, rho = 0.5, 0.1
+    rate, penalty = 0.5, 0.1
 
     def admm(deviation: float) -> dx.Algorithm:
         noise = dx.channel.gaussian_noise(deviation)
-        return dx.server.dual_free_admm(loss, optax.sgd(rate), rho, n, uplink=noise, downlink=noise)
+        return dx.server.dual_free_admm(
+            loss, optax.sgd(rate), penalty, n, uplink=noise, downlink=noise
+        )
 
     cases = {
         "dual-free ADMM, no noise": admm(0.0),

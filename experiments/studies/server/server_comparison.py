@@ -77,11 +77,11 @@ def methods(loss: Any) -> dict[str, Callable[[Any], dx.Algorithm]]:
         "FedNova": lambda rate: s.fednova(loss, sgd(rate)),
         "MimeLite": lambda rate: s.mimelite(loss, sgd(rate), s.fixed_momentum(0.9)),
         "FedProx": lambda rate: s.fedprox(loss, sgd(rate), pull=0.1),
-        "FedSAM": lambda rate: s.fedsam(loss, sgd(rate), rho=0.05),
+        "FedSAM": lambda rate: s.fedsam(loss, sgd(rate), radius=0.05),
         "FedCM": lambda rate: s.fedcm(loss, sgd(rate), beta=0.1),
-        "MoFedSAM": lambda rate: s.mofedsam(loss, sgd(rate), rho=0.05, beta=0.1),
+        "MoFedSAM": lambda rate: s.mofedsam(loss, sgd(rate), radius=0.05, beta=0.1),
         "SCAFFOLD": lambda rate: s.scaffold(loss, sgd(rate), n),
-        "FedGamma": lambda rate: s.fedgamma(loss, sgd(rate), n, rho=0.05),
+        "FedGamma": lambda rate: s.fedgamma(loss, sgd(rate), n, radius=0.05),
         "SCAFFOLD-M": lambda rate: s.scaffold_m(loss, sgd(rate), n, beta=0.2),
         # These diverge on networks unless eta K and gamma are small.
         "FedAvg-M-VR": lambda rate: s.fedavg_m_vr(loss, sgd(0.1 * rate), beta=0.2),
@@ -91,8 +91,8 @@ def methods(loss: Any) -> dict[str, Callable[[Any], dx.Algorithm]]:
             loss, sgd(0.1 * rate), s.anchors.constant(0.5), examples=100, batch_size=100
         ),
         "FedDyn": lambda rate: s.feddyn(loss, sgd(rate), n, pull=0.1),
-        "FedSpeed": lambda rate: s.fedspeed(loss, sgd(rate), n, pull=0.1, rho=0.05),
-        "FedSMOO": lambda rate: s.fedsmoo(loss, sgd(rate), n, pull=0.1, rho=0.05),
+        "FedSpeed": lambda rate: s.fedspeed(loss, sgd(rate), n, pull=0.1, radius=0.05),
+        "FedSMOO": lambda rate: s.fedsmoo(loss, sgd(rate), n, pull=0.1, radius=0.05),
         # The exact z-step: a server rate of 1, as in its paper, or of 0.3 makes the CNN diverge, for the
         # local models that it moves away from are ten rounds old.
         "FedADMM": lambda rate: s.fedadmm(loss, sgd(rate), n, pull=0.1),
