@@ -9,10 +9,15 @@ import pathlib
 # compiling small programs once, so machine code is left as it comes: a quarter of the time saved.
 # Another quarter is saved by the older emitters of loops, which jaxlib 0.10 has; XLA ends a process
 # that names a flag it does not know.
-FLAGS = ["--xla_backend_optimization_level=0", "--xla_force_host_platform_device_count=8"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")])
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8",
+        "--xla_cpu_use_fusion_emitters=false"
+        if importlib.metadata.version("jaxlib").startswith("0.10.")
+        else "",
+        os.environ.get("XLA_FLAGS", ""),
+    )
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax

@@ -30,7 +30,7 @@ CONVEX = {"strong_convexity": 1.0, "smoothness": 2.0}
 MATCHING = dx.matching.by_weights(SYMMETRIES)
 UNITS = {"hidden": np.arange(4)}
 PROFIT = np.eye(3, dtype=np.float32)
-TIMED = dx.decentralized.dadao(LOSS, RATES, **CONVEX).init(KEY, WEIGHTS)
+TIMED = jax.jit(dx.decentralized.dadao(LOSS, RATES, **CONVEX).init)(KEY, WEIGHTS)
 
 
 def conjugate(y, batch):
