@@ -1,5 +1,6 @@
 """Right calls of the algorithms without a server, of gossip and of matching."""
 
+import jax
 import numpy as np
 
 import dflax as dx

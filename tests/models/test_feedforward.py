@@ -1,5 +1,7 @@
 """Linear model, perceptron, small convolutional network and ResNet-18."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
