@@ -130,7 +130,7 @@ def test_least_can_differ_from_client_to_client():
             lambda: participation.availability(1, np.ones(3)),
             r"shape \[rounds, clients\], got \(3,\)",
         ),
-        (lambda: participation.dropout(participation.everyone(), float("nan")), "rate must be"),
+        (lambda: participation.dropout(participation.everyone(), float("nan")), "probability must be"),
         (lambda: participation.stragglers(participation.everyone(), 0.1, 2.0), "least must be"),
         (lambda: participation.bernoulli(np.ones(3)), "probability must be a single real number"),
         (lambda: participation.bernoulli(0.5, nonempty="no"), "nonempty must be True or False"),
@@ -147,12 +147,12 @@ def test_least_can_differ_from_client_to_client():
         (lambda: participation.dropout(3, 0.1), r"participation must be a function.*uniform\(10\)"),
         (
             lambda: participation.dropout(participation.everyone(), np.ones(2)),
-            "rate must be a single",
+            "probability must be a single",
         ),
         (lambda: participation.stragglers(None, 0.1), "participation must be a function"),
         (
             lambda: participation.stragglers(participation.everyone(), np.ones(2)),
-            "rate must be a single",
+            "probability must be a single",
         ),
         (
             lambda: participation.stragglers(participation.everyone(), 0.1, np.zeros((2, 2))),
@@ -175,7 +175,7 @@ def test_least_can_differ_from_client_to_client():
         (lambda: participation.weighted(1, []), "probabilities must be an array of at least one"),
         (
             lambda: participation.dropout(participation.everyone(), np.True_),
-            "rate must be a real number",
+            "probability must be a real number",
         ),
         (
             lambda: participation.stragglers(participation.everyone(), 0.1, [False, True]),

@@ -9,9 +9,9 @@ from dflax.gossip.choose import mixer
 from dflax.gossip.mixer import Mixer
 
 
-def ring(clients: int, *, steps: int = 1) -> Mixer:
+def ring(nodes: int, *, steps: int = 1) -> Mixer:
     """Mixing on the cycle, weights 1/3."""
-    return mixer(topology.ring(clients), steps=steps)
+    return mixer(topology.ring(nodes), steps=steps)
 
 
 def torus(rows: int, columns: int, *, steps: int = 1) -> Mixer:
@@ -19,29 +19,29 @@ def torus(rows: int, columns: int, *, steps: int = 1) -> Mixer:
     return mixer(topology.torus(rows, columns), steps=steps)
 
 
-def hypercube(clients: int, *, steps: int = 1) -> Mixer:
+def hypercube(nodes: int, *, steps: int = 1) -> Mixer:
     """Mixing on the hypercube, weights `1 / (1 + log2 n)`; n is a power of two."""
-    return mixer(topology.hypercube(clients), steps=steps)
+    return mixer(topology.hypercube(nodes), steps=steps)
 
 
-def star(clients: int, *, steps: int = 1) -> Mixer:
+def star(nodes: int, *, steps: int = 1) -> Mixer:
     """Mixing on the star around client 0, Metropolis–Hastings weights: 1/n on every link."""
-    return mixer(topology.star(clients), steps=steps)
+    return mixer(topology.star(nodes), steps=steps)
 
 
-def exponential(clients: int, *, steps: int = 1) -> Mixer:
+def exponential(nodes: int, *, steps: int = 1) -> Mixer:
     """Mixing on the static exponential graph: equal weights on self and offsets 1, 2, 4, ..."""
-    return mixer(topology.exponential(clients), steps=steps)
+    return mixer(topology.exponential(nodes), steps=steps)
 
 
-def one_peer_exponential(clients: int, *, steps: int = 1) -> Mixer:
+def one_peer_exponential(nodes: int, *, steps: int = 1) -> Mixer:
     """`W_t = (I + S_o) / 2`, S_o the cyclic shift by `o = 2^(t mod ceil(log2 n))`.
 
     Every client sends one model per gossip step. Over a period of ceil(log2 n) steps the average is
     exact when n is a power of two, and only approached for other n.
 
     Args:
-      clients: n >= 2.
+      nodes: n >= 2.
       steps: gossip steps per round, >= 1.
 
     Returns:
@@ -54,13 +54,11 @@ def one_peer_exponential(clients: int, *, steps: int = 1) -> Mixer:
       Ying et al., Exponential Graph is Provably Efficient for Decentralized Deep Training,
       arXiv 2110.13363.
     """
-    validation.integer("clients", clients, low=2)
-    offsets = topology.exponential_offsets(clients)
+    validation.integer("nodes", nodes, low=2)
+    offsets = topology.exponential_offsets(nodes)
     turns = [
         topology.uniform(
-            topology.from_shifts(
-                (clients,), ((o,),), f"shift by {o} of {clients}", disconnected=True
-            )
+            topology.from_shifts((nodes,), ((o,),), f"shift by {o} of {nodes}", disconnected=True)
         )
         for o in offsets
     ]
@@ -72,23 +70,23 @@ def matcha(graph: topology.Graph, budget: float, *, steps: int = 1) -> Mixer:
     return mixer(topology.matcha(graph, budget), steps=steps)
 
 
-def erdos_renyi(clients: int, probability: float, seed: int = 0, *, steps: int = 1) -> Mixer:
+def erdos_renyi(nodes: int, probability: float, seed: int = 0, *, steps: int = 1) -> Mixer:
     """Mixing on a connected Erdős–Rényi graph G(n, p), Metropolis–Hastings weights."""
-    return mixer(topology.erdos_renyi(clients, probability, seed), steps=steps)
+    return mixer(topology.erdos_renyi(nodes, probability, seed), steps=steps)
 
 
-def random_regular(clients: int, degree: int, seed: int = 0, *, steps: int = 1) -> Mixer:
+def random_regular(nodes: int, degree: int, seed: int = 0, *, steps: int = 1) -> Mixer:
     """Mixing on one connected random regular graph, weights `1 / (1 + degree)`."""
-    return mixer(topology.random_regular(clients, degree, seed), steps=steps)
+    return mixer(topology.random_regular(nodes, degree, seed), steps=steps)
 
 
-def geometric(clients: int, radius: float, seed: int = 0, *, steps: int = 1) -> Mixer:
+def geometric(nodes: int, radius: float, seed: int = 0, *, steps: int = 1) -> Mixer:
     """Mixing on a connected random geometric graph, Metropolis–Hastings weights."""
-    return mixer(topology.geometric(clients, radius, seed), steps=steps)
+    return mixer(topology.geometric(nodes, radius, seed), steps=steps)
 
 
 def random_neighbours(
-    clients: int,
+    nodes: int,
     r: float | Float[Array, ""] | Callable[[Int[Array, ""]], Float[Array, ""]],
     *,
     most: int | None = None,
@@ -97,22 +95,20 @@ def random_neighbours(
     steps: int = 1,
 ) -> Mixer:
     """Mixing with r random others on average; arguments as in `topology.random_neighbours`."""
-    schedule = topology.random_neighbours(
-        clients, r, most=most, base=base, disconnected=disconnected
-    )
+    schedule = topology.random_neighbours(nodes, r, most=most, base=base, disconnected=disconnected)
     return mixer(schedule, steps=steps)
 
 
 def random_matching(
-    clients: int,
+    nodes: int,
     probability: float | Float[Array, ""] | Callable[[Int[Array, ""]], Float[Array, ""]] = 1.0,
     *,
     steps: int = 1,
 ) -> Mixer:
     """Mixing in random pairs; arguments as in `topology.random_matching`."""
-    return mixer(topology.random_matching(clients, probability), steps=steps)
+    return mixer(topology.random_matching(nodes, probability), steps=steps)
 
 
-def random_regular_each_round(clients: int, degree: int, *, steps: int = 1) -> Mixer:
+def random_regular_each_round(nodes: int, degree: int, *, steps: int = 1) -> Mixer:
     """Mixing on a new regular graph each time; arguments as in `topology.random_regular_each_round`."""
-    return mixer(topology.random_regular_each_round(clients, degree), steps=steps)
+    return mixer(topology.random_regular_each_round(nodes, degree), steps=steps)

@@ -11,13 +11,13 @@ from dflax.algorithm import Params
 from dflax.clients import replicate
 
 
-def starts(key: Key[Array, ""], params: Params | Callable[..., Params], clients: int) -> Params:
+def starts(key: Key[Array, ""], params: Params | Callable[..., Params], nodes: int) -> Params:
     """One start for all nodes, or one of its own for each from a function `key -> start`.
 
     Args:
       key: typed key; split over the nodes.
       params: a pytree of real arrays, or the function.
-      clients: n.
+      nodes: n.
 
     Returns:
       Leaves `[n, ...]`.
@@ -30,11 +30,11 @@ def starts(key: Key[Array, ""], params: Params | Callable[..., Params], clients:
     if callable(params) and jax.tree_util.all_leaves([params]):
         # The rounds of a run with the same key fold in small numbers: no start shares a key with one.
         own = jax.random.fold_in(key, 0xFFFFFFFF)
-        models = jax.vmap(params)(jax.random.split(own, clients))
+        models = jax.vmap(params)(jax.random.split(own, nodes))
         validation.model("params", models)
         return models
     validation.model("params", params)
-    return replicate(params, clients)
+    return replicate(params, nodes)
 
 
 def read(tree: PyTree[Array], node: Int[Array, ""]) -> PyTree[Array]:
@@ -57,10 +57,10 @@ def write(tree: PyTree[Array], node: Int[Array, ""], row: PyTree[Array]) -> PyTr
     )
 
 
-def put(tree: PyTree[Array], clients: Int[Array, " k"], rows: PyTree[Array]) -> PyTree[Array]:
+def put(tree: PyTree[Array], nodes: Int[Array, " k"], rows: PyTree[Array]) -> PyTree[Array]:
     """The tree with the rows of several nodes replaced; numbers from n on are dropped."""
     return jax.tree.map(
-        lambda leaf, new: leaf.at[clients].set(new.astype(leaf.dtype), mode="drop"), tree, rows
+        lambda leaf, new: leaf.at[nodes].set(new.astype(leaf.dtype), mode="drop"), tree, rows
     )
 
 

@@ -132,7 +132,7 @@ class Runs:
                 replacement=True,
                 weights=jnp.ones(self.nodes),
             )
-            several = [everyone]
+            several = [everyone] * len(self.keys)
             if rule is not None:
                 several = [everyone.replace(participation=rule(table)) for table in tables]
             sources = dx.side_by_side(several)

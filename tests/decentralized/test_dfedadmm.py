@@ -254,5 +254,5 @@ def test_bad_arguments_are_refused():
         dfedadmm(curved, rate, topology.ring(N))
     with pytest.raises(TypeError, match="optimizer must be an optax optimiser"):
         dfedadmm(curved, 0.1, ring)
-    with pytest.raises(ValueError, match=r"rho must be .*got -0.1"):
+    with pytest.raises(ValueError, match=r"radius must be .*got -0.1"):
         dfedadmm_sam(curved, rate, ring, radius=-0.1)

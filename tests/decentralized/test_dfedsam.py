@@ -149,7 +149,7 @@ def test_four_gossip_steps_help_on_digits():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="gossip_steps must be an integer >= 1, got 0"):
         dfedsam(softmax_loss, RATE, RING, gossip_steps=0)
-    with pytest.raises(ValueError, match=r"rho must be .*got -1"):
+    with pytest.raises(ValueError, match=r"radius must be .*got -1"):
         dfedsam(softmax_loss, RATE, RING, radius=-1.0)
     with pytest.raises(TypeError, match="mixer must be a Mixer"):
         dfedsam(softmax_loss, RATE, topology.ring(8))

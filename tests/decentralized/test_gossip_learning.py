@@ -85,7 +85,7 @@ def test_on_eight_devices_and_in_a_sweep_it_is_the_same():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="nodes must be an integer"):
+    with pytest.raises(ValueError, match="clients must be an integer"):
         gossip_learning(half_square, optax.sgd(0.1), 1)
     with pytest.raises(TypeError, match="optimizer"):
         gossip_learning(half_square, "sgd", N)

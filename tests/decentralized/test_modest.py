@@ -340,7 +340,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(TypeError, match=r"nodes\[1\] must be of type bytes"):
         md5_ranks([b"0", "1"], 3)
     method = modest(half_square, optax.sgd(0.1), clients=5, sample=2)
-    with pytest.raises(ValueError, match="nodes must be the federation's 12 clients"):
+    with pytest.raises(ValueError, match="clients must be the federation's 12 clients"):
         method.step(method.init(KEY, START), TASK.federation().draw(KEY, 0))
     with pytest.raises(ValueError, match="table must have shape"):
         participation.present(jnp.ones(3))

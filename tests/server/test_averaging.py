@@ -64,7 +64,7 @@ def test_fedsam_and_its_sweep():
         (lambda: dx.server.fedprox(LOSS, optax.sgd(0.1), 1.0), "server_optimizer must be"),
         (
             lambda: dx.server.fedsam(LOSS, optax.sgd(0.1), radius=-1.0),
-            "rho must be a finite number",
+            "radius must be a finite number",
         ),
     ],
 )
@@ -126,7 +126,7 @@ def test_who_does_not_report_keeps_its_optimizer():
         (lambda: dx.server.fedcm(LOSS, SGD, beta=np.ones(0)), "beta must be a single real number"),
         (lambda: dx.server.fixed_adam(b1=None), "b1 must be a real number"),
         (lambda: dx.server.anchors.constant(True), "probability must be a real number"),
-        (lambda: dx.channel.lossy(True), "rate must be a real number"),
+        (lambda: dx.channel.lossy(True), "probability must be a real number"),
         (lambda: dx.channel.top_k(None), "share must be a real number"),
         (lambda: dx.channel.largest(jnp.ones(3), np.nan), "count must be an integer"),
         (lambda: dx.channel.largest(jnp.ones((3, 1)), 1), "values must have one axis"),

@@ -144,7 +144,7 @@ def test_over_noisy_links_it_learns_the_digits():
     [
         (lambda: dual_free_admm(1, optax.sgd(0.1), 1.0, 4), "loss must be a function"),
         (lambda: dual_free_admm(softmax_loss, 0.1, 1.0, 4), "optimizer must be an optax optimiser"),
-        (lambda: dual_free_admm(softmax_loss, optax.sgd(0.1), -1.0, 4), "rho must be a finite"),
+        (lambda: dual_free_admm(softmax_loss, optax.sgd(0.1), -1.0, 4), "penalty must be a finite"),
         (
             lambda: dual_free_admm(softmax_loss, optax.sgd(0.1), 1.0, 0),
             "clients must be an integer",

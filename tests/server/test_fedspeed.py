@@ -28,7 +28,7 @@ from dflax.federation import Assignment
 RATE, PULL = 0.05, 0.5
 
 
-def rounds_by_hand(rho=0.0, alpha=1.0, average="code", relaxed=0.0):
+def rounds_by_hand(radius=0.0, alpha=1.0, average="code", relaxed=0.0):
     """The algorithm box in float64: model, duals, and the last round's divergence."""
     x, h, last = START, np.zeros((CLIENTS, 3)), np.tile(START, (CLIENTS, 1))
     for cohort in cohorts():
@@ -37,7 +37,7 @@ def rounds_by_hand(rho=0.0, alpha=1.0, average="code", relaxed=0.0):
             first = x + relaxed * (x - last[i])
 
             def direction(y, i=i, first=first):
-                q = perturbed_gradient(i, y, rho, alpha)
+                q = perturbed_gradient(i, y, radius, alpha)
                 return q + PULL * (y - first) + PULL * old[i]  # noqa: B023
 
             end, _ = local_steps(first, direction, RATE)

@@ -222,11 +222,11 @@ def test_mofedsam_is_fedcm_on_perturbed_gradients():
         (lambda: dx.server.fedcm(LOSS, 0.1), "optimizer must be an optax optimiser"),
         (
             lambda: dx.server.fedcm(LOSS, optax.sgd(0.1), server_rate=-1.0),
-            "gamma must be a finite number",
+            "server_rate must be a finite number",
         ),
         (
             lambda: dx.server.mofedsam(LOSS, optax.sgd(0.1), radius=-1.0),
-            "rho must be a finite number",
+            "radius must be a finite number",
         ),
         (lambda: dx.server.scaffold_m(LOSS, optax.sgd(0.1), 0), "clients must be an integer >= 1"),
         (

@@ -35,9 +35,9 @@ RATED = {
     "fal": ("server_rate", (half_square, SGD, attack), {}),
     "fedamd": ("server_rate", (half_square, SGD, server.anchors.periodic(2)), {}),
     "fedpage": ("server_rate", (half_square, 0.1, 0.5), {}),
-    "fedadam": ("rate", (half_square, SGD), {}),
-    "fedyogi": ("rate", (half_square, SGD), {}),
-    "fedadagrad": ("rate", (half_square, SGD), {}),
+    "fedadam": ("server_rate", (half_square, SGD), {}),
+    "fedyogi": ("server_rate", (half_square, SGD), {}),
+    "fedadagrad": ("server_rate", (half_square, SGD), {}),
 }
 
 

@@ -282,7 +282,7 @@ def test_on_devices_and_within_a_sweep_it_is_the_same(make):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda make: make(0.0), r"rho must be a finite number in \(0, inf\), got 0.0"),
+        (lambda make: make(0.0), r"penalty must be a finite number in \(0, inf\), got 0.0"),
         (lambda make: make(1.0, uplink=0.1), "uplink must be of type Channel, not float"),
         (
             lambda make: make(1.0, downlink=channel.Channel(lambda m: m, lambda *a: a)),
