@@ -130,7 +130,10 @@ def test_least_can_differ_from_client_to_client():
             lambda: participation.availability(1, np.ones(3)),
             r"shape \[rounds, clients\], got \(3,\)",
         ),
-        (lambda: participation.dropout(participation.everyone(), float("nan")), "probability must be"),
+        (
+            lambda: participation.dropout(participation.everyone(), float("nan")),
+            "probability must be",
+        ),
         (lambda: participation.stragglers(participation.everyone(), 0.1, 2.0), "least must be"),
         (lambda: participation.bernoulli(np.ones(3)), "probability must be a single real number"),
         (lambda: participation.bernoulli(0.5, nonempty="no"), "nonempty must be True or False"),

@@ -74,7 +74,9 @@ def test_channels_compose_in_order_and_keep_their_own_memory():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="deviation must be a finite number"):
         channel.gaussian_noise(-1.0)
-    with pytest.raises(ValueError, match=r"probability must be a finite number in \[0, 1\], got 1.1"):
+    with pytest.raises(
+        ValueError, match=r"probability must be a finite number in \[0, 1\], got 1.1"
+    ):
         channel.lossy(1.1)
     with pytest.raises(TypeError, match=r"channels\[1\] must be of type Channel"):
         channel.chain(channel.perfect(), 3)

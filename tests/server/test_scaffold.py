@@ -69,7 +69,10 @@ def test_who_does_no_step_keeps_its_control_variate():
             lambda: dx.server.scaffold(LOSS, optax.sgd(0.1), 6, server_rate=0.0),
             "server_rate must be a finite number",
         ),
-        (lambda: dx.server.fedgamma(LOSS, optax.sgd(0.1), 6, radius=-0.1), "radius must be a finite"),
+        (
+            lambda: dx.server.fedgamma(LOSS, optax.sgd(0.1), 6, radius=-0.1),
+            "radius must be a finite",
+        ),
         (
             lambda: dx.server.scaffold(LOSS, optax.sgd(0.1), 5).step(
                 dx.server.scaffold(LOSS, optax.sgd(0.1), 5).init(KEY, jnp.zeros(3)),
