@@ -1,5 +1,6 @@
 """Right calls of the algorithms without a server, of gossip and of matching."""
 
+import jax
 import numpy as np
 
 import dflax as dx
@@ -32,7 +33,7 @@ MATCHING = dx.matching.by_weights(SYMMETRIES)
 UNITS = {"hidden": np.arange(4)}
 VERSION = dx.gossip.Stamped(np.int32(3), np.arange(4))
 PROFIT = np.eye(3, dtype=np.float32)
-TIMED = dx.decentralized.dadao(LOSS, RATES, **CONVEX).init(KEY, WEIGHTS)
+TIMED = jax.jit(dx.decentralized.dadao(LOSS, RATES, **CONVEX).init)(KEY, WEIGHTS)
 
 
 def conjugate(y, batch):

@@ -205,7 +205,7 @@ def test_the_hand_example():
 def test_duals_of_a_model_in_half_precision_are_wide():
     algorithm = dx.server.fedspeed(LOSS, optax.sgd(0.1), CLIENTS)
     state = algorithm.init(KEY, jnp.zeros(3, jnp.bfloat16))
-    state, _ = algorithm.step(state, SOURCE.draw(KEY, 0))
+    state, _ = jax.jit(algorithm.step)(state, SOURCE.draw(KEY, 0))
     assert state.server.params.dtype == jnp.bfloat16
     assert state.clients.memory.dual.dtype == state.server.memory.mean.dtype == jnp.float32
 
