@@ -42,3 +42,58 @@ from dflax.running.sweep import Sweep, sweep
 from dflax.side_by_side import SideBySide, side_by_side
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Algorithm",
+    "Assignment",
+    "Events",
+    "FederatedState",
+    "Federation",
+    "History",
+    "Population",
+    "Round",
+    "SideBySide",
+    "Source",
+    "Sweep",
+    "__version__",
+    "aggregation",
+    "channel",
+    "checkpoint",
+    "client_mesh",
+    "condensed",
+    "data",
+    "decentralized",
+    "disjoint",
+    "evaluation",
+    "export",
+    "gather",
+    "gossip",
+    "interrupt",
+    "local",
+    "losses",
+    "map_clients",
+    "map_cohort",
+    "matching",
+    "mean_metrics",
+    "mesh",
+    "models",
+    "participation",
+    "profile",
+    "recipes",
+    "replicate",
+    "rollout",
+    "run",
+    "scatter",
+    "select",
+    "server",
+    "side_by_side",
+    "sinks",
+    "stretches",
+    "sweep",
+    "topology",
+    "weighted_mean",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

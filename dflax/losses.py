@@ -284,3 +284,17 @@ def _mean(
 def _present(value: Any) -> bool:
     """Whether a hyper-parameter may differ from zero."""
     return isinstance(value, jax.Array) or bool(value)
+
+
+__all__ = [
+    "absolute_error",
+    "classification",
+    "from_examples",
+    "language_modelling",
+    "squared_error",
+    "with_l2",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -407,3 +407,23 @@ def _at_most(cohort: int, clients: int, name: str = "cohort") -> None:
 def _table_width(name: str, width: int, clients: int) -> None:
     if width != clients:
         raise ValueError(f"{name} must have one entry per client, {clients}, got {width}.")
+
+
+__all__ = [
+    "Cohort",
+    "Count",
+    "availability",
+    "bernoulli",
+    "distinct",
+    "dropout",
+    "everyone",
+    "from_table",
+    "present",
+    "stragglers",
+    "uniform",
+    "weighted",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -18,3 +18,30 @@ from dflax.channel.low_rank import powersgd
 from dflax.channel.memory import differences, error_feedback
 from dflax.channel.quantized import qsgd, sign
 from dflax.channel.sparse import random_k, top_k
+
+__all__ = [
+    "Channel",
+    "Sending",
+    "broadcast",
+    "chain",
+    "compression",
+    "differences",
+    "error_feedback",
+    "finite_only",
+    "gaussian_noise",
+    "largest",
+    "lossy",
+    "named",
+    "only",
+    "perfect",
+    "powersgd",
+    "qsgd",
+    "random_k",
+    "sign",
+    "top_k",
+    "uncompressed",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

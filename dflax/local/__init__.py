@@ -27,3 +27,43 @@ from dflax.local.solver import (
 from dflax.local.subproblem import Subproblem
 from dflax.local.trades import trades
 from dflax.local.travel import travel
+
+__all__ = [
+    "Attack",
+    "Estimate",
+    "LargeBatch",
+    "Loss",
+    "Norm",
+    "Optimizer",
+    "Oracle",
+    "Quadratic",
+    "Solution",
+    "Subproblem",
+    "adversarial",
+    "check_no_value",
+    "check_optimizer",
+    "check_pull",
+    "client_gradients",
+    "clipped",
+    "distances",
+    "fast_gradient_sign",
+    "gradient",
+    "large_batches",
+    "large_gradient",
+    "optimizer_at",
+    "per_example",
+    "perturbed",
+    "projected_gradient",
+    "proximal_points",
+    "quadratic_federation",
+    "quadratic_objectives",
+    "recursive",
+    "sam",
+    "solver",
+    "trades",
+    "travel",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

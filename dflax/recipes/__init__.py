@@ -9,3 +9,20 @@ from dflax.recipes.k_gt import k_gt
 from dflax.recipes.krum_after_nnm import krum_after_nnm
 from dflax.recipes.scaffnew import scaffnew
 from dflax.recipes.sign_flipping import sign_flipping
+
+__all__ = [
+    "Personal",
+    "diloco",
+    "ditto",
+    "exact_diffusion",
+    "fedbuff",
+    "fedexp",
+    "k_gt",
+    "krum_after_nnm",
+    "scaffnew",
+    "sign_flipping",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

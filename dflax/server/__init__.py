@@ -35,3 +35,55 @@ from dflax.server.partial_averaging import (
 from dflax.server.rerce_fed import rerce_fed
 from dflax.server.rerce_fed_continual import rerce_fed_continual
 from dflax.server.scaffold import fedgamma, scaffold
+
+__all__ = [
+    "Arrived",
+    "Attacked",
+    "Base",
+    "Clients",
+    "Heard",
+    "Received",
+    "Report",
+    "Server",
+    "anchors",
+    "bvr_l_sgd",
+    "consensus_admm",
+    "descent",
+    "dual_free_admm",
+    "fal",
+    "fedadagrad",
+    "fedadam",
+    "fedadmm",
+    "fedamd",
+    "fedavg",
+    "fedavg_m_vr",
+    "fedcm",
+    "feddyn",
+    "fedgamma",
+    "fednova",
+    "fedpage",
+    "fedprox",
+    "fedsam",
+    "fedsmoo",
+    "fedspeed",
+    "fedyogi",
+    "fixed_adam",
+    "fixed_momentum",
+    "layers",
+    "local_change",
+    "mimelite",
+    "mofedsam",
+    "normalization",
+    "own_models",
+    "partial_averaging",
+    "rerce_fed",
+    "rerce_fed_continual",
+    "scaffold",
+    "scaffold_m",
+    "scaffold_m_vr",
+    "with_server",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
