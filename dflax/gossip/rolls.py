@@ -6,8 +6,8 @@ from functools import partial
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from dflax.clients import client_devices
-from dflax.gossip.linear import Rows, along
+from dflax.clients import against, client_devices
+from dflax.gossip.linear import Rows
 from dflax.gossip.products import count_sent
 from dflax.topology import Graph
 
@@ -82,7 +82,7 @@ def roll_flat(sides: tuple[int, ...], x: Array, move: tuple[int, ...]) -> Array:
             wrapped = jnp.roll(x, (step - side if step > 0 else step + side) * stride, 0)
             place = jnp.arange(nodes) // stride % side
             stays = place >= step if step > 0 else place < side + step
-            inside = jnp.where(along(stays, x), inside, wrapped)
+            inside = jnp.where(against(stays, x), inside, wrapped)
         x = inside
     return x
 

@@ -31,6 +31,7 @@ NEIGHBOURS = dx.gossip.mixer(
     GRAPH, weights=functools.partial(dx.topology.uniform, self_weight=0.0), kind="slots"
 )
 CHANNEL = dx.channel.perfect()
+SENDING = dx.channel.Sending(KEY, 0, jnp.arange(N))
 AGGREGATOR = dx.aggregation.mean()
 STREAM = dx.gossip.poisson_stream(RATES, 8, seed=0)
 PEERS = jax.jit(dx.decentralized.dpsgd(LOSS, OPTIMIZER, MIXER).init)(KEY, PARAMS)

@@ -12,8 +12,8 @@ from flax import linen as nn
 from dflax import Federation, local, losses, models, server
 from dflax.data.dataset import Batch, Dataset
 from dflax.data.partition import from_indices
-from dflax.federation import Assignment
 from dflax.models import recalibrate, with_statistics
+from dflax.population import Assignment
 
 KEY = jax.random.key(0)
 GENERATOR = np.random.default_rng(0)

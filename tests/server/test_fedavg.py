@@ -112,7 +112,7 @@ def test_dropout_averages_over_those_who_report():
 def remembering():
     """Sends the message plus what it remembers, remembers the message: memory per client."""
 
-    def apply(messages, weights, state, key):
+    def apply(messages, weights, state, sending):
         return jax.tree.map(jnp.add, messages, state), weights, messages, {"sent": jnp.float32(1)}
 
     return Channel(lambda message: jnp.zeros_like(message), apply)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dflax import counter, validation
 from dflax.aggregation.aggregator import Aggregator, mean
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
-from dflax.channel.channel import Channel
+from dflax.channel.channel import Channel, Sending, sent_through
 from dflax.clients import gather, map_clients, mean_metrics, replicate, select
 from dflax.data.dataset import Dataset
 from dflax.decentralized.modest.hash_sampling import probe_in_order
@@ -25,12 +25,12 @@ from dflax.decentralized.modest.traffic import model_bytes, traffic
 from dflax.decentralized.modest.transfer_times import Network, downloads, uploads
 from dflax.decentralized.modest.view_exchange import announce, ascend, descend
 from dflax.decentralized.modest.views import Views, candidates, equal_views, row
-from dflax.federation import Assignment, Round
 from dflax.gossip.rows import put
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import warn_of_averaging
+from dflax.population import Assignment, Round
 
 FOREVER = 1 << 30
 
@@ -186,7 +186,7 @@ def modest(
         departures = jnp.asarray(departures, jnp.int32)
         validation.leading_axis("arrivals and departures", (arrivals, departures, present), n)
         warn_of_averaging(params)
-        seed = counter.seed_of(jax.random.fold_in(key, 0xFFFFFFFE))
+        seed = counter.seed_of(jax.random.fold_in(key, counter.OF_ORDERS))
         there = arrivals <= 0
         online = there if present is None else there & present
         # The first order's first nodes on line hold the model.
@@ -245,7 +245,7 @@ def modest(
         # Everyone who trained looks for aggregators in a view that knows the sender's.
         if idealised:
             found = probe_in_order(following, member, late, a)
-            found = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (s, *leaf.shape)), found)
+            found = replicate(found, s)
         else:
             views, received = descend(views, holder, people, invited, r)
             asked_next = jax.vmap(candidates, in_axes=(0, 0, None, None))(
@@ -257,11 +257,12 @@ def modest(
         election: Election = sent
         counted: Metrics = {}
         if channel is not None:
-            trained, arrived, after, counted = channel.apply(
+            trained, arrived, after, counted = sent_through(
+                channel,
                 trained,
                 trains.astype(jnp.float32),
                 gather(memory, people),
-                jax.random.fold_in(round.key, 4),
+                Sending(jax.random.fold_in(round.key, counter.OF_SENDING), round.number, people),
             )
             memory = put(memory, jnp.where(trains, people, n), after)
             election = sent._replace(heard=sent.heard & (arrived > 0)[:, None])
@@ -276,7 +277,7 @@ def modest(
             needed=needed,
             least=least,
             rule=rule,
-            key=jax.random.fold_in(round.key, 3),
+            key=jax.random.fold_in(round.key, counter.OF_AVERAGING),
         )
         if not idealised:
             views = ascend(views, people, *election, r)
