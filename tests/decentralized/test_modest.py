@@ -24,7 +24,7 @@ START = jnp.array([1.0, -1.0, 0.5])
 
 
 def algorithm(**options):
-    options = {"nodes": N, "sample": 4} | options
+    options = {"clients": N, "sample": 4} | options
     return modest(half_square, optax.sgd(0.2), **options)
 
 
