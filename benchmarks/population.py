@@ -18,7 +18,9 @@ COHORT, OWNED, EXAMPLES = 100, 4, 10_000
 def remembering() -> dx.channel.Channel:
     """Sends the message plus a memory of earlier ones: state of the model's size per client."""
 
-    def apply(messages: dict, weights: jax.Array, state: dict, key: jax.Array) -> tuple:
+    def apply(
+        messages: dict, weights: jax.Array, state: dict, sending: dx.channel.Sending
+    ) -> tuple:
         sent = jax.tree.map(jnp.add, messages, state)
         return sent, weights, jax.tree.map(lambda leaf: 0.1 * leaf, sent), {}
 

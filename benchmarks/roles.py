@@ -61,13 +61,11 @@ def _least_squares(quick: bool) -> list[Row]:
     rounds, repeats = (50, 3) if quick else (200, 5)
     task = dx.data.weighted_least_squares(jax.random.key(0), 100, 128, (51, 90))
     objectives = dx.local.quadratic_objectives(task.data, task.partition)
+    few = dx.participation.uniform(10)
     source = dx.Federation(
-        task.data,
-        task.partition,
-        local_steps=5,
-        batch_size=10,
-        participation=dx.participation.uniform(10),
+        task.data, task.partition, local_steps=5, batch_size=10, participation=few
     )
+    exact = dx.local.quadratic_federation(objectives, participation=few)
     noise, start = dx.channel.gaussian_noise(0.1), jnp.zeros(128)
     averaging = dx.server.fedavg(dx.data.least_squares_loss, optax.sgd(1e-7), channel=noise)
     key = jax.random.key(0)
@@ -80,7 +78,7 @@ def _least_squares(quick: bool) -> list[Row]:
     ):
         algorithm = make(1.0, uplink=noise, downlink=noise)
         state = algorithm.init(key, start, objectives)
-        took = _per_round(algorithm, state, source, rounds, repeats)
+        took = _per_round(algorithm, state, exact, rounds, repeats)
         found.append(Row(f"{name} round, least squares, 10 of 100", took, "FedAvg", fedavg))
     return found
 

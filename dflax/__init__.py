@@ -14,6 +14,7 @@ from dflax import (
     mesh,
     models,
     participation,
+    recipes,
     server,
     topology,
 )
@@ -28,9 +29,11 @@ from dflax.clients import (
     select,
     weighted_mean,
 )
-from dflax.federation import Assignment, Federation, Round
+from dflax.condensed import condensed, stretches
+from dflax.federation import Federation
 from dflax.mesh import client_mesh
 from dflax.metrics import disjoint
+from dflax.population import Assignment, Population, Round
 from dflax.running import interrupt, plan, profile, sinks
 from dflax.running.checkpoints import checkpoint
 from dflax.running.history import History
@@ -39,3 +42,58 @@ from dflax.running.sweep import Sweep, sweep
 from dflax.side_by_side import SideBySide, side_by_side
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Algorithm",
+    "Assignment",
+    "Events",
+    "FederatedState",
+    "Federation",
+    "History",
+    "Population",
+    "Round",
+    "SideBySide",
+    "Source",
+    "Sweep",
+    "__version__",
+    "aggregation",
+    "channel",
+    "checkpoint",
+    "client_mesh",
+    "condensed",
+    "data",
+    "decentralized",
+    "disjoint",
+    "evaluation",
+    "export",
+    "gather",
+    "gossip",
+    "interrupt",
+    "local",
+    "losses",
+    "map_clients",
+    "map_cohort",
+    "matching",
+    "mean_metrics",
+    "mesh",
+    "models",
+    "participation",
+    "profile",
+    "recipes",
+    "replicate",
+    "rollout",
+    "run",
+    "scatter",
+    "select",
+    "server",
+    "side_by_side",
+    "sinks",
+    "stretches",
+    "sweep",
+    "topology",
+    "weighted_mean",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -80,6 +80,11 @@ class Events:
         validation.leading_axis("table", self.table)
         validation.arrays("table", self.table)
 
+    @property
+    def rows(self) -> int:
+        """T, how many steps the table holds."""
+        return jax.tree.leaves(self.table)[0].shape[0]
+
     def draw(self, key: Key[Array, ""], index: Int[Array, ""]) -> Any:
         """Row `index` of the table and the step's own key, as `(row, key)`."""
         row = jax.tree.map(lambda column: column[index], self.table)
@@ -147,7 +152,7 @@ def verify_algorithm(name: str, value: Any) -> None:
 
 
 def verify_source(source: Any, stop: int | None = None, name: str = "source") -> None:
-    """Refuse what draws no rounds, or a table of events that ends before round `stop`.
+    """Refuse what draws no rounds, or a source with `rows` that ends before round `stop`.
 
     Args:
       source: of a run.
@@ -156,17 +161,16 @@ def verify_source(source: Any, stop: int | None = None, name: str = "source") ->
 
     Raises:
       TypeError: the source has no method `draw`.
-      ValueError: it is an `Events` with fewer than `stop` rows.
+      ValueError: it has `rows`, as `Events` do, and fewer than `stop`.
     """
     if isinstance(source, type) or not callable(getattr(source, "draw", None)):
         raise TypeError(
             f"{name} must have a method draw(key, index), got {type(source).__name__}. Pass a "
             "dflax.Federation, made of the data and the partition, or dflax.Events."
         )
-    if isinstance(source, Events) and stop is not None:
-        rows = validation.leading_axis(f"{name}.table", source.table)
-        if stop > rows:
-            raise ValueError(
-                f"rounds must not go beyond the {rows} rows of the source's table, got a last round "
-                f"{stop}. Ask for fewer rounds, or draw a longer table."
-            )
+    rows = getattr(source, "rows", None)
+    if rows is not None and stop is not None and stop > rows:
+        raise ValueError(
+            f"rounds must not go beyond the {rows} rows of the source's table, got a last round "
+            f"{stop}. Ask for fewer rounds, or draw a longer table."
+        )

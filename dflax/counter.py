@@ -9,6 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, UInt32
 
+# What is folded into a key that already has another use, so that no two draws share one. A run folds
+# the numbers of its rounds, from 0, into its key; what is drawn before the first round takes the
+# largest numbers.
+OF_STARTS = 0xFFFFFFFF
+OF_ORDERS = 0xFFFFFFFE
+# Into a round's key.
+OF_AVERAGING = 3
+OF_SENDING = 4
+OF_CALIBRATION = 0x5EED
+
 
 def mix(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """A bijective mix of 32 bits: every input bit moves every output bit (Wellons' lowbias32)."""

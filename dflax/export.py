@@ -353,3 +353,14 @@ def _safetensors() -> Any:
             "dflax.export needs safetensors for a .safetensors file: pip install 'dflax[export]'."
         ) from error
     return safetensors
+
+
+__all__ = [
+    "load",
+    "read_metadata",
+    "save",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
+from dflax.clients import against
 from dflax.data.dataset import Batch
 from dflax.local.oracle import Loss
 from dflax.models.apply import Model, as_apply
@@ -273,7 +274,7 @@ def _mean(
             raise ValueError(
                 f"mask must have one weight per example, shape {values.shape[:1]}, got {mask.shape}."
             )
-        weights = weights * mask.reshape(-1, *(1,) * (values.ndim - 1)).astype(values.dtype)
+        weights = weights * against(mask, values).astype(values.dtype)
     total = jnp.sum(weights)
     # Selected rather than multiplied: what a padded example yields may not be finite.
     kept = jnp.where(weights > 0, values, 0.0) * weights
@@ -283,3 +284,17 @@ def _mean(
 def _present(value: Any) -> bool:
     """Whether a hyper-parameter may differ from zero."""
     return isinstance(value, jax.Array) or bool(value)
+
+
+__all__ = [
+    "absolute_error",
+    "classification",
+    "from_examples",
+    "language_modelling",
+    "squared_error",
+    "with_l2",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,7 +5,6 @@ A participation is a pure function `(key, index, clients) -> Cohort`, packed as 
 `stragglers` compose with every rule, and any function of the same signature does as well.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dflax import counter, validation
 
@@ -26,6 +25,11 @@ RANKED_DRAW = 128
 PARTICIPATION_FIX = "Make one with dflax.participation, for example uniform(10) or everyone()."
 
 
+@jax.tree_util.register_static
+class Count(int):
+    """An integer that is part of a pytree's structure: static wherever the tree goes."""
+
+
 class Cohort(NamedTuple):
     """The clients of one round.
 
@@ -35,11 +39,14 @@ class Cohort(NamedTuple):
         None when all of them report.
       effort: `[m]` in [0, 1], the share of its local steps that a client manages; None when everyone
         manages all.
+      event: what else is said of the round, any pytree of arrays: a time, who started from which
+        model. It travels as `Round.event`; None for nothing.
     """
 
     clients: Int[Array, " m"] | None
     reports: Float[Array, " m"] | None = None
     effort: Float[Array, " m"] | None = None
+    event: PyTree[Array] | None = None
 
 
 Participation = Callable[[Key[Array, ""], Int[Array, ""], int], Cohort]
@@ -57,7 +64,7 @@ def uniform(cohort: int) -> Participation:
       cohort: m, in [1, n]. The cost grows with m, and with n only up to 4096 clients.
     """
     validation.integer("cohort", cohort, low=1)
-    return Partial(functools.partial(_uniform, cohort))
+    return Partial(_uniform, Count(cohort))
 
 
 def bernoulli(
@@ -78,7 +85,8 @@ def bernoulli(
     )
     if capacity is not None:
         validation.integer("capacity", capacity, low=1)
-    return Partial(functools.partial(_bernoulli, capacity, nonempty), probability)
+    places = None if capacity is None else Count(capacity)
+    return Partial(_bernoulli, places, Count(nonempty), probability)
 
 
 def weighted(cohort: int, probabilities: Float[Array, " n"]) -> Participation:
@@ -103,7 +111,7 @@ def weighted(cohort: int, probabilities: Float[Array, " n"]) -> Participation:
             raise ValueError(
                 f"probabilities must have at least cohort={cohort} positive entries, got {positive}."
             )
-    return Partial(functools.partial(_weighted, cohort), jnp.asarray(probabilities, float))
+    return Partial(_weighted, Count(cohort), jnp.asarray(probabilities, float))
 
 
 def availability(cohort: int, table: Bool[Array, "T n"]) -> Participation:
@@ -127,7 +135,7 @@ def availability(cohort: int, table: Bool[Array, "T n"]) -> Participation:
         if other.size:
             given = validation.shown(other[0])
             raise ValueError(f"table must hold booleans or zeros and ones, got {given}. {fix}")
-    return Partial(functools.partial(_availability, cohort), jnp.asarray(table, bool))
+    return Partial(_availability, Count(cohort), jnp.asarray(table, bool))
 
 
 def present(table: Bool[Array, "T n"]) -> Participation:
@@ -138,6 +146,45 @@ def present(table: Bool[Array, "T n"]) -> Participation:
     """
     availability(1, table)
     return Partial(_present, jnp.asarray(table, bool))
+
+
+def from_table(
+    clients: Int[Array, "T m"],
+    *,
+    reports: Float[Array, "T m"] | None = None,
+    effort: Float[Array, "T m"] | None = None,
+    **event: PyTree[Array],
+) -> Participation:
+    """The rounds of a table drawn beforehand, one row a round: traces, schedules, asynchronous systems.
+
+    Args:
+      clients: `[T, m]` client numbers, distinct within a row, T >= 1; round t reads row t mod T.
+      reports: `[T, m]` 1 for a client that sends its result, else 0; default all do.
+      effort: `[T, m]` shares in [0, 1] of their local steps that clients manage; default all of them.
+      **event: further columns, pytrees with leaves `[T, ...]`: times, delays, kinds. A round's row of
+        them, a dict by their names, is its `Round.event`; without columns that is None.
+
+    Returns:
+      A participation whose table is data of compiled programs, never a constant in them.
+    """
+    fix = "Give one row per round, at least one; they repeat."
+    shape = ("T", "m")
+    numbers = validation.array(
+        "clients", clients, kind="integer", shape=shape, low=0, high=LARGEST, fix=fix
+    )
+    highest = 0
+    if not validation.is_traced(numbers):
+        highest = int(numbers.max())
+        if (np.diff(np.sort(numbers, axis=1), axis=1) == 0).any():
+            raise ValueError("clients must be distinct within each row, got one twice.")
+    for name, column in (("reports", reports), ("effort", effort)):
+        if column is not None:
+            validation.array(name, column, kind="real", shape=numbers.shape, low=0.0, high=1.0)
+    for name, column in event.items():
+        validation.arrays(name, column)
+        validation.leading_axis(name, column, numbers.shape[0])
+    cohort = Cohort(jnp.asarray(numbers, jnp.int32), reports, effort, event or None)
+    return Partial(_from_table, Count(highest), jax.tree.map(jnp.asarray, cohort))
 
 
 def dropout(participation: Participation, probability: float) -> Participation:
@@ -294,6 +341,18 @@ def _present(
     return Cohort(None, table[index % table.shape[0]].astype(jnp.float32))
 
 
+def _from_table(
+    highest: int, table: Cohort, key: Key[Array, ""], index: Int[Array, ""], clients: int
+) -> Cohort:
+    if highest >= clients:
+        raise ValueError(
+            f"clients of the table must be numbers in [0, {clients}), got up to {highest}. Count them "
+            "from 0, or make a population of as many."
+        )
+    row = index % jax.tree.leaves(table)[0].shape[0]
+    return jax.tree.map(lambda column: column[row], table)
+
+
 def _dropout(
     participation: Participation,
     probability: Float[Array, ""],
@@ -348,3 +407,23 @@ def _at_most(cohort: int, clients: int, name: str = "cohort") -> None:
 def _table_width(name: str, width: int, clients: int) -> None:
     if width != clients:
         raise ValueError(f"{name} must have one entry per client, {clients}, got {width}.")
+
+
+__all__ = [
+    "Cohort",
+    "Count",
+    "availability",
+    "bernoulli",
+    "distinct",
+    "dropout",
+    "everyone",
+    "from_table",
+    "present",
+    "stragglers",
+    "uniform",
+    "weighted",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

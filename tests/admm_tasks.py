@@ -21,8 +21,9 @@ def objectives(dtype=np.float32, scale=1.0):
     return dx.local.quadratic_objectives(TASK.data, TASK.partition, scale=scale, dtype=dtype)
 
 
-def federation(rule=None):
-    return dx.Federation(TASK.data, TASK.partition, local_steps=1, batch_size=1, participation=rule)
+def federation(rule=None, scale=1.0):
+    dtype = np.float64 if jax.config.jax_enable_x64 else np.float32
+    return dx.local.quadratic_federation(objectives(dtype, scale), participation=rule)
 
 
 def inverses(rho):

@@ -1,5 +1,6 @@
 """Small federated problems with closed forms, shared by the tests of many algorithms."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,9 @@ import optax
 import dflax as dx
 from dflax.data.dataset import Dataset
 from dflax.data.partition import from_indices
+
+# Called on its own a function is one program then, and within another it stands as it is written.
+INLINE = functools.partial(jax.jit, inline=True)
 
 
 class Quadratics(NamedTuple):
@@ -32,6 +36,7 @@ def quadratics(clients: int = 6, dimension: int = 3, seed: int = 0) -> Quadratic
     return Quadratics(centers, data, from_indices([np.array([i]) for i in range(clients)]))
 
 
+@INLINE
 def half_square(params, batch, key):
     """(1/2) |x - c|^2, mean over the batch."""
     loss = 0.5 * jnp.mean(jnp.sum(jnp.square(params - batch.inputs), axis=-1))
@@ -57,6 +62,7 @@ def regression(clients: int = 8, examples: int = 240, seed: int = 0) -> Regressi
     return Regression(data, from_indices(owned), params)
 
 
+@INLINE
 def softmax_loss(params, batch, key):
     logits = batch.inputs @ params["w"] + params["b"]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)

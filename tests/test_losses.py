@@ -33,9 +33,8 @@ def log_softmax(batch):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_classification_is_the_weighted_cross_entropy(mask, smoothing):
     batch = batch_of(mask=mask)
-    value, metrics = losses.classification(scores_of, label_smoothing=smoothing)(
-        PARAMS, batch, None
-    )
+    loss = jax.jit(losses.classification(scores_of, label_smoothing=smoothing))
+    value, metrics = loss(PARAMS, batch, None)
     logs = log_softmax(batch)
     targets = (1 - smoothing) * np.eye(4)[np.asarray(batch.labels)] + smoothing / 4
     expected = np.average(-(targets * logs).sum(-1), weights=mask)
@@ -51,6 +50,7 @@ def test_label_smoothing_can_be_swept():
     def value(smoothing):
         return losses.classification(scores_of, label_smoothing=smoothing)(PARAMS, batch, None)[0]
 
+    value = jax.jit(value)
     swept = jax.vmap(value)(jnp.array([0.0, 0.3]))
     np.testing.assert_allclose(swept, [value(0.0), value(0.3)], rtol=1e-6)
 
@@ -58,7 +58,7 @@ def test_label_smoothing_can_be_swept():
 def test_language_modelling_leaves_negative_labels_out():
     batch = batch_of(shape=(3, 5), mask=[1, 0, 1])
     batch = batch._replace(labels=batch.labels.at[0, 2:].set(-1))
-    value, metrics = losses.language_modelling(scores_of)(PARAMS, batch, None)
+    value, metrics = jax.jit(losses.language_modelling(scores_of))(PARAMS, batch, None)
     logs, labels = log_softmax(batch), np.asarray(batch.labels)
     weights = (labels >= 0) * np.array([1, 0, 1])[:, None]
     picked = -np.take_along_axis(logs, np.maximum(labels, 0)[..., None], -1)[..., 0]
@@ -86,9 +86,8 @@ def test_squared_error_drops_a_last_axis_of_one():
 @pytest.mark.parametrize("make", [losses.classification, losses.language_modelling])
 def test_an_empty_batch_has_loss_and_gradient_zero(make):
     batch = batch_of(mask=np.zeros(7))
-    (value, metrics), gradient = jax.value_and_grad(make(scores_of), has_aux=True)(
-        PARAMS, batch, None
-    )
+    slope = jax.jit(jax.value_and_grad(make(scores_of), has_aux=True))
+    (value, metrics), gradient = slope(PARAMS, batch, None)
     assert value == 0
     assert metrics["loss"] == 0
     np.testing.assert_array_equal(gradient, 0)
@@ -177,7 +176,7 @@ def test_a_label_without_a_score_makes_the_loss_nan(label):
 def test_a_token_beyond_the_vocabulary_makes_the_loss_nan_and_padding_does_not():
     batch = batch_of(shape=(2, 5))
     padded = batch._replace(labels=batch.labels.at[0, 1].set(-1))
-    loss = losses.language_modelling(scores_of)
+    loss = jax.jit(losses.language_modelling(scores_of))
     assert np.isfinite(loss(PARAMS, padded, None)[0])
     beyond = batch._replace(labels=batch.labels.at[0, 1].set(4))
     assert np.isnan(loss(PARAMS, beyond, None)[0])

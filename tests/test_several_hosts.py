@@ -76,6 +76,7 @@ def alone():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reference"),
     [
@@ -97,26 +98,31 @@ def test_two_hosts_train_what_one_trains(hosts, alone, name, reference):
                 np.testing.assert_allclose(found, leaf, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_sinks_of_the_first_process_alone_are_called(hosts):
     assert len((hosts / "dfedavg 0.jsonl").read_text().splitlines()) == two_hosts.ROUNDS
     assert not (hosts / "dfedavg 1.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_in_use_is_refused_on_all_hosts(hosts, reports):
     assert "is in use by process" in reports[0]["in_use"]
     assert "was refused by process 0" in reports[1]["in_use"]
     assert json.loads((hosts / "run" / "lock").read_text()).keys() == {"process", "host"}
 
 
+@pytest.mark.slow
 def test_two_processes_share_eight_devices(reports):
     assert [report["devices"] for report in reports] == [[2, 4, 8], [2, 4, 8]]
 
 
+@pytest.mark.slow
 def test_every_client_has_one_host(reports):
     assert [report["clients"] for report in reports] == [[0, 8], [8, 16]]
     assert [report["others"] for report in reports] == [list(range(8, 16)), list(range(8))]
 
 
+@pytest.mark.slow
 def test_a_host_reads_the_examples_of_its_own_clients_only(reports):
     owned = two_hosts.federation().partition.as_lists()
     for report in reports:
@@ -125,17 +131,20 @@ def test_a_host_reads_the_examples_of_its_own_clients_only(reports):
         assert len(mine) <= report["rows_held"] < sum(map(len, owned))
 
 
+@pytest.mark.slow
 def test_a_state_that_differs_between_hosts_is_refused_by_leaf(reports):
     for report in reports:
         assert "1 of 2 leaves differ: ['mine']" in report["refused"]
 
 
+@pytest.mark.slow
 def test_keys_and_numbers_are_placed_on_all_hosts(reports):
     for report in reports:
         assert report["placed"] == [False, False]
         assert report["key"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["models.safetensors", "models"])
 def test_a_model_spread_over_hosts_is_exported_whole(hosts, alone, name):
     state, _ = alone["dfedavg"]

@@ -66,7 +66,7 @@ def test_one_source_alone_has_an_axis_as_well():
         (two(100, participation=dx.participation.uniform(2)), "another participation"),
         (
             dx.Federation(TASK.data, TASK.partition, batch_size=3, local_steps=2),
-            r"cohort_size is 8, not 2",
+            r"clients is 8, not 2",
         ),
         (
             two(100).replace(partition=dx.data.from_indices([np.arange(9), np.arange(3)])),

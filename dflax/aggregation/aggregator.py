@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.clients import weighted_mean
+from dflax.clients import select, weighted_mean
 
 Message = PyTree[Array]
 
@@ -45,3 +49,26 @@ def mean() -> Aggregator:
         return weighted_mean(messages, weights), state, {}
 
     return Aggregator(init, apply)
+
+
+def counted_mean(messages: Message, weights: Float[Array, " m"]) -> Message:
+    """`weighted_mean` of the messages of positive weight; the others may hold anything, NaNs too.
+
+    For rules that have found which combination of the messages they want. It costs one reading more.
+
+    Args:
+      messages: floating-point leaves `[m, ...]`.
+      weights: `[m]`, >= 0. When all are 0 the result is 0.
+
+    Returns:
+      Leaves `[...]` in their own dtype.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.leading_axis("messages", messages)
+    validation.real("weights", weights, low=0.0)
+    if np.ndim(weights) != 1:
+        raise ValueError(f"weights must be one number per message, got shape {np.shape(weights)}.")
+    nothing = jax.tree.map(jnp.zeros_like, messages)
+    return weighted_mean(select(jnp.asarray(weights) > 0, messages, nothing), weights)

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dflax import validation
 from dflax.aggregation.coordinates import sum_coordinates
@@ -26,7 +26,8 @@ def squared_distances(
     from the distances between the others.
 
     Krum's score of client i, with f arbitrary clients of n >= 2 f + 3, is the sum of its n - f - 2
-    smallest distances to others: `jnp.sort(squared_distances(x), 1)[:, 1 : n - f - 1].sum(1)`.
+    smallest distances to others: `jnp.sort(squared_distances(x), 1)[:, 1 : n - f - 1].sum(1)`. For rules
+    that first replace models by means of several, see `nearest` and `distances_of_mixtures`.
 
     Args:
       stacked: floating-point leaves `[m, ...]`.
@@ -52,6 +53,73 @@ def squared_distances(
         return distances
     seen = mask[:, None] & mask | jnp.eye(len(distances), dtype=bool)
     return jnp.where(seen, distances, jnp.inf)
+
+
+def nearest(distances: Float[Array, "m m"], count: int | Int[Array, ""]) -> Float[Array, "m m"]:
+    """Mixing weights of the models nearest to each one: 1 / k for k of them, itself among them, else 0.
+
+    Args:
+      distances: `[m, m]`, 0 on the diagonal, infinite to who is absent: see `squared_distances`.
+      count: k in [1, m], traceable, because it may depend on who is there. Of equal distances those
+        of lower numbers count.
+
+    Returns:
+      `[m, m]`, rows that sum to 1: `nearest(D, k) @ x` are the means of nearest-neighbour mixing.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    distances = _table("distances", distances)
+    if not validation.is_traced(count):
+        validation.integer("count", count, low=1, high=len(distances))
+    # Itself first, even where others are just as near.
+    own_first = jnp.where(jnp.eye(len(distances), dtype=bool), -1, distances)
+    rank = jnp.argsort(jnp.argsort(own_first, axis=1), axis=1)
+    return jnp.where(rank < count, 1 / jnp.asarray(count, distances.dtype), 0)
+
+
+def distances_of_mixtures(
+    distances: Float[Array, "m m"], mixing: Float[Array, "r m"]
+) -> Float[Array, "r r"]:
+    """The squared distances of `y_a = sum_i A_ai x_i`, from those of the x_i alone.
+
+        |y_a - y_b|^2 = C_ab - (C_aa + C_bb) / 2,    C = A D A'
+
+    Args:
+      distances: D, `[m, m]`, as `squared_distances` gives them.
+      mixing: A, `[r, m]`, rows that sum to 1.
+
+    Returns:
+      `[r, r]`, symmetric, >= 0, 0 on the diagonal. Infinite where a mixture has a part in a model from
+      which one of the other mixture's is infinitely far.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    distances = _table("distances", distances)
+    mixing = _table("mixing", mixing, columns=len(distances))
+    far = jnp.isinf(distances).astype(mixing.dtype)
+    part = (mixing != 0).astype(mixing.dtype)
+    apart = (part @ far @ part.T) > 0
+    known = jnp.where(jnp.isinf(distances), 0, distances)
+    exact = jax.lax.Precision.HIGHEST
+    crossed = jnp.matmul(jnp.matmul(mixing, known, precision=exact), mixing.T, precision=exact)
+    own = jnp.diagonal(crossed)
+    between = jnp.maximum((crossed + crossed.T - own[:, None] - own) / 2, 0)
+    between = jnp.where(apart, jnp.inf, between)
+    return jnp.where(jnp.eye(len(own), dtype=bool), 0, between)
+
+
+def _table(name: str, value: Array, columns: int | None = None) -> Float[Array, "r c"]:
+    """A matrix of real numbers, which may be infinite, with so many columns; default: square."""
+    validation.arrays(name, value)
+    table = jnp.asarray(value)
+    if not jnp.issubdtype(table.dtype, jnp.floating):
+        raise TypeError(f"{name} must hold real numbers, got {table.dtype}.")
+    width = columns if columns is not None or table.ndim != 2 else table.shape[0]
+    if table.ndim != 2 or not table.size or table.shape[1] != width:
+        raise ValueError(f"{name} must be a matrix with one column per model, got {table.shape}.")
+    return table
 
 
 def robust_products(

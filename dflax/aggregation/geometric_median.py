@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Message
+from dflax.aggregation.aggregator import Aggregator, Message, counted_mean
 from dflax.aggregation.distances import robust_products
 from dflax.algorithm import Metrics
-from dflax.clients import select, weighted_mean
+from dflax.clients import weighted_mean
 
 STARTS = ("zero", "mean")
 
@@ -83,13 +83,8 @@ def geometric_median(
         first = jnp.arange(count + 1) == count if from_zero else share(weighs)
         mix = jax.lax.fori_loop(0, steps, step, first.astype(products.dtype))[:count]
         dropped = ~whole[:count] & (weights > 0)
-
-        def without(messages: Message, mix: Float[Array, " m"]) -> Message:
-            nothing = jax.tree.map(jnp.zeros_like, messages)
-            return weighted_mean(select(whole[:count], messages, nothing), mix)
-
         # Not even at weight 0 may a NaN enter a sum, but only then is a copy of all messages made.
-        combined = jax.lax.cond(jnp.all(whole), weighted_mean, without, messages, mix)
+        combined = jax.lax.cond(jnp.all(whole), weighted_mean, counted_mean, messages, mix)
         metrics = {"messages_dropped": jnp.sum(dropped).astype(jnp.float32)}
         return combined, state, metrics
 

@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dflax.aggregation.column_blocks import map_columns
-from dflax.aggregation.order_keys import KINDS, extremes, from_keys, to_keys
+from dflax.aggregation.order_keys import from_keys, to_keys
 from dflax.aggregation.order_statistics import median_rows
 from dflax.clients import platform
+from dflax.kernels.bisection import last_where
 
 # Entries of a block that is read once for every bit of a key: they stay in the second-level cache.
 ELEMENTS = 1 << 15
@@ -53,23 +54,16 @@ def weighted_median_rows(
       `[d]`; 0 where all weights are 0. For example 5 of 5, 6, 7 with weights 3, 1, 1.
     """
     values, weights = jax.lax.stop_gradient((values, weights))
-    kind = KINDS[values.dtype.itemsize]
-    lowest, _ = extremes(values.dtype)
     half = weights.sum() / 2
 
     def median(block: Float[Array, "n c"]) -> Float[Array, " c"]:
         keys = to_keys(block)
 
-        def try_bit(number: Int[Array, ""], found: Int[Array, " c"]) -> Int[Array, " c"]:
-            # Counted from the lowest key on, a bit that is not set yet is set by turning it over.
-            bit = jnp.asarray(8 * values.dtype.itemsize - 1 - number, kind)
-            candidate = found ^ jnp.left_shift(jnp.ones((), kind), bit)
-            below = jnp.sum(jnp.where(keys < candidate, weights[:, None], 0), axis=0)
-            return jnp.where(below < half, candidate, found)
+        def above(candidate: Int[Array, " c"]) -> Bool[Array, " c"]:
+            return jnp.sum(jnp.where(keys < candidate, weights[:, None], 0), axis=0) < half
 
-        start = jnp.full(block.shape[1:], lowest, kind)
-        keys_found = jax.lax.fori_loop(0, 8 * values.dtype.itemsize, try_bit, start)
-        return jnp.where(half > 0, from_keys(keys_found, block.dtype), 0)
+        found = last_where(above, keys.dtype, block.shape[1:])
+        return jnp.where(half > 0, from_keys(found, block.dtype), 0)
 
     width = max(16, ELEMENTS // values.shape[0]) if platform() == "cpu" else 1 << 30
     return map_columns(median, values, width)

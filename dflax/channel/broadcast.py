@@ -4,19 +4,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.channel.channel import Channel, perfect, sent_through
+from dflax.channel.channel import Channel, Sending, perfect, sent_through
 from dflax.clients import replicate
 
 
 def broadcast(
     channel: Channel,
     message: PyTree[Array],
-    receivers: int,
-    key: Key[Array, ""],
+    sending: Sending,
     *,
     listening: Float[Array, " m"] | None = None,
 ) -> tuple[PyTree[Array], Bool[Array, " m"], Metrics]:
@@ -25,8 +24,7 @@ def broadcast(
     Args:
       channel: without memory.
       message: one message.
-      receivers: m >= 1.
-      key: typed key.
+      sending: its key, and in `senders` the m receivers' numbers.
       listening: `[m]`, positive for the receivers that are there; None: all. To the others nothing is
         sent.
 
@@ -36,8 +34,9 @@ def broadcast(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.integer("receivers", receivers, low=1)
-    validation.typed_key("key", key)
+    validation.instance("sending", sending, Sending, "For example Sending(key, 0, jnp.arange(m)).")
+    validation.typed_key("sending.key", sending.key)
+    receivers = validation.leading_axis("sending.senders", sending.senders, least=1)
     validation.instance("channel", channel, Channel, "For example dflax.channel.perfect().")
     channel = without_memory("channel", channel)
     weights = jnp.ones(receivers, jnp.float32)
@@ -45,7 +44,7 @@ def broadcast(
         validation.leading_axis("listening", listening, receivers)
         weights = (jnp.asarray(listening) > 0).astype(jnp.float32)
     copies, weights, _, metrics = sent_through(
-        channel, replicate(message, receivers), weights, (), key
+        channel, replicate(message, receivers), weights, (), sending
     )
     return copies, weights > 0, metrics
 

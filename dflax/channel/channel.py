@@ -1,17 +1,37 @@
 """The protocol of what happens to messages on their way, and channels that compose."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dflax import returned, validation
 from dflax.algorithm import Metrics
 from dflax.clients import select
+from dflax.metrics import disjoint
 
 Messages = PyTree[Array]
+
+
+class Sending(NamedTuple):
+    """One sending: what a channel may know of it beside the messages.
+
+    A channel that wraps another hands this on whole, changed where it means to change something.
+
+    Attributes:
+      key: the sending's own typed key.
+      index: `[]` int32, number of the round, for what varies in time.
+      senders: `[m]` int32, the clients' numbers in [0, n), so that an attack, a rate or a fault can be
+        said of a client. On the way down, from a server, they are the clients that the copies are
+        for. None only where messages are sent by hand, outside of a federation.
+    """
+
+    key: Key[Array, ""]
+    index: Int[Array, ""] | int = 0  # type: ignore[assignment]  # over the method of tuples
+    senders: Int[Array, " m"] | None = None
 
 
 class Channel(NamedTuple):
@@ -23,13 +43,14 @@ class Channel(NamedTuple):
     Attributes:
       init: `init(message) -> state` of ONE client, from one message's shape; the algorithm keeps one
         per client (error feedback remembers what a client has not sent yet).
-      apply: `apply(messages, weights, state, key) -> (messages, weights, state, metrics)` with leaves
-        `[m, ...]` and weights `[m]`; a lost message gets weight 0, and zeros in its place.
+      apply: `apply(messages, weights, state, sending) -> (messages, weights, state, metrics)` with
+        leaves `[m, ...]` and weights `[m]`, see `Sending`; a lost message gets weight 0, and zeros in
+        its place.
     """
 
     init: Callable[[Messages], Any]
     apply: Callable[
-        [Messages, Float[Array, " m"], Any, Key[Array, ""]],
+        [Messages, Float[Array, " m"], Any, Sending],
         tuple[Messages, Float[Array, " m"], Any, Metrics],
     ]
 
@@ -39,14 +60,14 @@ def sent_through(
     messages: Messages,
     weights: Float[Array, " m"],
     state: Any,
-    key: Key[Array, ""],
+    sending: Sending,
 ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
     """`channel.apply`, with what it returns checked against what it was given.
 
     Raises:
       TypeError, ValueError: naming what `Channel.apply` returned and what it must return.
     """
-    sent = channel.apply(messages, weights, state, key)
+    sent = channel.apply(messages, weights, state, sending)
     returned.parts("Channel.apply", sent, ("messages", "weights", "state", "metrics"))
     returned.alike(
         "the messages of Channel.apply", sent[0], messages, "those it was given", dtypes=False
@@ -62,14 +83,19 @@ def sent_through(
 def perfect() -> Channel:
     """Every message arrives as it was sent."""
     return Channel(
-        lambda message: (), lambda messages, weights, state, key: (messages, weights, state, {})
+        lambda message: (), lambda messages, weights, state, sending: (messages, weights, state, {})
     )
 
 
 def chain(*channels: Channel) -> Channel:
     """One channel after another: the first argument acts first.
 
-    Metrics of later channels take precedence over earlier ones of the same name.
+    Two of them that measure something under the same name are refused while a step is traced:
+    neither their sum nor one of the two is what a reader would take it for. Give one of them a name of
+    its own with `named`.
+
+    Raises:
+      TypeError: an argument that is no `Channel`.
     """
     for number, channel in enumerate(channels):
         validation.instance(f"channels[{number}]", channel, Channel, "Make one with dflax.channel.")
@@ -78,18 +104,86 @@ def chain(*channels: Channel) -> Channel:
         return tuple(channel.init(message) for channel in channels)
 
     def apply(
-        messages: Messages, weights: Float[Array, " m"], state: Any, key: Key[Array, ""]
+        messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending
     ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
         states: list[Any] = []
-        measured: Metrics = {}
-        keys = jax.random.split(key, max(len(channels), 1))
-        for channel, own, own_key in zip(channels, state, keys, strict=False):
-            messages, weights, own, metrics = channel.apply(messages, weights, own, own_key)
+        measured: dict[str, Metrics] = {}
+        keys = jax.random.split(sending.key, max(len(channels), 1))
+        for number, (channel, own) in enumerate(zip(channels, state, strict=True)):
+            messages, weights, own, metrics = channel.apply(
+                messages, weights, own, sending._replace(key=keys[number])
+            )
             states.append(own)
-            measured |= metrics
-        return messages, weights, tuple(states), measured
+            measured[f"channels[{number}]"] = metrics
+        return messages, weights, tuple(states), disjoint(**measured)
 
     return Channel(init, apply)
+
+
+def named(channel: Channel, name: str) -> Channel:
+    """The channel with its metrics under names of its own: `messages_lost` as `radio_messages_lost`.
+
+    Args:
+      channel: whose metrics are renamed.
+      name: put before each of them, with an underscore.
+    """
+    validation.instance("channel", channel, Channel, "Make one with dflax.channel.")
+    validation.text("name", name)
+
+    def apply(
+        messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending
+    ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
+        *sent, metrics = channel.apply(messages, weights, state, sending)
+        return (*sent, {f"{name}_{key}": value for key, value in metrics.items()})
+
+    return Channel(channel.init, apply)
+
+
+def only(
+    channel: Channel, clients: int | Int[Array, " k"] | Bool[Array, " n"] | Sequence[int]
+) -> Channel:
+    """A channel for the messages of some clients; those of all others pass untouched.
+
+    To the channel the others do not send: their weights are 0 there, so that its metrics count the
+    messages that went through it, and its memory of the others stays as it is.
+
+    Args:
+      channel: what happens to the messages of these clients.
+      clients: their numbers: one, `[k]` integers, or a mask `[n]` over all clients; traceable.
+
+    Raises:
+      TypeError, ValueError: naming the argument; and, while a step is traced, messages whose senders
+        are not known.
+    """
+    validation.instance("channel", channel, Channel, "Make one with dflax.channel.")
+    fix = "Give one number, several, or a mask over all clients."
+    first = next(iter(jax.tree.leaves(clients)), 0)
+    is_mask = getattr(first, "dtype", type(first)) in (bool, np.dtype(bool))
+    kind: Literal["boolean", "integer"] = "boolean" if is_mask and np.ndim(clients) else "integer"
+    high = validation.LARGEST_COUNT
+    given = validation.array("clients", clients, kind=kind, low=0, high=high, fix=fix)
+    chosen = jnp.atleast_1d(given)
+    if chosen.ndim != 1 or not chosen.size:
+        raise ValueError(
+            f"clients must be one axis of at least one number, got shape {chosen.shape}. {fix}"
+        )
+
+    def apply(
+        messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending
+    ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
+        if sending.senders is None:
+            raise ValueError(
+                "sending.senders must be the clients' numbers for dflax.channel.only, got None."
+            )
+        if is_mask:
+            theirs = chosen.at[sending.senders].get(mode="fill", fill_value=False)
+        else:
+            theirs = jnp.isin(sending.senders, chosen)
+        sent = channel.apply(messages, jnp.where(theirs, weights, 0), state, sending)
+        through = select(theirs, sent[:3], (messages, weights, state))
+        return (*through, sent[3])
+
+    return Channel(channel.init, apply)
 
 
 def gaussian_noise(deviation: float) -> Channel:
@@ -101,10 +195,10 @@ def gaussian_noise(deviation: float) -> Channel:
     validation.real("deviation", deviation, low=0.0, scalar=True)
 
     def apply(
-        messages: Messages, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Messages, weights: Float[Array, " m"], state: tuple[()], sending: Sending
     ) -> tuple[Messages, Float[Array, " m"], tuple[()], Metrics]:
         leaves, structure = jax.tree.flatten(messages)
-        keys = jax.random.split(key, len(leaves))
+        keys = jax.random.split(sending.key, len(leaves))
         noisy = [
             leaf + deviation * jax.random.normal(own, leaf.shape, leaf.dtype)
             for leaf, own in zip(leaves, keys, strict=True)
@@ -123,9 +217,9 @@ def lossy(probability: float) -> Channel:
     validation.real("probability", probability, low=0.0, high=1.0, scalar=True)
 
     def apply(
-        messages: Messages, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Messages, weights: Float[Array, " m"], state: tuple[()], sending: Sending
     ) -> tuple[Messages, Float[Array, " m"], tuple[()], Metrics]:
-        lost = jax.random.bernoulli(key, probability, weights.shape) & (weights > 0)
+        lost = jax.random.bernoulli(sending.key, probability, weights.shape) & (weights > 0)
         metrics = {"messages_lost": lost.sum().astype(jnp.float32)}
         return (*_without(lost, messages, weights), state, metrics)
 
@@ -139,7 +233,7 @@ def finite_only() -> Channel:
     """
 
     def apply(
-        messages: Messages, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Messages, weights: Float[Array, " m"], state: tuple[()], sending: Sending
     ) -> tuple[Messages, Float[Array, " m"], tuple[()], Metrics]:
         whole = [
             jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(1)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.channel.channel import Channel, Messages
+from dflax.channel.channel import Channel, Messages, Sending
 from dflax.clients import map_clients
 
 Bits = Callable[[Messages], int]
@@ -41,9 +41,9 @@ def compression(
     validation.function("init", init, "It gets one message.", takes=1)
 
     def apply(
-        messages: Messages, weights: Float[Array, " m"], state: Any, key: Key[Array, ""]
+        messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending
     ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
-        keys = jax.random.split(key, weights.shape[0])
+        keys = jax.random.split(sending.key, weights.shape[0])
         decoded, state = map_clients(compress, messages, state, keys)
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), messages)
         senders = jnp.sum(weights > 0).astype(jnp.float32)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
 from dflax import validation
+from dflax.kernels.bisection import last_where
 
 # One entry in so many is few enough for the heap of `jax.lax.top_k`.
 FEW = 200
@@ -52,14 +53,12 @@ def largest(values: Float[Array, " d"] | UInt32[Array, " d"], count: int) -> Boo
 
 
 def _kth(values: UInt32[Array, " d"], count: int | Array, bits: int) -> UInt32[Array, ""]:
-    """The largest t with `count` entries or more that are t or larger, bit by bit from the top."""
+    """The largest t with `count` entries or more that are t or larger."""
 
-    def narrow(place: Array, found: Array) -> Array:
-        trial = found | (jnp.uint32(1) << (bits - 1 - place).astype(jnp.uint32))
-        enough = jnp.sum(values >= trial, dtype=jnp.int32) >= count
-        return jnp.where(enough, trial, found)
+    def enough(trial: UInt32[Array, ""]) -> Bool[Array, ""]:
+        return jnp.sum(values >= trial, dtype=jnp.int32) >= count
 
-    return jax.lax.fori_loop(0, bits, narrow, jnp.uint32(0))
+    return last_where(enough, jnp.uint32, bits=bits)
 
 
 def _first(mask: Bool[Array, " d"], count: Array) -> Bool[Array, " d"]:

@@ -4,11 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.channel.channel import Channel, Messages
+from dflax.channel.channel import Channel, Messages, Sending
 
 
 def error_feedback(channel: Channel) -> Channel:
@@ -42,11 +42,11 @@ def error_feedback(channel: Channel) -> Channel:
         return jax.tree.map(jnp.zeros_like, message), channel.init(message)
 
     def apply(
-        messages: Messages, weights: Float[Array, " m"], state: Any, key: Key[Array, ""]
+        messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending
     ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
         errors, inner = state
         owed = jax.tree.map(jnp.add, messages, errors)
-        sent, weights, inner, metrics = channel.apply(owed, weights, inner, key)
+        sent, weights, inner, metrics = channel.apply(owed, weights, inner, sending)
         return sent, weights, (jax.tree.map(jnp.subtract, owed, sent), inner), metrics
 
     return Channel(init, apply)
@@ -86,11 +86,11 @@ def differences(channel: Channel, *, known_start: bool = False) -> Channel:
         return jax.tree.map(begin, message), channel.init(message)
 
     def apply(
-        messages: Messages, weights: Float[Array, " m"], state: Any, key: Key[Array, ""]
+        messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending
     ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
         copies, inner = state
         news = jax.tree.map(jnp.subtract, messages, copies)
-        heard, weights, inner, metrics = channel.apply(news, weights, inner, key)
+        heard, weights, inner, metrics = channel.apply(news, weights, inner, sending)
         copies = jax.tree.map(jnp.add, copies, heard)
         return copies, weights, (copies, inner), metrics
 

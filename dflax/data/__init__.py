@@ -30,3 +30,50 @@ from dflax.data.synthetic import (
     quadratics,
 )
 from dflax.data.weighted_least_squares import WeightedLeastSquares, weighted_least_squares
+
+__all__ = [
+    "Batch",
+    "ClassLaws",
+    "Dataset",
+    "Dealt",
+    "LeastSquares",
+    "Logistic",
+    "Partition",
+    "Quadratics",
+    "Separated",
+    "Split",
+    "WeightedLeastSquares",
+    "by_group",
+    "cifar10",
+    "cifar100",
+    "class_counts",
+    "deal",
+    "digits",
+    "dirichlet",
+    "dirichlet_laws",
+    "fashion_mnist",
+    "from_arrays",
+    "from_indices",
+    "iid",
+    "label_distribution",
+    "label_shards",
+    "least_squares",
+    "least_squares_loss",
+    "logistic",
+    "logistic_loss",
+    "mnist",
+    "partition_figure",
+    "quadratic_loss",
+    "quadratics",
+    "quantity_skew",
+    "read_idx",
+    "resample",
+    "separated",
+    "split",
+    "train_test_per_client",
+    "weighted_least_squares",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from dflax import validation
-from dflax.clients import CLIENTS, DealtWithClients, is_planned
+from dflax.clients import CLIENTS, DealtWithClients, against, is_planned
 from dflax.data.dataset import Batch, Dataset
 from dflax.data.partition import Partition
 
@@ -164,4 +164,4 @@ def _verify_clients_stay(federation: Any, devices: int) -> None:
 def _or_nan(here: Array, values: Array) -> Array:
     if not jnp.issubdtype(values.dtype, jnp.floating):
         return values
-    return jnp.where(here.reshape(here.shape + (1,) * (values.ndim - here.ndim)), values, jnp.nan)
+    return jnp.where(against(here, values), values, jnp.nan)

@@ -23,3 +23,46 @@ from dflax.decentralized.modest.modest import modest
 from dflax.decentralized.modest.transfer_times import Network
 from dflax.decentralized.single_merging import merge, single_merging
 from dflax.decentralized.stochastic_gradient_push import sgp
+
+__all__ = [
+    "Client",
+    "Clients",
+    "Dual",
+    "Grow",
+    "Network",
+    "Order",
+    "Probe",
+    "Server",
+    "Tracking",
+    "adapt_then_combine",
+    "adom_plus",
+    "combine_then_adapt",
+    "continuized",
+    "dadao",
+    "dfedadmm",
+    "dfedadmm_sam",
+    "dfedavg",
+    "dfedsam",
+    "dimat",
+    "dimat_mixer",
+    "dispfl",
+    "dpsgd",
+    "dsgt",
+    "gossip_learning",
+    "gossip_steps",
+    "md5_ranks",
+    "mean_dual",
+    "merge",
+    "mixed",
+    "modest",
+    "msda",
+    "probe",
+    "sgp",
+    "single_merging",
+    "synchronized",
+    "unit_rates",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

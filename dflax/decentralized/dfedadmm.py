@@ -13,13 +13,13 @@ from dflax.channel.channel import Channel
 from dflax.clients import weighted_mean
 from dflax.data.dataset import Dataset
 from dflax.decentralized.framework.protocol import Client, adapt_then_combine
-from dflax.federation import Assignment
 from dflax.gossip.mixer import Mixer, require_mean_kept
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.sam import sam
 from dflax.local.solver import Optimizer, check_optimizer, check_pull, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import of_weights
+from dflax.population import Assignment
 
 
 class Dual(enum.Enum):

@@ -1,23 +1,24 @@
 """DisPFL: personalised sparse models, averaged where they overlap and trained sparse to sparse."""
 
 import enum
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from dflax import validation
+from dflax.aggregation.by_leaf import Weighted
 from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Batch, Dataset
 from dflax.decentralized.framework.protocol import Client, combine_then_adapt
-from dflax.federation import Assignment
-from dflax.gossip.mixer import PLAIN_AND_AFRESH, Mixer, Uncorrected, require_any_tree
+from dflax.gossip.by_leaf import weighted_by_leaf
+from dflax.gossip.mixer import PLAIN_AND_AFRESH, Mixer, require_any_tree
 from dflax.local.masks import Masks, active_entries, masked, prune_and_grow, random_masks
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer, check_optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.population import Assignment
 
 
 class Grow(enum.Enum):
@@ -46,7 +47,7 @@ def dispfl(
 ) -> Algorithm:
     """DisPFL: every client trains a sparse model of its own on a mask of its own.
 
-    A round t, m_i the client's mask, 0 / 0 read as 0:
+    A round t, m_i the client's mask, 0 / 0 read as x_i:
 
         x_i = m_i * (sum_j W_ij x_j) / (sum_j W_ij m_j)         the mean over those who have the entry
         x_i = K steps of `optimizer` on f_i, gradients masked by m_i
@@ -101,21 +102,20 @@ def dispfl(
         keys = jax.random.split(key, mixer.clients)
         return jax.vmap(lambda own, model: random_masks(own, model, counts))(keys, models)
 
-    def sparse(own: Client, index: Array) -> Uncorrected:
+    def sparse(own: Client, index: Array) -> Weighted:
         model = masked(own.params, own.memory)
         held = jax.tree.map(lambda mask, x: mask.astype(x.dtype), own.memory, model)
-        return Uncorrected({"params": model, "held": held})
+        return Weighted(model, held)
 
     def local_work(
         assignment: Assignment,
         own: Client,
-        heard: Uncorrected,
+        heard: Weighted,
         data: Dataset,
         index: Array,
     ) -> tuple[Client, Metrics]:
         masks = own.memory
-        sums: Any = heard.part
-        model = masked(jax.tree.map(_ratio, sums["params"], sums["held"]), masks)
+        model = masked(heard.value, masks)
 
         def on_mask(params: Params, batch: Batch, key: Array) -> tuple[Params, Metrics]:
             seen, metrics = oracle(params, batch, key)
@@ -142,7 +142,7 @@ def dispfl(
         }
         return Client(masked(solution.params, moved), moved), solution.metrics | measured
 
-    def sent(message: Uncorrected, model: Params) -> float:
+    def sent(message: Weighted, model: Params) -> float:
         counts, leaves = entries(model), jax.tree.leaves(model)
         active, every = sum(jax.tree.leaves(counts)), sum(leaf.size for leaf in leaves)
         # Who has every entry sends no mask.
@@ -150,12 +150,14 @@ def dispfl(
         return active / every + (every / bits if active < every else 0.0)
 
     return combine_then_adapt(
-        local_work, mixer, start=start, message=sparse, size=sent, channel=channel, at_once=at_once
+        local_work,
+        weighted_by_leaf(mixer),
+        start=start,
+        message=sparse,
+        size=sent,
+        channel=channel,
+        at_once=at_once,
     )
-
-
-def _ratio(total: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1), 0)
 
 
 def _share(chosen: Masks, masks: Masks) -> Float[Array, ""]:

@@ -12,13 +12,13 @@ from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
 from dflax.decentralized.framework.protocol import Client, adapt_then_combine, combine_then_adapt
-from dflax.federation import Assignment
 from dflax.gossip.mixer import Mixer, require_mixer
 from dflax.gossip.repeat import repeat
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.sam import sam
 from dflax.local.solver import Optimizer, check_optimizer, optimizer_at, solver
 from dflax.local.subproblem import Subproblem
+from dflax.population import Assignment
 
 
 class Order(enum.Enum):

@@ -10,12 +10,12 @@ from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
 from dflax.decentralized.framework.protocol import Client, adapt_then_combine
-from dflax.federation import Assignment
 from dflax.gossip.age_weighted import Aged, age_weighted
 from dflax.gossip.mixer import Mixer, require_mixer
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.population import Assignment
 
 
 def gossip_learning(

@@ -14,7 +14,6 @@ from dflax.channel.channel import Channel
 from dflax.clients import select
 from dflax.data.dataset import Dataset
 from dflax.decentralized.framework.protocol import Client, combine_then_adapt
-from dflax.federation import Assignment
 from dflax.gossip.mixer import (
     PLAIN_AND_AFRESH,
     Mixer,
@@ -26,6 +25,7 @@ from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import require_weights_alone
+from dflax.population import Assignment
 
 Rate = float | Array | Callable[[Int[Array, ""]], float | Float[Array, ""]]
 

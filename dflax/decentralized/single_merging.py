@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from dflax import topology, validation
+from dflax import counter, topology, validation
 from dflax.aggregation.aggregator import Aggregator, mean
 from dflax.algorithm import Algorithm, FederatedState, Params
 from dflax.channel.channel import Channel
@@ -154,7 +154,7 @@ def merge(
     validation.instance("aggregator", rule, Aggregator, "For example dflax.aggregation.mean().")
     one = jax.tree.map(lambda leaf: leaf[0], models)
     weights = jnp.ones(count)
-    rule_key = jax.random.key(0) if key is None else jax.random.fold_in(key, 0xFFFFFFFF)
+    rule_key = jax.random.key(0) if key is None else jax.random.fold_in(key, counter.OF_STARTS)
     merged: Any = rule.apply(models, weights, rule.init(one), rule_key)[0]
     if model is not None and data is not None:
         return recalibrate(model, merged, data, batches=batches, batch_size=batch_size, key=key)

@@ -17,3 +17,23 @@ from dflax.evaluation.measures import (
 )
 from dflax.evaluation.personal import distribution, on_own_data, personalized
 from dflax.evaluation.recalibrated import recalibrated
+
+__all__ = [
+    "Measure",
+    "attacked",
+    "client_models",
+    "consensus",
+    "consensus_distance",
+    "distribution",
+    "mean_model",
+    "on",
+    "on_own_data",
+    "personalized",
+    "recalibrated",
+    "server_model",
+    "together",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -17,10 +17,10 @@ from dflax.data.dataset import Dataset
 from dflax.data.partition import Partition
 from dflax.evaluation.measure import Bound, metrics_of
 from dflax.evaluation.measures import Models
-from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.population import Assignment
 
 
 def on_own_data(

@@ -5,6 +5,10 @@ from dflax.events.node_events import NodeEvent, NodeEvents
 from dflax.events.stream import Groups, Stream, independent_groups, poisson_stream
 from dflax.events.thinned import thinned
 from dflax.gossip.age_weighted import Aged, age_weighted
+from dflax.gossip.by_leaf import weighted_by_leaf
+from dflax.gossip.by_part import by_part
+from dflax.gossip.by_rule import by_rule
+from dflax.gossip.calibration import Examples
 from dflax.gossip.chebyshev import chebyshev
 from dflax.gossip.choose import mixer
 from dflax.gossip.families import (
@@ -23,12 +27,87 @@ from dflax.gossip.families import (
     torus,
 )
 from dflax.gossip.fixed import complete, dense, edges, identity, shifts, slots
-from dflax.gossip.mixer import Mixer, MixerState, Mixing, Models, PerClient, Uncorrected
+from dflax.gossip.joins import Stamped, greatest, join, least, newest, union
+from dflax.gossip.mixer import Known, Mixer, MixerState, Mixing, Models, PerClient, Uncorrected
 from dflax.gossip.push_sum import PushSumState, push_sum
 from dflax.gossip.repeat import repeat
+from dflax.gossip.rules import Neighbourhood, NeighbourRule, aggregating, stateless
 from dflax.gossip.sampled import partitioned, sampled
 from dflax.gossip.variance import Target, variance_corrected
-from dflax.gossip.varying import alternate, scheduled, sometimes
+from dflax.gossip.varying import alternate, every, scheduled, sometimes
 from dflax.gossip.whole_models.aligned import aligned
 from dflax.gossip.whole_models.anchored import anchored
 from dflax.gossip.whole_models.recalibrated import recalibrated
+
+__all__ = [
+    "Aged",
+    "Examples",
+    "Groups",
+    "Known",
+    "Law",
+    "Mixer",
+    "MixerState",
+    "Mixing",
+    "Models",
+    "NeighbourRule",
+    "Neighbourhood",
+    "NodeEvent",
+    "NodeEvents",
+    "PerClient",
+    "PushSumState",
+    "Stamped",
+    "Stream",
+    "Target",
+    "Uncorrected",
+    "age_weighted",
+    "aggregating",
+    "aligned",
+    "alternate",
+    "anchored",
+    "by_part",
+    "by_rule",
+    "chebyshev",
+    "complete",
+    "dense",
+    "edges",
+    "erdos_renyi",
+    "every",
+    "exponential",
+    "geometric",
+    "greatest",
+    "hypercube",
+    "identity",
+    "independent_groups",
+    "join",
+    "least",
+    "matcha",
+    "mixer",
+    "newest",
+    "one_peer_exponential",
+    "partitioned",
+    "poisson_stream",
+    "push_sum",
+    "random_matching",
+    "random_neighbours",
+    "random_regular",
+    "random_regular_each_round",
+    "recalibrated",
+    "repeat",
+    "ring",
+    "sampled",
+    "scheduled",
+    "shifts",
+    "slots",
+    "sometimes",
+    "star",
+    "stateless",
+    "thinned",
+    "torus",
+    "union",
+    "variance_corrected",
+    "weighted_by_leaf",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
-from dflax.clients import CLIENTS, client_devices, everywhere
-from dflax.gossip.linear import along, as_mask, require_models
-from dflax.gossip.mixer import Mixer, MixerState, Mixing, Models
+from dflax.clients import CLIENTS, against, client_devices, everywhere
+from dflax.gossip.linear import as_mask, require_models
+from dflax.gossip.mixer import Known, Mixer, MixerState, Mixing, Models
 
 
 class Aged(NamedTuple):
@@ -69,13 +69,13 @@ def age_weighted(clients: int) -> Mixer:
 
         def merged(leaf: Array) -> Array:
             wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-            weighted = along(own, wide).astype(wide.dtype) * wide
+            weighted = against(own, wide).astype(wide.dtype) * wide
             # Held whole, each model travels once; added up where it was sent from, all sums would too.
             heard = weighted + _arrived(everywhere(weighted), target)
-            mean = (heard / along(jnp.maximum(total, 1e-30), wide).astype(wide.dtype)).astype(
+            mean = (heard / against(jnp.maximum(total, 1e-30), wide).astype(wide.dtype)).astype(
                 leaf.dtype
             )
-            return jnp.where(along(there & (total > 0), leaf), mean, leaf)
+            return jnp.where(against(there & (total > 0), leaf), mean, leaf)
 
         def part(tree: Any) -> Any:
             if not isinstance(tree, Aged):
@@ -85,7 +85,7 @@ def age_weighted(clients: int) -> Mixer:
         after = jax.tree.map(part, models, is_leaf=_is_aged)
         return after, state, {"models_sent": there.sum().astype(jnp.float32)}
 
-    return Mixer(clients, init, apply, symmetric=False, doubly_stochastic=False)
+    return Mixer(clients, init, apply, Known(symmetric=False, doubly_stochastic=False))
 
 
 def _age(models: Models) -> Float[Array, " n"]:

@@ -64,7 +64,7 @@ def chebyshev(
     if isinstance(topology, Mixer):
         inner = topology
         require_any_tree(inner, "chebyshev", "differences of models", OUTERMOST, "topology")
-        if inner.symmetric is False:
+        if inner.known.symmetric is False:
             raise ValueError(
                 "topology must multiply by a symmetric matrix, got a mixer that does not (push-sum, a "
                 "directed graph, sampled parts, a correction). Pass an undirected graph, or use "

@@ -8,7 +8,7 @@ from jaxtyping import Array, PyTree
 from dflax import validation
 from dflax.clients import client_devices
 from dflax.gossip.linear import Plan, Rows, linear, require_topology_sums
-from dflax.gossip.mixer import Mixer, Mixing
+from dflax.gossip.mixer import Known, Mixer, Mixing
 from dflax.gossip.products import count_sent, dense_rows, edge_rows, slot_rows
 from dflax.gossip.rolls import roll_rows
 from dflax.programs.exchanges import mean_over, sends, size
@@ -129,7 +129,7 @@ def complete(clients: int, weight: float | None = None) -> Mixer:
 
         return rows, sent
 
-    return linear(clients, None, plan, symmetric=True, doubly_stochastic=True)
+    return linear(clients, None, plan, Known(symmetric=True, doubly_stochastic=True))
 
 
 def identity(clients: int) -> Mixer:
@@ -144,15 +144,9 @@ def identity(clients: int) -> Mixer:
         return (lambda x: x), 0.0
 
     graph = from_edges(clients, np.zeros((0, 2), int), disconnected=True, name="no graph")
-    return linear(clients, None, plan, symmetric=True, doubly_stochastic=True, graph=graph)
+    return linear(clients, None, plan, Known(True, True, graph=graph))
 
 
 def _of_matrix(matrix: MixingMatrix, tables: PyTree[Array], plan: Plan) -> Mixer:
-    return linear(
-        matrix.nodes,
-        tables,
-        plan,
-        symmetric=matrix.symmetric,
-        doubly_stochastic=matrix.doubly_stochastic,
-        graph=matrix.graph,
-    )
+    known = Known(matrix.symmetric, matrix.doubly_stochastic, graph=matrix.graph)
+    return linear(matrix.nodes, tables, plan, known)

@@ -1,77 +1,90 @@
-"""What every client hears, model by model, for rules that look at each of them."""
+"""The models that clients hear, brought to the devices that compute those clients and no farther."""
 
-from collections.abc import Callable
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Int, PyTree
 
-from dflax.clients import everywhere
-from dflax.gossip.linear import along
-from dflax.gossip.mixer import Models
-from dflax.gossip.rolls import bytes_that_leave
-from dflax.programs.exchanges import sends
-from dflax.topology import MixingMatrix
+from dflax.clients import CLIENTS, DealtWithClients, client_devices
+from dflax.programs.exchanges import sends, size
+from dflax.topology import Graph
 
-Tables = tuple[Array, ...]
-Hear = Callable[
-    [Models, Tables, Bool[Array, " n"] | None],
-    tuple[Models, Float[Array, "n k"], Float[Array, " n"]],
-]
+# Rows of the block of clients that lies so many devices before: their first, and the end of them.
+Piece = tuple[int, int, int]
 
 
-def hearing(matrix: MixingMatrix) -> tuple[Tables, Hear]:
-    """The neighbours' models side by side, with the weights of a mixing matrix.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Heard(DealtWithClients):
+    """All models of which a client may hear some; made by `heard`, passed on as `map_clients(shared=)`.
 
-    On rings and other circulant graphs the models come by rolls, of which sharded clients exchange
-    the boundary rows alone; else by a gather, for which every device holds all models.
+    Attributes:
+      rows: leaves `[n, ...]`; or `[D w, ...]` where D devices hold the w rows each that they need.
+      starts: `[D]` where among a device's rows those begin of the block so many devices before.
+      block: clients a device (static).
+      devices: D (static); 1 where every device holds all models.
+    """
+
+    rows: PyTree[Array]
+    starts: Int[Array, " D"]
+    block: int = dataclasses.field(metadata={"static": True})
+    devices: int = dataclasses.field(metadata={"static": True})
+
+    def layout(self, devices: int) -> Any:
+        """Each device its own rows where they are dealt, else everything to each."""
+        spread = PartitionSpec(CLIENTS) if devices == self.devices else PartitionSpec()
+        rows = jax.tree.map(lambda leaf: spread, self.rows)
+        whole: Any = PartitionSpec()
+        return dataclasses.replace(self, rows=rows, starts=whole)
+
+    def by(self, client: Int[Array, ""], neighbours: Int[Array, " k"]) -> PyTree[Array]:
+        """The neighbours' models, leaves `[k, ...]`; any for who is no neighbour of the client."""
+        blocks_before = (client // self.block - neighbours // self.block) % self.devices
+        place = self.starts[blocks_before] + neighbours % self.block
+        return jax.tree.map(lambda leaf: leaf.at[place].get(mode="clip"), self.rows)
+
+
+def heard(models: PyTree[Array], graph: Graph | None) -> Heard:
+    """What clients hear along a graph; where it is None, anyone may hear anyone.
+
+    Where n clients are dealt over devices, a device gets the rows that its clients hear: on a ring the
+    boundary rows alone, by collective permutes. Where it would need all rows, it gets all.
 
     Args:
-      matrix: W, rows that sum to 1.
-
-    Returns:
-      Tables, and `hear(models, tables, active) -> (heard, weights, own)`: leaves `[n, k, ...]`, the
-      weight `[n, k]` of each, and that of the client's own model, `[n]`. Instead of who is absent, and
-      in empty slots, a client hears itself, at weight 0.
+      models: leaves `[n, ...]`.
+      graph: of n nodes, known when the program is made.
     """
-    shifts, sides = matrix.graph.shifts, matrix.graph.shape
-    one_weight = matrix.shared_weight is not None
-    rolls = shifts is not None and sides is not None and len(sides) == 1 and not one_weight
-    neighbours, weights = matrix.slots()
-    if rolls and shifts is not None:
-        # Edge i k + o is the one that node i hears through shift o.
-        weights = matrix.weights.reshape(matrix.nodes, len(shifts))
-        neighbours = matrix.graph.senders.reshape(weights.shape)
+    clients = jax.tree.leaves(models)[0].shape[0]
+    devices = 1 if graph is None else client_devices(clients)
+    pieces = [] if graph is None else _pieces(graph, devices)
+    if devices == 1 or sum(high - low for _, low, high in pieces) >= clients:
+        return Heard(models, jnp.zeros(1, jnp.int32), clients, 1)
+    starts, width = np.zeros(devices, np.int32), 0
+    for before, low, high in pieces:
+        starts[before] = width - low
+        width += high - low
 
-    def hear(
-        models: Models, tables: Tables, active: Bool[Array, " n"] | None
-    ) -> tuple[Models, Array, Array]:
-        senders, given = tables
-        if active is not None:
-            given = jnp.where(active[:, None] & active[senders], given, 0)
+    def deal(leaf: Array) -> Array:
+        blocks = leaf.reshape(devices, -1, *leaf.shape[1:])
+        brought = sum(high - low for before, low, high in pieces if before)
+        with sends(lambda: brought * size(leaf) / clients):
+            parts = [jnp.roll(blocks[:, low:high], before, 0) for before, low, high in pieces]
+        return jnp.concatenate(parts, axis=1).reshape(-1, *leaf.shape[1:])
 
-        def slots(leaf: Array) -> Array:
-            if rolls and shifts is not None:
-                with sends(lambda: bytes_that_leave(matrix.graph, leaf)):
-                    rows = jnp.stack([jnp.roll(leaf, shift[0], 0) for shift in shifts], axis=1)
-            else:
-                rows = everywhere(leaf).at[senders].get(mode="promise_in_bounds")
-            known = given.reshape(*given.shape, *(1,) * (leaf.ndim - 1)) > 0
-            return jnp.where(known, rows, leaf[:, None])
-
-        return jax.tree.map(slots, models), given, 1 - given.sum(1)
-
-    return (jnp.asarray(neighbours), jnp.asarray(weights, jnp.float32)), hear
+    rows = jax.tree.map(deal, models)
+    return Heard(rows, jnp.asarray(starts), clients // devices, devices)
 
 
-def weighted_sum(
-    own: PyTree[Array], own_weight: Array, others: PyTree[Array], weights: Float[Array, " k"]
-) -> PyTree[Array]:
-    """`w own + sum_k w_k others_k` of one client, in float32 or wider, in the models' own dtype."""
-
-    def mix(mine: Array, theirs: Array) -> Array:
-        wide = jnp.promote_types(mine.dtype, jnp.float32)
-        terms = along(weights.astype(wide), theirs) * theirs.astype(wide)
-        return (own_weight.astype(wide) * mine.astype(wide) + terms.sum(0)).astype(mine.dtype)
-
-    return jax.tree.map(mix, own, others)
+def _pieces(graph: Graph, devices: int) -> list[Piece]:
+    """The rows that some device needs; relative to itself, every device gets the same ones."""
+    block = graph.nodes // devices
+    before = (graph.receivers // block - graph.senders // block) % devices
+    rows = graph.senders % block
+    return [
+        (int(one), int(rows[before == one].min()), int(rows[before == one].max()) + 1)
+        for one in np.unique(before)
+    ]

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.gossip.mixer import Mixer, MixerState, Mixing, Models
-from dflax.topology import Graph
+from dflax.clients import against
+from dflax.gossip.mixer import Known, Mixer, MixerState, Mixing, Models
 
 Rows = Callable[[Float[Array, "n ..."]], Float[Array, "n ..."]]
 Plan = Callable[[Any, Mixing], tuple[Rows, Float[Array, ""] | float]]
@@ -20,10 +20,7 @@ def linear(
     clients: int,
     tables: PyTree[Array],
     plan: Plan,
-    *,
-    symmetric: bool | None,
-    doubly_stochastic: bool | None,
-    graph: Graph | None = None,
+    known: Known,
 ) -> Mixer:
     """A mixer `X <- W X` from a way of multiplying by W.
 
@@ -37,9 +34,7 @@ def linear(
       plan: `plan(tables, mixing) -> (rows, models_sent)`, where `rows(x)` is `W x` for an array
         `[n, ...]`. `mixing.active` is None or boolean here. With a mask, W is the masked one,
         `w_ij a_i a_j` off the diagonal and what is left of each row on it.
-      symmetric: as in `Mixer`.
-      doubly_stochastic: as in `Mixer`.
-      graph: as in `Mixer`.
+      known: what is known of W, see `Known`; that the mixer is linear goes without saying.
 
     Returns:
       The `Mixer`; its state is the tables.
@@ -58,14 +53,7 @@ def linear(
         mixed = jax.tree.map(lambda leaf: mix_leaf(rows, leaf, mask), models)
         return mixed, state, {"models_sent": jnp.asarray(sent, jnp.float32)}
 
-    return Mixer(
-        clients,
-        init,
-        apply,
-        symmetric=symmetric,
-        doubly_stochastic=doubly_stochastic,
-        graph=graph,
-    )
+    return Mixer(clients, init, apply, known._replace(linear=True))
 
 
 def mix_leaf(rows: Rows, leaf: Array, mask: Bool[Array, " n"] | None) -> Array:
@@ -74,14 +62,9 @@ def mix_leaf(rows: Rows, leaf: Array, mask: Bool[Array, " n"] | None) -> Array:
     wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
     if mask is None:
         return rows(wide).astype(leaf.dtype)
-    takes_part = along(mask, leaf)
+    takes_part = against(mask, leaf)
     mixed = rows(jnp.where(takes_part, wide, 0)).astype(leaf.dtype)
     return jnp.where(takes_part, mixed, leaf)
-
-
-def along(vector: Array, leaf: Array) -> Array:
-    """A vector `[n]` shaped to broadcast against a leaf `[n, ...]`."""
-    return vector.reshape(vector.shape + (1,) * (leaf.ndim - 1))
 
 
 def as_mask(active: Array | None, clients: int) -> Bool[Array, " n"] | None:

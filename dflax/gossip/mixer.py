@@ -58,6 +58,35 @@ class PerClient(NamedTuple):
     rows: PyTree[Array]
 
 
+class Known(NamedTuple):
+    """What is known of a mixer: methods refuse by it, and a wrapper hands it on, changed where it must.
+
+    Attributes:
+      symmetric: whether every mixing is the product with a matrix that equals its transpose; None
+        where it is not known.
+      doubly_stochastic: whether every mixing keeps agreement and the mean: rows and columns of its
+        matrix sum to 1. None where it is not known. A mixer that corrects what it mixed
+        (`variance_corrected`) answers for the mixing before the correction. A part that is marked
+        `Uncorrected` gets that mixing alone.
+      linear: whether one matrix mixes all numbers of a mixing, so that a sum and the weights in it may
+        be mixed side by side. False of robust rules, and where each entry is mixed with those who sent
+        it; None where it is not known.
+      whole_models: whether it reads what it mixes as models, by the names of their layers, so that it
+        mixes nothing beside them: no trackers, no masks, no variances.
+      averages_statistics: whether running statistics ("batch_stats") come out as averages, which fit no
+        model; False where they are estimated afresh or refused.
+      graph: along whose edges models travel, the same in every mixing; None where it changes or is
+        not known.
+    """
+
+    symmetric: bool | None = None
+    doubly_stochastic: bool | None = None
+    linear: bool | None = None
+    whole_models: bool = False
+    averages_statistics: bool = True
+    graph: Graph | None = None
+
+
 class Mixer(NamedTuple):
     """One mixing of all clients' models, `[n, ...]` to `[n, ...]`.
 
@@ -73,28 +102,13 @@ class Mixer(NamedTuple):
         travels over all directed edges in this mixing, in units of one client's whole `models`. A rule
         that sends a part of it counts that part. All other metrics are means, NaN where there is
         nothing to average.
-      symmetric: whether every mixing is the product with a matrix that equals its transpose; None
-        where it is not known.
-      doubly_stochastic: whether every mixing keeps agreement and the mean: rows and columns of its
-        matrix sum to 1. None where it is not known. A mixer that corrects what it mixed
-        (`variance_corrected`) answers for the mixing before the correction. A part that is marked
-        `Uncorrected` gets that mixing alone.
-      whole_models: whether it reads what it mixes as models, by the names of their layers, so that it
-        mixes nothing beside them: no trackers, no masks, no variances.
-      averages_statistics: whether running statistics ("batch_stats") come out as averages, which fit no
-        model; False where they are estimated afresh or refused.
-      graph: along whose edges models travel, the same in every mixing; None where it changes or is
-        not known.
+      known: what is known of it, see `Known`.
     """
 
     clients: int
     init: Callable[[Models], MixerState]
     apply: Callable[[Models, MixerState, Mixing], tuple[Models, MixerState, Metrics]]
-    symmetric: bool | None = None
-    doubly_stochastic: bool | None = None
-    whole_models: bool = False
-    averages_statistics: bool = True
-    graph: Graph | None = None
+    known: Known = Known()
 
 
 def mix(
@@ -152,16 +166,16 @@ def of_several(
     apply: Callable[[Models, MixerState, Mixing], tuple[Models, MixerState, Metrics]],
 ) -> Mixer:
     """A mixer that is one of several in every mixing: what is known of all of them is known of it."""
-    return Mixer(
-        mixers[0].clients,
-        init,
-        apply,
-        symmetric=all_known([mixer.symmetric for mixer in mixers]),
-        doubly_stochastic=all_known([mixer.doubly_stochastic for mixer in mixers]),
-        whole_models=any(mixer.whole_models for mixer in mixers),
-        averages_statistics=any(mixer.averages_statistics for mixer in mixers),
-        graph=mixers[0].graph if len(mixers) == 1 else None,
+    each = [mixer.known for mixer in mixers]
+    known = Known(
+        symmetric=all_known([one.symmetric for one in each]),
+        doubly_stochastic=all_known([one.doubly_stochastic for one in each]),
+        linear=all_known([one.linear for one in each]),
+        whole_models=any(one.whole_models for one in each),
+        averages_statistics=any(one.averages_statistics for one in each),
+        graph=each[0].graph if len(each) == 1 else None,
     )
+    return Mixer(mixers[0].clients, init, apply, known)
 
 
 def require_mixer(mixer: Mixer, name: str = "mixer") -> None:
@@ -181,7 +195,7 @@ def require_mean_kept(mixer: Mixer, method: str) -> None:
       ValueError: its matrix is known not to be doubly stochastic.
     """
     require_mixer(mixer)
-    if mixer.doubly_stochastic is False:
+    if mixer.known.doubly_stochastic is False:
         raise ValueError(
             f"mixer must keep the mean of what {method} mixes, got one whose matrix is not doubly "
             "stochastic. Use an undirected graph with metropolis weights, or a regular directed one."
@@ -203,10 +217,31 @@ def require_any_tree(mixer: Mixer, method: str, beside: str, fix: str, name: str
       ValueError: it mixes whole models alone.
     """
     require_mixer(mixer, name)
-    if mixer.whole_models:
+    if mixer.known.whole_models:
         raise ValueError(
             f"{name} must mix any tree of numbers, because {method} mixes {beside} beside the models, "
             f"got one that reads what it mixes as models (aligned, anchored or recalibrated). {fix}"
+        )
+
+
+def require_linear(mixer: Mixer, method: str, fix: str, name: str = "mixer") -> None:
+    """Refuse a mixer that is no product with a matrix, for a method that mixes sums and their weights.
+
+    Args:
+      mixer: what is given.
+      method: who asks, for the message.
+      fix: what to do instead.
+      name: of the argument.
+
+    Raises:
+      TypeError: no mixer.
+      ValueError: it is known not to be linear.
+    """
+    require_mixer(mixer, name)
+    if mixer.known.linear is False:
+        raise ValueError(
+            f"{name} must mix all numbers by one matrix, because {method} mixes sums and the weights in "
+            f"them, got one that does not (a neighbour rule, sampled parts). {fix}"
         )
 
 
@@ -227,14 +262,14 @@ def all_known(answers: Sequence[bool | None]) -> bool | None:
 def deal(state: MixerState) -> tuple[MixerState, MixerState]:
     """A mixer's state as two trees of its form: what exists once, and the rows of the clients.
 
-    Each holds None in the places of the other; `join` is the inverse.
+    Each holds None in the places of the other; `reunited` is the inverse.
     """
     once = jax.tree.map(lambda part: None if _has_rows(part) else part, state, is_leaf=_has_rows)
     rows = jax.tree.map(lambda part: part if _has_rows(part) else None, state, is_leaf=_has_rows)
     return once, rows
 
 
-def join(once: MixerState, rows: MixerState) -> MixerState:
+def reunited(once: MixerState, rows: MixerState) -> MixerState:
     """The mixer's state from what `deal` made of it."""
     return jax.tree.map(
         lambda leaf, row: row if leaf is None else leaf,

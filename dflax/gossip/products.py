@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dflax.clients import CLIENTS, client_devices, everywhere, platform
-from dflax.gossip.linear import Rows, along
+from dflax.clients import CLIENTS, against, client_devices, everywhere, platform
+from dflax.gossip.linear import Rows
 from dflax.programs.exchanges import gathered_by, sends, size
 
 # On a CPU, a gather of rows that do not fit the cache runs several times faster in chunks of about
@@ -49,10 +49,10 @@ def slot_rows(
         own = 1 - weights.sum(1)
 
     def combine(x: Array, here: Array, neighbours: Array, weights: Array, own: Array) -> Array:
-        total = along(own.astype(x.dtype), here) * here
+        total = against(own.astype(x.dtype), here) * here
         for k in range(neighbours.shape[1]):
             heard = x.at[neighbours[:, k]].get(mode="promise_in_bounds")
-            total = total + along(weights[:, k].astype(x.dtype), here) * heard
+            total = total + against(weights[:, k].astype(x.dtype), here) * heard
         return total
 
     def rows(x: Array) -> Array:
@@ -80,9 +80,9 @@ def edge_rows(
     def rows(x: Array) -> Array:
         # Held whole, each model travels once; else a row would travel for every edge.
         heard = everywhere(x).at[senders].get(mode="promise_in_bounds")
-        heard = along(weights.astype(x.dtype), heard) * heard
+        heard = against(weights.astype(x.dtype), heard) * heard
         total = jax.ops.segment_sum(heard, receivers, x.shape[0], indices_are_sorted=True)
-        return along(own.astype(x.dtype), x) * x + total
+        return against(own.astype(x.dtype), x) * x + total
 
     return rows
 

@@ -8,10 +8,10 @@ from jaxtyping import Array, Float
 
 from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.clients import everywhere
+from dflax.clients import against, everywhere
 from dflax.gossip.choose import fits_rolls, fits_slots
-from dflax.gossip.linear import Rows, along, as_mask, mix_leaf, require_models
-from dflax.gossip.mixer import Mixer, Mixing, Models, PerClient, in_models
+from dflax.gossip.linear import Rows, as_mask, mix_leaf, require_models
+from dflax.gossip.mixer import Known, Mixer, Mixing, Models, PerClient, in_models
 from dflax.gossip.products import count_sent, edge_rows, slot_rows
 from dflax.gossip.repeat import repeat
 from dflax.gossip.rolls import roll_rows
@@ -129,29 +129,22 @@ def push_sum(
         )
 
         def unbiased(x: Array, z: Array) -> Array:
-            ratio = (x / along(weights, x).astype(x.dtype)).astype(z.dtype)
-            return ratio if mask is None else jnp.where(along(mask, x), ratio, z)
+            ratio = (x / against(weights, x).astype(x.dtype)).astype(z.dtype)
+            return ratio if mask is None else jnp.where(against(mask, x), ratio, z)
 
         mixed = jax.tree.map(unbiased, numerators, models)
 
         def remainder(x: Array, z: Array, before: Array) -> Array:
             # Of an inactive client x is z + e rounded, from which e does not come back bit for bit.
-            return x - z if mask is None else jnp.where(along(mask, x), x - z, before)
+            return x - z if mask is None else jnp.where(against(mask, x), x - z, before)
 
         # Its weight travels with every model.
         measured = in_models({"models_sent": sent}, (models, weights), models)
         excess = jax.tree.map(remainder, numerators, mixed, state.excess.rows)
         return mixed, PushSumState(state.tables, weights, PerClient(excess)), measured
 
-    once = Mixer(
-        clients,
-        init,
-        apply,
-        symmetric=False,
-        doubly_stochastic=False,
-        graph=graph,
-    )
-    return repeat(once, steps)
+    known = Known(symmetric=False, doubly_stochastic=False, graph=graph)
+    return repeat(Mixer(clients, init, apply, known), steps)
 
 
 def _wide(leaf: Array) -> jnp.dtype:

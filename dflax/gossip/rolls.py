@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from dflax.clients import CLIENTS, client_devices
-from dflax.gossip.linear import Rows, along
+from dflax.clients import CLIENTS, against, client_devices
+from dflax.gossip.linear import Rows
 from dflax.gossip.products import count_sent
 from dflax.programs.exchanges import sends, size
 from dflax.topology import Graph
@@ -93,7 +93,7 @@ def roll_flat(sides: tuple[int, ...], x: Array, move: tuple[int, ...]) -> Array:
             wrapped = jnp.roll(x, (step - side if step > 0 else step + side) * stride, 0)
             place = jnp.arange(nodes) // stride % side
             stays = place >= step if step > 0 else place < side + step
-            inside = jnp.where(along(stays, x), inside, wrapped)
+            inside = jnp.where(against(stays, x), inside, wrapped)
         x = inside
     return x
 

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
-from dflax import validation
+from dflax import counter, validation
 from dflax.algorithm import Params
 from dflax.clients import replicate
 
@@ -28,8 +27,7 @@ def starts(key: Key[Array, ""], params: Params | Callable[..., Params], nodes: i
     validation.typed_key("key", key)
     # A function is a leaf of its own; a model that can be called (equinox) has arrays for leaves.
     if callable(params) and jax.tree_util.all_leaves([params]):
-        # The rounds of a run with the same key fold in small numbers: no start shares a key with one.
-        own = jax.random.fold_in(key, 0xFFFFFFFF)
+        own = jax.random.fold_in(key, counter.OF_STARTS)
         models = jax.vmap(params)(jax.random.split(own, nodes))
         validation.model("params", models)
         return models
@@ -62,8 +60,3 @@ def put(tree: PyTree[Array], nodes: Int[Array, " k"], rows: PyTree[Array]) -> Py
     return jax.tree.map(
         lambda leaf, new: leaf.at[nodes].set(new.astype(leaf.dtype), mode="drop"), tree, rows
     )
-
-
-def along(sizes: Array, like: Array) -> Array:
-    """A vector of k sizes, shaped to broadcast against `[k, ...]`, in its dtype."""
-    return jnp.reshape(sizes, (-1, *(1,) * (like.ndim - 1))).astype(like.dtype)

@@ -1,15 +1,16 @@
 """Gossip of parts: every client sends some of its weights, and only those are averaged."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, UInt32
+from jaxtyping import Array, UInt32
 
 from dflax import counter, validation
+from dflax.aggregation.by_leaf import Weighted, weighted_sums
 from dflax.algorithm import Metrics
 from dflax.clients import select
+from dflax.gossip.by_leaf import mix_sums
 from dflax.gossip.linear import as_mask
 from dflax.gossip.mixer import (
     Mixer,
@@ -17,8 +18,8 @@ from dflax.gossip.mixer import (
     Mixing,
     Models,
     Uncorrected,
-    mix,
     require_any_tree,
+    require_linear,
 )
 
 Words = UInt32[Array, "n d"]
@@ -87,14 +88,12 @@ def partitioned(mixer: Mixer, parts: int) -> Mixer:
 def _of_parts(mixer: Mixer, sent: Callable[..., Array], share: float | Array) -> Mixer:
     fix = "Put gossip.recalibrated outermost: recalibrated(sampled(mixer, share), module)."
     require_any_tree(mixer, "sampling parts of models", "what was sent of each entry", fix)
+    require_linear(mixer, "sampling parts of models", "Use gossip.mixer(topology).")
     clients = mixer.clients
 
-    def both(models: Models, masks: PyTree[Array]) -> Uncorrected:
-        # The models are put together from two sums, neither of which is a model.
-        return Uncorrected((jax.tree.map(lambda leaf, mask: mask * leaf, models, masks), masks))
-
     def init(models: Models) -> MixerState:
-        return mixer.init(both(models, jax.tree.map(jnp.ones_like, models)))
+        ones = jax.tree.map(jnp.ones_like, models)
+        return mixer.init(Uncorrected(weighted_sums(Weighted(models, ones))))
 
     def apply(
         models: Models, state: MixerState, mixing: Mixing
@@ -108,12 +107,14 @@ def _of_parts(mixer: Mixer, sent: Callable[..., Array], share: float | Array) ->
             entry = (start + jnp.arange(width, dtype=jnp.uint32))[None]
             masks.append(sent(seed, clients, entry).reshape(leaf.shape).astype(leaf.dtype))
             start += width
-        parts: Any = both(models, jax.tree.unflatten(structure, masks))
-        parts, state, metrics = mix(mixer, parts, state, mixing._replace(key=mixer_key))
-        heard, given = parts.part
-        mixed = jax.tree.map(lambda w, h, g: w + (h - g * w), models, heard, given)
+        parts = Weighted(models, jax.tree.unflatten(structure, masks))
+        sums, state, metrics = mix_sums(mixer, parts, state, mixing._replace(key=mixer_key))
+        mixed = jax.tree.map(
+            lambda w, h, g: (w + (h - g * w)).astype(w.dtype), models, sums.value, sums.weights
+        )
         mask = as_mask(mixing.active, clients)
         mixed = mixed if mask is None else select(mask, mixed, models)
         return mixed, state, metrics | {"models_sent": metrics["models_sent"] * share}
 
-    return mixer._replace(init=init, apply=apply, symmetric=False, doubly_stochastic=None)
+    known = mixer.known._replace(symmetric=False, doubly_stochastic=None, linear=False)
+    return Mixer(clients, init, apply, known)

@@ -138,7 +138,8 @@ def variance_corrected(
         return mixed, state, metrics | {"variance_scale": factor}
 
     # The correction is no product with a matrix.
-    return neighbours._replace(init=init, apply=apply, symmetric=False)
+    known = neighbours.known._replace(symmetric=False)
+    return Mixer(neighbours.clients, init, apply, known)
 
 
 def _corrected(models: Models, choose: Choice) -> Choice:

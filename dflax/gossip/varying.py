@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics
 from dflax.gossip.linear import Rows, linear
 from dflax.gossip.mixer import (
+    Known,
     Mixer,
     MixerState,
     Mixing,
@@ -35,13 +36,8 @@ def scheduled(schedule: Schedule) -> Mixer:
             return slot_rows(drawn.neighbours, drawn.weights, mixing.active)
         return dense_rows(drawn, mixing.active)
 
-    return linear(
-        schedule.nodes,
-        schedule.tables,
-        plan,
-        symmetric=schedule.symmetric,
-        doubly_stochastic=schedule.symmetric or schedule.doubly_stochastic,
-    )
+    known = Known(schedule.symmetric, schedule.symmetric or schedule.doubly_stochastic)
+    return linear(schedule.nodes, schedule.tables, plan, known)
 
 
 def alternate(mixers: Sequence[Mixer], *, disconnected: bool = False) -> Mixer:
@@ -74,7 +70,7 @@ def alternate(mixers: Sequence[Mixer], *, disconnected: bool = False) -> Mixer:
     sizes = [mixer.clients for mixer in mixers]
     if len(set(sizes)) > 1:
         raise ValueError(f"mixers must be of one number of clients, got {sizes}.")
-    graphs = [mixer.graph for mixer in mixers if mixer.graph is not None]
+    graphs = [mixer.known.graph for mixer in mixers if mixer.known.graph is not None]
     if not disconnected and len(graphs) == len(mixers):
         require_connected_together("mixers over a whole period", graphs)
 
@@ -116,20 +112,54 @@ def sometimes(mixer: Mixer, probability: float | Float[Array, ""]) -> Mixer:
     require_mixer(mixer)
     validation.real("probability", probability, low=0.0, high=1.0, scalar=True)
 
+    def tossed(mixing: Mixing) -> tuple[Bool[Array, ""], Mixing]:
+        coin_key, own_key = jax.random.split(mixing.key)
+        return jax.random.bernoulli(coin_key, probability), mixing._replace(key=own_key)
+
+    return _where(mixer, tossed)
+
+
+def every(mixer: Mixer, rounds: int) -> Mixer:
+    """`X <- W_t X` in the rounds 0, T, 2 T, ..., else nothing is sent and every client keeps its model.
+
+    The mixer counts these rounds alone: 0, 1, 2, ...
+
+    Args:
+      mixer: W.
+      rounds: T >= 1, static.
+
+    Returns:
+      A `Mixer`. Where nothing is mixed, `models_sent` is 0 and what else the mixer measures is NaN.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    require_mixer(mixer)
+    validation.integer("rounds", rounds, low=1)
+
+    def due(mixing: Mixing) -> tuple[Bool[Array, ""], Mixing]:
+        index = jnp.asarray(mixing.index)
+        return index % rounds == 0, mixing._replace(index=index // rounds)
+
+    return _where(mixer, due)
+
+
+def _where(mixer: Mixer, decide: Callable[[Mixing], tuple[Bool[Array, ""], Mixing]]) -> Mixer:
+    """Mixes where `decide(mixing) -> (whether, the mixer's own mixing)` says so."""
+
     def apply(
         models: Models, state: MixerState, mixing: Mixing
     ) -> tuple[Models, MixerState, Metrics]:
-        coin_key, own_key = jax.random.split(mixing.key)
+        mixes, own = decide(mixing)
 
         def together(models: Models, state: MixerState) -> tuple[Models, MixerState, Metrics]:
-            return mix(mixer, models, state, mixing._replace(key=own_key))
+            return mix(mixer, models, state, own)
 
         def alone(models: Models, state: MixerState) -> tuple[Models, MixerState, Metrics]:
-            return models, state, {"models_sent": jnp.zeros(())}
+            return models, state, {"models_sent": jnp.zeros((), jnp.float32)}
 
         models = jax.tree.map(jnp.asarray, models)
         branches = same_metrics([alone, together], models, state)
-        mixes = jax.random.bernoulli(coin_key, probability)
         return jax.lax.switch(mixes.astype(jnp.int32), branches, models, state)
 
     return mixer._replace(apply=apply)

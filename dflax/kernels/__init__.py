@@ -1,1 +1,1 @@
-"""Convolutions and windows as slices and matrix products: what a CPU computes fast."""
+"""Convolutions, windows and thresholds in the operations that a CPU computes fast."""

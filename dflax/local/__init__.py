@@ -5,8 +5,14 @@ from dflax.local.attack import Attack, Norm, distances, fast_gradient_sign, proj
 from dflax.local.client_gradients import client_gradients
 from dflax.local.clipping import clipped
 from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
-from dflax.local.oracle import Loss, Oracle, Remembering, gradient, remembering
-from dflax.local.quadratic import Quadratic, proximal_points, quadratic_objectives
+from dflax.local.oracle import Loss, Oracle, gradient
+from dflax.local.per_example import per_example
+from dflax.local.quadratic import (
+    Quadratic,
+    proximal_points,
+    quadratic_federation,
+    quadratic_objectives,
+)
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.sam import perturbed, sam
 from dflax.local.solver import (
@@ -21,3 +27,43 @@ from dflax.local.solver import (
 from dflax.local.subproblem import Subproblem
 from dflax.local.trades import trades
 from dflax.local.travel import travel
+
+__all__ = [
+    "Attack",
+    "Estimate",
+    "LargeBatch",
+    "Loss",
+    "Norm",
+    "Optimizer",
+    "Oracle",
+    "Quadratic",
+    "Solution",
+    "Subproblem",
+    "adversarial",
+    "check_no_value",
+    "check_optimizer",
+    "check_pull",
+    "client_gradients",
+    "clipped",
+    "distances",
+    "fast_gradient_sign",
+    "gradient",
+    "large_batches",
+    "large_gradient",
+    "optimizer_at",
+    "per_example",
+    "perturbed",
+    "projected_gradient",
+    "proximal_points",
+    "quadratic_federation",
+    "quadratic_objectives",
+    "recursive",
+    "sam",
+    "solver",
+    "trades",
+    "travel",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -10,8 +10,8 @@ from dflax import counter, validation
 from dflax.algorithm import Params
 from dflax.data.class_laws import ClassLaws
 from dflax.data.dataset import Dataset
-from dflax.federation import Round
 from dflax.local.oracle import Oracle
+from dflax.population import Round
 
 
 class LargeBatch(NamedTuple):
@@ -59,7 +59,7 @@ def large_batches(
         )
     most = int(round.largest) if examples is None else examples
     width = min(batch_size, most)
-    ids = jnp.arange(round.clients, dtype=jnp.int32) if round.cohort is None else round.cohort
+    ids = round.members
     # In a stream without replacement the first n_i places are the client's examples, once each.
     minibatches = round.partition.minibatches(
         counter.seed_of(key), ids, jnp.int32(0), -(-most // width), width, False
@@ -100,7 +100,7 @@ def large_gradient(
         mask: Float[Array, " B"] = (jnp.arange(width) < counted).astype(jnp.float32)
 
         def add(total: Params) -> Params:
-            seen, _ = oracle.evaluate(params, examples._replace(mask=mask), own_key)
+            seen, _ = oracle(params, examples._replace(mask=mask), own_key)
             return jax.tree.map(lambda t, g: t + share(t.dtype) * g.astype(t.dtype), total, seen)
 
         def share(dtype: Any) -> Float[Array, ""]:

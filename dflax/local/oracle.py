@@ -19,77 +19,67 @@ Loss = Callable[[Params, Batch, Key[Array, ""] | None], tuple[Float[Array, ""], 
 
 
 class Oracle(NamedTuple):
-    """A first-order oracle of one client's objective.
+    """How a client sees its objective: the gradient of a minibatch, or what stands for it.
+
+    An oracle with `conclude` remembers: it carries something from one local step to the next.
 
     Attributes:
       evaluate: `(params, batch, key) -> (gradient, metrics)`. The gradient has the structure of
-        `params`; metrics are a dict of arrays, empty where nothing is measured.
+        `params`; metrics are a dict of arrays, empty where nothing is measured. Of an oracle that
+        remembers `(params, batch, key, memory) -> (seen, metrics, noted)`: everything that reads
+        examples. Clients that rest skip it.
       objective: the loss of which `evaluate` gives the gradient, for optimisers that ask for values
         (`optax.polyak_sgd`, `optax.lbfgs`); None where there is none.
+      conclude: `(seen, noted, params, memory) -> (gradient, memory)`, entry by entry, the memory a
+        tree of the same structure in and out. Sums belong here, where they are written over the
+        memory in place. None: nothing is remembered.
+      lasting: whether the memory is read after the last step, so that it must stand still while a
+        client rests.
     """
 
-    evaluate: Callable[[Params, Batch, Key[Array, ""]], tuple[Params, Metrics]]
+    evaluate: Callable[..., tuple[Any, ...]]
     objective: Loss | None = None
+    conclude: Callable[[Any, Any, Params, Any], tuple[Params, Any]] | None = None
+    lasting: bool = True
 
     def __call__(self, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
         """The gradient at `params` on a minibatch, and what was measured on the way."""
-        return self.evaluate(params, batch, key)
+        seen, metrics = _pair("an oracle", "(gradient, metrics)", self.evaluate(params, batch, key))
+        return seen, metrics
 
-
-def _as_it_is(seen: Params, noted: Any, params: Params, memory: Any) -> tuple[Params, Any]:
-    return seen, noted
-
-
-class Remembering(NamedTuple):
-    """An oracle that carries something from one local step to the next; the solver takes it as well.
-
-    Attributes:
-      evaluate: `(params, batch, key, memory) -> (seen, metrics, noted)`: everything that reads
-        examples. Clients that rest skip it.
-      conclude: `(seen, noted, params, memory) -> (gradient, memory)`, entry by entry, the memory a
-        tree of the same structure in and out. Default: what is seen and noted is the gradient and the
-        memory. Sums belong here, where they are written over the memory in place.
-      lasting: whether the memory is read after the last step, so that it must stand still while a
-        client rests.
-      objective: as in `Oracle`.
-    """
-
-    evaluate: Callable[[Params, Batch, Key[Array, ""], Any], tuple[Any, Metrics, Any]]
-    conclude: Callable[[Any, Any, Params, Any], tuple[Params, Any]] = _as_it_is
-    lasting: bool = True
-    objective: Loss | None = None
-
-
-def remembering(loss: Loss | Oracle | Remembering) -> Remembering:
-    """Any oracle as one that remembers; what remembers nothing hands its memory on."""
-    if isinstance(loss, Remembering):
-        return loss
-    oracle = gradient(loss)
-
-    def evaluate(
-        params: Params, batch: Batch, key: Key[Array, ""], memory: Any
-    ) -> tuple[Params, Metrics, tuple[()]]:
-        seen, metrics = _pair("an oracle", "(gradient, metrics)", oracle(params, batch, key))
+    def look(
+        self, params: Params, batch: Batch, key: Key[Array, ""], memory: Any
+    ) -> tuple[Any, Metrics, Any]:
+        """What the client sees, measures and notes, whether it remembers anything or not."""
+        if self.conclude is not None:
+            return self.evaluate(params, batch, key, memory)
+        seen, metrics = self(params, batch, key)
         _require_like(seen, params)
         return seen, _arrays("an oracle", metrics), ()
 
-    def conclude(seen: Params, noted: tuple[()], params: Params, memory: Any) -> tuple[Params, Any]:
-        return seen, memory
-
-    return Remembering(evaluate, conclude, lasting=False, objective=oracle.objective)
+    def end(self, seen: Any, noted: Any, params: Params, memory: Any) -> tuple[Params, Any]:
+        """The gradient and the memory that follow from what was seen and noted."""
+        return (
+            (seen, memory) if self.conclude is None else self.conclude(seen, noted, params, memory)
+        )
 
 
 def gradient(loss: Loss | Oracle) -> Oracle:
-    """The plain oracle of a loss: `jax.value_and_grad`. An oracle is handed back as it is.
+    """The plain oracle of a loss: `jax.value_and_grad`. One without memory is handed back as it is.
 
     Args:
       loss: `(params, batch, key) -> (scalar, metrics)`, metrics a dict of arrays; {} for none.
 
     Raises:
-      TypeError: `loss` cannot be called, or is a model rather than a loss; and, when the oracle is
-        traced, a loss that returns something else.
+      TypeError: `loss` cannot be called, is a model rather than a loss, or an oracle that remembers;
+        and, when the oracle is traced, a loss that returns something else.
     """
     if isinstance(loss, Oracle):
+        if loss.conclude is not None:
+            raise TypeError(
+                "loss must be a loss or an Oracle without memory, got one that remembers (it has "
+                "conclude). Give that to dflax.local.solver, and wrap what it is made of."
+            )
         return loss
     if isinstance(loss, nn.Module):
         raise TypeError(

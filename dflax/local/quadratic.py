@@ -1,6 +1,6 @@
 """Quadratic objectives of clients in their eigenbases, where a proximal point is two thin products."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ from jaxtyping import Array, Float
 from dflax import validation
 from dflax.clients import map_clients
 from dflax.data.dataset import Dataset
-from dflax.data.partition import Partition
+from dflax.data.partition import Partition, from_indices
+from dflax.federation import Federation
+from dflax.population import Assignment, Round
 
 
 class Quadratic(NamedTuple):
@@ -96,6 +98,47 @@ def quadratic_objectives(
     return Quadratic(*(jnp.asarray(leaf, dtype) for leaf in (basis, curvature, slope)))
 
 
+def quadratic_federation(objectives: Quadratic, **options: Any) -> Federation:
+    """A federation whose example i is the objective of client i, for methods that solve it exactly.
+
+    The objectives are data of the source. No state and no checkpoint holds them.
+
+    Args:
+      objectives: leaves `[n, ...]`.
+      **options: of `dflax.Federation`, such as `participation` and `weights`.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    _require_objectives(objectives)
+    clients = validation.leading_axis("objectives", objectives)
+    data = Dataset(objectives, jnp.arange(clients, dtype=jnp.int32), name="objectives")
+    partition = from_indices([np.array([client]) for client in range(clients)])
+    given: dict[str, Any] = {"local_steps": 1, "weights": jnp.ones(clients)}
+    return Federation(data, partition, batch_size=1, **(given | options))
+
+
+def objectives_of(round: Round) -> Quadratic:
+    """All clients' objectives, leaves `[n, ...]`, of a round of `quadratic_federation`.
+
+    Raises:
+      TypeError: a round whose examples are no objectives.
+    """
+    _require_examples(round.data)
+    return round.data.inputs
+
+
+def objective_of(assignment: Assignment, data: Dataset) -> Quadratic:
+    """One client's objective, in a round of `quadratic_federation`.
+
+    Raises:
+      TypeError: a round whose examples are no objectives.
+    """
+    _require_examples(data)
+    own = data.fetch(assignment.minibatches[0, :1]).inputs
+    return jax.tree.map(lambda leaf: leaf[0], own)
+
+
 def proximal_points(
     objectives: Quadratic, center: Float[Array, " d"], penalty: float | Array
 ) -> Float[Array, "n d"]:
@@ -109,10 +152,7 @@ def proximal_points(
     Raises:
       TypeError, ValueError: no `Quadratic`, or a center of another dimension.
     """
-    validation.instance(
-        "objectives", objectives, Quadratic, "Make them with dflax.local.quadratic_objectives."
-    )
-    validation.leading_axis("objectives", objectives)
+    _require_objectives(objectives)
     validation.model("params", center)
     validation.real("penalty", penalty, low=0.0, low_open=True, scalar=True)
     if jnp.shape(center) != objectives.basis.shape[-1:]:
@@ -125,6 +165,20 @@ def proximal_points(
         return objective.proximal_point(center, penalty)
 
     return map_clients(one, objectives, shared=(center,))
+
+
+def _require_examples(data: Any) -> None:
+    if not isinstance(data, Dataset) or not isinstance(data.inputs, Quadratic):
+        raise TypeError(
+            "the round's examples must be the clients' objectives, which this method solves exactly. "
+            "Make its source with dflax.local.quadratic_federation(objectives)."
+        )
+
+
+def _require_objectives(objectives: Quadratic) -> None:
+    fix = "Make them with dflax.local.quadratic_objectives."
+    validation.instance("objectives", objectives, Quadratic, fix)
+    validation.leading_axis("objectives", objectives)
 
 
 def _times(left: Array, right: Array) -> Array:

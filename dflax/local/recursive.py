@@ -7,7 +7,7 @@ from jaxtyping import Array, Key
 
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Batch
-from dflax.local.oracle import Loss, Oracle, Remembering, gradient
+from dflax.local.oracle import Loss, Oracle, gradient
 
 
 class Estimate(NamedTuple):
@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
     direction: Params
 
 
-def recursive(loss: Loss | Oracle) -> Remembering:
+def recursive(loss: Loss | Oracle) -> Oracle:
     """The oracle of SARAH and SPIDER, which walks a gradient along with the model.
 
     On one minibatch and with one key for both gradients:
@@ -37,7 +37,7 @@ def recursive(loss: Loss | Oracle) -> Remembering:
       loss: a loss, or an `Oracle`.
 
     Returns:
-      A `Remembering` oracle for `dflax.local.solver`, whose memory is an `Estimate` that holds only
+      An `Oracle` that remembers, for `dflax.local.solver`, whose memory is an `Estimate` that holds only
       as long as the client works.
 
     References:
@@ -59,4 +59,4 @@ def recursive(loss: Loss | Oracle) -> Remembering:
         direction = jax.tree.map(lambda g, b, a: g - b + a, memory.direction, before, now)
         return direction, Estimate(params, direction)
 
-    return Remembering(evaluate, conclude, lasting=False)
+    return Oracle(evaluate, conclude=conclude, lasting=False)

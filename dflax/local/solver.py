@@ -12,10 +12,10 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import select
 from dflax.data.dataset import Batch, Dataset
-from dflax.federation import Assignment
-from dflax.local.oracle import Loss, Oracle, Remembering, remembering
+from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.subproblem import Subproblem
 from dflax.models.statistics import with_statistics
+from dflax.population import Assignment
 
 Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
 
@@ -30,7 +30,7 @@ class Solution(NamedTuple):
         None unless asked for.
       metrics: means over the steps done, float32 or wider, of integers and booleans as well; 0 for a
         client that did none.
-      memory: what a lasting `Remembering` oracle holds after the last step; () for the others.
+      memory: what an oracle with a lasting memory holds after the last step; () for the others.
     """
 
     params: Params
@@ -141,7 +141,7 @@ def missing_argument(
 
 
 def solver(
-    loss: Loss | Oracle | Remembering, optimizer: Optimizer, *, mean_gradient: bool = False
+    loss: Loss | Oracle, optimizer: Optimizer, *, mean_gradient: bool = False
 ) -> Callable[..., Solution]:
     """The function that does one client's local work.
 
@@ -151,7 +151,7 @@ def solver(
         x = optimiser(x, problem.direction(q, x))              one optax update
 
     Args:
-      loss: a loss, an `Oracle`, or a `Remembering` one.
+      loss: a loss, or an `Oracle`, which may remember.
       optimizer: an optax optimiser; or a function of the round's number (traced) that returns one,
         for learning rates that change from round to round. One that asks for `value`, `grad` or
         `value_fn` (`optax.polyak_sgd`, `optax.lbfgs`) gets those of the subproblem on the minibatch,
@@ -168,7 +168,8 @@ def solver(
       TypeError: naming the argument; and, when `solve` is traced, a loss or an oracle that returns
         something else than it should, or an optimiser that asks for what is not known here.
     """
-    oracle = remembering(loss)
+    oracle = loss if isinstance(loss, Oracle) else gradient(loss)
+    keeps = oracle.conclude is not None and oracle.lasting
     check_optimizer("optimizer", optimizer)
     validation.flag("mean_gradient", mean_gradient)
 
@@ -206,7 +207,7 @@ def solver(
             works = k < assignment.local_steps
 
             def look(params: Params, memory: Any) -> Any:
-                return oracle.evaluate(params, batch, oracle_key, memory)
+                return oracle.look(params, batch, oracle_key, memory)
 
             def rest(params: Params, memory: Any) -> Any:
                 return _zeros(looked)
@@ -214,11 +215,11 @@ def solver(
             # Under vmap this is a select; for a client alone it saves the steps not taken. What
             # follows is written in place over what it reads, which no branch could do.
             seen, metrics, noted = jax.lax.cond(works, look, rest, params, memory)
-            seen, remembered = oracle.conclude(seen, noted, params, memory)
+            seen, remembered = oracle.end(seen, noted, params, memory)
             wanted = problem.direction(seen, params)
             known = values(batch, oracle_key, params, wanted) if asks else {}
             updates, moved = descent.update(wanted, optimizer_state, params, **known)
-            memory = select(works, remembered, memory) if oracle.lasting else remembered
+            memory = select(works, remembered, memory) if keeps else remembered
             after = optax.apply_updates(params, updates), moved
             params, optimizer_state = select(works, after, (params, optimizer_state))
             if total is not None:
@@ -230,7 +231,7 @@ def solver(
         scanned = (jnp.arange(steps, dtype=jnp.int32), assignment.minibatches)
         first = jax.tree.map(lambda leaf: leaf[0], scanned)
         batch, oracle_key = jax.eval_shape(fetch, *first)
-        looked = jax.eval_shape(oracle.evaluate, params, batch, oracle_key, memory)
+        looked = jax.eval_shape(oracle.look, params, batch, oracle_key, memory)
         asks = missing_argument(descent, params)
         if asks and oracle.objective is None:
             raise TypeError(

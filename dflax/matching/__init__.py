@@ -12,3 +12,26 @@ from dflax.matching.symmetries import (
     widths_of,
 )
 from dflax.matching.weights import by_weights
+
+__all__ = [
+    "Matching",
+    "Place",
+    "Symmetries",
+    "activations",
+    "assign",
+    "assign_by_optax",
+    "assign_on_host",
+    "by_activations",
+    "by_weights",
+    "fixed_units",
+    "identity",
+    "permute",
+    "random_permutations",
+    "symmetries",
+    "verify",
+    "widths_of",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -297,3 +297,19 @@ def _verify_same_on_all_hosts(leaves: dict[str, Any]) -> None:
             f"every process must pass the same values, but {len(differing)} of {len(leaves)} leaves "
             f"differ: {names}. Use the same seeds and the same data on every host."
         )
+
+
+__all__ = [
+    "client_mesh",
+    "collect",
+    "host_clients",
+    "place",
+    "replicate_source",
+    "shard",
+    "start_hosts",
+    "state_sharding",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

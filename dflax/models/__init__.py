@@ -13,3 +13,34 @@ from dflax.models.statistics import recalibrate, recalibrate_on, with_statistics
 from dflax.models.transformer import Block, TransformerClassifier, TransformerLM, attention
 from dflax.models.two_layer import TwoLayer
 from dflax.programs.convolutions import rewrite_convolutions
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "Apply",
+    "AveragedStatistics",
+    "BasicBlock",
+    "Block",
+    "Conv",
+    "GroupNorm",
+    "Linear",
+    "ResNet18",
+    "TransformerClassifier",
+    "TransformerLM",
+    "TwoLayer",
+    "as_apply",
+    "attention",
+    "avg_pool",
+    "convolve",
+    "max_pool",
+    "recalibrate",
+    "recalibrate_on",
+    "rewrite_convolutions",
+    "variables",
+    "with_statistics",
+    "with_variables",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

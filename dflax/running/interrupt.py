@@ -42,3 +42,14 @@ def obey(number: int) -> NoReturn:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise Terminated(128 + number)
+
+
+__all__ = [
+    "Terminated",
+    "held_signals",
+    "obey",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

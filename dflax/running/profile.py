@@ -595,3 +595,7 @@ def _scaled(number: float, step: int, units: tuple[str, ...]) -> str:
     while abs(number) >= step and power < len(units) - 1:
         number, power = number / step, power + 1
     return f"{number:.4g} {units[power]}"
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -91,3 +91,15 @@ def _plain(value: np.ndarray) -> Any:
         return [_plain(entry) for entry in value]
     number = value.item()
     return number if np.isfinite(number) else None
+
+
+__all__ = [
+    "Sink",
+    "flatten",
+    "jsonl",
+    "tensorboard",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -16,7 +16,7 @@ from dflax.server.fedsam import fedsam
 from dflax.server.fedsmoo import fedsmoo
 from dflax.server.fedspeed import feddyn, fedspeed
 from dflax.server.framework.averaging import descent, local_change
-from dflax.server.framework.protocol import Arrived, Clients, Heard, Own, Received, Report, Server
+from dflax.server.framework.protocol import Arrived, Clients, Heard, Received, Report, Server
 from dflax.server.framework.with_server import with_server
 from dflax.server.mimelite import Base, fixed_adam, fixed_momentum, mimelite
 from dflax.server.momentum import (
@@ -35,3 +35,55 @@ from dflax.server.partial_averaging import (
 from dflax.server.rerce_fed import rerce_fed
 from dflax.server.rerce_fed_continual import rerce_fed_continual
 from dflax.server.scaffold import fedgamma, scaffold
+
+__all__ = [
+    "Arrived",
+    "Attacked",
+    "Base",
+    "Clients",
+    "Heard",
+    "Received",
+    "Report",
+    "Server",
+    "anchors",
+    "bvr_l_sgd",
+    "consensus_admm",
+    "descent",
+    "dual_free_admm",
+    "fal",
+    "fedadagrad",
+    "fedadam",
+    "fedadmm",
+    "fedamd",
+    "fedavg",
+    "fedavg_m_vr",
+    "fedcm",
+    "feddyn",
+    "fedgamma",
+    "fednova",
+    "fedpage",
+    "fedprox",
+    "fedsam",
+    "fedsmoo",
+    "fedspeed",
+    "fedyogi",
+    "fixed_adam",
+    "fixed_momentum",
+    "layers",
+    "local_change",
+    "mimelite",
+    "mofedsam",
+    "normalization",
+    "own_models",
+    "partial_averaging",
+    "rerce_fed",
+    "rerce_fed_continual",
+    "scaffold",
+    "scaffold_m",
+    "scaffold_m_vr",
+    "with_server",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -101,3 +101,16 @@ def recommended(clients: int, cohort: int, rule: str = "a") -> float:
         bound, bounds=(1e-6, 1 - 1e-9), method="bounded", options={"xatol": 1e-9}
     )
     return float(found.x)
+
+
+__all__ = [
+    "Anchors",
+    "constant",
+    "decaying",
+    "periodic",
+    "recommended",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

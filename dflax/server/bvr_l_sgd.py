@@ -12,13 +12,13 @@ from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment, Round
 from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import require_weights_alone
+from dflax.population import Assignment, Round
 from dflax.server.framework.asked import alone, either
 from dflax.server.framework.protocol import Received, Report, Server
 from dflax.server.framework.with_server import with_server

@@ -12,9 +12,9 @@ from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
 from dflax.clients import select
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment
-from dflax.local.quadratic import Quadratic, proximal_points
-from dflax.server.framework.protocol import Arrived, Heard, Own, Received, Report, Server
+from dflax.local.quadratic import Quadratic, objective_of, proximal_points
+from dflax.population import Assignment
+from dflax.server.framework.protocol import Arrived, Heard, Received, Report, Server
 from dflax.server.framework.with_server import with_server
 
 
@@ -71,7 +71,7 @@ def consensus_admm(
 
     Returns:
       An `Algorithm` on a `FederatedState` with `init(key, params, objectives)`: z_0 `[d]`, usually
-      zeros, and the clients' `Quadratic` from `dflax.local.quadratic_objectives`. z is
+      zeros, and the clients' `Quadratic`. Its rounds are of `dflax.local.quadratic_federation`. z is
       `state.server.params`, x_k and phi_k are `state.clients.memory`. The schedule S is the
       federation's participation; reporting clients count the same. Metrics: `clients_reporting`,
       `numbers_up`, `numbers_down`, and what the links measure.
@@ -86,18 +86,19 @@ def consensus_admm(
 
     def start(
         key: Key[Array, ""], params: Float[Array, " d"], objectives: Quadratic
-    ) -> tuple[Started, Primal, Quadratic]:
+    ) -> tuple[Started, Primal]:
         models = proximal_points(objectives, params, penalty)
-        return Started(jnp.bool_(False)), Primal(models, jnp.zeros_like(models)), objectives
+        return Started(jnp.bool_(False)), Primal(models, jnp.zeros_like(models))
 
     def publish(server: Server) -> tuple[Array, Array]:
         return server.params, server.memory.started
 
     def minimise(
-        assignment: Assignment, own: Own, heard: Heard, data: Dataset, index: Array
+        assignment: Assignment, own: Primal, heard: Heard, data: Dataset, index: Array
     ) -> Report:
-        x, phi = own.memory
-        nearest = own.known.proximal_point(heard.message - phi / penalty, penalty).astype(x.dtype)
+        x, phi = own
+        objective = objective_of(assignment, data)
+        nearest = objective.proximal_point(heard.message - phi / penalty, penalty).astype(x.dtype)
         x = jnp.where(heard.arrived, nearest, x)
         return Report(x + phi / penalty, Primal(x, phi), {})
 

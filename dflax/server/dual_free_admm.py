@@ -13,10 +13,10 @@ from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
 from dflax.clients import replicate, select
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.population import Assignment
 from dflax.server.framework.extrapolated import Extrapolated, extrapolate, not_started, publish
 from dflax.server.framework.protocol import Heard, Report
 from dflax.server.framework.with_server import with_server

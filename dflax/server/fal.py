@@ -10,11 +10,11 @@ from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment
 from dflax.local.adversarial import adversarial
 from dflax.local.attack import Attack
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer
+from dflax.population import Assignment
 from dflax.server.framework.averaging import descent, local_change
 from dflax.server.framework.protocol import Received, Report, Server
 from dflax.server.framework.rates import Rate, check_rate, rate_at

@@ -14,13 +14,13 @@ from dflax.channel.channel import Channel
 from dflax.channel.compression import numbers
 from dflax.clients import select, weighted_mean
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment, Round
 from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import require_weights_alone
+from dflax.population import Assignment, Round
 from dflax.server.anchors import Anchors
 from dflax.server.framework.protocol import Arrived, Received, Report, Server
 from dflax.server.framework.rates import Rate, check_rate, rate_at

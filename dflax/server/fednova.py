@@ -8,11 +8,11 @@ from jaxtyping import Array, Int
 
 from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_optimizer, check_pull
 from dflax.local.subproblem import Subproblem
 from dflax.local.travel import check_linear, travel
+from dflax.population import Assignment
 from dflax.server.framework.averaging import descent, local_change
 from dflax.server.framework.protocol import Received, Report, Server
 from dflax.server.framework.with_server import with_server

@@ -12,13 +12,13 @@ from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment, Round
 from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.solver import solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import require_weights_alone
+from dflax.population import Assignment, Round
 from dflax.server.framework.asked import either, everyone
 from dflax.server.framework.protocol import Received, Report, Server
 from dflax.server.framework.rates import Rate, check_rate, rate_at

@@ -10,7 +10,7 @@ from jaxtyping import Array, Key
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.data.dataset import Batch
-from dflax.local.oracle import Loss, Oracle, Remembering, gradient
+from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.sam import SMALLEST_NORM
 from dflax.local.solver import Optimizer
 from dflax.server.framework.dual import Look, with_duals
@@ -74,7 +74,7 @@ def fedsmoo(
         """`rho tree / |tree|`."""
         return scaled(scale(tree), tree)
 
-    def corrected_sam(common: Params) -> Remembering:
+    def corrected_sam(common: Params) -> Oracle:
         def evaluate(
             params: Params, batch: Batch, key: Key[Array, ""], own: Params
         ) -> tuple[Params, Metrics, tuple[Array, Params]]:
@@ -90,7 +90,7 @@ def fedsmoo(
             perturbation = scaled(*noted)
             return there, jax.tree.map(lambda mu, e, s: mu + e - s, own, perturbation, common)
 
-        return Remembering(evaluate, conclude)
+        return Oracle(evaluate, conclude=conclude)
 
     def zeros(params: Params) -> Params:
         return jax.tree.map(jnp.zeros_like, params)

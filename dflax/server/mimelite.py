@@ -11,11 +11,11 @@ from jaxtyping import Array, Int, Key, PyTree
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.data.dataset import Batch, Dataset
-from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer, check_optimizer, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import require_weights_alone
+from dflax.population import Assignment
 from dflax.server.framework.protocol import Received, Report, Server
 from dflax.server.framework.rates import Rate, check_rate, rate_at
 from dflax.server.framework.with_server import with_server

@@ -1,6 +1,5 @@
 """Partial averaging: some layers of the model are the clients' own and are never sent."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,15 +10,14 @@ from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.clients import replicate
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.parts import Chooser, joined, name_of, part
+from dflax.population import Assignment
 from dflax.server.framework.averaging import descent
 from dflax.server.framework.protocol import Received, Report, Server
 from dflax.server.framework.with_server import with_server
-
-Chooser = Callable[[str], bool]
 
 
 def normalization(path: str) -> bool:
@@ -87,38 +85,39 @@ def partial_averaging(
     solve = solver(loss, optimizer)
     begin, step = descent(server_optimizer)
 
+    def shared(path: str) -> bool:
+        return not local(path)
+
     def start(key: Key[Array, ""], params: Params) -> tuple[Any, Any]:
-        own = _part(params, local, True)
-        for kept, fault in ((own, "none"), (_part(params, local, False), "all")):
+        own = part(params, local)
+        for kept, fault in ((own, "none"), (part(params, shared), "all")):
             if not jax.tree.leaves(kept):
-                paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+                paths = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
                 raise ValueError(
                     f"local must choose some leaves and leave some to be shared, got {fault} "
                     f"of {validation.shown(paths)}."
                 )
-        memory, _ = begin(key, _part(params, local, False))
+        memory, _ = begin(key, part(params, shared))
         return memory, replicate(own, clients)
 
     def work(
         assignment: Assignment, own: Any, server: Server, data: Dataset, index: Int[Array, ""]
     ) -> Report:
-        model = _joined(own, server.params)
+        model = joined(own, server.params)
         solution = solve(Subproblem(), model, assignment, data, index=index)
         change = jax.tree.map(jnp.subtract, solution.params, model)
-        return Report(
-            _part(change, local, False), _part(solution.params, local, True), solution.metrics
-        )
+        return Report(part(change, shared), part(solution.params, local), solution.metrics)
 
     def update(server: Server, received: Received) -> tuple[Params, PyTree[Array], Metrics]:
-        shared = server._replace(params=_part(server.params, local, False))
-        params, memory, metrics = step(shared, received)
-        return _joined(params, server.params), memory, metrics
+        reduced = server._replace(params=part(server.params, shared))
+        params, memory, metrics = step(reduced, received)
+        return joined(params, server.params), memory, metrics
 
     return with_server(
         start,
         work,
         update,
-        message=lambda params: _part(params, local, False),
+        message=lambda params: part(params, shared),
         clients=clients,
         **options,
     )
@@ -129,25 +128,4 @@ def own_models(state: FederatedState) -> Params:
     fix = "Pass the state of an algorithm from dflax.server.partial_averaging."
     validation.instance("state", state, FederatedState, fix)
     count = jax.tree.leaves(state.clients.memory)[0].shape[0]
-    return _joined(state.clients.memory, replicate(state.server.params, count))
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _part(params: Params, local: Chooser, own: bool) -> Params:
-    """The local or the shared leaves; None, which is no leaf, in the place of the others."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if bool(local(_name(path))) is own else None, params
-    )
-
-
-def _joined(part: Params, whole: Params) -> Params:
-    """The whole with the leaves of the part where it has any."""
-    return jax.tree.map(
-        lambda some, other: other if some is None else some,
-        part,
-        whole,
-        is_leaf=lambda node: node is None,
-    )
+    return joined(state.clients.memory, replicate(state.server.params, count))

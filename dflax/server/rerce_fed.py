@@ -11,10 +11,10 @@ from dflax.algorithm import Algorithm
 from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment
-from dflax.local.quadratic import Quadratic, proximal_points
+from dflax.local.quadratic import Quadratic, objective_of, proximal_points
+from dflax.population import Assignment
 from dflax.server.framework.extrapolated import Extrapolated, extrapolate, not_started, publish
-from dflax.server.framework.protocol import Heard, Own, Report
+from dflax.server.framework.protocol import Heard, Report
 from dflax.server.framework.with_server import with_server
 
 
@@ -62,7 +62,7 @@ def rerce_fed(
 
     Returns:
       An `Algorithm` on a `FederatedState` with `init(key, params, objectives)`: z_0 `[d]`, usually
-      zeros, and the clients' `Quadratic` from `dflax.local.quadratic_objectives`. z is
+      zeros, and the clients' `Quadratic`. Its rounds are of `dflax.local.quadratic_federation`. z is
       `state.server.params`, s `state.server.memory.broadcast`, the x_k `state.clients.params`. The
       schedule S is the federation's participation; reporting clients count the same. Metrics:
       `clients_reporting`, `numbers_up`, `numbers_down`, and what the links measure.
@@ -77,11 +77,13 @@ def rerce_fed(
 
     def start(
         key: Key[Array, ""], params: Float[Array, " d"], objectives: Quadratic
-    ) -> tuple[Extrapolated, Model, Quadratic]:
-        return not_started(params), Model(proximal_points(objectives, params, penalty)), objectives
+    ) -> tuple[Extrapolated, Model]:
+        return not_started(params), Model(proximal_points(objectives, params, penalty))
 
-    def work(assignment: Assignment, own: Own, heard: Heard, data: Dataset, index: Array) -> Report:
-        x, objective = own.memory.params, own.known
+    def work(
+        assignment: Assignment, own: Model, heard: Heard, data: Dataset, index: Array
+    ) -> Report:
+        x, objective = own.params, objective_of(assignment, data)
         x = jnp.where(heard.arrived, objective.toward(x, heard.message, penalty).astype(x.dtype), x)
         return Report(x, Model(x), {})
 

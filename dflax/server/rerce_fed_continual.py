@@ -11,12 +11,12 @@ from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Algorithm, FederatedState, Metrics
 from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
-from dflax.clients import replicate
+from dflax.clients import map_clients, replicate
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment, Round
-from dflax.local.quadratic import Quadratic, proximal_points
+from dflax.local.quadratic import Quadratic, objective_of, objectives_of, proximal_points
+from dflax.population import Assignment, Round
 from dflax.server.framework.asked import either, everyone
-from dflax.server.framework.protocol import Arrived, Heard, Own, Received, Report, Server
+from dflax.server.framework.protocol import Arrived, Heard, Received, Report, Server
 from dflax.server.framework.with_server import with_server
 
 
@@ -81,7 +81,7 @@ def rerce_fed_continual(
 
     Returns:
       An `Algorithm` on a `FederatedState` with `init(key, params, objectives)`: z_0 `[d]`, usually
-      zeros, and the clients' `Quadratic` from `dflax.local.quadratic_objectives`. s is
+      zeros, and the clients' `Quadratic`. Its rounds are of `dflax.local.quadratic_federation`. s is
       `state.server.params`, the x_k `state.clients.params`. The schedule S is the federation's
       participation; in the first round clients answer who were not invited, but not those who are
       known to be absent. Rounds count as first until a message has arrived. Metrics:
@@ -97,33 +97,36 @@ def rerce_fed_continual(
 
     def start(
         key: Key[Array, ""], params: Float[Array, " d"], objectives: Quadratic
-    ) -> tuple[Started, Continual, Quadratic]:
+    ) -> tuple[Started, Continual]:
         models = proximal_points(objectives, params, penalty)
         z = replicate(params, len(models))
         silent = jnp.zeros(len(models), bool)
-        return Started(jnp.bool_(False)), Continual(models, z, silent, z), objectives
+        return Started(jnp.bool_(False)), Continual(models, z, silent, z)
 
     def publish(server: Server) -> tuple[Array, Array]:
         return server.params, server.memory.started
 
-    def move(own: Own) -> Continual:
-        memory = own.memory
-        x = own.known.toward(memory.params, memory.heard, penalty).astype(memory.params.dtype)
+    def move(memory: Continual, objective: Quadratic) -> Continual:
+        x = objective.toward(memory.params, memory.heard, penalty).astype(memory.params.dtype)
         return memory._replace(params=jnp.where(memory.has_heard, x, memory.params))
 
+    def rest(memories: Continual, round: Round) -> Continual:
+        return map_clients(move, memories, objectives_of(round), at_once=at_once)
+
     def first(
-        assignment: Assignment, own: Own, heard: Heard, data: Dataset, index: Array
+        assignment: Assignment, memory: Continual, heard: Heard, data: Dataset, index: Array
     ) -> Report:
         # Before anything is heard, that is z_0.
-        return Report(2 * own.memory.params - own.memory.heard, own.memory, {})
+        return Report(2 * memory.params - memory.heard, memory, {})
 
-    def work(assignment: Assignment, own: Own, heard: Heard, data: Dataset, index: Array) -> Report:
-        memory = own.memory
+    def work(
+        assignment: Assignment, memory: Continual, heard: Heard, data: Dataset, index: Array
+    ) -> Report:
         memory = memory._replace(
             heard=jnp.where(heard.arrived, heard.message, memory.heard),
             has_heard=memory.has_heard | heard.arrived,
         )
-        moved = move(Own(memory, own.known))
+        moved = move(memory, objective_of(assignment, data))
         return Report(2 * moved.params - memory.params, moved, {})
 
     def news(memory: Continual, arrived: Arrived) -> Array:
@@ -147,7 +150,7 @@ def rerce_fed_continual(
             downlink=without_memory("downlink", downlink),
             read=news,
             receive=note,
-            rest=move,
+            rest=rest,
             equal=True,
             at_once=at_once,
         )

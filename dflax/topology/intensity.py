@@ -104,3 +104,18 @@ def _over_time(
         return jnp.where(over, end, law(u + 1e-6)).astype(jnp.float32)
 
     return r
+
+
+__all__ = [
+    "constant",
+    "cosine",
+    "decaying",
+    "late_growth",
+    "linear",
+    "switched",
+    "window",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -213,7 +213,7 @@ def test_over_eight_devices_models_are_dealt_by_coordinates_once(name, clients):
 def byzantine(message):
     """Client 0 of the cohort sends a message of its own; the others' arrive as they are."""
 
-    def apply(messages, weights, state, key):
+    def apply(messages, weights, state, sending):
         return jax.tree.map(lambda leaf: leaf.at[0].set(message), messages), weights, state, {}
 
     return Channel(lambda message: (), apply)

@@ -9,7 +9,7 @@ from tasks import assert_trees_close, half_square, quadratics
 
 import dflax as dx
 from dflax import aggregation, channel, participation
-from dflax.channel import error_feedback, largest
+from dflax.channel import Sending, error_feedback, largest
 
 KEY = jax.random.key(0)
 ONES = jnp.ones(4)
@@ -64,7 +64,7 @@ def test_compressors_are_contractions_and_count_their_bytes(name):
     @jax.jit
     @jax.vmap
     def apply(key):
-        return rule.apply(MESSAGES, weights, state_of(rule), key)
+        return rule.apply(MESSAGES, weights, state_of(rule), Sending(key))
 
     out, arrived, _, metrics = apply(jax.random.split(KEY, 200))
     x = rows(MESSAGES)
@@ -101,7 +101,7 @@ def test_unbiased_compressors_have_the_message_for_their_mean(rule):
     @jax.jit
     def mean(key):
         def one(key):
-            return rule.apply(MESSAGES, jnp.ones(4), (), key)[0]
+            return rule.apply(MESSAGES, jnp.ones(4), (), Sending(key))[0]
 
         return jax.tree.map(lambda leaf: leaf.mean(0), jax.vmap(one)(jax.random.split(key, 1000)))
 
@@ -118,10 +118,10 @@ def test_the_power_iteration_converges_to_the_best_approximation():
     state = state_of(rule, message)
     step = jax.jit(rule.apply)
     for _ in range(8):
-        out, _, state, _ = step(message, jnp.ones(1), state, KEY)
+        out, _, state, _ = step(message, jnp.ones(1), state, Sending(KEY))
     best = (u[:, :2] * [5, 4]) @ vt[:2]
     np.testing.assert_allclose(out["m"][0], best, atol=1e-3)
-    zero, *_ = step({"m": jnp.zeros((1, 8, 6))}, jnp.ones(1), state, KEY)
+    zero, *_ = step({"m": jnp.zeros((1, 8, 6))}, jnp.ones(1), state, Sending(KEY))
     np.testing.assert_array_equal(zero["m"], 0.0)
 
 
@@ -133,7 +133,7 @@ def test_what_was_sent_and_what_is_remembered_add_up_to_all_messages(name):
     sent = total = jax.tree.map(jnp.zeros_like, MESSAGES)
     for t in range(5):
         messages = jax.tree.map(lambda leaf, t=t: leaf * (1 + t), MESSAGES)
-        out, _, state, _ = step(messages, jnp.ones(4), state, jax.random.fold_in(KEY, t))
+        out, _, state, _ = step(messages, jnp.ones(4), state, Sending(jax.random.fold_in(KEY, t)))
         sent, total = (jax.tree.map(jnp.add, a, b) for a, b in ((sent, out), (total, messages)))
     remembered = jax.tree.map(jnp.add, sent, state[0])
     assert_trees_close(remembered, total, rtol=1e-4, atol=1e-4)
@@ -197,9 +197,9 @@ def test_error_feedback_converges_where_the_compressor_alone_stalls():
 def test_the_majority_decides_number_by_number():
     votes = jnp.asarray([[3.0, -1.0, 0.1], [-0.1, -9.0, -0.1], [0.2, 8.0, 0.0]])
     rule = aggregation.majority_vote()
-    out, *_ = rule.apply(votes, jnp.asarray([1.0, 1.0, 1.0]), (), KEY)
+    out, *_ = rule.apply(votes, jnp.asarray([1.0, 1.0, 1.0]), (), Sending(KEY))
     np.testing.assert_array_equal(out, [1.0, -1.0, 0.0])
-    out, *_ = rule.apply(votes, jnp.asarray([1.0, 0.0, 0.0]), (), KEY)
+    out, *_ = rule.apply(votes, jnp.asarray([1.0, 0.0, 0.0]), (), Sending(KEY))
     np.testing.assert_array_equal(out, [1.0, -1.0, 1.0])
     federation = TASK.federation()
     rounds = 200

@@ -85,14 +85,14 @@ def test_gradient_norm_and_loss():
     value, gradient = objective(flat(point))
     norm = float(jax.jit(lambda task, x: task.gradient_norm(x))(TASK, point))
     assert norm == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
-    loss, metrics = data.logistic_loss(0.01)(point, TASK.data.train.fetch(jnp.arange(120)))
+    loss, metrics = jax.jit(data.logistic_loss(0.01))(point, TASK.data.train.fetch(jnp.arange(120)))
     assert float(loss) == pytest.approx(value, rel=1e-5)
     hits = (ROWS @ point.weights + point.bias).argmax(1) == LABELS
     assert float(metrics["accuracy"]) == pytest.approx(hits.mean())
 
 
 def test_masked_examples_do_not_count():
-    loss = data.logistic_loss(0.01)
+    loss = jax.jit(data.logistic_loss(0.01))
     batch = TASK.data.train.fetch(jnp.arange(4))
     masked = batch._replace(mask=jnp.array([1.0, 1.0, 0.0, 0.0]))
     point = linear(np.ones(18) * np.arange(18))

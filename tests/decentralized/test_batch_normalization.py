@@ -30,7 +30,7 @@ class Normed(nn.Module):
 MODULE = Normed()
 # Far from mean 0 and variance 1, so that a model with statistics that did not move is near chance.
 DATA = dx.data.Dataset(4.0 * TASK.data.inputs + 20.0, TASK.data.labels, classes=3)
-VARIABLES = MODULE.init(KEY, DATA.example)
+VARIABLES = jax.jit(MODULE.init)(KEY, DATA.example)
 LOSS = dx.losses.classification(MODULE)
 SGD = dx.models.with_statistics(optax.sgd(0.2))
 RING = gossip.ring(N)
@@ -182,9 +182,9 @@ def test_statistics_of_one_round_of_dfedadmm_are_those_of_dfedavg():
         decentralized.dfedadmm(LOSS, SGD, RING),
         decentralized.dfedavg(LOSS, SGD, RING),
     ):
-        state = algorithm.init(KEY, VARIABLES)
+        state, step = algorithm.init(KEY, VARIABLES), jax.jit(algorithm.step)
         for t in range(2):
-            state, _ = algorithm.step(state, once.draw(KEY, t))
+            state, _ = step(state, once.draw(KEY, t))
         ends.append(state.clients.params["batch_stats"])
     # The inputs' own statistics do not depend on the weights.
     assert_trees_close(*ends, rtol=1e-5)

@@ -79,7 +79,7 @@ def reference(stream, vectors, rates):
     return vectors, clock
 
 
-def test_it_is_the_event_loop_of_the_paper_and_groups_are_the_same_bit_for_bit():
+def test_it_is_the_event_loop_of_the_paper_and_groups_are_the_same_to_the_last_digits():
     with jax.enable_x64(True):
         stream = poisson_stream(RING, 400, seed=1)
         method = algorithm(running_mean=True)
@@ -94,7 +94,8 @@ def test_it_is_the_event_loop_of_the_paper_and_groups_are_the_same_bit_for_bit()
         assert state.server.gradients + state.server.communications == 400
         groups = independent_groups(stream, N, gradients=2, links=2)
         together, _ = advance(method, groups, len(groups.time))
-        assert_trees_equal(together.clients, state.clients)
+        # Two programs: the compiler may round their products differently.
+        assert_trees_close(together.clients, state.clients, rtol=1e-12, atol=1e-13)
         assert_trees_equal(together.server, state.server)
         # Jumps keep the sums of z and z~; they show at one common time.
         level = synchronized(state, strong_convexity=MU, smoothness=SMOOTH)

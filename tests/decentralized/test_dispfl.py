@@ -38,6 +38,9 @@ def test_density_one_is_dfedavg_that_combines_first():
     np.testing.assert_array_equal(metrics["moved"], 0.0)
 
 
+GRADIENT = jax.jit(jax.grad(softmax_loss, has_aux=True))
+
+
 def expected_round(state, drawn, rate, share):
     """A round in NumPy, from the oracle's gradients alone."""
     count = active_entries(START, 0.4)["w"]
@@ -53,10 +56,10 @@ def expected_round(state, drawn, rate, share):
             model[name] = jnp.asarray(mask[i] * np.where(weight > 0, total / safe, 0), jnp.float32)
         for minibatch in drawn.assignments.minibatches[i]:
             batch = TASK.data.fetch(minibatch)
-            slope = jax.grad(softmax_loss, has_aux=True)(model, batch, None)[0]
+            slope = GRADIENT(model, batch, None)[0]
             model = {k: x - rate * slope[k] * held[k][i] for k, x in model.items()}
         batch = TASK.data.fetch(drawn.assignments.minibatches[i, 0])
-        slope = jax.grad(softmax_loss, has_aux=True)(model, batch, None)[0]["w"].reshape(-1)
+        slope = np.asarray(GRADIENT(model, batch, None)[0]["w"]).reshape(-1)
         mask = held["w"][i].reshape(-1) > 0
         values, moved = np.abs(model["w"]).reshape(-1), int(np.ceil(share * count))
         smallest = sorted(np.flatnonzero(mask), key=lambda j: values[j])[:moved]

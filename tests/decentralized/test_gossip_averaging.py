@@ -196,7 +196,7 @@ def test_a_perfect_channel_is_no_channel_and_a_lost_model_is_mixed_by_nobody():
 
 
 def test_a_channels_memory_stays_with_its_client():
-    def apply(messages, weights, state, key):
+    def apply(messages, weights, state, sending):
         return messages, weights, state + 1, {}
 
     counting = dx.channel.Channel(lambda message: jnp.int32(0), apply)

@@ -84,7 +84,7 @@ def test_all_minibatches_of_a_round_are_seen_at_one_model():
     state, _ = advance(algorithm, source, 1, task.params)
     drawn = source.draw(KEY, 0).assignments.minibatches
     batch = task.data.fetch(drawn[5].reshape(-1))
-    expected, _ = jax.grad(softmax_loss, has_aux=True)(task.params, batch, None)
+    expected, _ = jax.jit(jax.grad(softmax_loss, has_aux=True))(task.params, batch, None)
     kept = jax.tree.map(lambda leaf: leaf[5], state.clients.memory.gradient)
     assert_trees_close(kept, expected, rtol=1e-4, atol=1e-6)
 

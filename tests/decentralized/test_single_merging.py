@@ -97,7 +97,7 @@ def test_a_base_graph_restricts_who_is_heard():
     start = jax.vmap(lambda i: jnp.full(3, i))(jnp.arange(6.0))
     state = algorithm.init(KEY, START)
     state = state._replace(clients=state.clients._replace(params=start))
-    state, _ = algorithm.step(state, TASK.federation().draw(KEY, 0))
+    state, _ = jax.jit(algorithm.step)(state, TASK.federation().draw(KEY, 0))
     expected = (np.roll(start, 1, 0) + start + np.roll(start, -1, 0)) / 3
     np.testing.assert_allclose(state.clients.params, expected, rtol=1e-5)
 
@@ -109,7 +109,7 @@ def test_a_disconnected_base_passes_when_asked_for():
     start = jax.vmap(lambda i: jnp.full(3, i))(jnp.arange(6.0))
     state = algorithm.init(KEY, START)
     state = state._replace(clients=state.clients._replace(params=start))
-    state, _ = algorithm.step(state, TASK.federation().draw(KEY, 0))
+    state, _ = jax.jit(algorithm.step)(state, TASK.federation().draw(KEY, 0))
     means = jnp.repeat(start.reshape(3, 2, 3).mean(1), 2, axis=0)
     np.testing.assert_allclose(state.clients.params, means, rtol=1e-5)
 

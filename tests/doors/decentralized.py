@@ -1,9 +1,11 @@
 """Right calls of the algorithms without a server, of gossip and of matching."""
 
+import jax
 import numpy as np
 
 import dflax as dx
 from doors.things import (
+    AGGREGATOR,
     DATA,
     FEDERATION,
     GRAPH,
@@ -29,8 +31,9 @@ GOSSIP = {**METHOD, "mixer": MIXER}
 CONVEX = {"strong_convexity": 1.0, "smoothness": 2.0}
 MATCHING = dx.matching.by_weights(SYMMETRIES)
 UNITS = {"hidden": np.arange(4)}
+VERSION = dx.gossip.Stamped(np.int32(3), np.arange(4))
 PROFIT = np.eye(3, dtype=np.float32)
-TIMED = dx.decentralized.dadao(LOSS, RATES, **CONVEX).init(KEY, WEIGHTS)
+TIMED = jax.jit(dx.decentralized.dadao(LOSS, RATES, **CONVEX).init)(KEY, WEIGHTS)
 
 
 def conjugate(y, batch):
@@ -53,7 +56,7 @@ CALLS = {
     "decentralized.dispfl": {**GOSSIP, "rounds": 2},
     "decentralized.dpsgd": GOSSIP,
     "decentralized.dsgt": {"loss": LOSS, "rate": 0.1, "mixer": MIXER},
-    "decentralized.gossip_learning": {**METHOD, "nodes": N},
+    "decentralized.gossip_learning": {**METHOD, "clients": N},
     "decentralized.gossip_steps": {"graph": GRAPH},
     "decentralized.md5_ranks": {"nodes": N, "rounds": 2},
     "decentralized.mean_dual": {
@@ -61,7 +64,7 @@ CALLS = {
     },
     "decentralized.merge": {"state": PEERS},
     "decentralized.mixed": {"mixer": MIXER, "state": PEERS, "round": FEDERATION.draw(KEY, 0)},
-    "decentralized.modest": {**METHOD, "nodes": N, "sample": 2},
+    "decentralized.modest": {**METHOD, "clients": N, "sample": 2},
     "decentralized.msda": {"conjugate": conjugate, "graph": GRAPH, **CONVEX},
     "decentralized.probe": {
         "keys": np.arange(N),
@@ -75,22 +78,30 @@ CALLS = {
     "decentralized.unit_rates": {"graph": GRAPH},
     "gossip.Law": {"rates": RATES, "gradient_rate": 1.0},
     "gossip.NodeEvents": {"data": DATA, "partition": PARTITION, "events": STREAM},
-    "gossip.age_weighted": {"nodes": N},
+    "gossip.age_weighted": {"clients": N},
+    "gossip.aggregating": {"aggregator": AGGREGATOR},
     "gossip.aligned": {"topology": GRAPH, "matching": MATCHING},
     "gossip.alternate": {"mixers": [MIXER, MIXER]},
     "gossip.anchored": {"mixer": MIXER, "matching": MATCHING},
+    "gossip.by_part": {"mixers": {"all": MIXER}, "of": lambda path: "all"},
+    "gossip.by_rule": {"topology": GRAPH, "rule": dx.gossip.aggregating(AGGREGATOR)},
     "gossip.chebyshev": {"topology": GRAPH, "steps": 2},
     "gossip.complete": {"clients": N},
     "gossip.dense": {"matrix": MATRIX},
     "gossip.edges": {"matrix": MATRIX},
     "gossip.erdos_renyi": {"nodes": 6, "probability": 0.9},
+    "gossip.every": {"mixer": MIXER, "rounds": 2},
     "gossip.exponential": {"nodes": N},
     "gossip.geometric": {"nodes": 6, "radius": 0.9},
+    "gossip.greatest": {"one": UNITS, "other": UNITS},
     "gossip.hypercube": {"nodes": N},
     "gossip.identity": {"clients": N},
     "gossip.independent_groups": {"stream": STREAM, "nodes": N},
+    "gossip.join": {"merge": dx.gossip.greatest},
+    "gossip.least": {"one": UNITS, "other": UNITS},
     "gossip.matcha": {"graph": GRAPH, "budget": 0.5},
     "gossip.mixer": {"topology": GRAPH},
+    "gossip.newest": {"one": VERSION, "other": VERSION},
     "gossip.one_peer_exponential": {"nodes": N},
     "gossip.partitioned": {"mixer": MIXER, "parts": 2},
     "gossip.poisson_stream": {"rates": RATES, "events": 8, "seed": 0},
@@ -109,8 +120,11 @@ CALLS = {
     "gossip.sometimes": {"mixer": MIXER, "probability": 0.5},
     "gossip.thinned": {"stream": STREAM, "loss": 0.5},
     "gossip.star": {"nodes": N},
+    "gossip.stateless": {"function": lambda own, others, weights, here: (own, {})},
     "gossip.torus": {"rows": 2, "columns": 3},
+    "gossip.union": {"one": UNITS, "other": UNITS},
     "gossip.variance_corrected": {"neighbours": NEIGHBOURS},
+    "gossip.weighted_by_leaf": {"mixer": MIXER},
     "matching.activations": {"model": MODULE, "symmetries": SYMMETRIES},
     "matching.assign": {"profit": PROFIT},
     "matching.assign_by_optax": {"profit": PROFIT},

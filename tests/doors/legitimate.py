@@ -5,6 +5,7 @@ import fnmatch
 # Types of values: made by the functions that are checked, or as plain as a tuple; no doors of theirs.
 RECORDS = {
     "SideBySide",
+    "participation.Count",
     "data.ClassLaws",
     "data.Dataset",
     "data.Dealt",
@@ -21,6 +22,7 @@ NUMBERS = "None True complex nan inf -1 0.5 3 [] {} array[0] array[2,3,4] array-
 
 # "callable(argument)" with wildcards, the kinds of `walk.WRONG`, and why these are right.
 LEGITIMATE = [
+    ("condensed(reduce)", "{}", "every metric then has its mean"),
     ("*(name)", "word digit", "any text is a name"),
     ("decentralized.merge(state)", "array[2,3,4] array-of-NaN", "models may be one array"),
     ("evaluation.consensus_distance(models)", "array[2,3,4] array-of-NaN", "they may be one array"),
@@ -43,7 +45,7 @@ LEGITIMATE = [
         "a model takes inputs of any shape",
     ),
     ("models.with_variables(inputs)", NUMBERS, "read of haiku's transforms alone"),
-    ("server.*_vr(gamma)", "None", "averages the local models"),
+    ("server.*_vr(server_rate)", "None", "averages the local models"),
     ("sweep(seeds)", "3", "an integer, 1 by default"),
     ("profile.sweep(seeds)", "3", "an integer, 1 by default"),
     ("models.as_apply(training)", "{}", "a model that is frozen on purpose"),
@@ -80,7 +82,6 @@ LEGITIMATE = [
     ("*(epsilon)", "3", "small terms have no upper bound"),
     ("server.fixed_adam(*)", "3", "small terms have no upper bound"),
     ("server.*(tau)", "3", "small terms have no upper bound"),
-    ("*(rho)", "3", "radii and penalties have no upper bound"),
     ("*(penalty)", "3", "penalties have no upper bound"),
     ("*(pull)", "3", "penalties have no upper bound"),
     ("*(radius)", "3", "radii of attacks have no upper bound"),
@@ -88,7 +89,7 @@ LEGITIMATE = [
     ("*(norm)", "3", "lengths have no upper bound"),
     ("*(rate)", "3", "rates have no upper bound"),
     ("*(server_rate)", "3", "rates have no upper bound"),
-    ("server.*(gamma)", "0.5 3", "rates have no upper bound; None by default"),
+    ("recipes.k_gt(mixing_rate)", "3", "rates have no upper bound"),
     ("server.fedspeed(relaxed)", "0.5 3", "rates have no upper bound; None by default"),
     ("*(smoothness)", "3", "curvatures have no upper bound"),
     ("decentralized.modest(*)", "None 3", "times have no upper bound; None: for ever, never"),
@@ -110,7 +111,7 @@ LEGITIMATE = [
     ("server.*(examples)", "3", "an integer, None by default"),
     ("server.*(clients)", "3", "an integer, None by default"),
     ("server.fedamd(at_once)", "None", "chosen by device and size of the model"),
-    ("server.fedadmm(server_rate)", "0.5", "a rate, None by default"),
+    ("server.*(server_rate)", "0.5", "a rate, None by default in some"),
     ("server.fednova(pull)", "0.5", "a penalty, None by default"),
     ("server.layers(names)", "word digit", "layers have any names"),
     ("decentralized.single_merging(r)", "3 function", "a number of others, or such a function"),
@@ -144,6 +145,12 @@ LEGITIMATE = [
     ("aggregation.*_rows(present)", "any", "who reports in a round"),
     ("aggregation.weighted_median_rows(weights)", "any", "weights of a round"),
     ("aggregation.squared_distances(weights)", "any", "weights of a round"),
+    ("aggregation.counted_mean(*)", "any", "the messages of a round and their weights"),
+    ("aggregation.distances_of_mixtures(*)", "any", "found in a round"),
+    ("aggregation.nearest(distances)", "any", "found in a round"),
+    ("gossip.greatest(*)", "any", "what two clients hold in a round"),
+    ("gossip.least(*)", "any", "what two clients hold in a round"),
+    ("gossip.union(*)", "any", "what two clients hold in a round"),
     ("aggregation.kernels(*)", "any", "the path and the shape of a leaf"),
     ("aggregation.rescaled(mixed)", "any", "the models of a round"),
     ("aggregation.rescaled(target)", "any", "variances of a round"),

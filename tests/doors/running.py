@@ -35,6 +35,9 @@ RUN = {"algorithm": ALGORITHM, "state": STATE, "source": FEDERATION, "rounds": 0
 
 CALLS = {
     "Events": {"table": {"time": np.arange(3)}},
+    "Population": {"clients": N},
+    "condensed": {"algorithm": ALGORITHM},
+    "stretches": {"source": FEDERATION},
     "Federation": {"data": DATA, "partition": PARTITION, "batch_size": 2, "local_steps": 1},
     "checkpoint.Checkpoints": {"folder": "runs"},
     "disjoint": {"server": {"loss": 1.0}},
@@ -111,10 +114,11 @@ CALLS = {
     "participation.availability": {"cohort": 2, "table": np.ones((3, N), bool)},
     "participation.bernoulli": {"probability": 0.5},
     "participation.distinct": {"key": KEY, "count": 2, "population": N},
-    "participation.dropout": {"participation": EVERYONE, "rate": 0.5},
+    "participation.dropout": {"participation": EVERYONE, "probability": 0.5},
     "participation.everyone": {},
+    "participation.from_table": {"clients": np.array([[0, 1], [2, 3]])},
     "participation.present": {"table": np.ones((3, N), bool)},
-    "participation.stragglers": {"participation": EVERYONE, "rate": 0.5},
+    "participation.stragglers": {"participation": EVERYONE, "probability": 0.5},
     "participation.uniform": {"cohort": 2},
     "participation.weighted": {"cohort": 2, "probabilities": np.ones(N)},
     "mesh.planned": {"name": "v5e:2x4"},

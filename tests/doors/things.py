@@ -20,7 +20,7 @@ SPLIT = dx.data.Split(DATA, DATA)
 FEDERATION = dx.Federation(DATA, PARTITION, batch_size=2, local_steps=1)
 OPTIMIZER = optax.sgd(0.1)
 ALGORITHM = dx.server.fedavg(LOSS, OPTIMIZER)
-STATE = ALGORITHM.init(KEY, PARAMS)
+STATE = jax.jit(ALGORITHM.init)(KEY, PARAMS)
 STACKED = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (N, *leaf.shape)), PARAMS)
 
 GRAPH = dx.topology.ring(N)
@@ -31,9 +31,10 @@ NEIGHBOURS = dx.gossip.mixer(
     GRAPH, weights=functools.partial(dx.topology.uniform, self_weight=0.0), kind="slots"
 )
 CHANNEL = dx.channel.perfect()
+SENDING = dx.channel.Sending(KEY, 0, jnp.arange(N))
 AGGREGATOR = dx.aggregation.mean()
 STREAM = dx.gossip.poisson_stream(RATES, 8, seed=0)
-PEERS = dx.decentralized.dpsgd(LOSS, OPTIMIZER, MIXER).init(KEY, PARAMS)
+PEERS = jax.jit(dx.decentralized.dpsgd(LOSS, OPTIMIZER, MIXER).init)(KEY, PARAMS)
 
 
 class Normalized(nn.Module):

@@ -11,10 +11,10 @@ import pytest
 from flax import linen as nn
 
 import dflax as dx
-from dflax import gossip, matching, topology
+from dflax import aggregation, gossip, matching, topology
 from dflax.data.dataset import Dataset
 from dflax.gossip import Aged, Mixing
-from dflax.gossip.mixer import deal, join
+from dflax.gossip.mixer import deal, reunited
 
 KEY = jax.random.key(0)
 N = 4
@@ -40,6 +40,9 @@ WRAPPERS = {
     "repeat": lambda mixer: gossip.repeat(mixer, 2),
     "alternate": lambda mixer: gossip.alternate([mixer, gossip.ring(N)]),
     "sometimes": lambda mixer: gossip.sometimes(mixer, 0.5),
+    "every": lambda mixer: gossip.every(mixer, 2),
+    "by_part": lambda mixer: gossip.by_part({"all": mixer}, lambda path: "all"),
+    "weighted_by_leaf": lambda mixer: gossip.weighted_by_leaf(mixer),
     "chebyshev": lambda mixer: gossip.chebyshev(mixer, 2, second_eigenvalue=0.5),
     "sampled": lambda mixer: gossip.sampled(mixer, 0.5),
     "partitioned": lambda mixer: gossip.partitioned(mixer, 2),
@@ -55,22 +58,34 @@ BASES = {
     "push-sum": lambda: gossip.push_sum(topology.ring(N)),
     "age weighted": lambda: gossip.age_weighted(N),
     "aligned": lambda: gossip.aligned(topology.ring(N), MATCH),
+    "median": lambda: gossip.by_rule(topology.ring(N), gossip.aggregating(aggregation.median())),
 }
 WHOLE = {"aligned", "anchored", "recalibrated"}
-PARTS = {"sampled", "partitioned"}
+PARTS = {"sampled", "partitioned", "weighted_by_leaf"}
+NOT_LINEAR = {*PARTS, "median"}
 # Of every wrapper: what it refuses, and the name in the message.
 REFUSED = {
     "chebyshev": {
         **dict.fromkeys(["push-sum", "one peer", "age weighted"], "topology must multiply"),
-        **dict.fromkeys([*PARTS, "variance_corrected"], "topology must multiply"),
+        **dict.fromkeys([*NOT_LINEAR, "variance_corrected"], "topology must multiply"),
         **dict.fromkeys(WHOLE, "topology must mix any tree"),
     },
     **{part: dict.fromkeys(WHOLE, "mixer must mix any tree") for part in PARTS},
-    "variance_corrected": dict.fromkeys(WHOLE, "neighbours must mix any tree"),
-    "anchored": {"recalibrated": "models must", "age weighted": "symmetries"},
-    "recalibrated": {"recalibrated": "models must be variables", "age weighted": "models must"},
+    "variance_corrected": {
+        **dict.fromkeys(WHOLE, "neighbours must mix any tree"),
+        "weighted_by_leaf": "models must be",
+    },
+    "anchored": {
+        **dict.fromkeys(["age weighted", "weighted_by_leaf"], "symmetries"),
+        "recalibrated": "models must",
+    },
+    "recalibrated": dict.fromkeys(
+        ["recalibrated", "age weighted", "weighted_by_leaf"], "models must be variables"
+    ),
 }
 for part in PARTS:
+    # What of a sum and of its weights is sent would be drawn apart.
+    REFUSED[part] |= dict.fromkeys(NOT_LINEAR, "mixer must mix all numbers by one matrix")
     REFUSED[part]["variance_corrected"] = "choose must"
     REFUSED[part]["age weighted"] = "models must be of type Aged"
 
@@ -80,8 +95,10 @@ def stacked(tree):
 
 
 def models_of(*names):
-    """Models that all of the mixers named can mix: with statistics, with ages, or plain."""
+    """Models that all of the mixers named can mix: with statistics, with ages, weighted, or plain."""
     weights = {"params": ONE["params"]}
+    if "weighted_by_leaf" in names:
+        return aggregation.Weighted(stacked(weights), jnp.ones(N))
     if "age weighted" in names:
         return Aged(stacked(weights), jnp.ones(N))
     return stacked(ONE if "recalibrated" in names else weights)
@@ -92,7 +109,7 @@ def mixing(mixer, models):
 
     def once(models, here):
         state = mixer.init(models)
-        state = join(*deal(state))
+        state = reunited(*deal(state))
         return mixer.apply(models, state, here)
 
     for here in (Mixing(KEY, jnp.int32(1), None, ROUND), Mixing(KEY, jnp.int32(1), ACTIVE, ROUND)):
@@ -125,8 +142,8 @@ def test_every_mixer_that_takes_another_is_among_the_wrappers():
         given.pop("return", None)
         if gossip.Mixer in given.values() or Sequence[gossip.Mixer] in given.values():
             takes.add(name)
-    # It takes a graph as well.
-    assert takes | {"chebyshev"} == WRAPPERS.keys()
+    # One takes a graph as well, the other mixers by name.
+    assert takes | {"chebyshev", "by_part"} == WRAPPERS.keys()
 
 
 def test_a_round_reaches_those_who_read_it_through_every_turn():

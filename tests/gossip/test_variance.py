@@ -56,7 +56,7 @@ def reference(stacked, matrix, beta, target):
 def test_one_mixing_is_the_published_rule(target, beta):
     mixer = gossip.variance_corrected(neighbours(), beta, target=target)
     stacked = models()
-    mixed, _, metrics = mixer.apply(stacked, mixer.init(stacked), Mixing(KEY, 0))
+    mixed, _, metrics = jax.jit(mixer.apply)(stacked, mixer.init(stacked), Mixing(KEY, 0))
     expected = reference(stacked, ALONE(GRAPH).dense(), beta, target)
     assert_trees_close(mixed, expected, rtol=1e-4, atol=1e-4)
     # The variance of each chosen tensor travels with a model.
@@ -91,7 +91,7 @@ def test_the_sum_over_clients_is_not_kept_but_for_what_is_marked():
     """Two clients, the published example: (1,0,0,-1) twice becomes (r,0,0,-r), r the root of 2."""
     pair = jnp.asarray([[1.0, -1, 1, -1], [1.0, 1, -1, -1]])
     mixer = gossip.variance_corrected(neighbours(topology.path(2)), choose=everything)
-    mixed, _, _ = mixer.apply(pair, mixer.init(pair), Mixing(KEY, 0))
+    mixed, _, _ = jax.jit(mixer.apply)(pair, mixer.init(pair), Mixing(KEY, 0))
     np.testing.assert_allclose(mixed.sum(0), [8**0.5, 0, 0, -(8**0.5)], rtol=1e-6)
     np.testing.assert_allclose(mixed.mean(1), pair.mean(1), atol=1e-6)
     both = {"model": pair, "tracker": gossip.Uncorrected({"y": pair})}
@@ -118,7 +118,7 @@ def test_repeated_mixing_agrees_in_direction_and_keeps_the_variance():
 def test_scaling_all_models_scales_the_result_and_equal_models_stay():
     mixer = gossip.variance_corrected(neighbours())
     stacked = models()
-    mixed, _, _ = mixer.apply(stacked, mixer.init(stacked), Mixing(KEY, 0))
+    mixed, _, _ = jax.jit(mixer.apply)(stacked, mixer.init(stacked), Mixing(KEY, 0))
     large = jax.tree.map(lambda leaf: 8.0 * leaf, stacked)
     assert_trees_close(
         mixer.apply(large, mixer.init(large), Mixing(KEY, 0))[0],
@@ -152,7 +152,7 @@ def test_the_absent_keep_their_models_and_spread_no_nan():
     stacked = models()
     stacked["kernel"] = stacked["kernel"].at[1].set(jnp.nan)
     mixer = gossip.variance_corrected(neighbours())
-    mixed, _, metrics = mixer.apply(stacked, mixer.init(stacked), Mixing(KEY, 0, active))
+    mixed, _, metrics = jax.jit(mixer.apply)(stacked, mixer.init(stacked), Mixing(KEY, 0, active))
     np.testing.assert_array_equal(mixed["kernel"][1], stacked["kernel"][1])
     np.testing.assert_array_equal(mixed["kernel"][4], stacked["kernel"][4])
     present = np.flatnonzero(active)
@@ -176,7 +176,7 @@ def test_on_eight_devices_the_result_is_the_same(make):
     mixer = gossip.variance_corrected(neighbours(make()))
     stacked = models()
     state = mixer.init(stacked)
-    expected, _, _ = mixer.apply(stacked, state, Mixing(KEY, 0))
+    expected, _, _ = jax.jit(mixer.apply)(stacked, state, Mixing(KEY, 0))
     mesh = dx.client_mesh()
     dealt = jax.device_put(
         stacked, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("clients"))
@@ -217,6 +217,6 @@ def test_a_model_of_vectors_is_refused_unless_they_are_chosen():
         mixer.init(jnp.ones((NODES, 3)))
     chosen = gossip.variance_corrected(neighbours(), choose=everything)
     vectors = jnp.asarray(np.random.default_rng(0).normal(size=(NODES, 3)), jnp.float32)
-    mixed, _, metrics = chosen.apply(vectors, chosen.init(vectors), Mixing(KEY, 0))
+    mixed, _, metrics = jax.jit(chosen.apply)(vectors, chosen.init(vectors), Mixing(KEY, 0))
     assert metrics["variance_scale"] > 1
     assert np.isfinite(np.asarray(mixed)).all()

@@ -9,16 +9,14 @@ from tasks import assert_trees_close, assert_trees_equal, half_square, quadratic
 import dflax as dx
 from dflax import local
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment
 from dflax.local import (
     Oracle,
-    Remembering,
     Subproblem,
     check_pull,
     gradient,
-    remembering,
     solver,
 )
+from dflax.population import Assignment
 
 KEY = jax.random.key(0)
 TASK = quadratics(clients=4, dimension=3)
@@ -174,9 +172,13 @@ def counting(params, batch, key, memory):
     return seen + memory, metrics, memory + 1.0
 
 
+def as_noted(seen, noted, params, memory):
+    return seen, noted
+
+
 @pytest.mark.parametrize("done", [5, 3, 0])
 def test_an_oracle_may_remember(done):
-    solution = solver(Remembering(counting), optax.sgd(0.1), mean_gradient=True)(
+    solution = solver(Oracle(counting, conclude=as_noted), optax.sgd(0.1), mean_gradient=True)(
         Subproblem(), jnp.ones(3), assignment(5, done), TASK.data, memory=jnp.float32(2.0)
     )
     x = np.ones(3)
@@ -191,8 +193,8 @@ def test_plain_oracles_remember_nothing():
         Subproblem(), jnp.ones(3), assignment(2), TASK.data
     )
     assert solution.memory == ()
-    oracle = Remembering(counting)
-    assert remembering(oracle) is oracle
+    with pytest.raises(TypeError, match="loss must be a loss or an Oracle without memory"):
+        gradient(Oracle(counting, conclude=as_noted))
 
 
 @pytest.mark.parametrize(

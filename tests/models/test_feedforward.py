@@ -1,5 +1,7 @@
 """Linear model, perceptron, small convolutional network and ResNet-18."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,8 +64,8 @@ def test_cnn_is_the_flax_network():
     # An odd size: pooling drops the last row and column.
     x = jax.random.normal(KEY, (2, 11, 9, 2))
     ours = CNN(4, channels=(3, 5), hidden=8)
-    variables = Flax().init(KEY, x)
-    jax.tree.map(np.testing.assert_array_equal, ours.init(KEY, x), variables)
+    variables = jax.jit(Flax().init)(KEY, x)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(ours.init)(KEY, x), variables)
 
     def gradient(module):
         return jax.grad(lambda v: jnp.sum(module.apply(v, x) ** 2))(variables)
@@ -79,20 +81,26 @@ def test_cnn_is_the_flax_network():
 def test_a_block_is_the_same_on_flaxs_layers(monkeypatch, stride, features):
     module = BasicBlock(features, stride, groups=2)
     x = jax.random.normal(KEY, (2, 6, 6, 4))
-    variables = module.init(KEY, x)
-    ours = module.apply(variables, x)
+    variables = jax.jit(module.init)(KEY, x)
+    ours = jax.jit(module.apply)(variables, x)
     assert ours.shape == (2, 6 // stride, 6 // stride, features)
     monkeypatch.setattr(resnet_file, "Conv", nn.Conv)
     monkeypatch.setattr(resnet_file, "GroupNorm", nn.GroupNorm)
-    np.testing.assert_allclose(ours, module.apply(variables, x), atol=1e-4)
+    theirs = jax.jit(lambda v: module.apply(v, x))(variables)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_batch_norm_moves_its_statistics_only_in_training():
     module = BasicBlock(4, 2, norm="batch")
     x = jax.random.normal(KEY, (3, 4, 4, 2))
-    variables = module.init(KEY, x)
-    _, moved = module.apply(variables, x, True, mutable=["batch_stats"])
-    _, still = module.apply(variables, x, mutable=["batch_stats"])
+    variables = jax.jit(module.init)(KEY, x)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def apply(variables, *train):
+        return module.apply(variables, x, *train, mutable=["batch_stats"])
+
+    _, moved = apply(variables, True)
+    _, still = apply(variables)
     jax.tree.map(np.testing.assert_array_equal, still["batch_stats"], variables["batch_stats"])
     changes = jax.tree.map(
         lambda a, b: np.abs(a - b).max(), moved["batch_stats"], variables["batch_stats"]

@@ -367,7 +367,8 @@ def test_what_would_go_wrong_silently_is_refused(make, message):
 def test_the_switch_can_be_told_in_every_library():
     model = dx.models.as_apply(Switched(), training={"resting": False})
     variables = dx.models.variables(model)
-    slope = jax.grad(lambda v: dx.losses.classification(model)(v, BATCH, KEY)[0])(variables)
+    loss = dx.losses.classification(model)
+    slope = jax.jit(jax.grad(lambda v: loss(v, BATCH, KEY)[0]))(variables)
     expected = -0.01 * BATCH.inputs.mean(0)
     np.testing.assert_allclose(slope["batch_stats"]["norm"]["mean"], expected, rtol=1e-3, atol=1e-6)
 

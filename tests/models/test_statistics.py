@@ -12,8 +12,8 @@ from flax import linen as nn
 from dflax import Federation, local, losses, models, server
 from dflax.data.dataset import Batch, Dataset
 from dflax.data.partition import from_indices
-from dflax.federation import Assignment
 from dflax.models import recalibrate, with_statistics
+from dflax.population import Assignment
 
 KEY = jax.random.key(0)
 GENERATOR = np.random.default_rng(0)
@@ -121,8 +121,8 @@ def test_an_optimiser_is_put_apart_once_and_models_without_statistics_see_no_dif
     optimizer = with_statistics(optax.adam(0.1))
     assert with_statistics(optimizer) is optimizer
     weights = VARIABLES["params"]
-    bare, _ = optax.adam(0.1).update(weights, optax.adam(0.1).init(weights))
-    found, _ = optimizer.update(weights, optimizer.init(weights))
+    bare, _ = jax.jit(optax.adam(0.1).update)(weights, optax.adam(0.1).init(weights))
+    found, _ = jax.jit(optimizer.update)(weights, optimizer.init(weights))
     jax.tree.map(np.testing.assert_array_equal, found, bare)
 
 
@@ -141,7 +141,9 @@ def test_an_optimiser_that_asks_for_the_objective_gets_that_of_the_weights():
 
 def test_the_term_has_value_zero_and_gradient_old_minus_new():
     loss, batch = losses.classification(MODULE), Batch(INPUTS, LABELS)
-    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(VARIABLES, batch, KEY)
+    (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        VARIABLES, batch, KEY
+    )
     assert value == metrics["loss"]
     found = gradient["batch_stats"]["BatchNorm_0"]["mean"]
     np.testing.assert_allclose(found, -0.1 * INPUTS.mean(0), rtol=1e-5)

@@ -691,7 +691,8 @@ def loaded(path):
         return [arrays[name] for name in arrays]
 
 
-@pytest.mark.parametrize("wanted", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("wanted", [2, 10])
 def test_kills_at_random_moments_change_nothing(start, tmp_path, wanted):
     def killed(chain):
         make, draw = killed_run.RUNS[chain], random.Random(chain)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from admm_tasks import KEY, TASK, D, N, objectives, textbook_admm, trajectory
+from admm_tasks import federation as exact_federation
 from tasks import assert_trees_equal, regression, softmax_loss
 
 import dflax as dx
@@ -59,7 +60,7 @@ def test_on_quadratics_with_some_clients_a_round_it_is_rerce_fed():
     )
     closed = dx.server.rerce_fed(RHO)
     exact = trajectory(
-        closed, closed.init(KEY, jnp.zeros(D), objectives()), whole_clients(rule, 1), 10
+        closed, closed.init(KEY, jnp.zeros(D), objectives()), exact_federation(rule), 10
     )
     np.testing.assert_allclose(ours.clients.memory.params, exact.clients.params, atol=2e-4)
     np.testing.assert_allclose(ours.server.params, exact.server.params, atol=2e-4)

@@ -34,7 +34,8 @@ def test_one_full_step_of_everyone_is_one_step_on_the_robust_loss(attacked):
     """Whatever the split: x - eta_global eta_local grad L_A(x), at the attacked points."""
     rows = np.arange(240)
     still = dx.local.projected_gradient(softmax_loss, 0.3, 3, random_start=False)
-    seen, _ = dx.local.adversarial(softmax_loss, still)(START, TASK.data.fetch(rows), KEY)
+    oracle = dx.local.adversarial(softmax_loss, still)
+    seen, _ = jax.jit(oracle.evaluate)(START, TASK.data.fetch(rows), KEY)
     expected = jax.tree.map(lambda x, g: x - 0.5 * 0.2 * g, START, seen)
     for clients in (1, 8) if attacked is Attacked.CURRENT else (8,):
         federation = dx.Federation(

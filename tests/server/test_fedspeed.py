@@ -23,7 +23,7 @@ from quadratic_rounds import (
 from tasks import assert_trees_close
 
 import dflax as dx
-from dflax.federation import Assignment
+from dflax.population import Assignment
 
 RATE, PULL = 0.05, 0.5
 
@@ -117,7 +117,10 @@ def test_the_local_steps_are_a_weighted_sum_of_gradients_whatever_these_are():
         q = jax.random.normal(key, params.shape) + params**2
         return q, {}, (k + 1, total + RATE * lam * a ** (steps - 1 - k) * q)
 
-    solve = dx.local.solver(dx.local.Remembering(noise), optax.sgd(RATE))
+    solve = dx.local.solver(
+        dx.local.Oracle(noise, conclude=lambda seen, noted, params, memory: (seen, noted)),
+        optax.sgd(RATE),
+    )
     x = jnp.asarray(START, jnp.float32)
     solution = jax.jit(solve)(
         dx.local.Subproblem(shift=lam * h, pull=lam, anchor=x),
@@ -202,7 +205,7 @@ def test_the_hand_example():
 def test_duals_of_a_model_in_half_precision_are_wide():
     algorithm = dx.server.fedspeed(LOSS, optax.sgd(0.1), CLIENTS)
     state = algorithm.init(KEY, jnp.zeros(3, jnp.bfloat16))
-    state, _ = algorithm.step(state, SOURCE.draw(KEY, 0))
+    state, _ = jax.jit(algorithm.step)(state, SOURCE.draw(KEY, 0))
     assert state.server.params.dtype == jnp.bfloat16
     assert state.clients.memory.dual.dtype == state.server.memory.mean.dtype == jnp.float32
 

@@ -151,6 +151,37 @@ def test_whose_message_arrived_receives_the_new_model():
     np.testing.assert_array_equal(state.clients.memory, expected)
 
 
+def test_no_two_parts_of_a_round_draw_from_the_same_key():
+    """Noise that comes from the key of another part would not be independent of it."""
+
+    def bits(key):
+        return jax.random.key_data(key)[-1]
+
+    def work(assignment, memory, server, data, index):
+        return dx.server.Report(server.params, memory, {})
+
+    def update(server, received):
+        return server.params, (), {"server": bits(received.key)}
+
+    def sent(messages, weights, state, key):
+        return messages, weights, state, {"channel": bits(key)}
+
+    def combined(messages, weights, state, key):
+        return dx.weighted_mean(messages, weights), state, {"aggregator": bits(key)}
+
+    algorithm = dx.server.with_server(
+        lambda key, params: ((), ()),
+        work,
+        update,
+        channel=channel.Channel(lambda message: (), sent),
+        aggregator=dx.aggregation.Aggregator(lambda message: (), combined),
+    )
+    drawn = TASK.federation().draw(KEY, 0)
+    _, metrics = jax.jit(algorithm.step)(algorithm.init(KEY, ONES), drawn)
+    keys = {int(metrics[name]) for name in ("channel", "aggregator", "server")}
+    assert len(keys | {int(bits(drawn.key))}) == 4
+
+
 def test_bad_arguments_are_refused():
     with pytest.raises(TypeError, match="aggregator must be of type Aggregator"):
         counting(aggregator=3)

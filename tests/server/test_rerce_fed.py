@@ -49,7 +49,7 @@ def test_the_invariant_holds_and_the_limit_is_the_best_linear_unbiased_estimate(
     scale = 2.0
     algorithm = dx.server.rerce_fed(RHO)
     state = algorithm.init(KEY, jnp.zeros(D), objectives(np.float64, scale))
-    states = trajectory(algorithm, state, federation(), 1500)
+    states = trajectory(algorithm, state, federation(scale=scale), 1500)
     models = np.asarray(states.clients.params)
     before = np.concatenate([np.zeros((1, D)), np.asarray(states.server.params)[:-1]])
     inverse_of_b = scale * G + RHO * np.eye(D)
@@ -68,10 +68,7 @@ def test_the_scalar_example_by_hand(make):
     algorithm = make(1.0)
     state = algorithm.init(KEY, jnp.zeros(1), quadratics)
     np.testing.assert_allclose(state.clients.params[:, 0], [0.5, -0.75])
-    data = dx.data.Dataset(jnp.ones((2, 1)), jnp.ones(2))
-    owned = dx.data.from_indices([[0], [1]])
-    source = dx.Federation(data, owned, local_steps=1, batch_size=1)
-    states = trajectory(algorithm, state, source, 2)
+    states = trajectory(algorithm, state, dx.local.quadratic_federation(quadratics), 2)
     if make is dx.server.rerce_fed:
         np.testing.assert_allclose(states.server.params[:, 0], [-0.125, -0.25])
         np.testing.assert_allclose(states.server.memory.broadcast[:, 0], [-0.25, -0.375])
@@ -194,13 +191,7 @@ def test_under_noise_the_consensus_is_a_random_walk_of_the_predicted_slope():
 def test_continual_updates_lower_the_floor_where_few_clients_talk():
     task = dx.data.weighted_least_squares(KEY, 20, 16, (6, 11))
     quadratics = dx.local.quadratic_objectives(task.data, task.partition)
-    source = dx.Federation(
-        task.data,
-        task.partition,
-        local_steps=1,
-        batch_size=1,
-        participation=participation.uniform(2),
-    )
+    source = dx.local.quadratic_federation(quadratics, participation=participation.uniform(2))
     noise = channel.gaussian_noise(0.1)
     floors = []
     for make in FAMILY[:2]:

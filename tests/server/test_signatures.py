@@ -142,7 +142,10 @@ def test_a_wrong_channel_is_refused(apply, message):
             lambda: one_round(answer=lambda server: (ONES, True)),
             "publish must be given with an answer",
         ),
-        (lambda: one_round(rest=lambda memory: memory[:1]), "the memory that rest returns"),
+        (
+            lambda: one_round(rest=lambda memories, round: memories[:1]),
+            "the memory that rest returns",
+        ),
         (
             lambda: one_round(receive=lambda memory, arrived, server, index: ()),
             "the memory that receive returns",

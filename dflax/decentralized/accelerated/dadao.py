@@ -9,11 +9,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
+from dflax.clients import against
 from dflax.decentralized.accelerated.flow import Real, apply_flow, momenta, propagator
 from dflax.events.law import require_drawn_by
 from dflax.events.node_events import NodeEvent
 from dflax.events.stream import Groups
-from dflax.gossip.rows import along, put, read, starts, write
+from dflax.gossip.rows import put, read, starts, write
 from dflax.local.conditioning import verify_conditioning
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.topology.gossip_rates import GossipRates
@@ -61,10 +62,7 @@ class Nodes(NamedTuple):
         if self.taken is None:
             raise ValueError("running_mean must be True for a mean of the iterates, got False.")
         share = 1.0 / jnp.maximum(self.taken, 1)
-        return jax.tree.map(
-            lambda leaf: leaf * share.reshape(-1, *(1,) * (leaf.ndim - 1)).astype(leaf.dtype),
-            self.total,
-        )
+        return jax.tree.map(lambda leaf: leaf * against(share, leaf).astype(leaf.dtype), self.total)
 
 
 def dadao(
@@ -155,7 +153,7 @@ def dadao(
         def jump(leaf: Array, slope: Array) -> Array:
             g = slope - k.nu.astype(leaf.dtype) * leaf[X] - leaf[Y_TILDE]
             sizes = jnp.stack([-k.gamma, -k.gamma_tilde, 0.0, k.delta, 0.0, 0.0])
-            return leaf + along(sizes, leaf) * g
+            return leaf + against(sizes, leaf).astype(leaf.dtype) * g
 
         return jax.tree.map(jump, rows, slope)
 
@@ -163,7 +161,7 @@ def dadao(
         sizes = jnp.stack([0.0, 0.0, 0.0, 0.0, jnp.asarray(k.beta, beta_tilde.dtype), beta_tilde])
 
         def change(one: Array, other: Array) -> Array:
-            return along(sizes, one) * (one[Y] + one[Z] - other[Y] - other[Z])
+            return against(sizes, one).astype(one.dtype) * (one[Y] + one[Z] - other[Y] - other[Z])
 
         changes = jax.tree.map(change, first, second)
         return (

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dflax.algorithm import Metrics, Params
-from dflax.channel.channel import Channel, sent_through
+from dflax.channel.channel import Channel, Sending, sent_through
 from dflax.clients import select
-from dflax.federation import Round
 from dflax.gossip.mixer import Mixer, MixerState, Mixing, in_models, mix
 from dflax.metrics import disjoint
+from dflax.population import Round
 
 Message = PyTree[Array]
 Size = Callable[[Message, Params], float]
@@ -74,8 +74,9 @@ def exchange(
         return Exchange(heard, mixing_state, None, None, metrics)
     channel_key, mixer_key = jax.random.split(round.key)
     weights = jnp.ones(mixer.clients) if active is None else active
+    everyone = jnp.arange(mixer.clients, dtype=jnp.int32)
     sent, weights, memory, counted = sent_through(
-        channel, messages, weights, channel_state, channel_key
+        channel, messages, weights, channel_state, Sending(channel_key, round.number, everyone)
     )
     mixing = Mixing(mixer_key, round.number, weights, round)
     heard, mixing_state, metrics = mix(mixer, sent, mixing_state, mixing)

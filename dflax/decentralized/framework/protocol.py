@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
-from dflax import returned, validation
+from dflax import counter, returned, validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.clients import gather, map_cohort, mean_metrics, replicate, scatter, select
 from dflax.data.dataset import Dataset
 from dflax.decentralized.framework.exchange import Exchange, Message, Size, exchange, taking_part
-from dflax.federation import Assignment, Round
-from dflax.gossip.mixer import Mixer, deal, join, require_mixer
+from dflax.gossip.mixer import Mixer, deal, require_mixer, reunited
 from dflax.gossip.rows import starts
 from dflax.metrics import disjoint
 from dflax.models.averaged import warn_of_averaging
+from dflax.population import Assignment, Round
 
 Number = Int[Array, ""]
 
@@ -71,6 +71,7 @@ def adapt_then_combine(
         lambda before, after, heard, t: after._replace(params=heard)
     ),
     size: Size | None = None,
+    assign: Callable[[Round], PyTree[Array]] | None = None,
     channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
@@ -101,6 +102,8 @@ def adapt_then_combine(
       size: `(message, model) -> float`, how many models' worth of numbers one message is, from their
         shapes, for `models_sent`; default the ratio of their numbers: two trees of the model's size
         count 2. For messages that are sent in another form than they are mixed, such as masks.
+      assign: `round -> tasks` with leaves `[m, ...]`, in place of the assignments, for work that needs
+        more of the round: its event, for example.
       channel: what happens to messages on the way; default nothing. Everyone, the sender too, mixes
         what was sent.
       at_once: see `dflax.map_clients`.
@@ -118,7 +121,13 @@ def adapt_then_combine(
     Warns:
       dflax.models.AveragedStatistics: from `init`, models with "batch_stats" that the mixer averages.
     """
-    given = {"work": (work, 4), "message": (message, 3), "hear": (hear, 4), "size": (size, 2)}
+    given = {
+        "work": (work, 4),
+        "message": (message, 3),
+        "hear": (hear, 4),
+        "size": (size, 2),
+        "assign": (assign, 1),
+    }
     _require_functions(start=(start, None), **given)
 
     def send(before: Client, after: Client, index: Number) -> Message:
@@ -140,7 +149,7 @@ def adapt_then_combine(
             one,
             before,
             round.cohort,
-            round.assignments,
+            round.assignments if assign is None else assign(round),
             shared=(round.data, round.number),
             at_once=at_once,
         )
@@ -165,6 +174,7 @@ def combine_then_adapt(
     start: Callable[..., Any] = lambda key, models: (),
     message: Callable[[Client, Number], Message] = lambda own, t: own.params,
     size: Size | None = None,
+    assign: Callable[[Round], PyTree[Array]] | None = None,
     channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
@@ -182,6 +192,7 @@ def combine_then_adapt(
       start: as there.
       message: what is mixed: `(client, index) -> message`; default the model.
       size: as there.
+      assign: as there.
       channel: as there.
       at_once: as there.
 
@@ -191,7 +202,7 @@ def combine_then_adapt(
     Raises:
       As there, and so are the warnings.
     """
-    given = {"work": (work, 5), "message": (message, 2), "size": (size, 2)}
+    given = {"work": (work, 5), "message": (message, 2), "size": (size, 2), "assign": (assign, 1)}
     _require_functions(start=(start, None), **given)
 
     def send(own: Client, index: Number) -> Message:
@@ -212,7 +223,7 @@ def combine_then_adapt(
             one,
             (before, mixed.heard),
             round.cohort,
-            round.assignments,
+            round.assignments if assign is None else assign(round),
             shared=(round.data, round.number),
             at_once=at_once,
         )
@@ -264,7 +275,7 @@ def _algorithm(
     ) -> FederatedState:
         models = starts(key, params, n)
         # Number n of the keys by which the models are drawn.
-        own = jax.random.fold_in(jax.random.fold_in(key, 0xFFFFFFFF), n)
+        own = jax.random.fold_in(jax.random.fold_in(key, counter.OF_STARTS), n)
         memory = start(own, models, *given)
         if jax.tree.leaves(memory):
             validation.leading_axis("what start returns, the clients' memory,", memory, n)
@@ -273,7 +284,7 @@ def _algorithm(
         if channel is not None:
             sent = replicate(channel.init(jax.tree.map(lambda leaf: leaf[0], messages)), n)
         once, rows = deal(mixer.init(messages))
-        if mixer.averages_statistics:
+        if mixer.known.averages_statistics:
             warn_of_averaging(messages, remedies=_remedies(messages))
         return FederatedState(jnp.int32(0), Server(once), Clients(models, memory, sent, rows))
 
@@ -322,14 +333,14 @@ def _exchange(
 ) -> Exchange:
     """What everyone hears, by the mixer's and the channel's parts of a state."""
     clients = state.clients
-    mixing = join(state.server.mixer, clients.mixer)
+    mixing = reunited(state.server.mixer, clients.mixer)
     return exchange(mixer, channel, mixing, clients.channel, round, messages, clients.params, size)
 
 
 def _require_functions(**given: tuple[Any, int | None]) -> None:
-    """Refuse what cannot be called with so many arguments; None is the default of `size`."""
+    """Refuse what cannot be called with so many arguments; None is the default of some."""
     for name, (value, takes) in given.items():
-        if not (name == "size" and value is None):
+        if not (name in ("size", "assign") and value is None):
             validation.function(name, value, takes=takes)
 
 

@@ -1,6 +1,6 @@
 """MoDeST: federated averaging whose samples and aggregators the nodes derive without a server."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,41 +10,30 @@ from dflax import counter, validation
 from dflax.aggregation.aggregator import Aggregator, mean
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.channel import Channel
-from dflax.clients import gather, map_clients, mean_metrics, replicate, select
+from dflax.clients import map_clients, mean_metrics, select
 from dflax.data.dataset import Dataset
-from dflax.decentralized.modest.hash_sampling import probe_in_order
 from dflax.decentralized.modest.holders import (
-    Holders,
-    at,
-    order_of,
     require_ranks,
-    who_holds,
 )
-from dflax.decentralized.modest.partial_aggregation import Election, average, elect
-from dflax.decentralized.modest.traffic import model_bytes, traffic
+from dflax.decentralized.modest.partial_aggregation import average, elect
+from dflax.decentralized.modest.stages import (
+    FOREVER,
+    Nodes,
+    Protocol,
+    begin,
+    invitation,
+    look_upward,
+    membership,
+    of_the_sample,
+    send_upward,
+)
+from dflax.decentralized.modest.traffic import model_bytes
 from dflax.decentralized.modest.transfer_times import Network, downloads, uploads
-from dflax.decentralized.modest.view_exchange import announce, ascend, descend
-from dflax.decentralized.modest.views import Views, candidates, equal_views, row
-from dflax.federation import Assignment, Round
-from dflax.gossip.rows import put
+from dflax.decentralized.modest.view_exchange import announce, ascend
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
-from dflax.models.averaged import warn_of_averaging
-
-FOREVER = 1 << 30
-
-
-class Nodes(NamedTuple):
-    """What every node carries.
-
-    Attributes:
-      views: what it believes of the population; () where everyone knows.
-      channel: the channel's memory, leaves `[n, ...]`; None without a channel.
-    """
-
-    views: Views | tuple[()]
-    channel: Any = None
+from dflax.population import Assignment, Round
 
 
 def modest(
@@ -161,11 +150,23 @@ def modest(
     rule = mean() if aggregator is None else aggregator
     validation.instance("aggregator", rule, Aggregator, "For example dflax.aggregation.mean().")
     solve = solver(loss, optimizer)
-    n, s, a = clients, sample, aggregators
-    # floor(s sf): in floats 100 * 0.29 is a hair below 29.
-    needed = max(1, int(s * success_fraction + 1e-9))
-    least = None if aggregation_timeout is None else min_models
-    delta = jnp.asarray(FOREVER if inactivity is None else inactivity)
+    protocol = Protocol(
+        nodes=clients,
+        sample=sample,
+        aggregators=aggregators,
+        # floor(s sf): in floats 100 * 0.29 is a hair below 29.
+        needed=max(1, int(sample * success_fraction + 1e-9)),
+        least=None if aggregation_timeout is None else min_models,
+        inactivity=jnp.asarray(FOREVER if inactivity is None else inactivity),
+        idealised=idealised,
+        ping_timeout=ping_timeout,
+        aggregation_timeout=0.0 if aggregation_timeout is None else aggregation_timeout,
+        death=death,
+        adverts=adverts,
+        network=network,
+        rule=rule,
+        channel=channel,
+    )
 
     def init(
         key: Key[Array, ""],
@@ -176,149 +177,73 @@ def modest(
     ) -> FederatedState:
         validation.typed_key("key", key)
         validation.model("params", params)
-        if jax.tree.leaves(rule.init(params)):
-            raise ValueError(
-                "aggregator must keep no state, got one that does. Who aggregates changes from round to "
-                "round, and nobody would hand the state on; take a rule without memory."
-            )
-        arrivals = jnp.zeros(n, jnp.int32) if arrivals is None else jnp.asarray(arrivals, jnp.int32)
-        departures = jnp.full(n, FOREVER) if departures is None else departures
-        departures = jnp.asarray(departures, jnp.int32)
-        validation.leading_axis("arrivals and departures", (arrivals, departures, present), n)
-        warn_of_averaging(params)
-        seed = counter.seed_of(jax.random.fold_in(key, 0xFFFFFFFE))
-        there = arrivals <= 0
-        online = there if present is None else there & present
-        # The first order's first nodes on line hold the model.
-        first = probe_in_order(order_of(seed, ranks, n, jnp.int32(1)), there, online, a)
-        server = Holders(
-            replicate(params, a),
-            first.chosen,
-            jnp.full(s, n, jnp.int32),
-            seed,
-            arrivals,
-            departures,
-            ranks,
-            jnp.zeros(()),
-        )
-        memory = None if channel is None else replicate(channel.init(params), n)
-        clients = Nodes(() if idealised else equal_views(there), memory)
-        return FederatedState(jnp.int32(0), server, clients)
+        return begin(protocol, key, params, ranks, arrivals, departures, present)
 
     def work(assignment: Assignment, params: Params, data: Dataset, index: Array) -> Any:
         solution = solve(Subproblem(), params, assignment, data, index=index)
         return solution.params, solution.metrics
 
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
-        if round.clients != n or round.cohort is not None:
+        if round.clients != clients or round.cohort is not None:
             raise ValueError(
-                f"clients must be the federation's {round.clients} clients, all invited, got {n}. Say "
-                "who is on line by reports (participation.present), not by a cohort."
+                f"clients must be the federation's {round.clients} clients, all invited, got {clients}. "
+                "Say who is on line by reports (participation.present), not by a cohort."
             )
         server, (views, memory), r = state.server, state.clients, state.round + 1
-        death_key, order_key, join_key = jax.random.split(round.key, 3)
-        joins, leaves = server.arrivals == r, server.departures == r
-        member = (server.arrivals <= r) & (server.departures > r)
-        online = member if round.reports is None else member & (round.reports > 0)
-        late = online & ~jax.random.bernoulli(death_key, death, (n,))
-        now, following = (order_of(server.seed, server.ranks, n, t) for t in (r, r + 1))
+        order_key, join_key, there = membership(protocol, server, round, r)
         size = model_bytes(server.models)
         if not idealised:
-            views = announce(views, joins, leaves, online, r, join_key, adverts)
-
-        holders, alive, taken = who_holds(server, now, online)
-        holder = jnp.minimum(holders[jnp.argmax(alive)], n - 1)
-        asked = member if idealised else candidates(row(views, holder), holder, r, delta)
-        invited = probe_in_order(now, asked, online & alive.any(), s)
-        people = jnp.minimum(invited.chosen, n - 1)
-        trains = invited.answered & at(late, invited.chosen)
+            views = announce(views, there.joins, there.leaves, there.online, r, join_key, adverts)
+        invited = invitation(protocol, server, views, there, r)
 
         # Each starts from the model that reaches it first.
-        reach = jnp.where(alive[:, None], downloads(network, holders, people, size), jnp.inf)
+        reach = downloads(network, invited.holders, invited.people, size)
+        reach = jnp.where(invited.alive[:, None], reach, jnp.inf)
         source = jnp.argmin(reach, axis=0)
         starts = jax.tree.map(lambda leaf: leaf[source], server.models)
-        assignments = jax.tree.map(lambda leaf: leaf[people], round.assignments)
+        assignments = jax.tree.map(lambda leaf: leaf[invited.people], round.assignments)
         trained, measured = map_clients(
             work, assignments, starts, shared=(round.data, round.number), at_once=at_once
         )
 
-        # Everyone who trained looks for aggregators in a view that knows the sender's.
-        if idealised:
-            found = probe_in_order(following, member, late, a)
-            found = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (s, *leaf.shape)), found)
-        else:
-            views, received = descend(views, holder, people, invited, r)
-            asked_next = jax.vmap(candidates, in_axes=(0, 0, None, None))(
-                received, people, r + 1, delta
-            )
-            found = jax.vmap(lambda asked: probe_in_order(following, asked, late, a))(asked_next)
-        named = jnp.where(trains[:, None], found.chosen, n)
-        sent = elect(named, following)
-        election: Election = sent
-        counted: Metrics = {}
-        if channel is not None:
-            trained, arrived, after, counted = channel.apply(
-                trained,
-                trains.astype(jnp.float32),
-                gather(memory, people),
-                jax.random.fold_in(round.key, 4),
-            )
-            memory = put(memory, jnp.where(trains, people, n), after)
-            election = sent._replace(heard=sent.heard & (arrived > 0)[:, None])
-        start = jnp.where(trains, reach.min(0), 0.0)
-        steps = round.assignments.local_steps[people]
-        finish = uploads(network, start, steps, people, election.chosen, size, order_key)
+        views, found = look_upward(protocol, server, views, there, invited, r)
+        named = jnp.where(invited.trains[:, None], found.chosen, clients)
+        sent = elect(named, there.following)
+        trained, heard, memory, counted = send_upward(
+            protocol, trained, sent, invited, memory, round
+        )
+        start = jnp.where(invited.trains, reach.min(0), 0.0)
+        steps = round.assignments.local_steps[invited.people]
+        finish = uploads(network, start, steps, invited.people, heard.chosen, size, order_key)
         made = average(
             trained,
             finish,
-            election,
-            n,
-            needed=needed,
-            least=least,
+            heard,
+            clients,
+            needed=protocol.needed,
+            least=protocol.least,
             rule=rule,
-            key=jax.random.fold_in(round.key, 3),
+            key=jax.random.fold_in(round.key, counter.OF_AVERAGING),
         )
         if not idealised:
-            views = ascend(views, people, *election, r)
-
+            views = ascend(views, invited.people, *heard, r)
+        waves = invited.probe.waves + jnp.max(found.waves * invited.trains)
+        seconds = ping_timeout * waves + made.seconds + protocol.aggregation_timeout * made.waited
         fired = made.fires.any()
-        waves = invited.waves + jnp.max(found.waves * trains)
-        wait = 0.0 if aggregation_timeout is None else aggregation_timeout * made.waited
-        seconds = ping_timeout * waves + made.seconds + wait
         server = server._replace(
             models=select(fired, made.models, server.models),
-            holders=jnp.where(fired, made.holders, holders),
-            sample=jnp.where(fired, jnp.where(trains, invited.chosen, n), server.sample),
+            holders=jnp.where(fired, made.holders, invited.holders),
+            sample=jnp.where(
+                fired, jnp.where(invited.trains, invited.probe.chosen, clients), server.sample
+            ),
             time=server.time + seconds,
         )
-        told = jnp.int32(0) if idealised else joins.sum() + leaves.sum()
-        metrics = mean_metrics(measured, trains.astype(jnp.float32)) | made.metrics | counted
-        metrics |= {
-            "models": made.counted[0],
-            "failed_pings": invited.failed,
-            "failed_pings_upward": jnp.sum(found.failed * trains),
-            "waves": waves,
-            "lost": (~fired).astype(jnp.int32),
-            "takeovers": taken.astype(jnp.int32),
-            "disagreements": jnp.sum(named < n) - sent.heard.sum(),
-            "view_size": asked.sum(),
-            "view_errors": jnp.float32(0)
-            if idealised
-            else jnp.mean((views.joined != member) * online[:, None]),
-            "seconds": seconds,
-            "sampled": invited.chosen,
-        }
-        metrics |= traffic(
-            holders,
-            alive,
-            invited,
-            found,
-            trains,
-            sent,
-            told * jnp.minimum(adverts, online.sum()),
-            size=size,
-            entries=0 if idealised else n,
+        metrics = (
+            mean_metrics(measured, invited.trains.astype(jnp.float32)) | made.metrics | counted
         )
+        metrics |= {"waves": waves, "seconds": seconds, "lost": (~fired).astype(jnp.int32)}
+        metrics |= {"models": made.counted[0]}
+        metrics |= of_the_sample(protocol, views, there, invited, found, named, sent, size)
         return FederatedState(r, server, Nodes(views, memory)), metrics
 
     return Algorithm(init, step)

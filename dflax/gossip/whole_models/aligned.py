@@ -5,26 +5,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
-from dflax.clients import map_clients, mean_metrics, select
+from dflax.clients import against
 from dflax.data.dataset import Dataset
-from dflax.gossip.choose import as_matrix
-from dflax.gossip.heard import hearing, weighted_sum
-from dflax.gossip.linear import as_mask, require_models, require_topology_sums
-from dflax.gossip.mixer import Mixer, MixerState, Mixing, Models
-from dflax.gossip.products import count_sent
-from dflax.gossip.whole_models.calibration import Calibration, check_calibration, draw_calibration
+from dflax.gossip.by_rule import Topology, by_rule
+from dflax.gossip.calibration import Examples, examples_of
+from dflax.gossip.mixer import Known, Mixer
+from dflax.gossip.rules import Neighbourhood, NeighbourRule
 from dflax.matching.matching import Matching, fixed_units
 from dflax.matching.symmetries import permute, widths_of
 from dflax.topology import Graph, MixingMatrix
 
+# The permutations depend on the models: no matrix of clients describes what is done.
+UNITS_MATCHED = Known(False, False, linear=False, whole_models=True, averages_statistics=False)
+
 
 def aligned(
-    topology: Graph | MixingMatrix | Float[np.ndarray, "n n"],
+    topology: Topology,
     matching: Matching,
     *,
     weights: Callable[[Graph], MixingMatrix] | None = None,
@@ -45,7 +45,7 @@ def aligned(
     set. The mean of the models is not kept.
 
     Args:
-      topology: a graph, a mixing matrix, or an array `[n, n]`; it may be disconnected.
+      topology: as in `by_rule`.
       matching: how units are matched, see `dflax.matching.by_activations` and `by_weights`.
       weights: from graph to mixing matrix, as in `mixer`.
       batches: T >= 1, minibatches that a client's units are compared on, drawn anew in every round.
@@ -68,71 +68,39 @@ def aligned(
       Saadati et al., DIMAT: Decentralized Iterative Merging-And-Training for Deep Learning Models,
       arXiv 2404.08079.
     """
-    matrix = as_matrix(topology, weights)
-    require_topology_sums(matrix.row_stochastic, matrix.graph.name)
     check_matching(matching)
-    check_calibration(batches, batch_size, calibration, at_once)
-    clients = matrix.nodes
-    tables, hear = hearing(matrix)
 
-    def init(models: Any) -> MixerState:
-        require_matchable(models, clients, matching)
-        return tables, calibration if matching.reads_data else None
+    def init(own: Params, neighbours: Int[Array, " k"]) -> tuple[()]:
+        require_matchable(own, matching)
+        return ()
 
     def apply(
-        models: Models, state: MixerState, mixing: Mixing
-    ) -> tuple[Models, MixerState, Metrics]:
-        require_models(models, clients)
-        known, shared = state
-        mask = as_mask(mixing.active, clients)
-        heard, given, own_weights = hear(models, known, mask)
-        examples = examples_to_match(matching, shared, mixing, clients, batches, batch_size)
-
-        def one(
-            own: Params,
-            others: Params,
-            weights: Array,
-            own_weight: Array,
-            rows: Array | None,
-            data: Dataset | None,
-        ) -> tuple[Params, Metrics]:
-            permutations, similarity = matching.match(own, others, data, rows)
-            moved = jax.vmap(lambda other, p: permute(other, matching.symmetries, p))(
-                others, permutations
-            )
-            merged = weighted_sum(own, own_weight, moved, weights)
-            counted = weights > 0
-            found = {"similarity": similarity, "fixed_units": fixed_units(permutations)}
-            # Selected: of an absent client's model anything may come.
-            sums = {name: jnp.sum(jnp.where(counted, v, 0)) for name, v in found.items()}
-            return merged, sums | {"pairs": jnp.sum(counted, dtype=jnp.float32)}
-
-        if not given.shape[1]:
-            return models, state, _measured(jnp.zeros(()), None)
-        mixed, sums = map_clients(
-            one,
-            models,
-            heard,
-            given,
-            own_weights,
-            examples.rows,
-            shared=(examples.data,),
-            at_once=at_once,
+        own: Params, others: Params, weights: Array, memory: tuple[()], here: Neighbourhood
+    ) -> tuple[Params, tuple[()], Metrics]:
+        seen = here.examples
+        permutations, similarity = matching.match(own, others, seen.data, seen.rows)
+        moved = jax.vmap(lambda other, p: permute(other, matching.symmetries, p))(
+            others, permutations
         )
-        mixed = mixed if mask is None else select(mask, mixed, models)
-        return mixed, state, _measured(count_sent(given), sums)
+        merged = weighted_sum(own, here.own_weight, moved, weights)
+        return merged, memory, {"similarity": similarity, "fixed_units": fixed_units(permutations)}
 
-    # The permutations depend on the models: no matrix of clients describes what is done.
-    return Mixer(
-        clients,
-        init,
-        apply,
-        symmetric=False,
-        doubly_stochastic=False,
-        whole_models=True,
-        averages_statistics=False,
-        graph=matrix.graph,
-    )
+    examples = examples_to_match(matching, batches, batch_size, calibration)
+    rule = NeighbourRule(init, apply, UNITS_MATCHED, examples=examples)
+    return by_rule(topology, rule, weights=weights, at_once=at_once)
+
+
+def weighted_sum(
+    own: PyTree[Array], own_weight: Array, others: PyTree[Array], weights: Float[Array, " k"]
+) -> PyTree[Array]:
+    """`w own + sum_k w_k others_k` of one client, in float32 or wider, in the models' own dtype."""
+
+    def mix(mine: Array, theirs: Array) -> Array:
+        wide = jnp.promote_types(mine.dtype, jnp.float32)
+        terms = against(weights.astype(wide), theirs) * theirs.astype(wide)
+        return (own_weight.astype(wide) * mine.astype(wide) + terms.sum(0)).astype(mine.dtype)
+
+    return jax.tree.map(mix, own, others)
 
 
 def check_matching(matching: Matching) -> None:
@@ -141,42 +109,24 @@ def check_matching(matching: Matching) -> None:
     validation.instance("matching", matching, Matching, fix)
 
 
-def require_matchable(models: Any, clients: int, matching: Matching) -> None:
-    """Refuse models whose units cannot be permuted and averaged.
+def require_matchable(own: Any, matching: Matching) -> None:
+    """Refuse a model whose units cannot be permuted and averaged.
 
     Raises:
-      ValueError: not n models, models with "batch_stats", or layers that are no permutation of each
-        other.
+      ValueError: a model with "batch_stats", or layers that are no permutation of each other.
     """
-    require_models(models, clients)
-    if isinstance(models, dict) and "batch_stats" in models:
+    if isinstance(own, dict) and "batch_stats" in own:
         raise ValueError(
             'models must have no "batch_stats" here: the average of running statistics fits no '
             "model. Put dflax.gossip.recalibrated(mixer, model) around the mixer, which estimates "
             "them afresh."
         )
-    widths_of(matching.symmetries, jax.tree.map(lambda leaf: leaf[0], models))
+    widths_of(matching.symmetries, own)
 
 
 def examples_to_match(
-    matching: Matching,
-    shared: Dataset | None,
-    mixing: Mixing,
-    clients: int,
-    batches: int,
-    batch_size: int,
-) -> Calibration:
-    """What units are compared on, see `draw_calibration`; nothing where no data is read."""
-    if not matching.reads_data:
-        return Calibration(None, None)
-    return draw_calibration(shared, mixing, clients, batches, batch_size)
-
-
-def _measured(sent: Array, sums: Metrics | None) -> Metrics:
-    """Means over all pairs of a client and a neighbour; NaN where there are none."""
-    if sums is None:
-        nothing = jnp.full((), jnp.nan)
-        return {"models_sent": sent, "similarity": nothing, "fixed_units": nothing}
-    pairs = sums.pop("pairs")
-    per_pair = {name: values / jnp.maximum(pairs, 1.0) for name, values in sums.items()}
-    return {"models_sent": sent} | mean_metrics(per_pair, pairs)
+    matching: Matching, batches: int, batch_size: int, calibration: Dataset | None
+) -> Examples | None:
+    """What units are compared on; None where no data is read."""
+    examples = examples_of(batches, batch_size, calibration)
+    return examples if matching.reads_data else None

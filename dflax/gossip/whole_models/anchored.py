@@ -10,10 +10,15 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import gather, map_clients, mean_metrics, select
 from dflax.data.dataset import Dataset
+from dflax.gossip.calibration import draw_calibration
 from dflax.gossip.linear import as_mask, require_models
 from dflax.gossip.mixer import Mixer, MixerState, Mixing, Models, mix, require_mixer
-from dflax.gossip.whole_models.aligned import check_matching, examples_to_match, require_matchable
-from dflax.gossip.whole_models.calibration import check_calibration
+from dflax.gossip.whole_models.aligned import (
+    UNITS_MATCHED,
+    check_matching,
+    examples_to_match,
+    require_matchable,
+)
 from dflax.matching.matching import Matching, fixed_units
 from dflax.matching.symmetries import Permutations, permute
 
@@ -64,12 +69,14 @@ def anchored(
     require_mixer(mixer)
     check_matching(matching)
     validation.flag("broadcast", broadcast)
-    check_calibration(batches, batch_size, calibration, at_once)
+    validation.at_once(at_once)
+    examples = examples_to_match(matching, batches, batch_size, calibration)
     clients, symmetries = mixer.clients, matching.symmetries
 
     def init(models: Any) -> MixerState:
-        require_matchable(models, clients, matching)
-        return mixer.init(models), calibration if matching.reads_data else None
+        require_models(models, clients)
+        require_matchable(jax.tree.map(lambda leaf: leaf[0], models), matching)
+        return mixer.init(models), None if examples is None else examples.shared
 
     def apply(
         models: Models, state: MixerState, mixing: Mixing
@@ -79,7 +86,7 @@ def anchored(
         mask = as_mask(mixing.active, clients)
         taking_part = jnp.ones(clients, bool) if mask is None else mask
         first = jnp.argmax(taking_part)
-        examples = examples_to_match(matching, shared, mixing, clients, batches, batch_size)
+        seen = draw_calibration(examples, shared, mixing, clients)
 
         def order(
             own: Params, rows: Array | None, anchor: Params, data: Dataset | None
@@ -93,8 +100,8 @@ def anchored(
         ordered, orders, metrics = map_clients(
             order,
             models,
-            examples.rows,
-            shared=(gather(models, first[None]), examples.data),
+            seen.rows,
+            shared=(gather(models, first[None]), seen.data),
             at_once=at_once,
         )
         mixed, inner, measured = mix(mixer, ordered, inner, mixing)
@@ -108,11 +115,4 @@ def anchored(
             measured = measured | {"models_sent": sent}
         return mixed, (inner, shared), measured | mean_metrics(metrics, others.astype(jnp.float32))
 
-    return mixer._replace(
-        init=init,
-        apply=apply,
-        symmetric=False,
-        doubly_stochastic=False,
-        whole_models=True,
-        averages_statistics=False,
-    )
+    return Mixer(clients, init, apply, UNITS_MATCHED._replace(graph=mixer.known.graph))

@@ -4,9 +4,11 @@ from typing import Any
 
 from jaxtyping import Array
 
+from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import map_clients, select
 from dflax.data.dataset import Dataset
+from dflax.gossip.calibration import draw_calibration, examples_of
 from dflax.gossip.linear import as_mask, require_models
 from dflax.gossip.mixer import (
     PLAIN_AND_AFRESH,
@@ -18,7 +20,6 @@ from dflax.gossip.mixer import (
     mix,
     require_mixer,
 )
-from dflax.gossip.whole_models.calibration import check_calibration, draw_calibration
 from dflax.models.apply import Model, as_module
 from dflax.models.averaged import holds_statistics
 from dflax.models.statistics import recalibrate_on
@@ -65,7 +66,8 @@ def recalibrated(
     """
     require_mixer(mixer)
     as_module("model", model)  # Refuses here what is no model.
-    check_calibration(batches, batch_size, calibration, at_once)
+    validation.at_once(at_once)
+    examples = examples_of(batches, batch_size, calibration)
     clients = mixer.clients
 
     def init(models: Any) -> MixerState:
@@ -90,26 +92,21 @@ def recalibrated(
         models: Models, state: MixerState, mixing: Mixing
     ) -> tuple[Models, MixerState, Metrics]:
         inner, shared = state
-        examples = draw_calibration(shared, mixing, clients, batches, batch_size)
+        seen = draw_calibration(examples, shared, mixing, clients)
         weights, inner, metrics = mix(mixer, _weights(models), inner, mixing)
 
         def one(variables: Params, rows: Array, data: Dataset) -> Params:
             return recalibrate_on(model, variables, data, rows)
 
         mixed = map_clients(
-            one, {**models, **weights}, examples.rows, shared=(examples.data,), at_once=at_once
+            one, {**models, **weights}, seen.rows, shared=(seen.data,), at_once=at_once
         )
         mask = as_mask(mixing.active, clients)
         mixed = mixed if mask is None else select(mask, mixed, models)
         return mixed, (inner, shared), in_models(metrics, _weights(models), models)
 
-    return mixer._replace(
-        init=init,
-        apply=apply,
-        symmetric=False,
-        whole_models=True,
-        averages_statistics=False,
-    )
+    known = mixer.known._replace(symmetric=False, whole_models=True, averages_statistics=False)
+    return Mixer(clients, init, apply, known)
 
 
 def _names(models: Any) -> str:

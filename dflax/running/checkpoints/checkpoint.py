@@ -85,3 +85,12 @@ class Checkpoints:
             validation.integer("every_rounds", self.every_rounds, low=1)
         validation.integer("keep", self.keep, low=1)
         validation.flag("strict", self.strict)
+
+
+__all__ = [
+    "Checkpoints",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from dflax.algorithm import FederatedState, Metrics
-from dflax.federation import Assignment, Round
+from dflax.population import Assignment, Round
 
 Step = Callable[[FederatedState, Round], tuple[FederatedState, Metrics]]
 
@@ -28,15 +28,15 @@ def everyone(round: Round, key: Key[Array, ""]) -> Round:
     weights = (round.weights > 0).astype(jnp.float32)
     if round.cohort is not None:
         weights = jnp.ones(n).at[round.cohort].set(weights, unique_indices=True)
-    width = round.assignments.minibatches.shape[-1]
+    round = round._replace(cohort=None, weights=weights, reports=weights, key=round_key)
+    none = jax.tree.map(
+        lambda indices: jnp.zeros((n, 0, indices.shape[-1]), jnp.int32),
+        round.assignments.minibatches,
+    )
     idle = Assignment(
-        jnp.zeros((n, 0, width), jnp.int32),
-        jnp.zeros(n, jnp.int32),
-        jax.random.split(clients_key, n),
+        none, jnp.zeros(n, jnp.int32), jax.random.split(clients_key, n), round.members
     )
-    return round._replace(
-        cohort=None, weights=weights, reports=weights, assignments=idle, key=round_key
-    )
+    return round._replace(assignments=idle)
 
 
 def alone(round: Round, member: Int[Array, ""], key: Key[Array, ""]) -> Round:
@@ -45,11 +45,10 @@ def alone(round: Round, member: Int[Array, ""], key: Key[Array, ""]) -> Round:
     def row(leaf: Array) -> Array:
         return leaf[member][None]
 
-    ids = jnp.arange(int(round.clients), dtype=jnp.int32) if round.cohort is None else round.cohort
     round_key, client_key = jax.random.split(key)
     assignment = jax.tree.map(row, round.assignments)
     return round._replace(
-        cohort=row(ids),
+        cohort=row(round.members),
         weights=row(round.weights),
         reports=None if round.reports is None else row(round.reports),
         assignments=assignment._replace(key=client_key[None]),

@@ -12,10 +12,10 @@ from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.clients import replicate
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_no_value, check_optimizer, optimizer_at, solver
 from dflax.local.subproblem import Subproblem
+from dflax.population import Assignment
 from dflax.server.framework.protocol import Received, Report, Server
 from dflax.server.framework.with_server import with_server
 

@@ -12,10 +12,10 @@ from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.clients import replicate, select, weighted_mean
 from dflax.data.dataset import Batch, Dataset
-from dflax.federation import Assignment
-from dflax.local.oracle import Loss, Oracle, Remembering, gradient
+from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer, check_optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.population import Assignment
 from dflax.server.framework.protocol import Received, Report, Server
 from dflax.server.framework.rates import Rate, check_rate, rate_at
 from dflax.server.framework.with_server import with_server
@@ -201,7 +201,7 @@ def check_beta(beta: float | Array) -> None:
     validation.real("beta", beta, low=0.0, high=1.0, low_open=True, scalar=True, fix=fix)
 
 
-def _reduced(oracle: Oracle, previous: Params, weight: float | Array) -> Remembering:
+def _reduced(oracle: Oracle, previous: Params, weight: float | Array) -> Oracle:
     """`G - weight G'` with both gradients on the same minibatch and key; remembers the sum of the G."""
 
     def evaluate(
@@ -217,7 +217,7 @@ def _reduced(oracle: Oracle, previous: Params, weight: float | Array) -> Remembe
         here, there = seen
         return _sum([here, _times(-weight, there)]), _sum([total, here])
 
-    return Remembering(evaluate, conclude)
+    return Oracle(evaluate, conclude=conclude)
 
 
 def _times(factor: float | Array, tree: Params) -> Params:

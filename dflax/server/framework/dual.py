@@ -12,11 +12,11 @@ from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.clients import replicate
 from dflax.data.dataset import Dataset
-from dflax.federation import Assignment
-from dflax.local.oracle import Loss, Oracle, Remembering
+from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_optimizer, check_pull, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import of_weights
+from dflax.population import Assignment
 from dflax.server.framework.protocol import Received, Report, Server
 from dflax.server.framework.with_server import with_server
 
@@ -58,7 +58,7 @@ class Look(NamedTuple):
       share: `mean of the reporting clients' memories -> shared`.
     """
 
-    at: Callable[[Any], Remembering | Oracle | Loss]
+    at: Callable[[Any], Oracle | Loss]
     begin: Callable[[Params], Any] = lambda params: ()
     share: Callable[[Any], Any] = lambda mean: ()
 

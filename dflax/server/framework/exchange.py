@@ -11,7 +11,7 @@ from dflax import returned, validation
 from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Metrics, Params
 from dflax.channel.broadcast import broadcast
-from dflax.channel.channel import Channel
+from dflax.channel.channel import Channel, Sending
 from dflax.channel.compression import numbers
 from dflax.server.framework.protocol import Heard, Report, Server
 
@@ -21,7 +21,7 @@ def hearing(
     downlink: Channel,
     server: Server,
     invited: Float[Array, " m"],
-    key: Key[Array, ""],
+    sending: Sending,
 ) -> tuple[Any, Metrics]:
     """What each member of the cohort hears of what the server publishes, and what was measured.
 
@@ -33,7 +33,7 @@ def hearing(
         return (), {}
     message, sends = returned.parts("publish", publish(server), ("message", "whether it is sent"))
     listening = invited * sends
-    copies, arrived, measured = broadcast(downlink, message, len(invited), key, listening=listening)
+    copies, arrived, measured = broadcast(downlink, message, sending, listening=listening)
     measured = {f"downlink_{name}": value for name, value in measured.items()}
     return Heard(copies, arrived), measured | {"numbers_down": listening.sum() * numbers(message)}
 

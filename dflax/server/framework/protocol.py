@@ -27,29 +27,15 @@ class Clients(NamedTuple):
     Attributes:
       memory: the method's own, leaves `[n, ...]`: duals, control variates, local layers; () for none.
       channel: the channel's memory, leaves `[n, ...]`, often none.
-      known: what clients know from the start and never write, leaves `[n, ...]`; () for none.
     """
 
     memory: Any = ()
     channel: PyTree[Array] = ()
-    known: PyTree[Array] = ()
 
     @property
     def params(self) -> Params:
         """The clients' own models, of methods that remember them under this name."""
         return self.memory.params
-
-
-class Own(NamedTuple):
-    """A client's memory where it also knows something from the start.
-
-    Attributes:
-      memory: its row of `Clients.memory`.
-      known: its row of `Clients.known`.
-    """
-
-    memory: Any
-    known: Any
 
 
 class Heard(NamedTuple):
@@ -110,6 +96,7 @@ class Received(NamedTuple):
       number: `[]` int32 number of the round.
       key: a typed key of the round for the server's own draws.
       metrics: what the clients measured, the mean over those who report.
+      event: what the participation says of the round beside who takes part, see `Cohort.event`.
     """
 
     message: PyTree[Array]
@@ -118,3 +105,4 @@ class Received(NamedTuple):
     number: Int[Array, ""]
     key: Key[Array, ""]
     metrics: Metrics
+    event: Any = None

@@ -1,7 +1,7 @@
 """A round with a server, from what a paper states: the start, a client's work, the server's update."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from dflax import returned, validation
 from dflax.aggregation.aggregator import Aggregator, mean
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.broadcast import without_memory
-from dflax.channel.channel import Channel, perfect, sent_through
+from dflax.channel.channel import Channel, Sending, perfect, sent_through
 from dflax.channel.compression import numbers
 from dflax.clients import (
     everywhere,
@@ -24,9 +24,9 @@ from dflax.clients import (
     select,
 )
 from dflax.data.dataset import Dataset
-from dflax.federation import Round
 from dflax.metrics import disjoint
 from dflax.models.averaged import warn_of_averaging
+from dflax.population import Round
 from dflax.server.framework.exchange import (
     cleared,
     combined,
@@ -35,7 +35,7 @@ from dflax.server.framework.exchange import (
     reported,
     unless,
 )
-from dflax.server.framework.protocol import Arrived, Clients, Own, Received, Report, Server
+from dflax.server.framework.protocol import Arrived, Clients, Received, Report, Server
 
 # What keeps running statistics from being averaged at a server.
 LOCAL = ("keep them local (dflax.server.partial_averaging, local=normalization)",)
@@ -49,12 +49,23 @@ TAKES = {
     "read": 2,
     "receive": 4,
     "answer": 1,
-    "rest": 1,
+    "rest": 2,
 }
 
 
+class Keys(NamedTuple):
+    """A round's keys, by what they are for, in the order of the split: another order, another run."""
+
+    channel: Key[Array, ""]
+    aggregator: Key[Array, ""]
+    server: Key[Array, ""]
+    assign: Key[Array, ""]
+    downlink: Key[Array, ""]
+    reply: Key[Array, ""]
+
+
 def with_server(
-    start: Callable[..., tuple[Any, ...]],
+    start: Callable[..., tuple[Any, Any]],
     work: Callable[[Any, Any, Any, Dataset, Int[Array, ""]], Report],
     update: Callable[[Server, Received], tuple[Params, Any, Metrics]],
     *,
@@ -71,7 +82,7 @@ def with_server(
     read: Callable[[Any, Arrived], PyTree[Array]] | None = None,
     receive: Callable[[Any, Arrived, Any, Int[Array, ""]], Any] | None = None,
     answer: Callable[[Server], tuple[PyTree[Array], Bool[Array, ""]]] | None = None,
-    rest: Callable[[Any], Any] | None = None,
+    rest: Callable[[Any, Round], Any] | None = None,
 ) -> Algorithm:
     """The algorithm of a method that states what its clients and its server do.
 
@@ -87,7 +98,7 @@ def with_server(
         heard_i    = downlink(publish(server))             in place of the server
         message    = aggregator(read(memory_i, channel(message_i)), w_i)
         memory_i   = receive(memory_i, channel(message_i), the new server)       or downlink(answer)
-        memory_j   = rest(memory_j)                        all clients j that take no part
+        memory_j   = rest(memories, round)_j               all clients j that take no part
 
     This is the one place that decides what absence, loss and channels mean:
 
@@ -105,8 +116,7 @@ def with_server(
     Args:
       start: `(key, params, *given) -> (server_memory, client_memory)`: the method's own memories,
         the latter with leaves `[n, ...]` or (). `given` is what a user passes to `init` after the
-        model. A third tree in the tuple, leaves `[n, ...]`, is what clients know and never write:
-        `work` and `rest` then get an `Own` of both in place of the memory, and return the memory.
+        model.
       work: `(assignment, memory, server, data, index) -> Report` for one client; `memory` its own row.
       update: `(server, received) -> (params, server_memory, metrics)`.
       aggregator: default the weighted mean.
@@ -132,7 +142,8 @@ def with_server(
         message arrived: the memory of their report, their own message as it `Arrived`, and the new
         `Server`.
       answer: as `publish`, but of the new server; `receive` gets a `Heard` in the server's place.
-      rest: `memory -> memory`, what a client that takes no part does on its own.
+      rest: `(memories, round) -> memories` with leaves `[n, ...]`, what clients do on their own; kept of
+        those that take no part.
 
     Returns:
       An `Algorithm` on `FederatedState(round, Server, Clients)`; the model is `state.server.params`.
@@ -176,12 +187,10 @@ def with_server(
         validation.typed_key("key", key)
         validation.model("params", params)
         started = start(key, params, *given)
-        named = ("server_memory", "client_memory", "what clients know and never write")
-        server_memory, client_memory, *known = returned.parts("start", started, named, optional=1)
-        knowledge = known[0] if known else ()
-        for name, rows in (("memory", client_memory), ("knowledge", knowledge)):
-            if jax.tree.leaves(rows):
-                validation.leading_axis(f"the clients' {name}", rows, clients)
+        named = ("server_memory", "client_memory")
+        server_memory, client_memory = returned.parts("start", started, named)
+        if jax.tree.leaves(client_memory):
+            validation.leading_axis("the clients' memory", client_memory, clients)
         one = message(params)
         memory = channel.init(one)
         if jax.tree.leaves(memory):
@@ -194,11 +203,7 @@ def with_server(
         warn_of_averaging(one, remedies=LOCAL)
         combining = {name: aggregator.init(one) for name in kinds} or aggregator.init(one)
         server = Server(params, server_memory, combining)
-        return FederatedState(jnp.int32(0), server, Clients(client_memory, memory, knowledge))
-
-    def seen(rows: Own) -> Any:
-        """What a method's functions get of a client: both parts, if it knows anything."""
-        return rows if jax.tree.leaves(rows.known) else rows.memory
+        return FederatedState(jnp.int32(0), server, Clients(client_memory, memory))
 
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
         before, carried = state.clients, state.server
@@ -206,19 +211,19 @@ def with_server(
         for name, rows in (
             ("the clients' memory", before.memory),
             ("the channel's memory", before.channel),
-            ("the clients' knowledge", before.known),
         ):
             if jax.tree.leaves(rows):
                 validation.leading_axis(name, rows, round.clients)
-        keys = jax.random.split(round.key, 6)
-        channel_key, aggregator_key, server_key, assign_key, down_key, reply_key = keys
+        keys = Keys(*jax.random.split(round.key, len(Keys._fields)))
         invited = (round.weights > 0).astype(jnp.float32)
         one_message = jax.eval_shape(message, carried.params)
-        tasks = round.assignments if assign is None else assign(round, assign_key)
-        heard, measured_down = hearing(publish, downlink, carried, invited, down_key)
+        tasks = round.assignments if assign is None else assign(round, keys.assign)
+        heard, measured_down = hearing(
+            publish, downlink, carried, invited, sending(round, keys.downlink)
+        )
 
         def local(
-            own: Own,
+            own: Any,
             task: Any,
             weight: Array,
             heard: Any,
@@ -226,12 +231,12 @@ def with_server(
             data: Dataset,
             index: Array,
         ) -> Report:
-            report = work(task, seen(own), server if publish is None else heard, data, index)
-            return cleared(reported(report, own.memory, one_message, kinds), task, weight)
+            report = work(task, own, server if publish is None else heard, data, index)
+            return cleared(reported(report, own, one_message, kinds), task, weight)
 
         reports = map_cohort(
             local,
-            Own(before.memory, before.known),
+            before.memory,
             round.cohort,
             tasks,
             round.weights,
@@ -244,22 +249,19 @@ def with_server(
             reports.message,
             invited if equal else round.weights,
             gather(before.channel, round.cohort),
-            channel_key,
+            sending(round, keys.channel),
         )
         # Every device counts for itself: totals of weights dealt over devices would each be an exchange.
         weights = everywhere(weights)
         arrived = Arrived(messages, reports.kinds)
-        received, combining, measured = in_hand(
-            state, round, reports, arrived, weights, aggregator_key, server_key
-        )
+        received, combining, measured = in_hand(state, round, reports, arrived, weights, keys)
         params, memory, updated = conclusion(update(carried, received), carried)
         happened = received.reporting > 0
         server = select(happened, Server(params, memory, combining), carried)
-        told, measured_reply = remembered(reports, arrived, server, round, invited, reply_key)
+        told, measured_reply = remembered(reports, arrived, server, round, invited, keys)
         clients = Clients(
-            scatter(others(before), round.cohort, told, weights),
+            scatter(others(before.memory, round), round.cohort, told, weights),
             scatter(before.channel, round.cohort, sent_memory, round.weights),
-            before.known,
         )
         totals = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), reports.totals)
         parts = {"the clients' work": received.metrics, "totals": totals, "aggregator": measured}
@@ -277,8 +279,7 @@ def with_server(
         reports: Report,
         arrived: Arrived,
         weights: Float[Array, " m"],
-        aggregator_key: Key[Array, ""],
-        server_key: Key[Array, ""],
+        keys: Keys,
     ) -> tuple[Received, Any, Metrics]:
         """What the server makes of what arrived, the aggregator's state, and counts and metrics."""
         contributions, of_kind = arrived.message, arrived.kinds
@@ -297,7 +298,7 @@ def with_server(
             weights,
             of_kind,
             state.server.aggregator,
-            aggregator_key,
+            keys.aggregator,
         )
         present = {"": weights > 0} | {k: (weights > 0) & of_kind[k] for k in kinds}
         # From the count, so that it is as precise as the run: memories telescope by it.
@@ -306,7 +307,13 @@ def with_server(
         reporting, share = counts.pop(""), shares.pop("")
         metrics = mean_metrics(reports.metrics, jnp.where(measuring, weights, 0))
         received = Received(
-            one, reporting, shares if kinds else share, round.number, server_key, metrics
+            one,
+            reporting,
+            shares if kinds else share,
+            round.number,
+            keys.server,
+            metrics,
+            round.event,
         )
         return received, combining, {"clients_reporting": reporting} | counts | measured
 
@@ -316,12 +323,12 @@ def with_server(
         server: Server,
         round: Round,
         invited: Float[Array, " m"],
-        key: Key[Array, ""],
+        keys: Keys,
     ) -> tuple[Any, Metrics]:
         """What the cohort remembers after the update, and what the second broadcast measured."""
         if receive is None:
             return reports.memory, {}
-        heard, measured = hearing(answer, downlink, server, invited, key)
+        heard, measured = hearing(answer, downlink, server, invited, sending(round, keys.reply))
 
         def one(memory: Any, arrived: Arrived, heard: Any, server: Server, index: Array) -> Any:
             told = receive(memory, arrived, server if answer is None else heard, index)
@@ -332,12 +339,17 @@ def with_server(
         told = map_clients(one, reports.memory, arrived, heard, shared=shared, at_once=at_once)
         return told, measured
 
-    def others(before: Clients) -> Any:
+    def others(memory: Any, round: Round) -> Any:
         """What all clients remember who take no part."""
         if rest is None:
-            return before.memory
-        rested = map_clients(rest, seen(Own(before.memory, before.known)), at_once=at_once)
-        returned.alike("the memory that rest returns", rested, before.memory, "the one it got")
+            return memory
+        rested = rest(memory, round)
+        returned.alike("the memory that rest returns", rested, memory, "the one it got")
         return rested
 
     return Algorithm(init, step)
+
+
+def sending(round: Round, key: Key[Array, ""]) -> Sending:
+    """One sending between the cohort and the server."""
+    return Sending(key, round.number, round.members)

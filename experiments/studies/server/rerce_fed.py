@@ -88,19 +88,13 @@ def curves(
     runs: int,
     key: jax.Array,
     models: Callable[[Any], Array] = lambda state: state.clients.params,
-    local_steps: int = 1,
-    batch_size: int = 1,
+    source: dx.Federation | None = None,
 ) -> Float[np.ndarray, "V R T"]:
     """Mean square deviation after every round, for every variance and run: one program."""
     n, d = objectives.basis.shape[0], objectives.basis.shape[-1]
     rule = None if cohort == n else dx.participation.uniform(cohort)
-    source = dx.Federation(
-        task.data,
-        task.partition,
-        local_steps=local_steps,
-        batch_size=batch_size,
-        participation=rule,
-    )
+    source = dx.local.quadratic_federation(objectives) if source is None else source
+    source = source.replace(participation=rule)
 
     @jax.jit
     def all_runs(
@@ -182,8 +176,7 @@ def averaging(
             runs=config.runs,
             key=jax.random.key(config.seed + 1),
             models=lambda state: state.server.params[None],
-            local_steps=5,
-            batch_size=64,
+            source=dx.Federation(task.data, task.partition, local_steps=5, batch_size=64),
         )
         for cohort in (config.cohorts[0], config.cohorts[-1])
     }
@@ -209,7 +202,7 @@ def textbook_gap(config: Config, task: dx.data.WeightedLeastSquares) -> float:
     gap = 0.0
     with jax.enable_x64(True):
         objectives = dx.local.quadratic_objectives(task.data, task.partition, dtype=np.float64)
-        source = dx.Federation(task.data, task.partition, local_steps=1, batch_size=1)
+        source = dx.local.quadratic_federation(objectives)
         for make in METHODS.values():
             algorithm = make(config.penalty)
             start = algorithm.init(jax.random.key(0), jnp.zeros(d), objectives)
@@ -231,7 +224,7 @@ def random_walk(
     up, down, rounds = 0.1, 0.1, 300
     task = dx.data.weighted_least_squares(jax.random.key(config.seed), 10, 3, (5, 5), noise=1.0)
     objectives = dx.local.quadratic_objectives(task.data, task.partition)
-    source = dx.Federation(task.data, task.partition, local_steps=1, batch_size=1)
+    source = dx.local.quadratic_federation(objectives)
     algorithm = dx.server.rerce_fed(
         config.penalty,
         uplink=dx.channel.gaussian_noise(up),

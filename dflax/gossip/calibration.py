@@ -6,27 +6,40 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from dflax import validation
+from dflax import counter, validation
 from dflax.data.dataset import Dataset
 from dflax.gossip.mixer import Mixing
 
 
-class Calibration(NamedTuple):
-    """Examples of every client.
+class Examples(NamedTuple):
+    """Which examples clients look at while they mix, drawn anew in every mixing.
 
     Attributes:
-      rows: `[n, T, B]` indices, T minibatches of B examples for each client; None for no data.
+      batches: T >= 1, minibatches.
+      batch_size: B >= 1, examples in each. A client that owns fewer than T B sees some twice.
+      shared: a set of which all clients see the same examples; None for their own ones.
+    """
+
+    batches: int
+    batch_size: int
+    shared: Dataset | None
+
+
+class Calibration(NamedTuple):
+    """Examples of every client, or of one.
+
+    Attributes:
+      rows: `[n, T, B]` indices, T minibatches of B examples for each client, `[T, B]` of one; None for
+        no data.
       data: the data set that they point into.
     """
 
-    rows: Int[Array, "n T B"] | None
+    rows: Int[Array, "*n T B"] | None
     data: Dataset | None
 
 
-def check_calibration(
-    batches: int, batch_size: int, calibration: Dataset | None, at_once: int | None
-) -> None:
-    """Refuse counts below 1 and a shared set that is no `Dataset`.
+def examples_of(batches: int, batch_size: int, calibration: Dataset | None) -> Examples:
+    """The `Examples` of a mixer's arguments, once they are looked at.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -36,35 +49,37 @@ def check_calibration(
     if calibration is not None:
         fix = "Of a Split pass its .train; None means the clients' own examples."
         validation.instance("calibration", calibration, Dataset, fix)
-    validation.at_once(at_once)
+    return Examples(batches, batch_size, calibration)
 
 
 def draw_calibration(
-    shared: Dataset | None, mixing: Mixing, clients: int, batches: int, batch_size: int
+    examples: Examples | None, shared: Dataset | None, mixing: Mixing, clients: int
 ) -> Calibration:
     """Examples for every client: of the shared set, or of those that each client owns.
 
     Args:
-      shared: the same set for all, or None for the clients' own.
-      mixing: its key draws the order; its round is read where `shared` is None.
+      examples: how many; None for none.
+      shared: the shared set, as the mixer's state carries it; None for the clients' own.
+      mixing: its key draws the order; its round is read where there is no shared set.
       clients: n.
-      batches: T.
-      batch_size: B.
 
     Raises:
       ValueError: neither a shared set nor a round.
     """
+    if examples is None:
+        return Calibration(None, None)
+    size = examples.batches, examples.batch_size
     if shared is not None:
-        return _shared_examples(shared, mixing.key, clients, batches, batch_size)
+        return _shared_examples(shared, mixing.key, clients, *size)
     _require_round(mixing.round)
-    return _own_examples(mixing.round, mixing.key, clients, batches, batch_size)
+    return _own_examples(mixing.round, mixing.key, clients, *size)
 
 
 def _own_examples(
     round: Any, key: Key[Array, ""], clients: int, batches: int, batch_size: int
 ) -> Calibration:
     """Examples that each client owns, every one once until there are no more, in a new order."""
-    seed = jax.random.bits(jax.random.fold_in(key, 0x5EED), (2,), jnp.uint32)
+    seed = jax.random.bits(jax.random.fold_in(key, counter.OF_CALIBRATION), (2,), jnp.uint32)
     everyone = jnp.arange(clients, dtype=jnp.int32)
     rows = round.partition.minibatches(seed, everyone, jnp.uint32(0), batches, batch_size, False)
     return Calibration(rows, round.data)
@@ -74,7 +89,7 @@ def _shared_examples(
     data: Dataset, key: Key[Array, ""], clients: int, batches: int, batch_size: int
 ) -> Calibration:
     """The same examples of one set for all clients, without repetition as long as it lasts."""
-    order = jax.random.permutation(jax.random.fold_in(key, 0x5EED), len(data))
+    order = jax.random.permutation(jax.random.fold_in(key, counter.OF_CALIBRATION), len(data))
     rows = jnp.resize(order, (batches, batch_size)).astype(jnp.int32)
     return Calibration(jnp.broadcast_to(rows, (clients, *rows.shape)), data)
 

@@ -1,0 +1,28 @@
+"""Methods of the literature in a few lines each, made of public names: to use and to start from."""
+
+from dflax.recipes.diloco import diloco
+from dflax.recipes.ditto import Personal, ditto
+from dflax.recipes.exact_diffusion import exact_diffusion
+from dflax.recipes.fedbuff import fedbuff
+from dflax.recipes.fedexp import fedexp
+from dflax.recipes.k_gt import k_gt
+from dflax.recipes.krum_after_nnm import krum_after_nnm
+from dflax.recipes.scaffnew import scaffnew
+from dflax.recipes.sign_flipping import sign_flipping
+
+__all__ = [
+    "Personal",
+    "diloco",
+    "ditto",
+    "exact_diffusion",
+    "fedbuff",
+    "fedexp",
+    "k_gt",
+    "krum_after_nnm",
+    "scaffnew",
+    "sign_flipping",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
