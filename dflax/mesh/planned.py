@@ -10,8 +10,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from dflax.mesh.layout import client_mesh
 from dflax.mesh.machines import Gpu, Machine, Tpu, machine, target
@@ -70,12 +71,27 @@ def _tpus(wanted: Machine, tpu: Tpu) -> Sequence[jax.Device]:
     # One chip is a host of its own.
     host = {"chips_per_host_bounds": (1, 1, 1)} if max(wanted.sides) == 1 else {}
     chip = {"chip_config_name": tpu.chip} if tpu.chip else {}
-    with _environment(AWAY | {"TPU_ACCELERATOR_TYPE": tpu.accelerator}), without_noise():
+    settings = AWAY | {"TPU_ACCELERATOR_TYPE": tpu.accelerator}
+    with without_noise():
         # What this machine has is found first, and what is said about it goes the same way.
         jax.devices()
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=wanted.name, **host, **chip
-        ).devices
+        with _environment(settings, without=("XLA_FLAGS",)):
+            devices = topologies.get_topology_desc(
+                platform="tpu", topology_name=wanted.name, **host, **chip
+            ).devices
+            if not _compile_something.cache_info().currsize:
+                _compile_something(devices[0])
+            return devices
+
+
+@functools.cache
+def _compile_something(device: jax.Device) -> None:
+    """A first program for a TPU, at which libtpu reads its flags.
+
+    It reads XLA_FLAGS, too, and ends the process at one it does not know, such as those for CPUs.
+    """
+    place = SingleDeviceSharding(device)
+    jax.jit(jnp.negative).lower(jax.ShapeDtypeStruct((), jnp.float32, sharding=place)).compile()
 
 
 def _gpus(wanted: Machine, gpu: Gpu) -> Sequence[jax.Device]:
@@ -108,15 +124,17 @@ def _gpus(wanted: Machine, gpu: Gpu) -> Sequence[jax.Device]:
 
 
 @contextlib.contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """With these variables where they are not set yet, and without them afterwards."""
+def _environment(settings: dict[str, str], without: Sequence[str] = ()) -> Iterator[None]:
+    """With these variables where they are not set yet, without others; afterwards as it was."""
     added = {name: value for name, value in settings.items() if name not in os.environ}
+    removed = {name: os.environ.pop(name) for name in without if name in os.environ}
     os.environ.update(added)
     try:
         yield
     finally:
         for name in added:
             os.environ.pop(name, None)
+        os.environ.update(removed)
 
 
 @contextlib.contextmanager
