@@ -29,6 +29,7 @@ def rows_of(federation, ids):
     return np.asarray(round.data.fetch(round.assignments.minibatches[ids]).inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clients", [16, 11])
 def test_training_is_that_of_whole_data(clients):
     mesh = dx.client_mesh()

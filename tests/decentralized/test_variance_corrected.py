@@ -231,6 +231,7 @@ class Deep(nn.Module):
         return nn.Dense(10, kernel_init=glorot)(x)
 
 
+@pytest.mark.slow
 def test_from_starts_of_their_own_digits_are_learnt_with_correction_alone():
     data, model = dx.data.digits(), Deep()
     partition = dx.data.dirichlet(np.asarray(data.labels), N, 100.0, seed=0)
