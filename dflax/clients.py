@@ -150,9 +150,9 @@ def map_cohort(
 def gather(tree: PyTree[Array], cohort: Int[Array, " m"] | None) -> PyTree[Array]:
     """The cohort's rows of per-client state: `[n, ...]` to `[m, ...]`; all rows when it is None.
 
-    Where n clients are dealt over devices, each device gives the rows it owns and zeros for the
-    others, and a sum deals the rows over the devices again: what travels is of the cohort's size,
-    never of the population's.
+    Where n clients are dealt over devices, each device gives the rows that it owns, and zeros for the
+    others. A sum over devices deals the rows again. What travels has the size of the cohort, never
+    that of the population.
 
     Args:
       tree: leaves `[n, ...]`.
