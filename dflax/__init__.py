@@ -78,6 +78,7 @@ __all__ = [
     "mesh",
     "models",
     "participation",
+    "plan",
     "profile",
     "recipes",
     "replicate",

@@ -12,3 +12,20 @@ from dflax.mesh.layout import (
     state_sharding,
 )
 from dflax.mesh.planned import planned
+
+__all__ = [
+    "MODEL",
+    "client_mesh",
+    "collect",
+    "host_clients",
+    "place",
+    "planned",
+    "replicate_source",
+    "shard",
+    "start_hosts",
+    "state_sharding",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -65,6 +65,16 @@ def start_hosts(
     jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout)
 
 
+def check_model(model: int, devices: int) -> None:
+    """Refuse a number of devices for each model that does not divide them all."""
+    validation.integer("model", model, low=1, high=devices)
+    if devices % model:
+        raise ValueError(
+            f"model must divide the number of devices, {devices}, got {model}. Use a divisor, or fewer "
+            "devices."
+        )
+
+
 def client_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) -> Mesh:
     """A mesh with the axis "clients" and, for models too large for a device, the axis "model".
 
@@ -83,12 +93,7 @@ def client_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) 
         if not len(devices):
             raise ValueError(f"devices must list at least one device, got none. {fix}")
     devices = jax.devices() if devices is None else list(devices)
-    validation.integer("model", model, low=1, high=len(devices))
-    if len(devices) % model:
-        raise ValueError(
-            f"model must divide the number of devices, {len(devices)}, got {model}. Use a divisor, "
-            "or fewer devices."
-        )
+    check_model(model, len(devices))
     sides = {CLIENTS: len(devices) // model} | ({MODEL: model} if model > 1 else {})
     kinds = (AxisType.Auto,) * len(sides)
     return jax.make_mesh(tuple(sides.values()), tuple(sides), axis_types=kinds, devices=devices)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import math
 import os
 import sys
 import tempfile
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from dflax.mesh.layout import client_mesh
+from dflax.mesh.layout import check_model, client_mesh
 from dflax.mesh.machines import Gpu, Machine, Tpu, machine, target
 
 # What libtpu asks a Cloud TPU's metadata server for; away from there it would wait and complain.
@@ -52,7 +53,9 @@ def planned(name: str, *, model: int = 1) -> Mesh:
         does not divide its devices.
       ImportError: the compiler is not installed; it names the extra.
     """
-    return client_mesh(_devices(machine(name)), model=model)
+    wanted = machine(name)
+    check_model(model, math.prod(wanted.sides))
+    return client_mesh(_devices(wanted), model=model)
 
 
 @functools.lru_cache

@@ -207,3 +207,7 @@ def _nested(paths: list[list[str]], leaves: list[Array]) -> Metrics:
 def _require_flatbuffers(function: str) -> None:
     if importlib.util.find_spec("flatbuffers") is None:
         raise ImportError(f"plan.{function} needs flatbuffers: pip install 'dflax[plan]'.")
+
+
+def __dir__() -> list[str]:
+    return __all__
