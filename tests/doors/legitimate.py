@@ -146,6 +146,8 @@ LEGITIMATE = [
     ("aggregation.squared_distances(weights)", "any", "weights of a round"),
     ("aggregation.counted_mean(*)", "any", "the messages of a round and their weights"),
     ("aggregation.distances_of_mixtures(*)", "any", "found in a round"),
+    ("aggregation.distances_between(*)", "any", "found in a round"),
+    ("aggregation.mix_rows(mixing)", "any", "found in a round"),
     ("aggregation.nearest(distances)", "any", "found in a round"),
     ("gossip.greatest(*)", "any", "what two clients hold in a round"),
     ("gossip.least(*)", "any", "what two clients hold in a round"),
