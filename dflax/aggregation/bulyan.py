@@ -19,7 +19,7 @@ def bulyan(faulty: int | Int[Array, ""]) -> Aggregator:
 
         S = {}; m - 2 f times: move Krum's choice among the r messages that are left to S, with the
             r - f - 2 nearest of them, one at least, in a score
-        out_j = mean of the m - 4 f values x_ij, i in S, nearest to the median of S               f = faulty
+        out_j = mean of the m - 4 f values x_ij, i in S, nearest to the median of S      f = faulty
 
     m messages arrived, of which up to f may be arbitrary: m >= 4 f + 3. Where only fewer arrive in a
     round, f is `(m - 3) // 4` there; the metric `tolerated` tells. A message with a NaN or an infinity

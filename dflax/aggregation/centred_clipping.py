@@ -19,9 +19,9 @@ def centred_clipping(radius: float, steps: int = 1) -> Aggregator:
 
     It starts at the result v of the round before, 0 in the first. Arbitrary messages of the share a of
     the weight move it by tau a in each step at most, so tau should be about the distance of honest
-    messages from their mean; the theory wants a <= 0.1. A message with a NaN or an infinity counts as one
-    that did not arrive; the metric `messages_dropped` counts them, and `messages_clipped` those that were
-    cut in the last step. When nobody reports the result is 0, and v stays for the next round.
+    messages from their mean; the theory wants a <= 0.1. A message with a NaN or an infinity counts as
+    one that did not arrive; the metric `messages_dropped` counts them, and `messages_clipped` those that
+    were cut in the last step. When nobody reports the result is 0, and v stays for the next round.
 
     Args:
       radius: tau > 0, in the units of a message's norm; traceable.

@@ -129,7 +129,7 @@ def mix_rows(mixing: Float[Array, "r m"], stacked: PyTree[Array]) -> PyTree[Arra
       ValueError: leaves whose leading axes differ.
     """
     count = _require_models(stacked)
-    rows = len(mixing)
+    rows, devices = len(mixing), client_devices()
 
     def mixed(values: Float[Array, "m c"], mixing: Float[Array, "r m"]) -> Float[Array, "r c"]:
         exact = jax.lax.Precision.HIGHEST
@@ -139,12 +139,12 @@ def mix_rows(mixing: Float[Array, "r m"], stacked: PyTree[Array]) -> PyTree[Arra
         wide = leaf.reshape(count, -1).astype(jnp.promote_types(leaf.dtype, jnp.float32))
         return mixed(wide, mixing).reshape(rows, *leaf.shape[1:]).astype(leaf.dtype)
 
-    if client_devices() == 1:
+    if devices == 1:
         return jax.tree.map(leaf_of, stacked)
 
     def on_one_device(stacked: Any, mixing: Array) -> Any:
         found = mixed(_by_coordinates(_ravel(stacked))[:count], mixing)
-        filled = jnp.pad(found, ((0, -rows % client_devices()), (0, 0)))
+        filled = jnp.pad(found, ((0, -rows % devices), (0, 0)))
         own = jax.lax.all_to_all(filled, CLIENTS, split_axis=0, concat_axis=1, tiled=True)
         groups = [list(range(len(jax.tree.leaves(stacked))))]
         return jax.vmap(lambda row: _unravel([row], groups, stacked))(own)

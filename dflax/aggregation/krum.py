@@ -25,8 +25,8 @@ def krum(faulty: int | Int[Array, ""], *, others: Others = "m-f-2") -> Aggregato
 
     m messages arrived, of which up to f may be arbitrary: m >= 2 f + 3. Where only fewer arrive in a
     round, f is `(m - 1) // 2` there, and at least one other is looked at; the metric `tolerated` tells
-    the f of the round. It is (f, kappa)-robust with kappa = 6 (1 + f / (m - 2 f)): its squared error is at
-    most kappa times the mean squared distance of the honest messages from their mean.
+    the f of the round. It is (f, kappa)-robust with kappa = 6 (1 + f / (m - 2 f)): its squared error is
+    at most kappa times the mean squared distance of the honest messages from their mean.
 
     Args:
       faulty: f >= 0, traceable.

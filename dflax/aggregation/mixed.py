@@ -27,16 +27,16 @@ FIX = "For example dflax.aggregation.median()."
 def nnm(rule: Aggregator, faulty: int | Int[Array, ""]) -> Aggregator:
     """Nearest-neighbour mixing: a rule that sees the mean of those nearest to each message instead.
 
-        y_i = mean of the m - f messages nearest to x_i, itself among them;  out = rule(y)       f = faulty
+        y_i = mean of the m - f messages nearest to x_i, itself among them;  out = rule(y)    f = faulty
 
-    m messages arrived, of which up to f may be arbitrary: m > 2 f. Where only m <= 2 f arrive in a round,
-    f is `(m - 1) // 2` there. A rule that is (f, kappa)-robust is so with 8 f / (m - f) (kappa + 1)
-    behind it: as good as can be where honest messages differ, up to a constant, with the median, the
+    m messages arrived, of which up to f may be arbitrary: m > 2 f. Where only m <= 2 f arrive in a
+    round, f is `(m - 1) // 2` there. A rule that is (f, kappa)-robust is so with
+    8 f / (m - f) (kappa + 1) behind it: as good as can be where honest messages differ, up to a constant, with the median, the
     trimmed mean, the geometric median and Krum. A message with a NaN or an infinity, or so far away that
     its product overflows, counts as one that did not arrive; the metric `messages_dropped` counts them.
 
-    A `combination` such as `krum` sees the means' products, `A G A'` of the matrix A of who is near whom,
-    and the means are never made.
+    A `combination` such as `krum` sees the means' products, `A G A'` of the matrix A of who is near
+    whom, and the means are never made.
 
     Args:
       rule: any `Aggregator`.
@@ -93,8 +93,8 @@ def bucketing(rule: Aggregator, size: int) -> Aggregator:
 
     Of the m messages that arrived, each bucket holds `size`, the last one what is left. Every arbitrary
     message may spoil a bucket, so the rule has to bear f of the ceil(m / size) buckets; the theory wants
-    size <= m / (2 f). With the mean for a rule it is the mean. A message with a NaN or an infinity counts
-    as one that did not arrive; the metric `messages_dropped` counts them.
+    size <= m / (2 f). With the mean for a rule it is the mean. A message with a NaN or an infinity
+    counts as one that did not arrive; the metric `messages_dropped` counts them.
 
     Args:
       rule: any `Aggregator`, which sees ceil(n / size) messages.

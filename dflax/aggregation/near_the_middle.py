@@ -76,8 +76,8 @@ def nearest_mean_rows(
 ) -> Float[Array, " d"]:
     """In each coordinate the mean of the values nearest to the median, or to the trimmed mean.
 
-    In order, the k values nearest to any point stand side by side. So it is the run of k values whose
-    ends lie nearest, the first of equals.
+    In order, the k values nearest to any point stand side by side: a run is found, and nothing is
+    sorted by distance. Of values equally near, those further down count.
 
     Args:
       values: `[n, d]`, finite in the rows that are present.
@@ -96,9 +96,10 @@ def nearest_mean_rows(
     def of(block: Float[Array, "n c"]) -> Float[Array, " c"]:
         ordered = jnp.where((rank < count)[:, None], sorted_rows(block, present), 0)
         centre = _mean_of(ordered, middle[:, None])
-        ends = jnp.take(ordered, jnp.minimum(rank + kept - 1, len(values) - 1), axis=0)
-        reach = jnp.maximum(centre - ordered, ends - centre)
-        first = jnp.argmin(jnp.where((rank <= count - kept)[:, None], reach, jnp.inf), axis=0)
+        # The run moves up as long as what it would take in is nearer than what it would leave.
+        after = jnp.take(ordered, jnp.minimum(rank + kept, len(values) - 1), axis=0)
+        nearer = (rank < count - kept)[:, None] & (after - centre < centre - ordered)
+        first = nearer.sum(0)
         return _mean_of(ordered, (rank[:, None] >= first) & (rank[:, None] < first + kept))
 
     width = 1 << 30 if jax.default_backend() != "cpu" else max(16, ELEMENTS // len(values))

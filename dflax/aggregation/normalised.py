@@ -13,7 +13,7 @@ from dflax.clients import weighted_mean
 def mean_of_normalised() -> Aggregator:
     """The weighted mean of the messages' directions.
 
-        out = sum_i w_i x_i / |x_i| / sum_i w_i                       norms over all parameters, 0 / 0 = 0
+        out = sum_i w_i x_i / |x_i| / sum_i w_i                   norms over all parameters, 0 / 0 = 0
 
     A message's length does not count, so arbitrary ones of the share a of the weight move the result by
     a at most; the result has length 1 at most, so the server's rate is the length of its step. A message
