@@ -46,7 +46,8 @@ def mda(rows, faulty):
 
 
 def mva(rows, faulty):
-    return subset(rows, faulty, lambda x: ((x - x.mean(0)) ** 2).sum())
+    # 2 k times the sum of squares about the mean, without rounding where numbers are integers.
+    return subset(rows, faulty, lambda x: squares(x).sum())
 
 
 def smea(rows, faulty):
