@@ -8,7 +8,6 @@ from dflax.recipes.fedexp import fedexp
 from dflax.recipes.k_gt import k_gt
 from dflax.recipes.krum_after_nnm import krum_after_nnm
 from dflax.recipes.scaffnew import scaffnew
-from dflax.recipes.sign_flipping import sign_flipping
 
 __all__ = [
     "Personal",
@@ -20,7 +19,6 @@ __all__ = [
     "k_gt",
     "krum_after_nnm",
     "scaffnew",
-    "sign_flipping",
 ]
 
 
