@@ -32,8 +32,8 @@ def nnm(rule: Aggregator, faulty: int | Int[Array, ""]) -> Aggregator:
     m messages arrived, of which up to f may be arbitrary: m > 2 f. Where only m <= 2 f arrive in a
     round, f is `(m - 1) // 2` there. A rule that is (f, kappa)-robust is so with
     8 f / (m - f) (kappa + 1) behind it: as good as can be where honest messages differ, up to a
-    constant, with the median, the trimmed mean, the geometric median and Krum. A message with a NaN or an
-    infinity, or so far away that its product overflows, counts as one that did not arrive; the metric
+    constant, with the median, the trimmed mean, the geometric median and Krum. A message with a NaN or
+    an infinity, or so far away that its product overflows, counts as one that did not arrive; the metric
     `messages_dropped` counts them.
 
     A `combination` such as `krum` sees the means' products, `A G A'` of the matrix A of who is near

@@ -10,10 +10,22 @@ from dflax.attacks.directed import (
 )
 from dflax.attacks.farthest import min_max, min_sum
 from dflax.attacks.mimicry import mimic
+from dflax.attacks.poisoned import (
+    backdoor,
+    backdoor_success,
+    flipped_labels,
+    owned,
+    swapped_labels,
+    triggered,
+)
+from dflax.attacks.sybils import with_sybils
 
 __all__ = [
+    "backdoor",
+    "backdoor_success",
     "colluding",
     "constant",
+    "flipped_labels",
     "gaussian",
     "hidden_deviations",
     "inner_product",
@@ -22,7 +34,11 @@ __all__ = [
     "mimic",
     "min_max",
     "min_sum",
+    "owned",
     "sign_flipping",
+    "swapped_labels",
+    "triggered",
+    "with_sybils",
 ]
 
 

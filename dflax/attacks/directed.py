@@ -1,4 +1,4 @@
-"""Messages a chosen length away from the honest mean: inner product manipulation, ALIE, their searches."""
+"""Messages a chosen length away from the honest mean: inner product manipulation, ALIE, searches."""
 
 import math
 import statistics

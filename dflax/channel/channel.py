@@ -175,7 +175,7 @@ def membership(
     """From a sending to who of its senders, `[m]`, is one of these clients; see `only`.
 
     Raises:
-      TypeError, ValueError: naming the argument; and, while a step is traced, senders that are not known.
+      TypeError, ValueError: naming the argument; and, while a step is traced, unknown senders.
     """
     fix = "Give one number, several, or a mask over all clients."
     first = next(iter(jax.tree.leaves(clients)), 0)
