@@ -3,7 +3,8 @@
 import numpy as np
 
 from dflax import validation
-from dflax.topology import Graph, from_edges
+from dflax.topology import Graph
+from dflax.topology.graph import from_edges
 
 
 def with_sybils(

@@ -6,7 +6,6 @@ from dflax.recipes.exact_diffusion import exact_diffusion
 from dflax.recipes.fedbuff import fedbuff
 from dflax.recipes.fedexp import fedexp
 from dflax.recipes.k_gt import k_gt
-from dflax.recipes.krum_after_nnm import krum_after_nnm
 from dflax.recipes.scaffnew import scaffnew
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "fedbuff",
     "fedexp",
     "k_gt",
-    "krum_after_nnm",
     "scaffnew",
 ]
 

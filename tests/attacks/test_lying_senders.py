@@ -36,6 +36,7 @@ def flat(tree):
 
 
 def sent(channel, tree, senders=SENDERS, weights=WEIGHTS, key=KEY):
+    tree = jax.tree.map(jnp.asarray, tree)
     out, after, _, _ = channel.apply(tree, weights, (), Sending(key, 0, senders))
     np.testing.assert_array_equal(after, weights)
     return out
@@ -59,11 +60,8 @@ def bisected(rows, direction, fits):
     low, high = 0.0, 1e3
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (
-            (middle, high)
-            if fits(rows.mean(0) + middle * toward(rows, direction))
-            else (low, middle)
-        )
+        good = fits(rows.mean(0) + middle * toward(rows, direction))
+        low, high = (middle, high) if good else (low, middle)
     return rows.mean(0) + low * toward(rows, direction)
 
 

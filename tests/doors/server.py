@@ -10,6 +10,7 @@ from doors.things import (
     CHANNEL,
     DATA,
     FEDERATION,
+    GRAPH,
     KEY,
     LOSS,
     MIXER,
@@ -32,6 +33,7 @@ FOUR = np.ones(N, np.float32)
 ROWS = np.ones((N, 3), np.float32)
 FAR = 1 - np.eye(3, dtype=np.float32)
 REGRESSION = dx.data.Dataset(DATA.inputs, jnp.ones(len(DATA)))
+IMAGES = dx.data.Dataset(jnp.ones((8, 4, 4)), jnp.arange(8) % 4, classes=4)
 OBJECTIVES = dx.local.quadratic_objectives(REGRESSION, PARTITION)
 PERSONAL = dx.server.partial_averaging(
     LOSS, OPTIMIZER, local=lambda path: path == "b", clients=N
@@ -51,8 +53,14 @@ CALLS = {
         "mixing_rate": 1.0,
         "channel": CHANNEL,
     },
-    "recipes.krum_after_nnm": {"faulty": 1},
     "recipes.scaffnew": {"loss": LOSS, "rate": 0.1, "clients": N, "probability": 0.5},
+    "attacks.backdoor": {"data": IMAGES, "examples": [0, 1], "target": 1},
+    "attacks.backdoor_success": {"loss": LOSS, "data": IMAGES, "target": 1},
+    "attacks.flipped_labels": {"data": IMAGES, "examples": [0, 1]},
+    "attacks.owned": {"partition": PARTITION, "clients": 1},
+    "attacks.swapped_labels": {"data": IMAGES, "examples": [0, 1], "first": 0, "second": 1},
+    "attacks.triggered": {"data": IMAGES, "target": 1},
+    "attacks.with_sybils": {"graph": GRAPH, "attack_edges": 1.0, "degree": 2},
     "attacks.colluding": {"forge": lambda messages, known, key: messages, "clients": 1},
     "attacks.constant": {"clients": 1, "value": 0.0},
     "attacks.gaussian": {"clients": 1},
