@@ -34,9 +34,10 @@ def owned(partition: Partition, clients: int | Sequence[int]) -> Int[np.ndarray,
     """
     validation.instance("partition", partition, Partition, "Make one with dflax.data.")
     given = validation.array("clients", clients, kind="integer", low=0, high=partition.clients - 1)
+    if not given.size:
+        raise ValueError("clients must name one client at least, got none.")
     lists = partition.as_lists()
-    rows = [lists[client] for client in np.atleast_1d(given).ravel()]
-    return np.unique(np.concatenate(rows)) if rows else np.zeros(0, np.int32)
+    return np.unique(np.concatenate([lists[client] for client in given.reshape(-1)]))
 
 
 def flipped_labels(data: Dataset, examples: Examples) -> Dataset:

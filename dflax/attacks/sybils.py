@@ -1,5 +1,7 @@
 """Sybils: nodes of one adversary, with few edges to the honest nodes of a graph."""
 
+import collections
+
 import numpy as np
 
 from dflax import validation
@@ -13,14 +15,14 @@ def with_sybils(
     """A graph with Sybils spread over it: phi attack edges for every honest node, on the mean.
 
     Every honest node gets floor(phi) edges to Sybils, and `round(h (phi - floor(phi)))` of the h honest
-    nodes, drawn at random, get one more. Each Sybil takes up to `degree` of these edges, to honest nodes
-    that lie near each other (in the order of a breadth-first walk), and no two of them to one node.
+    nodes, drawn at random, get one more. Each Sybil takes up to `degree` of these edges, to a node and
+    those nearest to it that have none yet, and no two of them to one node.
 
     Args:
       graph: the honest nodes, numbered 0 to h - 1, undirected.
       attack_edges: phi > 0, on the mean over honest nodes.
       degree: edges of a Sybil, at most; in [1, h].
-      seed: of the host's generator, for who gets one more and where the walk begins.
+      seed: of the host's generator, for who gets one more and whom the Sybils begin with.
       name: for tables and figures.
 
     Returns:
@@ -49,32 +51,33 @@ def with_sybils(
         raise ValueError(
             f"attack_edges must make one edge at least, got {attack_edges} of each of {honest} nodes."
         )
-    walk = _walk(graph, int(rng.integers(honest)))
-    extra = walk[np.sort(rng.permutation(honest)[:more])]
+    everyone = rng.permutation(honest)
+    extra = rng.permutation(honest)[:more]
     # Each pass over the nodes is dealt to Sybils of its own, so none has two edges to one node.
-    passes = [walk] * whole + ([extra] if more else [])
+    passes = [everyone] * whole + ([extra] if more else [])
+    neighbours = [graph.senders[graph.receivers == node] for node in range(honest)]
     edges, sybil = [], honest
-    for one in passes:
-        for start in range(0, len(one), degree):
-            edges += [(int(node), sybil) for node in one[start : start + degree]]
-            sybil += 1
+    for victims in passes:
+        free = set(victims.tolist())
+        for node in victims.tolist():
+            if node in free:
+                near = _nearest(neighbours, node, free, degree)
+                free -= set(near)
+                edges += [(one, sybil) for one in near]
+                sybil += 1
     kept = [(int(a), int(b)) for a, b in zip(graph.senders, graph.receivers, strict=True) if a < b]
     return from_edges(sybil, np.asarray(kept + edges), disconnected=not graph.connected, name=name)
 
 
-def _walk(graph: Graph, start: int) -> np.ndarray:
-    """The nodes in the order of a breadth-first walk; of further components after the first."""
-    heard: list[list[int]] = [[] for _ in range(graph.nodes)]
-    for a, b in zip(graph.senders, graph.receivers, strict=True):
-        heard[int(b)].append(int(a))
-    order: list[int] = []
-    seen = np.zeros(graph.nodes, bool)
-    for root in [start, *range(graph.nodes)]:
-        queue = [] if seen[root] else [root]
-        seen[root] = True
-        while queue:
-            node = queue.pop(0)
-            order.append(node)
-            queue += [other for other in heard[node] if not seen[other]]
-            seen[heard[node]] = True
-    return np.asarray(order)
+def _nearest(neighbours: list[np.ndarray], start: int, free: set[int], count: int) -> list[int]:
+    """Up to so many of the free nodes that can be reached, in the order of a breadth-first walk."""
+    found: list[int] = []
+    seen, reached = {start}, collections.deque([start])
+    while reached and len(found) < count:
+        node = reached.popleft()
+        if node in free:
+            found.append(node)
+        fresh = [other for other in neighbours[node].tolist() if other not in seen]
+        seen.update(fresh)
+        reached.extend(fresh)
+    return found

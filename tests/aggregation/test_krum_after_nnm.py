@@ -26,7 +26,8 @@ def exact(rows, faulty):
     means = rows[order].mean(1)
     others = max(count - faulty - 2, min(count, 2) - 1)
     scores = np.sort(distances(means), axis=1)[:, 1 : 1 + others].sum(1)
-    return means[scores.argmin()]
+    # Where scores tie, rounding decides.
+    return means[scores <= scores.min() * (1 + 1e-12)]
 
 
 def flat(tree):
@@ -64,7 +65,7 @@ def test_it_is_the_definition_whoever_reports(faulty):
             found = combined(faulty, tree, weights)
             expected = exact(flat(tree)[rows], faulty)
             got = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
-            np.testing.assert_allclose(got, expected, rtol=1e-11)
+            assert np.abs(got - expected).max(1).min() < 1e-10
 
 
 def test_known_values_and_edges():

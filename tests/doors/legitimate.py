@@ -78,6 +78,7 @@ LEGITIMATE = [
     ("data.by_group(groups)", "array-of-words", "groups may be named by words"),
     ("channel.gaussian_noise(deviation)", "3", "deviations have no upper bound"),
     ("attacks.constant(value)", "nan inf -1 3", "any number, and what is none"),
+    ("attacks.with_sybils(attack_edges)", "3", "so many on the mean"),
     ("attacks.*(factor)", "3", "factors have no upper bound"),
     ("attacks.*(deviation)", "3", "deviations have no upper bound"),
     ("attacks.little_is_enough(deviations)", "-1 3", "any number"),
