@@ -17,6 +17,7 @@ from rich.table import Table
 import dflax as dx
 from benchmarks.measure import Row
 from dflax import profile, topology
+from dflax.gossip.rolls import rows_that_leave
 
 DEVICES = 256
 FEATURES, CLASSES = 784, 10
@@ -60,18 +61,6 @@ def federation(clients: int, cohort: int | None) -> dx.Federation:
 def logits(params: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
     """A linear model."""
     return inputs.astype(jnp.float32) @ params["w"] + params["b"]
-
-
-def rows_that_leave(graph: topology.Graph, devices: int) -> int:
-    """The most models that one device has to send, each once to every other device that needs it.
-
-    Client i lives on device `i // (n / devices)`.
-    """
-    owner = np.arange(graph.nodes) // (graph.nodes // devices)
-    senders, receivers = np.asarray(graph.senders), np.asarray(graph.receivers)
-    leaves = owner[senders] != owner[receivers]
-    pairs = np.unique(np.stack([senders[leaves], owner[receivers[leaves]]]), axis=1)
-    return int(np.bincount(owner[pairs[0]], minlength=devices).max())
 
 
 def audit(clients: int, devices: int) -> list[dict[str, Any]]:

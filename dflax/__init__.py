@@ -35,7 +35,7 @@ from dflax.federation import Federation
 from dflax.mesh import client_mesh
 from dflax.metrics import disjoint
 from dflax.population import Assignment, Population, Round
-from dflax.running import interrupt, profile, sinks
+from dflax.running import interrupt, plan, profile, sinks
 from dflax.running.checkpoints import checkpoint
 from dflax.running.history import History
 from dflax.running.run import run

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from dflax import validation
+from dflax.programs.exchanges import gathered_by, mean_over, sends, size
 from dflax.programs.products import contract_last
 
 CLIENTS = "clients"
@@ -79,7 +80,7 @@ def map_clients(
         # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
         return jax.lax.map(one, stacked, batch_size=None if width == 1 else width)
 
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         several = contract_last(several)
     devices = client_devices()
     if devices == 1:
@@ -149,9 +150,9 @@ def map_cohort(
 def gather(tree: PyTree[Array], cohort: Int[Array, " m"] | None) -> PyTree[Array]:
     """The cohort's rows of per-client state: `[n, ...]` to `[m, ...]`; all rows when it is None.
 
-    Where n clients are dealt over devices, each device gives the rows it owns and zeros for the
-    others, and a sum deals the rows over the devices again: what travels is of the cohort's size,
-    never of the population's.
+    Where n clients are dealt over devices, each device gives the rows that it owns, and zeros for the
+    others. A sum over devices deals the rows again. What travels has the size of the cohort, never
+    that of the population.
 
     Args:
       tree: leaves `[n, ...]`.
@@ -243,7 +244,8 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
             raise ValueError(
                 f"weights must be one number per row of tree, [m], got shape {np.shape(weights)}."
             )
-        weights = jnp.asarray(weights)
+        # A few numbers, of which every device then has the total without asking the others.
+        weights = _known_to_all(jnp.asarray(weights))
     count = validation.leading_axis("tree", tree, None if weights is None else weights.shape[0])
 
     def shares(dtype: Any) -> Float[Array, " m"]:
@@ -261,11 +263,9 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
             )
         # Shares of a third rounded to float32 would spoil a mean of float64.
         accumulated = jnp.promote_types(leaf.dtype, jnp.float32)
-        product = jnp.matmul(
-            shares(accumulated),
-            leaf.reshape(count, -1).astype(accumulated),
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        values = leaf.reshape(count, -1).astype(accumulated)
+        with sends(lambda: mean_over(client_devices(), size(values) / count)):
+            product = jnp.matmul(shares(accumulated), values, precision=jax.lax.Precision.HIGHEST)
         return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(mean, tree)
@@ -286,6 +286,7 @@ def mean_metrics(metrics: PyTree[Array], weights: Float[Array, " m"]) -> PyTree[
     """
     if not jax.tree.leaves(metrics):
         return metrics
+    weights = _known_to_all(weights)
 
     def counted(leaf: Array) -> Array:
         wide = jnp.promote_types(leaf.dtype, jnp.float32)
@@ -399,9 +400,23 @@ def against(rows: Array, leaf: Array) -> Array:
 
 def everywhere(tree: PyTree[Array]) -> PyTree[Array]:
     """The tree held whole by every device of the ambient mesh; the tree itself where there is none."""
-    if client_devices() == 1:
-        return tree
-    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
+    with sends(lambda: gathered_by(client_devices(), size(tree))):
+        return _known_to_all(tree)
+
+
+def platform() -> str:
+    """What is being compiled for, "cpu", "gpu" or "tpu": every choice by platform asks here.
+
+    The platform of the ambient mesh, which need not be one of this machine (`dflax.mesh.planned`);
+    without a mesh that of JAX's default device.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.default_backend() if device is None else device.platform
+
+
+def is_planned(mesh: Mesh) -> bool:
+    """Whether a mesh is of a machine that is not here: nothing can be put there, nor run."""
+    return mesh.devices.flat[0].client.runtime_type == "compile_only_runtime"
 
 
 def client_devices(count: int | None = None) -> int:
@@ -411,6 +426,13 @@ def client_devices(count: int | None = None) -> int:
         return 1
     devices = mesh.shape[CLIENTS]
     return devices if count is None or count % devices == 0 else 1
+
+
+def _known_to_all(tree: Any) -> Any:
+    """`everywhere` for a few numbers, of which devices that know them need send nothing."""
+    if client_devices() == 1:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
 
 
 def _gather_rows(leaf: Array, cohort: Int[Array, " m"]) -> Array:
@@ -453,7 +475,7 @@ def _scatter_rows(
     reports = jnp.ones(cohort.shape, bool) if reported is None else reported > 0
     if client_devices(leaf.shape[0]) == 1:
         return write(leaf, cohort, reports, rows)
-    return _on_owners(take, PartitionSpec(CLIENTS))(leaf, cohort, reports, rows)
+    return _on_owners(take, PartitionSpec(CLIENTS))(leaf, cohort, reports, everywhere(rows))
 
 
 def _places(own: Array, cohort: Int[Array, " m"]) -> tuple[Array, Array]:
@@ -512,7 +534,7 @@ def _clients_at_once(one: Callable[[Any], Any], stacked: Any) -> int:
     """All for small clients and on accelerators, else one; sizes are of what goes in and comes out."""
     leaves = jax.tree.leaves(stacked)
     count = leaves[0].shape[0]
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return count
     into = sum(leaf.size for leaf in leaves) // count
     out_of = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(one, _row(stacked))))

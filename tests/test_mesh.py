@@ -35,13 +35,13 @@ FAILING = participation.stragglers(participation.dropout(participation.uniform(6
     ("clients", "name", "rule"),
     [
         (8, "fedavg", participation.everyone()),
-        (8, "fedavg", participation.uniform(5)),
-        (8, "dfedavg", participation.everyone()),
-        (8, "dfedavg", participation.uniform(5)),
+        pytest.param(8, "fedavg", participation.uniform(5), marks=pytest.mark.slow),
+        pytest.param(8, "dfedavg", participation.everyone(), marks=pytest.mark.slow),
+        pytest.param(8, "dfedavg", participation.uniform(5), marks=pytest.mark.slow),
         (8, "dfedavg", FAILING),
-        (8, "dpsgd", participation.everyone()),
+        pytest.param(8, "dpsgd", participation.everyone(), marks=pytest.mark.slow),
         (8, "dpsgd", participation.uniform(5)),
-        (11, "fedavg", participation.everyone()),
+        pytest.param(11, "fedavg", participation.everyone(), marks=pytest.mark.slow),
         (11, "dpsgd", participation.everyone()),
     ],
 )

@@ -16,6 +16,7 @@ def programs():
     return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_readmes_programs_run_and_learn(programs, tmp_path):
     names = {}
     exec(compile(programs[0], "README.md", "exec"), names)

@@ -11,6 +11,7 @@ from dflax import validation
 from dflax.aggregation import sorting_network
 from dflax.aggregation.column_blocks import map_columns
 from dflax.aggregation.order_keys import KINDS, extremes, from_keys, to_keys
+from dflax.clients import platform
 
 # Up to so many rows, all comparators that the wanted ranks need are one operation: each value is read
 # once. With more, LLVM no longer vectorises it.
@@ -18,6 +19,10 @@ UNROLLED = 128
 COLUMNS = 1 << 14
 # Beyond, stages of comparators pass over a block that stays in the second-level cache.
 STAGED_ELEMENTS = 1 << 15
+# Compilers for accelerators take 3 to 5 s for a network of so many rows, for 128 up to a minute. With
+# more, XLA's own sort is compiled, in blocks, since it needs as much memory again as it sorts.
+UNROLLED_ELSEWHERE = 32
+SORTED_ELEMENTS = 1 << 24
 
 
 def sorted_rows(
@@ -128,12 +133,13 @@ def _trimmed(
     rows = values.shape[0]
     wide = jnp.promote_types(values.dtype, jnp.float32)
     kept = _kept(rows, trim, present, wide)
+    unrolled = rows <= (UNROLLED if platform() == "cpu" else UNROLLED_ELSEWHERE)
     # With some rows absent, what is kept may reach down to the lower of the two ranks in the middle.
     first = trim if present is None else max(0, min(trim, rows // 2 - 1))
     ranks = tuple(range(first, rows - trim))
 
     def combine(block: Float[Array, "n c"]) -> Float[Array, " c"]:
-        if rows > UNROLLED:
+        if not unrolled:
             ordered = from_keys(_sorted_keys(_keys(block, present), ranks), block.dtype)
             ordered = jnp.where(kept[:, None] > 0, ordered.astype(wide), 0)
             return jnp.matmul(kept, ordered, precision=jax.lax.Precision.HIGHEST)
@@ -152,7 +158,7 @@ def _trimmed(
         ]
         return functools.reduce(jnp.add, parts)
 
-    width = COLUMNS if rows <= UNROLLED else _width(rows)
+    width = COLUMNS if unrolled else _width(rows)
     return map_columns(combine, values, width).astype(values.dtype)
 
 
@@ -202,14 +208,14 @@ def _fill(present: Bool[Array, " n"], dtype: jnp.dtype) -> Int[Array, " n"]:
 
 def _sorted_keys(keys: Int[Array, "n c"], ranks: tuple[int, ...]) -> Int[Array, "n c"]:
     """Keys of which the rows of some ranks are in their places."""
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jax.lax.sort(keys, dimension=0)
     return sorting_network.apply_stages(sorting_network.selecting(len(keys), ranks), keys)
 
 
 def _width(rows: int) -> int:
-    """Columns of a block that is sorted in stages: a vector of 64 bytes at least."""
-    return 1 << 30 if jax.default_backend() != "cpu" else max(16, STAGED_ELEMENTS // rows)
+    """Columns of a block that is sorted: a vector of 64 bytes at least."""
+    return max(16, (STAGED_ELEMENTS if platform() == "cpu" else SORTED_ELEMENTS) // rows)
 
 
 def _require_rows(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dflax.aggregation.column_blocks import sum_columns
+from dflax.clients import platform
 
 COLUMNS = 1 << 12
 
@@ -40,4 +41,4 @@ def _product(block: Float[Array, "m w"]) -> Float[Array, "m m"]:
 
 
 def _width() -> int:
-    return COLUMNS if jax.default_backend() == "cpu" else 1 << 30
+    return COLUMNS if platform() == "cpu" else 1 << 30

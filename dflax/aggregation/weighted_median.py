@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dflax.aggregation.column_blocks import map_columns
 from dflax.aggregation.order_keys import from_keys, to_keys
 from dflax.aggregation.order_statistics import median_rows
+from dflax.clients import platform
 from dflax.kernels.bisection import last_where
 
 # Entries of a block that is read once for every bit of a key: they stay in the second-level cache.
@@ -64,5 +65,5 @@ def weighted_median_rows(
         found = last_where(above, keys.dtype, block.shape[1:])
         return jnp.where(half > 0, from_keys(found, block.dtype), 0)
 
-    width = max(16, ELEMENTS // values.shape[0]) if jax.default_backend() == "cpu" else 1 << 30
+    width = max(16, ELEMENTS // values.shape[0]) if platform() == "cpu" else 1 << 30
     return map_columns(median, values, width)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from dflax import validation
-from dflax.clients import CLIENTS, DealtWithClients, against
+from dflax.clients import CLIENTS, DealtWithClients, against, is_planned
 from dflax.data.dataset import Batch, Dataset
 from dflax.data.partition import Partition
 
@@ -67,7 +67,8 @@ def deal(federation: Any, mesh: Mesh) -> Any:
       federation: a `dflax.Federation` on a `Partition`, in which every client takes part in every
         round (dropout and stragglers are allowed, they do not move clients), or whose cohorts have
         the same number of members from each device's clients, in the order of the devices.
-      mesh: a mesh with the axis "clients"; pass the same one to `dflax.run`.
+      mesh: a mesh with the axis "clients"; pass the same one to `dflax.run`. Of a machine that is not
+        here (`dflax.mesh.planned`) the dealt examples are shapes, for `dflax.profile.round`.
 
     Returns:
       A federation for `dflax.run(..., mesh=mesh)`. Its data set is for training only: evaluate on
@@ -118,8 +119,10 @@ def deal(federation: Any, mesh: Mesh) -> Any:
 
     split = NamedSharding(mesh, PartitionSpec(CLIENTS))
 
-    def spread(stored: Any) -> Array:
+    def spread(stored: Any) -> Any:
         shape = (len(rows), *stored.shape[1:])
+        if is_planned(mesh):
+            return jax.ShapeDtypeStruct(shape, stored.dtype, sharding=split)
         stored = stored if isinstance(stored, np.ndarray) else np.asarray(stored)
 
         def part(index: Any) -> np.ndarray:

@@ -6,10 +6,12 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from dflax import validation
+from dflax.clients import client_devices
 from dflax.gossip.linear import Plan, Rows, linear, require_topology_sums
 from dflax.gossip.mixer import Known, Mixer, Mixing
 from dflax.gossip.products import count_sent, dense_rows, edge_rows, slot_rows
 from dflax.gossip.rolls import roll_rows
+from dflax.programs.exchanges import mean_over, sends, size
 from dflax.topology import MixingMatrix, from_edges
 from dflax.topology.mixing_matrix import require_matrix
 
@@ -117,7 +119,9 @@ def complete(clients: int, weight: float | None = None) -> Mixer:
 
         def rows(x: Array) -> Array:
             shares = jnp.full((clients,), share, x.dtype)
-            heard = jnp.matmul(shares, x.reshape(clients, -1), precision=jax.lax.Precision.HIGHEST)
+            flat = x.reshape(clients, -1)
+            with sends(lambda: mean_over(client_devices(clients), size(x) / clients)):
+                heard = jnp.matmul(shares, flat, precision=jax.lax.Precision.HIGHEST)
             heard = heard.reshape(1, *x.shape[1:])
             if active is None and weight is None:
                 return jnp.broadcast_to(heard, x.shape)

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from dflax.clients import CLIENTS, DealtWithClients, client_devices
+from dflax.programs.exchanges import sends, size
 from dflax.topology import Graph
 
 # Rows of the block of clients that lies so many devices before: their first, and the end of them.
@@ -69,7 +70,9 @@ def heard(models: PyTree[Array], graph: Graph | None) -> Heard:
 
     def deal(leaf: Array) -> Array:
         blocks = leaf.reshape(devices, -1, *leaf.shape[1:])
-        parts = [jnp.roll(blocks[:, low:high], before, 0) for before, low, high in pieces]
+        brought = sum(high - low for before, low, high in pieces if before)
+        with sends(lambda: brought * size(leaf) / clients):
+            parts = [jnp.roll(blocks[:, low:high], before, 0) for before, low, high in pieces]
         return jnp.concatenate(parts, axis=1).reshape(-1, *leaf.shape[1:])
 
     rows = jax.tree.map(deal, models)

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dflax.clients import CLIENTS, against, everywhere
+from dflax.clients import CLIENTS, against, client_devices, everywhere, platform
 from dflax.gossip.linear import Rows
+from dflax.programs.exchanges import gathered_by, sends, size
 
 # On a CPU, a gather of rows that do not fit the cache runs several times faster in chunks of about
 # this many elements than as one loop over all rows; long rows and small leaves gain nothing.
@@ -24,9 +25,9 @@ def dense_rows(
         matrix = jnp.where(itself, 1 - matrix.sum(1), matrix)
 
     def rows(x: Array) -> Array:
-        product = jnp.matmul(
-            matrix.astype(x.dtype), x.reshape(clients, -1), precision=jax.lax.Precision.HIGHEST
-        )
+        flat = x.reshape(clients, -1)
+        with sends(lambda: gathered_by(client_devices(clients), size(x))):
+            product = jnp.matmul(matrix.astype(x.dtype), flat, precision=jax.lax.Precision.HIGHEST)
         return product.reshape(x.shape)
 
     return rows, count_sent(jnp.where(itself, 0, matrix))
@@ -57,7 +58,8 @@ def slot_rows(
     def rows(x: Array) -> Array:
         width = x.size // x.shape[0]
         if not _in_chunks(x.size, width):
-            return combine(x, x, neighbours, weights, own)
+            with sends(lambda: gathered_by(client_devices(x.shape[0]), size(x))):
+                return combine(x, x, neighbours, weights, own)
 
         def one(row: tuple[Array, ...]) -> Array:
             return combine(x, *(part[None] for part in row))[0]
@@ -94,4 +96,4 @@ def _in_chunks(size: int, width: int) -> bool:
     """A loop over rows would bring sharded clients to every device, so only where none are."""
     sharded = CLIENTS in jax.sharding.get_abstract_mesh().axis_names
     large = size >= LARGE_LEAF and width <= CHUNK
-    return large and not sharded and jax.default_backend() == "cpu"
+    return large and not sharded and platform() == "cpu"

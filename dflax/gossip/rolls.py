@@ -1,14 +1,19 @@
 """Products with the mixing matrix of a graph of shifts, as rolls of all clients' rows."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from dflax.clients import against, client_devices
+from dflax.clients import CLIENTS, against, client_devices
 from dflax.gossip.linear import Rows
 from dflax.gossip.products import count_sent
+from dflax.programs.exchanges import sends, size
 from dflax.topology import Graph
 
 
@@ -32,8 +37,13 @@ def roll_rows(
       `x -> W x`, and how many models travel.
     """
     sides, moves = graph.shape or (), graph.shifts or ()
-    blocks = are_blocks(sides, client_devices(graph.nodes))
-    shape, move_by = (sides, roll) if blocks else ((graph.nodes,), partial(roll_flat, sides))
+    devices = client_devices(graph.nodes)
+    shape: tuple[int, ...] = (graph.nodes,)
+    move_by: Callable[[Array, tuple[int, ...]], Array] = partial(roll_flat, sides)
+    if len(sides) > 1 and devices == graph.nodes:
+        move_by = partial(roll_devices, sides)
+    elif are_blocks(sides, devices):
+        shape, move_by = sides, roll
     heard: list[Array] = [weights[1 + o] for o in range(len(moves))]
     if active is None:
         own: Array = weights[0]
@@ -54,8 +64,9 @@ def roll_rows(
         grid = x.reshape(*shape, *x.shape[1:])
         spread = (...,) + (None,) * (x.ndim - 1)
         total = own.astype(x.dtype)[spread] * grid
-        for move, weight in zip(moves, heard, strict=True):
-            total = total + weight.astype(x.dtype)[spread] * move_by(grid, move)
+        with sends(lambda: bytes_that_leave(graph, x)):
+            for move, weight in zip(moves, heard, strict=True):
+                total = total + weight.astype(x.dtype)[spread] * move_by(grid, move)
         return total.reshape(x.shape)
 
     return rows, sent
@@ -85,6 +96,38 @@ def roll_flat(sides: tuple[int, ...], x: Array, move: tuple[int, ...]) -> Array:
             inside = jnp.where(against(stays, x), inside, wrapped)
         x = inside
     return x
+
+
+def roll_devices(sides: tuple[int, ...], x: Array, move: tuple[int, ...]) -> Array:
+    """`roll` on the nodes in a row, one to a device: a permutation of the devices."""
+    nodes = np.arange(x.shape[0]).reshape(sides)
+    moved = np.roll(nodes, move, range(len(sides))).reshape(-1)
+    pairs = [(int(sender), place) for place, sender in enumerate(moved)]
+    return jax.shard_map(
+        lambda row: jax.lax.ppermute(row, CLIENTS, pairs),
+        in_specs=PartitionSpec(CLIENTS),
+        out_specs=PartitionSpec(CLIENTS),
+        axis_names={CLIENTS},
+        check_vma=False,
+    )(x)
+
+
+def bytes_that_leave(graph: Graph, x: Array) -> float:
+    """Bytes of the rows `[n, ...]` that one device has to send for a mixing on a graph."""
+    devices = client_devices(graph.nodes)
+    return rows_that_leave(graph, devices) * size(x) / graph.nodes if devices > 1 else 0.0
+
+
+def rows_that_leave(graph: Graph, devices: int) -> int:
+    """The most rows that one device has to send, each once to every other device that needs it.
+
+    Node i lives on device `i // (n / devices)`; `devices` divides n.
+    """
+    owner = np.arange(graph.nodes) // (graph.nodes // devices)
+    senders, receivers = np.asarray(graph.senders), np.asarray(graph.receivers)
+    leaves = owner[senders] != owner[receivers]
+    pairs = np.unique(np.stack([senders[leaves], owner[receivers[leaves]]]), axis=1)
+    return int(np.bincount(owner[pairs[0]], minlength=devices).max())
 
 
 def are_blocks(sides: tuple[int, ...], devices: int) -> bool:

@@ -53,7 +53,7 @@ class Oracle(NamedTuple):
         """What the client sees, measures and notes, whether it remembers anything or not."""
         if self.conclude is not None:
             return self.evaluate(params, batch, key, memory)
-        seen, metrics = self(params, batch, key)
+        seen, metrics = _pair("an oracle", "(gradient, metrics)", self.evaluate(params, batch, key))
         _require_like(seen, params)
         return seen, _arrays("an oracle", metrics), ()
 

@@ -24,6 +24,8 @@ _CALLED = re.compile(
     r"called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_OPERAND = re.compile(r" while\(%?([\w.\-]+)\)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _ARRAY = re.compile(r"(\w+)\[([^\]]*)\]")
 
 
@@ -100,8 +102,32 @@ def collectives(compiled: Any) -> list[Collective]:
             "compiled must be the text of a compiled program, which starts with HloModule, got "
             f"{text[:40]!r}. Pass jax.jit(f).lower(...).compile(): there are no collectives before."
         )
-    entry, computations = _computations(text)
-    return list(_walk(entry, computations, _devices(text), False, 1))
+    devices = _devices(text)
+    return [
+        _collective(found, line, devices, in_loop, times)
+        for line, in_loop, times in _instructions(text)
+        if (found := _INSTRUCTION.match(line)) is not None
+    ]
+
+
+def estimated_cycles(compiled: Any) -> int | None:
+    """Cycles of a device that the compiler for TPUs expects a program to take, loops multiplied out.
+
+    Exchanges between devices are not in it. A loop of unknown length counts once.
+
+    Args:
+      compiled: a compiled program, or its text.
+
+    Returns:
+      Their number; None where the compiler says nothing.
+    """
+    text = compiled.as_text() if hasattr(compiled, "as_text") else compiled
+    told = [
+        int(cycles[1]) * (1 if times is None else times)
+        for line, _, times in _instructions(text)
+        if (cycles := _CYCLES.search(line)) is not None
+    ]
+    return sum(told) if told else None
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
@@ -119,26 +145,98 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
     return entry, computations
 
 
+def _instructions(text: str) -> Iterator[tuple[str, bool, int | None]]:
+    """Every instruction, whether a loop contains it, and how often it runs, where it is called."""
+    entry, computations = _computations(text)
+    return _walk(entry, computations, False, 1)
+
+
 def _walk(
-    name: str,
-    computations: dict[str, list[str]],
-    devices: int,
-    in_loop: bool,
-    times: int | None,
-) -> Iterator[Collective]:
+    name: str, computations: dict[str, list[str]], in_loop: bool, times: int | None
+) -> Iterator[tuple[str, bool, int | None]]:
     for line in computations.get(name, ()):
-        found = _INSTRUCTION.match(line)
-        if found is not None:
-            yield _collective(found, line, devices, in_loop, times)
+        yield line, in_loop, times
+        if _INSTRUCTION.match(line) is not None:
             continue
         for role, names in _CALLED.findall(line):
             inside, count = in_loop, times
             if role in ("body", "condition"):
-                trips = _TRIPS.search(line)
+                trips = _trips(line, computations[name], computations)
                 inside = True
-                count = None if trips is None or times is None else times * int(trips[1])
+                count = None if trips is None or times is None else times * trips
             for called in re.findall(r"[\w.\-]+", names):
-                yield from _walk(called, computations, devices, inside, count)
+                yield from _walk(called, computations, inside, count)
+
+
+def _trips(line: str, beside: list[str], computations: dict[str, list[str]]) -> int | None:
+    """How often a loop runs: as the compiler says, or of a counter that goes up by 1 to a constant.
+
+    Args:
+      line: of the loop.
+      beside: the instructions of the computation that it is in.
+      computations: all of them.
+    """
+    known = _TRIPS.search(line)
+    if known is not None:
+        return int(known[1])
+    condition, body = (
+        computations.get(found[1], [])
+        for found in (re.search(rf"{role}=%?([\w.\-]+)", line) for role in ("condition", "body"))
+        if found is not None
+    )
+    compared = _root(condition, "compare")
+    if compared is None or "direction=LT" not in compared[1]:
+        return None
+    counter, bound = compared[0]
+    place = re.search(r"index=(\d+)", _of(condition, counter, "get-tuple-element") or "")
+    carried, after = _OPERAND.search(line), _root(body, "tuple")
+    if place is None or carried is None or after is None:
+        return None
+    started = _operands(_of(beside, carried[1], "tuple") or "")
+    counted = _operands(_of(body, after[0][int(place[1])], "add") or "")
+    step = [_constant(body, name) for name in counted]
+    last, first = _constant(condition, bound), None
+    if len(started) > int(place[1]):
+        first = _constant(beside, started[int(place[1])])
+    if first is None or last is None or 1 not in step:
+        return None
+    return max(0, last - first)
+
+
+def _root(computation: list[str], kind: str) -> tuple[list[str], str] | None:
+    """The operands and the text of a computation's last instruction, if it is of a kind."""
+    for line in computation:
+        if line.lstrip().startswith("ROOT ") and f" {kind}(" in line:
+            return _operands(line[line.index(f" {kind}(") :]), line
+    return None
+
+
+def _of(computation: list[str], name: str, kind: str) -> str | None:
+    """The text of an instruction from its kind on, if it is of that kind."""
+    for line in computation:
+        if re.match(rf"\s*(?:ROOT )?%?{re.escape(name)} = ", line):
+            at = line.find(f" {kind}(")
+            return None if at < 0 else line[at:]
+    return None
+
+
+def _operands(text: str) -> list[str]:
+    """The names of what an instruction works on."""
+    inside = re.search(r"\(([^()]*)\)", re.sub(r"/\*.*?\*/", "", text))
+    return [] if inside is None else [part.strip().lstrip("%") for part in inside[1].split(",")]
+
+
+def _constant(computation: list[str], name: str) -> int | None:
+    """The integer that a name stands for, through copies."""
+    for _ in range(len(computation)):
+        number = re.match(r" constant\((-?\d+)\)", _of(computation, name, "constant") or "")
+        if number is not None:
+            return int(number[1])
+        copied = _operands(_of(computation, name, "copy") or "")
+        if not copied:
+            return None
+        name = copied[0]
+    return None
 
 
 def _collective(

@@ -18,6 +18,7 @@ from jaxtyping import Array, Key, PyTree
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Source, State, verify_algorithm, verify_source
 from dflax.blame import blamed
+from dflax.clients import is_planned
 from dflax.evaluation.measures import OfModel
 from dflax.mesh import replicate_source, shard, state_sharding
 from dflax.running import history
@@ -321,6 +322,12 @@ def _verify_arguments(
         validation.function(f"sinks[{place}]", sink, "It is called with rounds and metrics.")
     if mesh is not None:
         validation.instance("mesh", mesh, Mesh, "Make one with dflax.client_mesh().")
+        if is_planned(mesh):
+            raise ValueError(
+                f"mesh must be of devices of this machine, got {mesh.devices.size} "
+                f"{mesh.devices.flat[0].device_kind} that are not here. dflax.profile.run compiles for "
+                "them, and dflax.plan.save keeps rounds to be run there."
+            )
 
 
 def _verify_options(progress: Any, donate: Any, title: Any) -> None:

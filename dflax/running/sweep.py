@@ -151,6 +151,79 @@ def sweep(
     Raises:
       TypeError, ValueError: naming the argument.
     """
+    _verify_options(options)
+    if devices is not None and any(map(_is_elsewhere, _devices(devices))):
+        raise ValueError(
+            "devices must be of this machine, got some that are not here. dflax.profile.sweep "
+            "compiles for them."
+        )
+    ready = prepared(
+        factory, start, source, sources=sources, grid=grid, key=key, rounds=rounds, seeds=seeds,
+        evaluate=evaluate, every=every, devices=devices,
+    )  # fmt: skip
+    values, keys, own = jax.device_put(ready.given, ready.split)
+    points, shared = ready.points(values, keys, own, jax.jit(ready.begin)(values, keys))
+    points, history = run(
+        ready.algorithm,
+        points,
+        shared,
+        rounds=rounds,
+        key=key,
+        evaluate=ready.measure,
+        every=every,
+        donate=True,
+        **options,
+    )
+    return _labelled(ready.axes, points, history, ready.number, ready.shape)
+
+
+class Prepared(NamedTuple):
+    """A sweep before anything is computed.
+
+    Attributes:
+      algorithm: all points as one.
+      given: values and keys of the points, and their own leaves of the sources, each `[P, ...]`.
+      begin: `(values, keys) -> states`.
+      together: the sources.
+      measure: the evaluation of all points.
+      axes: as in `Sweep`.
+      number: of points without the padding.
+      shape: of the grid.
+      split: where the points lie.
+    """
+
+    algorithm: Algorithm
+    given: tuple[dict[str, Array], Key[Array, " P"], tuple[Array, ...]]
+    begin: Callable[..., State]
+    together: SideBySide
+    measure: Partial | None
+    axes: dict[str, np.ndarray]
+    number: int
+    shape: tuple[int, ...]
+    split: NamedSharding
+
+    def points(self, values: Any, keys: Any, own: Any, states: State) -> tuple[Any, Any]:
+        """The state and the source of the algorithm."""
+        # What is each point's own travels with the points; the stack of it need not come along.
+        shared = _Shared(dataclasses.replace(self.together, own=()), own)
+        return _Points(jnp.int32(0), values, keys, states), shared
+
+
+def prepared(
+    factory: Callable[..., Algorithm],
+    start: Callable[[Algorithm, Key[Array, ""]], State],
+    source: Source | None,
+    *,
+    sources: Sequence[Source] | None,
+    grid: Mapping[str, Sequence[float]],
+    key: Key[Array, ""],
+    rounds: int,
+    seeds: int | None,
+    evaluate: Callable[[State], Metrics] | None,
+    every: int | None,
+    devices: Sequence[jax.Device] | None,
+) -> Prepared:
+    """What `sweep` runs; the arguments are its own."""
     validation.function("factory", factory)
     validation.function("start", start)
     validation.typed_key("key", key)
@@ -164,7 +237,6 @@ def sweep(
         )
     if every is not None:
         validation.integer("every", every, low=1)
-    _verify_options(options)
     devices = _devices(devices)
     validation.instance("grid", grid, Mapping, 'For example {"rate": [0.1, 0.3]}.')
     if not grid:
@@ -217,23 +289,17 @@ def sweep(
     }
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(index[-1]))
     own = () if sources is None else tuple(leaf[index[-1]] for leaf in together.own)
-    values, keys, own = jax.device_put((values, keys, own), NamedSharding(mesh, split))
-    states = jax.jit(over_points(jax.vmap(begin), split, split))(values, keys)
-    points = _Points(jnp.int32(0), values, keys, states)
-    measure = None if evaluate is None else _measure(evaluate, over_points, split, whole)
-    points, history = run(
+    return Prepared(
         Algorithm(init=begin, step=step),
-        points,
-        # What is each point's own travels with the points; the stack of it need not come along.
-        _Shared(dataclasses.replace(together, own=()), own),
-        rounds=rounds,
-        key=key,
-        evaluate=measure,
-        every=every,
-        donate=True,
-        **options,
+        (values, keys, own),
+        over_points(jax.vmap(begin), split, split),
+        together,
+        None if evaluate is None else _measure(evaluate, over_points, split, whole),
+        axes,
+        count,
+        shape,
+        NamedSharding(mesh, split),
     )
-    return _labelled(axes, points, history, count, shape)
 
 
 def _sources(
@@ -320,6 +386,10 @@ def _devices(devices: Sequence[jax.Device] | None) -> list[jax.Device]:
     if not devices:
         raise ValueError(f"devices must list at least one device, got none. {fix}")
     return list(devices)
+
+
+def _is_elsewhere(device: jax.Device) -> bool:
+    return device.client.runtime_type == "compile_only_runtime"
 
 
 def _measure(

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dflax.clients import platform
+
 
 def stacked(trees: list[Any]) -> Any:
     """Trees of the same shapes as one with a leading axis, to be vmapped: the data of several seeds."""
@@ -22,6 +24,6 @@ def each(run: Callable[..., Any], lanes: Any, *shared: Any) -> Any:
       lanes: a tree whose leaves have a leading axis of lanes.
       *shared: what all have in common.
     """
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return jax.lax.map(lambda lane: run(lane, *shared), lanes)
     return jax.vmap(run, in_axes=(0, *(None for _ in shared)))(lanes, *shared)

@@ -219,6 +219,7 @@ def byzantine(message):
     return Channel(lambda message: (), apply)
 
 
+@pytest.mark.slow
 def test_rules_train_on_digits_where_one_byzantine_client_ruins_the_mean():
     split = dx.data.digits()
     part = dx.data.dirichlet(split.train.labels, clients=10, alpha=1.0, seed=0)

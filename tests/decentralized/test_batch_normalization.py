@@ -145,6 +145,7 @@ def test_a_mean_model_is_warned_of_when_traced_unless_it_is_recalibrated():
     assert np.isfinite(found["mean_model_loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::dflax.models.AveragedStatistics")
 @pytest.mark.parametrize(
     "make",

@@ -45,6 +45,7 @@ def started(algorithm, models):
     return state._replace(clients=state.clients._replace(params=models))
 
 
+@pytest.mark.slow
 def test_the_first_merge_of_networks_trained_apart_beats_plain_averaging_by_far():
     measure = jax.jit(evaluation.client_models(evaluation.on(LOSS, DATA.test)))
     models, accuracy = pretrained(), {}
@@ -85,6 +86,7 @@ def test_without_edges_it_is_local_training_with_a_fresh_optimizer(way):
     assert_trees_close(state.clients.params, expected.clients.params, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_eight_devices_and_a_sweep_over_rates_give_the_same():
     source = federation(1, clients=8)
     model = dx.models.MLP((8,), classes=10)

@@ -170,7 +170,7 @@ def test_random_gossip_and_the_last_merge_keep_the_variance():
 
 def test_modest_takes_an_aggregator_of_whole_models():
     rule = aggregation.variance_corrected()
-    options = {"nodes": N, "sample": 4, "aggregators": 2, "idealised": True}
+    options = {"clients": N, "sample": 4, "aggregators": 2, "idealised": True}
     method = modest(loss, optax.sgd(0.2), aggregator=rule, **options)
     start = draw(KEY)
     rollout = jax.jit(functools.partial(dx.rollout, method, rounds=3))
@@ -231,6 +231,7 @@ class Deep(nn.Module):
         return nn.Dense(10, kernel_init=glorot)(x)
 
 
+@pytest.mark.slow
 def test_from_starts_of_their_own_digits_are_learnt_with_correction_alone():
     data, model = dx.data.digits(), Deep()
     partition = dx.data.dirichlet(np.asarray(data.labels), N, 100.0, seed=0)

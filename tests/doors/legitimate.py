@@ -47,6 +47,7 @@ LEGITIMATE = [
     ("models.with_variables(inputs)", NUMBERS, "read of haiku's transforms alone"),
     ("server.*_vr(server_rate)", "None", "averages the local models"),
     ("sweep(seeds)", "3", "an integer, 1 by default"),
+    ("profile.sweep(seeds)", "3", "an integer, 1 by default"),
     ("models.as_apply(training)", "{}", "a model that is frozen on purpose"),
     ("server.with_server(kinds)", "[] array[0] array-of-words", "any number of names"),
     ("run(title)", "word digit", "any text is a title"),

@@ -84,6 +84,7 @@ def test_fine_tuning_takes_steps_on_the_clients_own_training_examples():
     np.testing.assert_allclose(found["tuned_loss_std"], np.std(values), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_it_is_part_of_a_run_and_tuning_helps_clients_that_differ():
     data = dx.data.digits()
     partition = dx.data.dirichlet(np.asarray(data.labels), 8, 0.1, seed=0, min_size=20)

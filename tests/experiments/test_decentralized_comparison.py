@@ -50,6 +50,7 @@ def test_bytes_of_messages_and_megabytes_of_runs():
     np.testing.assert_allclose(found, [[1.0, 2.0, 4.0], [0.0, 0.5, 0.5]])
 
 
+@pytest.mark.slow
 def test_curves_are_those_of_the_algorithms_own_runs(task):
     tables = {name: graph.dense().astype(np.float32) for name, graph in graphs().items()}
     found = task.curves(Method(dfedavg(task), tables), (0.02, 0.1))
@@ -87,6 +88,7 @@ def test_curves_are_those_of_the_algorithms_own_runs(task):
     np.testing.assert_allclose(found[2, 2], 0.0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_merge_is_counted_and_rounds_of_a_quarter_are_four(task):
     methods = comparison.methods(task)
     merging = task.curves(methods["single merging"][0], (0.1,))

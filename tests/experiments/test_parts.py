@@ -108,6 +108,7 @@ STAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(
     ("module", "place"), STAGES, ids=[f"{m.__name__.rpartition('.')[2]}-{p}" for m, p in STAGES]

@@ -269,6 +269,7 @@ def test_a_study_that_dies_fails_also_when_an_old_summary_is_there(monkeypatch, 
     assert "status 3" in line
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs_four_methods_on_digits(workplace):
     config = quickstart.Config(
         data="digits", clients=8, cohort=4, rounds=4, local_steps=2, evaluations=2

@@ -138,6 +138,7 @@ def test_the_absent_keep_their_models_and_spread_no_nan(way):
     assert metrics["models_sent"] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_on_eight_devices_the_result_is_the_same(way):
     models = independent()
@@ -192,6 +193,7 @@ def test_through_an_anchor_all_pairs_agree(way):
     np.testing.assert_allclose(metrics["similarity"], np.mean(cosines[1:]), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_the_anchor_is_the_first_who_takes_part_on_any_graph_and_device(way):
     models = independent()

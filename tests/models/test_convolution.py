@@ -49,6 +49,7 @@ def assert_close(first, second):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_drop_in_for_flax(geometry):
     ours, theirs, x = pair(*geometry)

@@ -108,6 +108,7 @@ def test_batch_norm_moves_its_statistics_only_in_training():
     assert min(jax.tree.leaves(changes)) > 0
 
 
+@pytest.mark.slow
 def test_resnet_sees_every_corner_of_the_image():
     module = ResNet18(3, width=2, groups=1, small_images=False)
     variables = jax.tree.map(

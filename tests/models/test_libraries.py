@@ -197,6 +197,7 @@ def test_haikus_step_is_its_own():
     assert_trees_close(scores, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::dflax.models.AveragedStatistics")
 def test_the_pages_examples_run_and_the_same_net_is_as_good_in_every_library():
     """With an optimiser that was told nothing of statistics."""

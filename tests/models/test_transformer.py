@@ -21,6 +21,7 @@ def test_attention_is_its_formula(causal):
     np.testing.assert_allclose(attention(query, key, value, causal=causal), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_later_tokens_never_change_earlier_logits(tied):
     module = TransformerLM(11, length=8, width=8, depth=2, heads=2, tied=tied)
@@ -82,6 +83,7 @@ def test_dropout_is_for_training_only():
     assert np.abs(drawn[0] - drawn[1]).max() > 0
 
 
+@pytest.mark.slow
 def test_a_client_axis_changes_nothing():
     module = TransformerLM(11, length=4, width=8, depth=1, heads=2)
     tokens = jax.random.randint(KEY, (3, 2, 4), 0, 11)

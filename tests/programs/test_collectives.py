@@ -83,7 +83,7 @@ def test_gossip_on_a_graph_of_shifts_permutes_boundary_rows_alone(name, mesh):
     assert {one.kind for one in large} == {"collective-permute"}
     assert sum(one.sent * one.times for one in large) == rows * MODEL
     rest = [one for one in found if one.bytes <= SMALL]
-    assert {one.kind for one in rest} <= {"all-reduce"}
+    assert {one.kind for one in rest} <= {"all-reduce", "all-gather"}
     assert sum(one.bytes for one in rest) <= SMALL
 
 
@@ -220,9 +220,8 @@ def test_chebyshev_gossip_sends_as_often_as_it_mixes(graph, steps, mesh):
 
 
 def test_gossip_on_the_complete_graph_is_one_all_reduce_of_the_model(mesh):
-    found, large = exchanged(dfedavg(dx.gossip.complete(32)), federation(32), mesh)
-    assert {one.kind for one in found} == {"all-reduce"}
-    assert len(large) == 1
+    _, large = exchanged(dfedavg(dx.gossip.complete(32)), federation(32), mesh)
+    assert [one.kind for one in large] == ["all-reduce"]
     assert MODEL <= large[0].bytes <= MODEL + SMALL
 
 

@@ -284,6 +284,7 @@ def test_our_own_layers_are_left_as_they_are():
     assert convolutions(rewrite_convolutions(model.apply), params, x, platform="cuda") == 1
 
 
+@pytest.mark.slow
 def test_resnet_18_of_flaxs_layers(monkeypatch):
     monkeypatch.setattr(resnet_file, "Conv", nn.Conv)
     module = ResNet18(3, width=32, groups=8)

@@ -15,7 +15,7 @@ import dflax as dx
 from dflax import recipes
 
 RATE, ROUNDS = 0.05, 6
-FUNCTIONS = [v for v in vars(recipes).values() if inspect.isfunction(v)]
+FUNCTIONS = [getattr(recipes, name) for name in recipes.__all__ if name.islower()]
 OPTIMUM = np.linalg.solve(A.sum(0), np.einsum("ijk,ik->j", A, B))
 RING = (
     np.eye(CLIENTS) / 2 + np.roll(np.eye(CLIENTS), 1, 0) / 4 + np.roll(np.eye(CLIENTS), -1, 0) / 4

@@ -195,6 +195,7 @@ def flip(path):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [truncate, flip, pathlib.Path.unlink])
 def test_any_damage_to_the_newest_is_noticed_and_the_one_before_is_used(
     setting, whole, stored, tmp_path, harm

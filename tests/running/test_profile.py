@@ -10,7 +10,7 @@ from tasks import half_square, quadratics
 
 import dflax as dx
 from dflax import profile
-from dflax.programs.collectives import KINDS
+from dflax.programs.collectives import KINDS, estimated_cycles
 
 KEY = jax.random.key(0)
 
@@ -278,3 +278,108 @@ def test_bad_arguments_are_refused(change, message):
     good = {"algorithm": system(lambda x: x), "state": jnp.ones(2), "source": Keys()}
     with pytest.raises((TypeError, ValueError), match=message):
         profile.round(**good | change)
+
+
+# As the compiler for TPUs writes a loop: its length is that of its counter, and cycles are told.
+LOOP = """HloModule jit_round, num_partitions=8
+
+%below (p: (s32[], f32[4])) -> pred[] {
+  %most = s32[] constant(7)
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %at = s32[] get-tuple-element(%p), index=0
+  ROOT %less = pred[] compare(%at, %most), direction=LT
+}
+
+%step (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %one = s32[] constant(STEP)
+  %at = s32[] get-tuple-element(%p), index=0
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  %next = s32[] add(%at, %one)
+  %sum = f32[4]{0} all-reduce(%x), replica_groups={{0,1}}, backend_config={"estimated_cycles":"100"}
+  ROOT %out = (s32[], f32[4]{0}) tuple(%next, %sum)
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %two = s32[] constant(2)
+  %begin = s32[]{:T(128)} copy(%two)
+  %start = (s32[], f32[4]{0}) tuple(%begin, %a)
+  %loop = (s32[], f32[4]{0}) while(%start), condition=%below, body=%step
+  ROOT %all = f32[4]{0} get-tuple-element(%loop), index=1, backend_config={"estimated_cycles":"3"}
+}
+"""
+
+
+def test_loops_are_counted_by_their_counter_where_the_compiler_does_not_say():
+    (one,) = profile.collectives(LOOP.replace("STEP", "1"))
+    assert (one.in_loop, one.times) == (True, 5)
+    assert estimated_cycles(LOOP.replace("STEP", "1")) == 503
+    (other,) = profile.collectives(LOOP.replace("STEP", "2"))
+    assert other.times is None
+    assert estimated_cycles("HloModule x") is None
+
+
+@pytest.mark.parametrize(
+    ("make", "models"),
+    [
+        (lambda: dx.server.fedavg(half_square, optax.sgd(0.1)), 2 * 7 / 8),
+        (
+            lambda: dx.server.fedavg(
+                half_square, optax.sgd(0.1), aggregator=dx.aggregation.median()
+            ),
+            (2 + 1) * 7 / 8,
+        ),
+        (lambda: dx.decentralized.dfedavg(half_square, optax.sgd(0.1), dx.gossip.ring(16)), 2),
+        (
+            lambda: dx.decentralized.dfedavg(
+                half_square, optax.sgd(0.1), dx.gossip.ring(16, steps=3)
+            ),
+            6,
+        ),
+        (
+            lambda: dx.decentralized.dfedavg(
+                half_square, optax.sgd(0.1), dx.gossip.random_neighbours(16, 3)
+            ),
+            16 * 7 / 8,
+        ),
+    ],
+)
+def test_the_least_is_what_the_parts_of_a_round_have_to_exchange(make, models):
+    algorithm = make()
+    state = jax.eval_shape(algorithm.init, KEY, jnp.ones(4096))
+    source = quadratics(16, 4096).federation(1)
+    found = profile.round(algorithm, state, source, mesh=dx.client_mesh())
+    # Beside the models a few metrics and masks.
+    assert models * 4 * 4096 <= found.least_sent_bytes <= models * 4 * 4096 + 512
+    assert found.least_sent_bytes <= found.sent_bytes <= 1.06 * found.least_sent_bytes
+
+
+def test_who_is_padded_and_whose_state_is_not_split_is_said():
+    algorithm = dx.decentralized.dfedavg(half_square, optax.sgd(0.1), dx.gossip.ring(12))
+    state = jax.eval_shape(algorithm.init, KEY, jnp.ones(8))
+    found = profile.round(algorithm, state, quadratics(12, 8).federation(1), mesh=dx.client_mesh())
+    assert (found.members, found.places, found.undivided) == (12, 16, 12)
+    assert "12, padded to 16: 4 are computed for nothing" in str(found)
+    assert "of all 12 clients on every device" in str(found)
+
+
+def test_runs_and_sweeps_are_compiled_as_they_would_run():
+    source = quadratics(8, 16).federation(1)
+
+    def make(rate):
+        return dx.server.fedavg(half_square, optax.sgd(rate))
+
+    def start(algorithm, key):
+        return algorithm.init(key, jnp.ones(16))
+
+    whole = profile.run(make(0.1), start(make(0.1), KEY), source, mesh=dx.client_mesh())
+    once = profile.round(make(0.1), start(make(0.1), KEY), source, mesh=dx.client_mesh())
+    assert whole.devices == 8
+    assert once.flops <= whole.flops <= 1.5 * once.flops + 100
+    assert whole.least_sent_bytes >= once.least_sent_bytes > 0
+    swept = profile.sweep(make, start, source, grid={"rate": [0.1, 0.2]}, key=KEY, seeds=8)
+    # Two points a device, each of which stays there.
+    assert swept.devices == 8
+    assert swept.flops >= 15 * once.flops
+    assert swept.sent_bytes <= 256

@@ -62,9 +62,9 @@ def test_all_its_numbers_can_be_swept():
     ("factory", "options", "message"),
     [
         (fedadam, {"server_rate": 0.0}, "server_rate must be a finite number"),
-        (fedadam, {"rate": 0.1, "b1": 1.0}, "b1 must be a finite number"),
-        (fedyogi, {"rate": 0.1, "b2": -0.1}, "b2 must be a finite number"),
-        (fedadagrad, {"rate": 0.1, "tau": 0.0}, "tau must be a finite number"),
+        (fedadam, {"server_rate": 0.1, "b1": 1.0}, "b1 must be a finite number"),
+        (fedyogi, {"server_rate": 0.1, "b2": -0.1}, "b2 must be a finite number"),
+        (fedadagrad, {"server_rate": 0.1, "tau": 0.0}, "tau must be a finite number"),
     ],
 )
 def test_bad_arguments_are_refused(factory, options, message):

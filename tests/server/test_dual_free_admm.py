@@ -92,6 +92,7 @@ def federation(rule=None):
     )
 
 
+@pytest.mark.slow
 def test_on_devices_and_within_a_sweep_it_is_the_same():
     source = federation(participation.uniform(4))
 
@@ -120,6 +121,7 @@ def test_a_lost_broadcast_leaves_the_centre_and_a_lost_message_everything():
     assert_trees_equal((state.server, state.clients), (start.server, start.clients))
 
 
+@pytest.mark.slow
 def test_over_noisy_links_it_learns_the_digits():
     data = dx.data.digits()
     labels = np.asarray(data.labels)

@@ -119,6 +119,7 @@ def test_radius_rates_and_share_can_be_swept_in_one_program():
     np.testing.assert_array_equal(found[3], START["w"])
 
 
+@pytest.mark.slow
 def test_digits_trained_under_attack_resist_it():
     """Robust accuracy at radius 0.5 of FAL beats FedAvg's by 4 points, clean within 5."""
     data = dx.data.digits(test_fraction=0.25)

@@ -118,6 +118,7 @@ LEARNERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNERS)
 def test_it_learns_digits_from_clients_with_few_labels(name):
     data, source, model, loss = digits()

@@ -195,6 +195,7 @@ def test_the_direction_is_the_mean_of_what_is_cached_and_only_reporting_anchors_
     assert refreshed > 3
 
 
+@pytest.mark.slow
 def test_one_by_one_on_devices_it_is_what_it_is_all_at_once_in_a_sweep():
     source, given = federation(participation.uniform(4)), gradients()
 

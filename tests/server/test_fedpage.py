@@ -114,6 +114,7 @@ def walk(rate):
     return bvr_l_sgd(softmax_loss, optax.sgd(rate), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [page, walk])
 def test_on_devices_and_within_a_sweep_it_is_the_same_and_it_learns(make):
     source = federation(participation.uniform(4))

@@ -163,8 +163,8 @@ def test_no_two_parts_of_a_round_draw_from_the_same_key():
     def update(server, received):
         return server.params, (), {"server": bits(received.key)}
 
-    def sent(messages, weights, state, key):
-        return messages, weights, state, {"channel": bits(key)}
+    def sent(messages, weights, state, sending):
+        return messages, weights, state, {"channel": bits(sending.key)}
 
     def combined(messages, weights, state, key):
         return dx.weighted_mean(messages, weights), state, {"aggregator": bits(key)}

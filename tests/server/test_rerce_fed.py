@@ -248,6 +248,7 @@ def test_continual_clients_answer_in_the_first_round_unless_they_are_known_to_be
     np.testing.assert_allclose(state.server.params, mean, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", FAMILY)
 def test_on_devices_and_within_a_sweep_it_is_the_same(make):
     source = federation(participation.uniform(8))

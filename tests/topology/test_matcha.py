@@ -104,7 +104,7 @@ def test_the_whole_budget_is_the_best_constant_weight():
 def test_mixing_follows_the_law_of_the_plan():
     graph, budget = GRAPHS["random"], 0.5
     plan, mixer = topology.matcha_plan(graph, budget), dx.gossip.matcha(graph, budget)
-    assert mixer.symmetric
+    assert mixer.known.symmetric
     identity = jnp.eye(graph.nodes)
     state = mixer.init(identity)
     keys = jax.random.split(KEY, 4000)

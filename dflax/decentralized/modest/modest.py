@@ -33,6 +33,7 @@ from dflax.decentralized.modest.view_exchange import announce, ascend
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
+from dflax.models.averaged import warn_of_averaging
 from dflax.population import Assignment, Round
 
 
@@ -177,6 +178,7 @@ def modest(
     ) -> FederatedState:
         validation.typed_key("key", key)
         validation.model("params", params)
+        warn_of_averaging(params)
         return begin(protocol, key, params, ranks, arrivals, departures, present)
 
     def work(assignment: Assignment, params: Params, data: Dataset, index: Array) -> Any:

@@ -24,7 +24,6 @@ from dflax.decentralized.modest.transfer_times import Network
 from dflax.decentralized.modest.view_exchange import descend
 from dflax.decentralized.modest.views import Views, candidates, equal_views, row
 from dflax.gossip.rows import put
-from dflax.models.averaged import warn_of_averaging
 from dflax.population import Round
 
 FOREVER = 1 << 30
@@ -133,7 +132,6 @@ def begin(
     departures = jnp.full(n, FOREVER) if departures is None else departures
     departures = jnp.asarray(departures, jnp.int32)
     validation.leading_axis("arrivals and departures", (arrivals, departures, present), n)
-    warn_of_averaging(params)
     seed = counter.seed_of(jax.random.fold_in(key, counter.OF_ORDERS))
     there = arrivals <= 0
     online = there if present is None else there & present

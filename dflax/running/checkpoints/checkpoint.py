@@ -41,10 +41,10 @@ class Checkpoints:
         comes first.
       keep: how many of the latest checkpoints stay, >= 1.
       strict: refuse to resume a run whose algorithm, hyper-parameters, data, key, evaluation or
-        initial values differ from the stored run's. False checks only the number of the first round
-        and the shapes and types of state and metrics: to change a setting in the middle of a run, or
-        the kind of device (clients then run together or in turn: another program), or the number of
-        devices that `dflax.data.dealt` dealt the data over.
+        initial values differ from the stored run's. If False, only the number of the first
+        round and the shapes and types of state and metrics are compared. That allows to change a
+        setting in the middle of a run, the kind of device (clients then run together or in turn, which
+        is another program), or the number of devices that `dflax.data.dealt` dealt the data over.
 
     Raises:
       TypeError, ValueError: naming the argument.

@@ -13,7 +13,16 @@ from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel, Sending, perfect, sent_through
 from dflax.channel.compression import numbers
-from dflax.clients import gather, map_clients, map_cohort, mean_metrics, replicate, scatter, select
+from dflax.clients import (
+    everywhere,
+    gather,
+    map_clients,
+    map_cohort,
+    mean_metrics,
+    replicate,
+    scatter,
+    select,
+)
 from dflax.data.dataset import Dataset
 from dflax.metrics import disjoint
 from dflax.models.averaged import warn_of_averaging
@@ -198,6 +207,7 @@ def with_server(
 
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
         before, carried = state.clients, state.server
+        round = round._replace(weights=everywhere(round.weights))
         for name, rows in (
             ("the clients' memory", before.memory),
             ("the channel's memory", before.channel),
@@ -241,6 +251,8 @@ def with_server(
             gather(before.channel, round.cohort),
             sending(round, keys.channel),
         )
+        # Every device counts for itself: totals of weights dealt over devices would each be an exchange.
+        weights = everywhere(weights)
         arrived = Arrived(messages, reports.kinds)
         received, combining, measured = in_hand(state, round, reports, arrived, weights, keys)
         params, memory, updated = conclusion(update(carried, received), carried)

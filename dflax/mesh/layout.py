@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from dflax import validation
 from dflax.algorithm import FederatedState
-from dflax.clients import CLIENTS
+from dflax.clients import CLIENTS, is_planned
 
 MODEL = "model"
 
@@ -167,6 +167,11 @@ def place(tree: PyTree[Array], layout: PyTree[NamedSharding] | NamedSharding) ->
     fix = "Pass one sharding, or what state_sharding(tree, mesh) gives."
     for sharding in shardings:
         validation.instance("layout", sharding, NamedSharding, fix)
+        if is_planned(sharding.mesh):
+            raise ValueError(
+                "layout must be of devices of this machine, got a mesh of one that is not here: nothing "
+                "can be put there. Pass shapes and dflax.profile.round(..., mesh=mesh)."
+            )
     if len(shardings) != len(jax.tree.leaves(tree)):
         raise ValueError(f"layout must have one sharding for each leaf of the tree. {fix}")
     if all(sharding.is_fully_addressable for sharding in shardings):
