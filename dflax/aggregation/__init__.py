@@ -15,6 +15,7 @@ from dflax.aggregation.distances import (
     nearest,
     squared_distances,
 )
+from dflax.aggregation.dnc import dnc
 from dflax.aggregation.geometric_median import geometric_median
 from dflax.aggregation.krum import krum, multi_krum
 from dflax.aggregation.majority_vote import majority_vote
@@ -38,6 +39,7 @@ __all__ = [
     "counted_mean",
     "distances_between",
     "distances_of_mixtures",
+    "dnc",
     "finite_rows",
     "geometric_median",
     "gram",

@@ -55,7 +55,7 @@ def caf(faulty: int | Int[Array, ""]) -> Aggregator:
 
         def turn(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
             weights, best, least, _ = carry
-            top, along = _worst_direction(products, weights)
+            top, along = worst_direction(products, weights)
             best = jnp.where(top < least, weights, best)
             least = jnp.minimum(top, least)
             out = jnp.where(weights > 0, along, 0)
@@ -71,10 +71,11 @@ def caf(faulty: int | Int[Array, ""]) -> Aggregator:
     return combination(shares)
 
 
-def _worst_direction(
+def worst_direction(
     products: Float[Array, "m m"], weights: Float[Array, " m"]
 ) -> tuple[Float[Array, ""], Float[Array, " m"]]:
     """The top eigenvalue of the weighted covariance, and every `<x_i - mu, v>^2`."""
+    weights = jnp.where(weights.sum() > 0, weights, 1)
     exact = jax.lax.Precision.HIGHEST
     shares = weights / weights.sum()
     to = jnp.matmul(products, shares, precision=exact)

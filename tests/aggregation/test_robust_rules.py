@@ -71,6 +71,12 @@ def caf(rows, faulty):
     return best
 
 
+def dnc(rows, faulty):
+    away = rows - rows.mean(0)
+    scores = (away @ np.linalg.svd(away)[2][0]) ** 2
+    return rows[np.argsort(scores, kind="stable")[: len(rows) - faulty]].mean(0)
+
+
 def near(rows, centre, kept):
     ordered = np.sort(rows, axis=0)
     picked = np.argsort(np.abs(ordered - centre), axis=0, kind="stable")[:kept]
@@ -126,6 +132,7 @@ RULES = {
         (2, 1),
     ),
     "caf": (aggregation.caf, caf, (2, 1)),
+    "dnc": (aggregation.dnc, dnc, (2, 1)),
     "mea_med": (aggregation.mea_med, mea_med, (2, 1)),
     "phocas": (aggregation.phocas, phocas, (2, 1)),
     "bulyan": (aggregation.bulyan, bulyan, (4, 3)),
@@ -202,7 +209,7 @@ def test_a_rule_is_its_definition_whoever_reports_and_for_any_f(name):
     with jax.enable_x64(True):
         apply = jax.jit(lambda tree, weights, f: combined(make(f), tree, weights))
         # Where means tie, rounding decides: a chain has no first of equals.
-        chained = name in ("median of nnm of arc", "krum of nnm of nnm")
+        chained = name in ("dnc", "median of nnm of arc", "krum of nnm of nnm")
         for tree, weights, rows in cases(("random", "heavy-tailed") if chained else KINDS):
             for faulty in (0, 1, 2, 5):
                 out, metrics = apply(tree, weights, jnp.int32(faulty))
@@ -261,6 +268,24 @@ def test_centred_clipping_goes_on_from_the_result_before():
         assert_trees_close(after, state)
 
 
+def test_dnc_looks_at_drawn_numbers_and_keeps_whom_every_turn_keeps():
+    rng = np.random.default_rng(0)
+    tree = {"b": rng.standard_normal((N, 40)), "w": rng.standard_normal((N, 20, 30))}
+    # Far out in all of the small leaf's numbers, and in a tenth of the large one's.
+    tree["b"][3] += 30
+    tree["w"][7, :, :3] += 30
+    apply = jax.jit(
+        functools.partial(combined, aggregation.dnc(2, turns=3, coordinates=200)), static_argnums=()
+    )
+    out, metrics = apply(jax.tree.map(lambda x: x.astype(np.float32), tree), np.ones(N))
+    rows = flat(tree)
+    subsets = itertools.combinations(
+        np.setdiff1d(np.arange(N), [3, 7]), int(metrics["messages_kept"])
+    )
+    assert 6 <= metrics["messages_kept"] <= 10
+    assert min(np.abs(rows[list(one)].mean(0) - alone(out)).max() for one in subsets) < 1e-4
+
+
 def spy():
     """A rule that tells what it sees."""
 
@@ -304,6 +329,7 @@ EXAMPLES = {
     "mva": (aggregation.mva(1), NUMBERS, 2.5),
     "smea": (aggregation.smea(1), NUMBERS, 2.5),
     "caf": (aggregation.caf(1), NUMBERS, 2.50855),
+    "dnc": (aggregation.dnc(1), NUMBERS, 2.5),
     "mea_med": (aggregation.mea_med(1), NUMBERS, 2.5),
     "phocas": (aggregation.phocas(1), NUMBERS, 2.5),
     "bulyan": (aggregation.bulyan(1), [1.0, 2, 3, 4, 5, 6, 100], 3),

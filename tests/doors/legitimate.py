@@ -80,6 +80,7 @@ LEGITIMATE = [
     ("channel.gaussian_noise(deviation)", "3", "deviations have no upper bound"),
     ("attacks.constant(value)", "nan inf -1 3", "any number, and what is none"),
     ("attacks.with_sybils(attack_edges)", "3", "so many on the mean"),
+    ("aggregation.dnc(left_out)", "3", "shares of f have no upper bound"),
     ("attacks.*(factor)", "3", "factors have no upper bound"),
     ("attacks.*(deviation)", "3", "deviations have no upper bound"),
     ("attacks.little_is_enough(deviations)", "-1 3", "any number"),

@@ -83,6 +83,7 @@ CALLS = {
     "aggregation.centred_clipping": {"radius": 1.0},
     "aggregation.combination": {"shares": lambda products, present, key: (present, {})},
     "aggregation.distances_between": {"products": FAR, "present": np.ones(3, bool)},
+    "aggregation.dnc": {"faulty": 1, "coordinates": 3},
     "aggregation.krum": {"faulty": 1},
     "aggregation.mda": {"faulty": 1},
     "aggregation.mea_med": {"faulty": 1},
