@@ -90,8 +90,8 @@ def fedamd(
     A round without miners leaves x. A miner's first step goes along gbar whatever its minibatch. A
     client is an anchor every n / (p m) rounds. In between its part of gbar is old, while the model
     moves by up to rate K n / (p m). Where that path is long, the iteration collapses (in the study
-    `fedamd` a perceptron does at 10 and holds at 2, softmax regression holds at 10). `anchors.periodic` is the
-    safest law. The authors' option to send (x - y) / K is a `server_rate` divided by K.
+    `fedamd` a perceptron does at 10 and holds at 2, softmax regression holds at 10). `anchors.periodic`
+    is the safest law. The authors' option to send (x - y) / K is a `server_rate` divided by K.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)` that respects `batch.mask`, or an `Oracle`.
