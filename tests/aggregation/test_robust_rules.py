@@ -274,9 +274,7 @@ def test_dnc_looks_at_drawn_numbers_and_keeps_whom_every_turn_keeps():
     # Far out in all of the small leaf's numbers, and in a tenth of the large one's.
     tree["b"][3] += 30
     tree["w"][7, :, :3] += 30
-    apply = jax.jit(
-        functools.partial(combined, aggregation.dnc(2, turns=3, coordinates=200)), static_argnums=()
-    )
+    apply = jax.jit(functools.partial(combined, aggregation.dnc(2, turns=3, coordinates=200)))
     out, metrics = apply(jax.tree.map(lambda x: x.astype(np.float32), tree), np.ones(N))
     rows = flat(tree)
     subsets = itertools.combinations(
