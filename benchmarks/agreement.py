@@ -45,7 +45,7 @@ def rules(f: int) -> dict[str, tuple[dict, Aggregator, str]]:
 
 def lies(f: int) -> dict[str, tuple[dict, Channel]]:
     """By ByzFL's name: its arguments and our channel, in which the first f clients are hostile."""
-    hostile = np.arange(f)
+    hostile = tuple(range(f))
     return {
         "SignFlipping": ({}, attacks.inner_product(hostile, 1.0)),
         "InnerProductManipulation": ({"tau": 3.0}, attacks.inner_product(hostile, 3.0)),
@@ -57,7 +57,9 @@ def lies(f: int) -> dict[str, tuple[dict, Channel]]:
 
 def ours() -> tuple[list[tuple[str, str]], list[list], list[np.ndarray]]:
     """What is compared, ByzFL's calls, and our results, in float64."""
-    names, calls, found = [], [], []
+    names: list[tuple[str, str]] = []
+    calls: list[list] = []
+    found: list[np.ndarray] = []
     for kind in KINDS:
         for count, f in SIZES:
             given = unlike_messages(kind, count)
@@ -72,7 +74,7 @@ def ours() -> tuple[list[tuple[str, str]], list[list], list[np.ndarray]]:
                 sent, *_ = channel.apply(jnp.asarray(given), jnp.ones(count), (), sending)
                 names.append((name, kind))
                 calls.append([name, arguments, kind, count, f, ""])
-                found.append(np.asarray(sent[0]))
+                found.append(np.asarray(sent)[0])
     return names, calls, found
 
 
@@ -91,9 +93,9 @@ def main() -> None:
         worst[place] = max(worst.get(place, 0.0), float(apart.max()) / size)
     table = Table("ByzFL's name", *KINDS, "where they differ", title=answer["peer"])
     for name in dict.fromkeys(name for name, _ in names):
-        apart = [worst[name, kind] for kind in KINDS]
-        why = DIFFER.get(name, "") if max(apart) > 1e-5 else ""
-        table.add_row(name, *(f"{one:.0e}" for one in apart), why)
+        largest = [worst[name, kind] for kind in KINDS]
+        why = DIFFER.get(name, "") if max(largest) > 1e-5 else ""
+        table.add_row(name, *(f"{one:.0e}" for one in largest), why)
     Console().print(table)
 
 

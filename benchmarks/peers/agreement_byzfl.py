@@ -17,8 +17,9 @@ sys.modules["byzfl"] = package
 from byzfl.aggregators import aggregators, preaggregators  # noqa: E402
 
 # The package of attacks wants these by their short names.
-short = sys.modules["byzfl.aggregators"]
-short.Average, short.Clipping = aggregators.Average, preaggregators.Clipping
+vars(sys.modules["byzfl.aggregators"]).update(
+    Average=aggregators.Average, Clipping=preaggregators.Clipping
+)
 
 from byzfl.attacks import attacks  # noqa: E402
 
@@ -33,8 +34,9 @@ def measure(cases: list) -> dict[str, list]:
     """
     found = []
     for name, arguments, kind, rows, hidden, after in cases:
-        room = next(room for room in ROOMS if hasattr(room, name))
-        out = np.asarray(getattr(room, name)(**arguments)(unlike_messages(kind, rows)[hidden:]))
-        out = {"mean": np.mean, "median": np.median}[after](out, axis=0) if after else out
+        kind_of = next(getattr(room, name) for room in ROOMS if hasattr(room, name))
+        out = np.asarray(kind_of(**arguments)(unlike_messages(kind, rows)[hidden:]))
+        if after:
+            out = out.mean(0) if after == "mean" else np.median(out, axis=0)
         found.append(out.tolist())
     return {"found": found}
