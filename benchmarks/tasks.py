@@ -65,6 +65,15 @@ CNN = Task(clients=16, cohort=16, steps=5, batch=20, features=784, classes=10, o
 RESNET = Task(clients=8, cohort=8, steps=2, batch=8, features=3072, classes=10, owned=16, rate=0.01)
 
 
+def unlike_messages(kind: str, rows: int, columns: int = 20) -> np.ndarray:
+    """`[rows, columns]` in float64: "random", "tied" with many equal numbers, or "heavy-tailed"."""
+    rng = np.random.default_rng(rows)
+    if kind == "tied":
+        return rng.integers(0, 4, (rows, columns)).astype(float)
+    draw = {"random": rng.standard_normal, "heavy-tailed": rng.standard_cauchy}[kind]
+    return draw((rows, columns))
+
+
 def messages(rows: int, columns: int) -> np.ndarray:
     """The messages of some clients, one row each: standard normal, float32 `[n, d]`."""
     return np.random.default_rng(0).standard_normal((rows, columns), np.float32)

@@ -2,6 +2,7 @@
 
 from dflax import (
     aggregation,
+    attacks,
     channel,
     data,
     decentralized,
@@ -57,6 +58,7 @@ __all__ = [
     "Sweep",
     "__version__",
     "aggregation",
+    "attacks",
     "channel",
     "checkpoint",
     "client_mesh",

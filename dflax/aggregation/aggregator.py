@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics
@@ -25,12 +25,22 @@ class Aggregator(NamedTuple):
       apply: `apply(messages, weights, state, key) -> (message, state, metrics)`. `messages` has leaves
         `[m, ...]`, `weights` is `[m]` with 0 for clients that did not report: their rows hold no
         message and must not count. When all weights are 0 the result is 0.
+      shares: of a rule without a state that takes a combination of the messages and finds it on their
+        products alone, see `combination`; None for all others. Such a rule can be applied to means of
+        messages that are never made: see `nnm`.
     """
 
     init: Callable[[Message], Any]
     apply: Callable[
         [Message, Float[Array, " m"], Any, Key[Array, ""]], tuple[Message, Any, Metrics]
     ]
+    shares: (
+        Callable[
+            [Float[Array, "m m"], Bool[Array, " m"], Key[Array, ""]],
+            tuple[Float[Array, " m"], Metrics],
+        ]
+        | None
+    ) = None
 
 
 def mean() -> Aggregator:

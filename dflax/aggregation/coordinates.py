@@ -115,12 +115,54 @@ def gram(stacked: PyTree[Array]) -> Float[Array, "m m"]:
     return sum_coordinates(products, stacked)
 
 
-def _dealt(function: Callable[..., Any]) -> Callable[..., Any]:
+def mix_rows(mixing: Float[Array, "r m"], stacked: PyTree[Array]) -> PyTree[Array]:
+    """Combinations of m models, one for each row of a matrix: `out_a = sum_i mixing_ai x_i`.
+
+    Where m clients are dealt over devices, the models are dealt over them again by coordinates, each
+    device mixes its own, and the results are dealt by rows (two all-to-alls).
+
+    Args:
+      mixing: `[r, m]`.
+      stacked: floating-point leaves `[m, ...]`.
+
+    Returns:
+      Leaves `[r, ...]` in their own dtype, from sums in float32 or wider.
+
+    Raises:
+      TypeError: a leaf that does not hold real numbers.
+      ValueError: leaves whose leading axes differ.
+    """
+    count = _require_models(stacked)
+    rows, devices = len(mixing), client_devices()
+
+    def mixed(values: Float[Array, "m c"], mixing: Float[Array, "r m"]) -> Float[Array, "r c"]:
+        exact = jax.lax.Precision.HIGHEST
+        return jnp.matmul(mixing.astype(values.dtype), values, precision=exact)
+
+    def leaf_of(leaf: Array) -> Array:
+        wide = leaf.reshape(count, -1).astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        return mixed(wide, mixing).reshape(rows, *leaf.shape[1:]).astype(leaf.dtype)
+
+    if devices == 1:
+        return jax.tree.map(leaf_of, stacked)
+
+    def on_one_device(stacked: Any, mixing: Array) -> Any:
+        found = mixed(_by_coordinates(_ravel(stacked))[:count], mixing)
+        filled = jnp.pad(found, ((0, -rows % devices), (0, 0)))
+        own = jax.lax.all_to_all(filled, CLIENTS, split_axis=0, concat_axis=1, tiled=True)
+        groups = [list(range(len(jax.tree.leaves(stacked))))]
+        return jax.vmap(lambda row: _unravel([row], groups, stacked))(own)
+
+    out = _dealt(on_one_device, PartitionSpec(CLIENTS))(_filled_up(stacked), mixing)
+    return jax.tree.map(lambda leaf: leaf[:rows], out)
+
+
+def _dealt(function: Callable[..., Any], out: PartitionSpec | None = None) -> Callable[..., Any]:
     """Runs on every device with its own clients; the second argument and the result are replicated."""
     return jax.shard_map(
         function,
         in_specs=(PartitionSpec(CLIENTS), PartitionSpec()),
-        out_specs=PartitionSpec(),
+        out_specs=PartitionSpec() if out is None else out,
         axis_names={CLIENTS},
         check_vma=False,
     )

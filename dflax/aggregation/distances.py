@@ -71,6 +71,8 @@ def nearest(distances: Float[Array, "m m"], count: int | Int[Array, ""]) -> Floa
     """
     distances = _table("distances", distances)
     if not validation.is_traced(count):
+        # Found in a round that is not compiled.
+        count = count.item() if isinstance(count, jax.Array) and count.ndim == 0 else count
         validation.integer("count", count, low=1, high=len(distances))
     # Itself first, even where others are just as near.
     own_first = jnp.where(jnp.eye(len(distances), dtype=bool), -1, distances)

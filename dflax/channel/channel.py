@@ -156,6 +156,27 @@ def only(
         are not known.
     """
     validation.instance("channel", channel, Channel, "Make one with dflax.channel.")
+    among = membership(clients)
+
+    def apply(
+        messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending
+    ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
+        theirs = among(sending)
+        sent = channel.apply(messages, jnp.where(theirs, weights, 0), state, sending)
+        through = select(theirs, sent[:3], (messages, weights, state))
+        return (*through, sent[3])
+
+    return Channel(channel.init, apply)
+
+
+def membership(
+    clients: int | Int[Array, " k"] | Bool[Array, " n"] | Sequence[int],
+) -> Callable[[Sending], Bool[Array, " m"]]:
+    """From a sending to who of its senders, `[m]`, is one of these clients; see `only`.
+
+    Raises:
+      TypeError, ValueError: naming the argument; and, while a step is traced, unknown senders.
+    """
     fix = "Give one number, several, or a mask over all clients."
     first = next(iter(jax.tree.leaves(clients)), 0)
     is_mask = getattr(first, "dtype", type(first)) in (bool, np.dtype(bool))
@@ -168,22 +189,16 @@ def only(
             f"clients must be one axis of at least one number, got shape {chosen.shape}. {fix}"
         )
 
-    def apply(
-        messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending
-    ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
+    def among(sending: Sending) -> Bool[Array, " m"]:
         if sending.senders is None:
             raise ValueError(
-                "sending.senders must be the clients' numbers for dflax.channel.only, got None."
+                "sending.senders must be the clients' numbers for a channel of some of them, got None."
             )
         if is_mask:
-            theirs = chosen.at[sending.senders].get(mode="fill", fill_value=False)
-        else:
-            theirs = jnp.isin(sending.senders, chosen)
-        sent = channel.apply(messages, jnp.where(theirs, weights, 0), state, sending)
-        through = select(theirs, sent[:3], (messages, weights, state))
-        return (*through, sent[3])
+            return chosen.at[sending.senders].get(mode="fill", fill_value=False)
+        return jnp.isin(sending.senders, chosen)
 
-    return Channel(channel.init, apply)
+    return among
 
 
 def gaussian_noise(deviation: float) -> Channel:

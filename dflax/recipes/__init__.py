@@ -6,9 +6,7 @@ from dflax.recipes.exact_diffusion import exact_diffusion
 from dflax.recipes.fedbuff import fedbuff
 from dflax.recipes.fedexp import fedexp
 from dflax.recipes.k_gt import k_gt
-from dflax.recipes.krum_after_nnm import krum_after_nnm
 from dflax.recipes.scaffnew import scaffnew
-from dflax.recipes.sign_flipping import sign_flipping
 
 __all__ = [
     "Personal",
@@ -18,9 +16,7 @@ __all__ = [
     "fedbuff",
     "fedexp",
     "k_gt",
-    "krum_after_nnm",
     "scaffnew",
-    "sign_flipping",
 ]
 
 

@@ -177,7 +177,7 @@ def test_k_gt_reaches_the_minimum_whatever_the_number_of_local_steps():
 def test_client_3_alone_sends_the_opposite_whoever_is_sampled():
     cohorts = np.array([[0, 3, 5], [1, 2, 4], [3, 0, 1]])
     state, _ = rolled(
-        lambda: dx.server.fedavg(LOSS, optax.sgd(RATE), channel=recipes.sign_flipping(3)),
+        lambda: dx.server.fedavg(LOSS, optax.sgd(RATE), channel=dx.attacks.sign_flipping(3)),
         len(cohorts),
         participation=dx.participation.from_table(cohorts),
     )

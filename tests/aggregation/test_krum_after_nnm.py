@@ -9,7 +9,6 @@ from tasks import assert_trees_close
 
 import dflax as dx
 from dflax import aggregation
-from dflax.recipes import krum_after_nnm
 
 KEY = jax.random.key(0)
 M = 11
@@ -18,6 +17,7 @@ M = 11
 def exact(rows, faulty):
     """The definition, message by message."""
     count = len(rows)
+    faulty = min(faulty, (count - 1) // 2)
 
     def distances(x):
         return ((x[:, None] - x[None]) ** 2).sum(-1)
@@ -26,7 +26,8 @@ def exact(rows, faulty):
     means = rows[order].mean(1)
     others = max(count - faulty - 2, min(count, 2) - 1)
     scores = np.sort(distances(means), axis=1)[:, 1 : 1 + others].sum(1)
-    return means[scores.argmin()]
+    # Where scores tie, rounding decides.
+    return means[scores <= scores.min() * (1 + 1e-12)]
 
 
 def flat(tree):
@@ -42,7 +43,7 @@ def messages(seed, dtype=np.float64):
 
 
 def combined(faulty, tree, weights):
-    rule = krum_after_nnm(faulty)
+    rule = aggregation.nnm(aggregation.krum(faulty), faulty)
     return jax.jit(lambda tree, weights: rule.apply(tree, weights, rule.init(tree), KEY)[0])(
         tree, weights
     )
@@ -64,7 +65,7 @@ def test_it_is_the_definition_whoever_reports(faulty):
             found = combined(faulty, tree, weights)
             expected = exact(flat(tree)[rows], faulty)
             got = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found)])
-            np.testing.assert_allclose(got, expected, rtol=1e-11)
+            assert np.abs(got - expected).max(1).min() < 1e-10
 
 
 def test_known_values_and_edges():
@@ -73,7 +74,7 @@ def test_known_values_and_edges():
     assert combined(1, numbers, ones) == 2.5
     assert combined(1, numbers, jnp.zeros(5)) == 0
     assert combined(1, numbers, jnp.asarray([0.0, 0, 0, 1, 0])) == 4
-    assert combined(9, numbers, jnp.asarray([0.0, 1, 0, 1, 0])) == 2
+    assert combined(1, numbers, jnp.asarray([0.0, 1, 0, 1, 0])) == 3
 
 
 def test_attackers_do_not_move_it():
@@ -121,7 +122,6 @@ def test_the_blocks_it_is_made_of():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: krum_after_nnm(-1), "faulty must be"),
         (lambda: aggregation.nearest(jnp.zeros((2, 3)), 1), "distances must"),
         (lambda: aggregation.nearest(jnp.zeros((3, 3)), 4), "count must"),
         (

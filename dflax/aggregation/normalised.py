@@ -1,0 +1,36 @@
+"""The mean of directions: every message at the same length."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from dflax.aggregation.aggregator import Aggregator, Message
+from dflax.aggregation.combination import count_dropped
+from dflax.aggregation.row_norms import finite_only, row_norms, scaled_rows
+from dflax.algorithm import Metrics
+from dflax.clients import weighted_mean
+
+
+def mean_of_normalised() -> Aggregator:
+    """The weighted mean of the messages' directions.
+
+        out = sum_i w_i x_i / |x_i| / sum_i w_i                   norms over all parameters, 0 / 0 = 0
+
+    A message's length does not count, so arbitrary ones of the share a of the weight move the result by
+    a at most; the result has length 1 at most, so the server's rate is the length of its step. A message
+    with a NaN or an infinity counts as one that did not arrive; the metric `messages_dropped` counts
+    them.
+
+    Returns:
+      An `Aggregator` without state; 0 when nobody reports. It makes (0.5, 0.5) of (3, 0), (0, 0.1).
+    """
+
+    def apply(
+        messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+    ) -> tuple[Message, tuple[()], Metrics]:
+        whole, present, dropped = finite_only(messages, weights)
+        norms = row_norms(whole)
+        directions = scaled_rows(whole, jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0))
+        combined = weighted_mean(directions, jnp.where(present, weights, 0))
+        return combined, state, count_dropped({}, dropped)
+
+    return Aggregator(lambda message: (), apply)

@@ -1,0 +1,46 @@
+"""Participants that lie: in what they send, in the data that they learn from, in who they are."""
+
+from dflax.attacks.alone import constant, gaussian, sign_flipping
+from dflax.attacks.collusion import colluding
+from dflax.attacks.directed import (
+    hidden_deviations,
+    inner_product,
+    line_searched,
+    little_is_enough,
+)
+from dflax.attacks.farthest import min_max, min_sum
+from dflax.attacks.mimicry import mimic
+from dflax.attacks.poisoned import (
+    backdoor,
+    backdoor_success,
+    flipped_labels,
+    owned,
+    swapped_labels,
+    triggered,
+)
+from dflax.attacks.sybils import with_sybils
+
+__all__ = [
+    "backdoor",
+    "backdoor_success",
+    "colluding",
+    "constant",
+    "flipped_labels",
+    "gaussian",
+    "hidden_deviations",
+    "inner_product",
+    "line_searched",
+    "little_is_enough",
+    "mimic",
+    "min_max",
+    "min_sum",
+    "owned",
+    "sign_flipping",
+    "swapped_labels",
+    "triggered",
+    "with_sybils",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

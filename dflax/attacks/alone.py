@@ -1,0 +1,96 @@
+"""Clients that lie for themselves, and need to know of nobody else."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dflax import validation
+from dflax.algorithm import Metrics
+from dflax.attacks.collusion import Clients, Messages
+from dflax.channel import Channel, Sending, only
+
+
+def sign_flipping(clients: Clients, factor: float = 1.0) -> Channel:
+    """Hostile clients send the opposite of their message: `x_i <- -factor x_i`.
+
+    With factor 10 it is known as the reverse attack. Where all hostile clients send the opposite of the
+    honest mean, see `inner_product`.
+
+    Args:
+      clients: who is hostile, by number or mask over all clients, see `channel.only`: a liar is known by
+        its number, whoever is sampled; traceable.
+      factor: > 0, traceable.
+
+    Returns:
+      A `Channel` for any algorithm. Chain it before what happens on the way:
+      `channel.chain(sign_flipping(3), channel.finite_only())`.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.real("factor", factor, low=0.0, low_open=True, scalar=True)
+
+    def apply(
+        messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending
+    ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
+        turned = jax.tree.map(lambda x: -jnp.asarray(factor, x.dtype) * x, messages)
+        return turned, weights, state, {}
+
+    return only(Channel(lambda message: (), apply), clients)
+
+
+def constant(clients: Clients, value: float) -> Channel:
+    """Hostile clients send one number in all places: 0, anything huge, an infinity or a NaN.
+
+    Args:
+      clients: who is hostile, see `sign_flipping`.
+      value: the number; `float("nan")` and `float("inf")` are numbers here; traceable.
+
+    Returns:
+      A `Channel` for any algorithm.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    special = isinstance(value, float) and not math.isfinite(value)
+    validation.real("value", 0.0 if special else value, scalar=True)
+
+    def apply(
+        messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending
+    ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
+        filled = jax.tree.map(lambda x: jnp.full_like(x, value), messages)
+        return filled, weights, state, {}
+
+    return only(Channel(lambda message: (), apply), clients)
+
+
+def gaussian(clients: Clients, deviation: float = 1.0) -> Channel:
+    """Hostile clients send noise N(0, deviation^2) in the place of their message, each its own.
+
+    Args:
+      clients: who is hostile, see `sign_flipping`.
+      deviation: standard deviation > 0, in the units of the message; traceable.
+
+    Returns:
+      A `Channel` for any algorithm.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.real("deviation", deviation, low=0.0, low_open=True, scalar=True)
+
+    def apply(
+        messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending
+    ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
+        leaves, structure = jax.tree.flatten(messages)
+        keys = jax.random.split(sending.key, len(leaves))
+        noise = [
+            jnp.asarray(deviation, leaf.dtype) * jax.random.normal(own, leaf.shape, leaf.dtype)
+            for leaf, own in zip(leaves, keys, strict=True)
+        ]
+        return jax.tree.unflatten(structure, noise), weights, state, {}
+
+    return only(Channel(lambda message: (), apply), clients)
