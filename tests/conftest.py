@@ -67,7 +67,6 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if nextitem is not None and nextitem.path == item.path:
         return
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        # Programs hang on no circles, so that nothing need be looked through for them to go.
         jax.clear_caches()
-        gc.unfreeze()
-        gc.collect()
     gc.freeze()

@@ -124,6 +124,7 @@ def test_the_radius_can_be_swept():
     assert np.abs(swept[1] - swept[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_four_gossip_steps_help_on_digits():
     data = dx.data.digits()
     partition = dx.data.dirichlet(np.asarray(data.labels), 12, 0.1, seed=1)

@@ -121,6 +121,7 @@ class Normed(nn.Module):
         return nn.Dense(10)(nn.relu(nn.BatchNorm(use_running_average=not train)(x)))
 
 
+@pytest.mark.slow
 def test_batch_normalisation_travels_through_merges():
     module = Normed()
     loss = dx.losses.classification(module)

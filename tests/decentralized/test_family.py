@@ -100,7 +100,12 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+# One of every kind in the fast tier: rows that roll, a corrected mixer, dual vectors, events.
+FAST = {"sgp", "corrected dsgt", "adom_plus", "dadao"}
+NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_devices_and_sweeps_give_what_single_runs_give(name):
     make, values, rounds, source = METHODS[name]
     model = TASK.params if source is SOURCE else jnp.zeros(D)

@@ -293,6 +293,7 @@ def test_a_network_takes_its_time_and_the_slow_come_too_late():
     np.testing.assert_allclose(metrics["seconds"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_eight_devices_and_in_a_sweep_it_is_the_same():
     method = algorithm()
     plain, _ = advance(method, 6)

@@ -26,7 +26,7 @@ def start(algorithm, key):
     return algorithm.init(key, params)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_each_element_equals_its_single_run(devices):
     grid = {"rate": [0.05, 0.2, 0.5], "momentum": [0.0, 0.5]}
     swept = sweep(
@@ -154,7 +154,7 @@ def own_splits(seeds):
     return [FEDERATION.replace(partition=dx.data.from_indices(own)) for own in lists]
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_seeds_run_on_splits_of_their_own(devices):
     sources = own_splits(2)
     assert sources[0].largest != sources[1].largest

@@ -217,6 +217,7 @@ def test_one_by_one_on_devices_it_is_what_it_is_all_at_once_in_a_sweep():
     assert not np.allclose(swept.server.params["w"][0], swept.server.params["w"][1], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_rounds_of_one_role_are_the_same_on_devices():
     algorithm = fedamd(softmax_loss, optax.sgd(0.2), anchors.periodic(2))
     state = algorithm.init(KEY, LOGISTIC.params, gradients())

@@ -64,6 +64,7 @@ def test_an_epoch_of_minibatches_gives_the_clients_full_gradients():
     assert_trees_close(state.server.memory, full, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_clients_are_dealt_over_devices_and_all_numbers_can_be_swept():
     def made(beta, rate):
         return mimelite(half_square, optax.sgd(rate), fixed_momentum(beta))

@@ -188,6 +188,7 @@ def test_under_noise_the_consensus_is_a_random_walk_of_the_predicted_slope():
     assert slope == pytest.approx(predicted, rel=0.2)
 
 
+@pytest.mark.slow
 def test_continual_updates_lower_the_floor_where_few_clients_talk():
     task = dx.data.weighted_least_squares(KEY, 20, 16, (6, 11))
     quadratics = dx.local.quadratic_objectives(task.data, task.partition)
