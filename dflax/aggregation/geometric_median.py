@@ -76,8 +76,14 @@ def geometric_median(
             return jnp.append(shares, 0) if from_zero else shares
 
         def step(number: Array, mix: Float[Array, " r"]) -> Float[Array, " r"]:
-            to = jnp.matmul(products, mix, precision=jax.lax.Precision.HIGHEST)
-            squared = jnp.maximum(jnp.vdot(mix, to) - 2 * to + norms, 0)[:count]
+            # From the row x_k of the largest share: |z|^2 - 2 <z, x_k> + |x_k|^2 is 0 for all z near it.
+            nearest = (jnp.arange(mix.size) == jnp.argmax(mix)).astype(mix.dtype)
+            apart = mix - nearest
+            both = jnp.stack([apart, nearest], axis=1)
+            to = jnp.matmul(products, both, precision=jax.lax.Precision.HIGHEST)
+            (apart_to, _), (own, norm) = jnp.matmul(both.T, to, precision=jax.lax.Precision.HIGHEST)
+            between = norm + norms - 2 * to[:, 1]
+            squared = jnp.maximum(apart_to + 2 * (own - to[:, 0]) + between, 0)[:count]
             return share(weighs / jnp.maximum(jnp.sqrt(squared), smoothing))
 
         first = jnp.arange(count + 1) == count if from_zero else share(weighs)
