@@ -13,6 +13,7 @@ from dflax.aggregation.distances import finite_rows
 from dflax.aggregation.order_statistics import sorted_rows
 from dflax.aggregation.tolerance import require_faulty, require_messages, tolerated
 from dflax.algorithm import Metrics
+from dflax.clients import platform
 from dflax.validation import leading_axis
 
 # Entries of a block that is sorted and read a few times: they stay in the second-level cache.
@@ -102,7 +103,7 @@ def nearest_mean_rows(
         first = nearer.sum(0)
         return _mean_of(ordered, (rank[:, None] >= first) & (rank[:, None] < first + kept))
 
-    width = 1 << 30 if jax.default_backend() != "cpu" else max(16, ELEMENTS // len(values))
+    width = 1 << 30 if platform() != "cpu" else max(16, ELEMENTS // len(values))
     return map_columns(of, values, width)
 
 
