@@ -12,6 +12,7 @@ from dflax import returned, validation
 from dflax.algorithm import Metrics
 from dflax.clients import select
 from dflax.metrics import disjoint
+from dflax.participation import Count
 
 Messages = PyTree[Array]
 
@@ -27,11 +28,13 @@ class Sending(NamedTuple):
       senders: `[m]` int32, the clients' numbers in [0, n), so that an attack, a rate or a fault can be
         said of a client. On the way down, from a server, they are the clients that the copies are
         for. None only where messages are sent by hand, outside of a federation.
+      clients: n, static, so that a mask over all clients can be checked; None as for `senders`.
     """
 
     key: Key[Array, ""]
     index: Int[Array, ""] | int = 0  # type: ignore[assignment]  # over the method of tuples
     senders: Int[Array, " m"] | None = None
+    clients: Count | None = None
 
 
 class Channel(NamedTuple):
@@ -193,6 +196,11 @@ def membership(
         if sending.senders is None:
             raise ValueError(
                 "sending.senders must be the clients' numbers for a channel of some of them, got None."
+            )
+        if is_mask and sending.clients not in (None, chosen.size):
+            raise ValueError(
+                f"clients must be a mask over all {sending.clients} clients, got one of {chosen.size}. "
+                "Give numbers to name a few."
             )
         if is_mask:
             return chosen.at[sending.senders].get(mode="fill", fill_value=False)

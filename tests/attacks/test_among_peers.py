@@ -43,3 +43,20 @@ def test_a_liar_among_neighbours_is_not_followed(name):
 
 def test_the_mean_follows_it():
     assert np.abs(np.delete(trained(aggregation.mean()), 5, axis=0)).max() > 100
+
+
+@pytest.mark.parametrize("family", ["server", "decentralized"])
+def test_a_mask_over_another_number_of_clients_is_refused(family):
+    liar = attacks.sign_flipping(np.arange(CLIENTS - 1) == 3)
+    method = {
+        "server": lambda: dx.server.fedavg(half_square, optax.sgd(0.1), channel=liar),
+        "decentralized": lambda: dx.decentralized.dpsgd(
+            half_square, optax.sgd(0.1), gossip.ring(CLIENTS), channel=liar
+        ),
+    }[family]()
+    state = method.init(KEY, jnp.zeros(3))
+    drawn = quadratics(clients=CLIENTS).federation().draw(KEY, 0)
+    with pytest.raises(
+        ValueError, match="clients must be a mask over all 12 clients, got one of 11"
+    ):
+        jax.eval_shape(method.step, state, drawn)

@@ -76,7 +76,11 @@ def exchange(
     weights = jnp.ones(mixer.clients) if active is None else active
     everyone = jnp.arange(mixer.clients, dtype=jnp.int32)
     sent, weights, memory, counted = sent_through(
-        channel, messages, weights, channel_state, Sending(channel_key, round.number, everyone)
+        channel,
+        messages,
+        weights,
+        channel_state,
+        Sending(channel_key, round.number, everyone, round.clients),
     )
     mixing = Mixing(mixer_key, round.number, weights, round)
     heard, mixing_state, metrics = mix(mixer, sent, mixing_state, mixing)

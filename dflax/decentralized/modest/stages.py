@@ -222,7 +222,7 @@ def send_upward(
         trained,
         invited.trains.astype(jnp.float32),
         gather(memory, invited.people),
-        Sending(key, round.number, invited.people),
+        Sending(key, round.number, invited.people, round.clients),
     )
     memory = put(memory, jnp.where(invited.trains, invited.people, protocol.nodes), after)
     return trained, sent._replace(heard=sent.heard & (arrived > 0)[:, None]), memory, counted

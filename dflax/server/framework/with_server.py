@@ -352,4 +352,4 @@ def with_server(
 
 def sending(round: Round, key: Key[Array, ""]) -> Sending:
     """One sending between the cohort and the server."""
-    return Sending(key, round.number, round.members)
+    return Sending(key, round.number, round.members, round.clients)
