@@ -7,14 +7,7 @@ from dflax.aggregation.caf import caf
 from dflax.aggregation.centred_clipping import centred_clipping
 from dflax.aggregation.clipped import arc, norm_bounding, static_clipping
 from dflax.aggregation.combination import combination, distances_between
-from dflax.aggregation.coordinates import gram, map_coordinates, mix_rows, sum_coordinates
 from dflax.aggregation.coordinatewise import median, trimmed_mean
-from dflax.aggregation.distances import (
-    distances_of_mixtures,
-    finite_rows,
-    nearest,
-    squared_distances,
-)
 from dflax.aggregation.dnc import dnc
 from dflax.aggregation.geometric_median import geometric_median
 from dflax.aggregation.krum import krum, multi_krum
@@ -22,10 +15,17 @@ from dflax.aggregation.majority_vote import majority_vote
 from dflax.aggregation.mixed import bucketing, nnm
 from dflax.aggregation.near_the_middle import mea_med, phocas
 from dflax.aggregation.normalised import mean_of_normalised
-from dflax.aggregation.order_statistics import median_rows, sorted_rows, trimmed_mean_rows
+from dflax.aggregation.rows.coordinates import gram, map_coordinates, mix_rows, sum_coordinates
+from dflax.aggregation.rows.distances import (
+    distances_of_mixtures,
+    finite_rows,
+    nearest,
+    squared_distances,
+)
+from dflax.aggregation.rows.order_statistics import median_rows, sorted_rows, trimmed_mean_rows
+from dflax.aggregation.rows.weighted_median import weighted_median_rows
 from dflax.aggregation.subsets import mda, mva, smea
 from dflax.aggregation.variance import kernels, rescaled, variance_corrected, variances
-from dflax.aggregation.weighted_median import weighted_median_rows
 
 __all__ = [
     "Aggregator",

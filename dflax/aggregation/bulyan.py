@@ -6,9 +6,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax.aggregation.aggregator import Aggregator, Message
 from dflax.aggregation.combination import count_dropped, distances_between, products_between
-from dflax.aggregation.coordinates import map_coordinates
 from dflax.aggregation.krum import krum_scores
 from dflax.aggregation.near_the_middle import nearest_mean_rows
+from dflax.aggregation.rows.coordinates import map_coordinates
 from dflax.aggregation.tolerance import require_faulty, require_messages, tolerated
 from dflax.algorithm import Metrics
 from dflax.validation import leading_axis

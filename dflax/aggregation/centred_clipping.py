@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Key
 from dflax import validation
 from dflax.aggregation.aggregator import Aggregator, Message
 from dflax.aggregation.combination import count_dropped
-from dflax.aggregation.row_norms import finite_only, row_norms, scaled_rows
+from dflax.aggregation.rows.row_norms import finite_only, row_norms, scaled_rows
 from dflax.algorithm import Metrics
 from dflax.clients import weighted_mean
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 from dflax import validation
 from dflax.aggregation.aggregator import Aggregator, Message, mean
 from dflax.aggregation.combination import count_dropped
-from dflax.aggregation.row_norms import finite_only, row_norms, scaled_rows
+from dflax.aggregation.rows.row_norms import finite_only, row_norms, scaled_rows
 from dflax.aggregation.tolerance import require_faulty, require_messages, tolerated
 from dflax.algorithm import Metrics
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from dflax import validation
 from dflax.aggregation.aggregator import Aggregator, Message, counted_mean
-from dflax.aggregation.distances import distances_of, robust_products
+from dflax.aggregation.rows.distances import distances_of, robust_products
 from dflax.algorithm import Metrics
 
 Shares = Callable[

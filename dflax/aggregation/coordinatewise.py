@@ -5,8 +5,8 @@ from jaxtyping import Array, Float, Key
 
 from dflax import validation
 from dflax.aggregation.aggregator import Aggregator, Message
-from dflax.aggregation.coordinates import map_coordinates
-from dflax.aggregation.order_statistics import (
+from dflax.aggregation.rows.coordinates import map_coordinates
+from dflax.aggregation.rows.order_statistics import (
     median_rows,
     require_trim,
     trimmed,

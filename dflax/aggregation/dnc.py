@@ -8,7 +8,7 @@ from dflax import validation
 from dflax.aggregation.aggregator import Aggregator, Message, counted_mean
 from dflax.aggregation.caf import worst_direction
 from dflax.aggregation.combination import products_between
-from dflax.aggregation.distances import finite_rows
+from dflax.aggregation.rows.distances import finite_rows
 from dflax.aggregation.tolerance import require_faulty, require_messages, tolerated
 from dflax.algorithm import Metrics
 

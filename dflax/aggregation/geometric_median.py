@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 
 from dflax import validation
 from dflax.aggregation.aggregator import Aggregator, Message, counted_mean
-from dflax.aggregation.distances import robust_products
+from dflax.aggregation.rows.distances import robust_products
 from dflax.algorithm import Metrics
 from dflax.clients import weighted_mean
 

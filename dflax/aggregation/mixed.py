@@ -14,9 +14,9 @@ from dflax.aggregation.combination import (
     distances_between,
     products_between,
 )
-from dflax.aggregation.coordinates import mix_rows
-from dflax.aggregation.distances import nearest
-from dflax.aggregation.row_norms import finite_only
+from dflax.aggregation.rows.coordinates import mix_rows
+from dflax.aggregation.rows.distances import nearest
+from dflax.aggregation.rows.row_norms import finite_only
 from dflax.aggregation.tolerance import require_faulty, require_messages, tolerated
 from dflax.algorithm import Metrics
 from dflax.clients import select

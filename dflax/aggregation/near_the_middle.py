@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax.aggregation.aggregator import Aggregator, Message
-from dflax.aggregation.column_blocks import map_columns
-from dflax.aggregation.coordinates import map_coordinates
-from dflax.aggregation.distances import finite_rows
-from dflax.aggregation.order_statistics import sorted_rows
+from dflax.aggregation.rows.column_blocks import map_columns
+from dflax.aggregation.rows.coordinates import map_coordinates
+from dflax.aggregation.rows.distances import finite_rows
+from dflax.aggregation.rows.order_statistics import sorted_rows
 from dflax.aggregation.tolerance import require_faulty, require_messages, tolerated
 from dflax.algorithm import Metrics
 from dflax.clients import platform

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from dflax import validation
 from dflax.aggregation import squared_distances
-from dflax.aggregation.row_norms import row_norms
+from dflax.aggregation.rows.row_norms import row_norms
 from dflax.attacks.collusion import (
     Clients,
     Knows,

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dflax.aggregation import median_rows, order_statistics, sorted_rows, trimmed_mean_rows
-from dflax.aggregation import sorting_network as network
-from dflax.aggregation.order_keys import from_keys, to_keys
+from dflax.aggregation import median_rows, sorted_rows, trimmed_mean_rows
+from dflax.aggregation.rows import order_statistics
+from dflax.aggregation.rows import sorting_network as network
+from dflax.aggregation.rows.order_keys import from_keys, to_keys
 
 COLUMNS = 5
 

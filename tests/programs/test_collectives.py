@@ -17,7 +17,7 @@ from tasks import assert_trees_close, assert_trees_equal, half_square, quadratic
 import dflax as dx
 from benchmarks.collectives import refuse_excess, rows, rows_that_leave
 from dflax import profile, topology
-from dflax.aggregation.coordinates import gram, map_coordinates
+from dflax.aggregation.rows.coordinates import gram, map_coordinates
 from dflax.gossip.rolls import are_blocks, roll_flat
 
 DEVICES = 8

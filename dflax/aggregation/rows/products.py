@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dflax.aggregation.column_blocks import sum_columns
+from dflax.aggregation.rows.column_blocks import sum_columns
 from dflax.clients import platform
 
 COLUMNS = 1 << 12

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dflax import validation
-from dflax.aggregation import sorting_network
-from dflax.aggregation.column_blocks import map_columns
-from dflax.aggregation.order_keys import KINDS, extremes, from_keys, to_keys
+from dflax.aggregation.rows import sorting_network
+from dflax.aggregation.rows.column_blocks import map_columns
+from dflax.aggregation.rows.order_keys import KINDS, extremes, from_keys, to_keys
 from dflax.clients import platform
 
 # Up to so many rows, all comparators that the wanted ranks need are one operation: each value is read

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from dflax.aggregation.aggregator import Message
-from dflax.aggregation.distances import finite_rows
+from dflax.aggregation.rows.distances import finite_rows
 from dflax.clients import against, select
 
 

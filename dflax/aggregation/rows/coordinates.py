@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from dflax import validation
-from dflax.aggregation.products import products
+from dflax.aggregation.rows.products import products
 from dflax.clients import CLIENTS, client_devices
 
 

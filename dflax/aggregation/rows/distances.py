@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dflax import validation
-from dflax.aggregation.coordinates import sum_coordinates
-from dflax.aggregation.products import centred_products
-from dflax.aggregation.weighted_median import weighted_centre
+from dflax.aggregation.rows.coordinates import sum_coordinates
+from dflax.aggregation.rows.products import centred_products
+from dflax.aggregation.rows.weighted_median import weighted_centre
 
 
 def squared_distances(

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dflax.aggregation.column_blocks import map_columns
-from dflax.aggregation.order_keys import from_keys, to_keys
-from dflax.aggregation.order_statistics import median_rows
+from dflax.aggregation.rows.column_blocks import map_columns
+from dflax.aggregation.rows.order_keys import from_keys, to_keys
+from dflax.aggregation.rows.order_statistics import median_rows
 from dflax.clients import platform
 from dflax.kernels.bisection import last_where
 

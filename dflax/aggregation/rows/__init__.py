@@ -1,0 +1,1 @@
+"""What rules are made of: order statistics, products, distances and norms of rows of messages."""
