@@ -15,7 +15,7 @@ from dflax.local.conjugate import least_squares_conjugate
 N, STEPS, BATCH, OWN, FEATURES = 8, 2, 4, 8, 784
 KEY = jax.random.key(0)
 SGD = optax.sgd(0.1)
-NETWORK = dx.models.MLP(features=(64,), classes=10)
+NETWORK = dx.models.MLP(features=(1 << 16,), classes=10)
 LOSS = dx.losses.classification(NETWORK.apply)
 RING = gossip.ring(N)
 CONVEX = {"strong_convexity": 0.2, "smoothness": 8.0}
