@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from dflax.aggregation.rows.coordinates import axis_to_deal
 from dflax.clients import CLIENTS, client_devices
 
 
@@ -31,7 +32,7 @@ def by_coordinates(
         return function(x, *tables)
 
     def dealt(own: Array, *tables: Array) -> Array:
-        axis = _fitting(own.shape, devices)
+        axis = axis_to_deal(own.shape, devices)
         if axis is None:
             flat = own.reshape(own.shape[0], -1)
             width = flat.shape[1]
@@ -51,11 +52,3 @@ def by_coordinates(
         axis_names={CLIENTS},
         check_vma=False,
     )(x, *tables)
-
-
-def _fitting(shape: tuple[int, ...], devices: int) -> int | None:
-    """The axis behind the clients' to be cut: the last that the devices divide into whole tiles."""
-    axes = [axis for axis in range(1, len(shape)) if shape[axis] and not shape[axis] % devices]
-    tiles = {len(shape) - 1: 128, len(shape) - 2: 8}
-    whole = [axis for axis in axes if not shape[axis] // devices % tiles.get(axis, 1)]
-    return (whole or axes or [None])[-1]
