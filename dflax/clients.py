@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dflax import validation
 from dflax.programs.exchanges import gathered_by, mean_over, sends, size
+from dflax.programs.in_place import map_in_place
 from dflax.programs.products import contract_last
 
 CLIENTS = "clients"
@@ -79,7 +80,7 @@ def map_clients(
             return jax.vmap(one)(stacked)
         # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
         if width == 1 and platform() != "cpu":
-            return _one_by_one_in_place(one, stacked)
+            return map_in_place(one, stacked)
         return jax.lax.map(one, stacked, batch_size=None if width == 1 else width)
 
     if platform() == "cpu":
@@ -526,45 +527,6 @@ def _repeat_first(leaf: Array, padding: int) -> Array:
 def _inside_shard_map(mesh: Any) -> bool:
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     return kinds[CLIENTS] == jax.sharding.AxisType.Manual
-
-
-def _one_by_one_in_place(one: Callable[[Any], Any], stacked: Any) -> Any:
-    """`jax.lax.map(one, stacked)` that writes a client's new rows over its old ones where they fit.
-
-    A map's results lie beside what it reads: all clients' state twice. What a later operation reads of
-    the old state is copied by the compiler, which is no worse.
-    """
-    given, structure = jax.tree.flatten(stacked)
-    made, form = jax.tree.flatten(jax.eval_shape(one, _row(stacked)))
-    free = list(range(len(given)))
-    over: dict[int, int] = {}
-    for result, new in enumerate(made):
-        for place in free:
-            old = given[place]
-            if (old.shape[1:], old.dtype) == (new.shape, new.dtype):
-                over[result] = place
-                free.remove(place)
-                break
-
-    def body(carried: dict[int, Array], turn: tuple[Array, dict[int, Array]]) -> Any:
-        number, others = turn
-        rows = {
-            place: jax.lax.dynamic_index_in_dim(leaf, number, 0, keepdims=False)
-            for place, leaf in carried.items()
-        }
-        row = jax.tree.unflatten(structure, [(rows | others)[i] for i in range(len(given))])
-        found = jax.tree.leaves(one(row))
-        carried = {
-            place: jax.lax.dynamic_update_index_in_dim(carried[place], found[result], number, 0)
-            for result, place in over.items()
-        }
-        return carried, {i: leaf for i, leaf in enumerate(found) if i not in over}
-
-    count = jnp.arange(given[0].shape[0])
-    start = {place: given[place] for place in over.values()}
-    end, others = jax.lax.scan(body, start, (count, {i: given[i] for i in free}))
-    results = {result: end[place] for result, place in over.items()} | others
-    return jax.tree.unflatten(form, [results[i] for i in range(len(made))])
 
 
 def _row(stacked: Any) -> Any:
