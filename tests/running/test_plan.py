@@ -84,7 +84,7 @@ def test_another_machine_or_state_is_refused(kept, tmp_path):
     rounds = dx.plan.load(kept)
     wider = algorithm.init(KEY, jnp.ones(WIDTH + 1))
     with pytest.raises(
-        ValueError, match=r"state\.clients\.params must be as it was saved.*\(16, 24\)"
+        ValueError, match=r"state\.clients\.params must be as it was saved.*float32\[16,24\]"
     ):
         rounds(wider, source, KEY)
     with pytest.raises(TypeError, match="key must be one typed JAX key"):
