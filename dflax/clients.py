@@ -266,9 +266,11 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
             )
         # Shares of a third rounded to float32 would spoil a mean of float64.
         accumulated = jnp.promote_types(leaf.dtype, jnp.float32)
-        values = leaf.reshape(count, -1).astype(accumulated)
+        # A TPU would copy a leaf to other tiles to make rows of it.
+        flat = leaf if platform() == "tpu" else leaf.reshape(count, -1)
+        values, exact = flat.astype(accumulated), jax.lax.Precision.HIGHEST
         with sends(lambda: mean_over(client_devices(), size(values) / count)):
-            product = jnp.matmul(shares(accumulated), values, precision=jax.lax.Precision.HIGHEST)
+            product = jnp.tensordot(shares(accumulated), values, axes=1, precision=exact)
         return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(mean, tree)
