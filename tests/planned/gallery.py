@@ -158,6 +158,10 @@ EVENTS = {
         lambda: poisson_stream(topology.uniform_rates(topology.ring(N)), 40, seed=0),
     ),
 }
+# Whose clients do more than FedAvg's, as methods of one client that talks to nobody.
+ALONE = {
+    "dispfl": lambda loss: decentralized.dispfl(loss, SGD, gossip.identity(1), rounds=5),
+}
 # Whose clients solve their problems instead of taking steps: how many of them at the same time.
 SOLVES = {"msda": 1, "continuized": 2}
 NAMES = (*NETWORKS, *ROBUST, *QUADRATICS, "msda", *EVENTS)
