@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dflax import returned, validation
-from dflax.aggregation.aggregator import Aggregator, mean
+from dflax.aggregation.aggregator import Aggregator, Combining, mean
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel, Sending, perfect, sent_through
@@ -298,7 +298,9 @@ def with_server(
             weights,
             of_kind,
             state.server.aggregator,
-            keys.aggregator,
+            Combining(
+                keys.aggregator, round.number, round.members, round.clients, state.server.params
+            ),
         )
         present = {"": weights > 0} | {k: (weights > 0) & of_kind[k] for k in kinds}
         # From the count, so that it is as precise as the run: memories telescope by it.
