@@ -1,6 +1,7 @@
 """Participants that lie: in what they send, in the data that they learn from, in who they are."""
 
-from dflax.attacks.alone import constant, gaussian, sign_flipping
+from dflax.attacks.against import against_krum, against_trimmed_mean
+from dflax.attacks.alone import constant, gaussian, sign_flipping, uniform, zeroed
 from dflax.attacks.collusion import colluding
 from dflax.attacks.directed import (
     hidden_deviations,
@@ -21,6 +22,8 @@ from dflax.attacks.poisoned import (
 from dflax.attacks.sybils import with_sybils
 
 __all__ = [
+    "against_krum",
+    "against_trimmed_mean",
     "backdoor",
     "backdoor_success",
     "colluding",
@@ -38,7 +41,9 @@ __all__ = [
     "sign_flipping",
     "swapped_labels",
     "triggered",
+    "uniform",
     "with_sybils",
+    "zeroed",
 ]
 
 

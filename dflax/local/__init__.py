@@ -9,6 +9,7 @@ from dflax.local.adversarial_training.attack import (
     projected_gradient,
 )
 from dflax.local.adversarial_training.trades import trades
+from dflax.local.change_on import change_on
 from dflax.local.client_gradients import client_gradients
 from dflax.local.clipping import clipped
 from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
@@ -46,6 +47,7 @@ __all__ = [
     "Solution",
     "Subproblem",
     "adversarial",
+    "change_on",
     "check_no_value",
     "check_optimizer",
     "check_pull",

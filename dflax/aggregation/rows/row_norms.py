@@ -21,6 +21,17 @@ def row_norms(messages: Message) -> Float[Array, " m"]:
     return most * jnp.sqrt(sum(jnp.sum(jnp.square(x / scale), axis=1) for x in flat))
 
 
+def row_products(messages: Message, message: Message) -> Float[Array, " m"]:
+    """`<x_i, y>` over all leaves, `[m, ...]` with `[...]`, in float32 or wider."""
+
+    def of(leaf: Array, one: Array) -> Array:
+        wide = jnp.result_type(jnp.float32, leaf, one)
+        rows = leaf.reshape(len(leaf), -1).astype(wide)
+        return jnp.matmul(rows, one.reshape(-1).astype(wide), precision=jax.lax.Precision.HIGHEST)
+
+    return sum(jax.tree.leaves(jax.tree.map(of, messages, message)), jnp.float32(0))
+
+
 def scaled_rows(messages: Message, factors: Float[Array, " m"]) -> Message:
     """`factor_i x_i`, in the leaves' own dtype."""
 
