@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Combining, Message
+from dflax.aggregation.aggregator import Aggregator, Combining, Message, counted_sum
 from dflax.aggregation.combination import count_dropped
-from dflax.aggregation.rows.row_norms import finite_only
+from dflax.aggregation.rows.row_norms import who_counts
 from dflax.aggregation.rows.similarity import row_cosines
 from dflax.algorithm import Metrics
-from dflax.clients import weighted_sum
 
 Scale = Literal["directions", "directions/r", "messages"]
 SCALES = ("directions", "directions/r", "messages")
@@ -100,9 +99,10 @@ def flag(
     def apply(
         messages: Message, weights: Float[Array, " m"], state: tuple[()], combining: Combining
     ) -> tuple[Message, tuple[()], Metrics]:
-        whole, present, dropped = finite_only(messages, weights)
-        cosines, norms = row_cosines(whole)
+        present, dropped = who_counts(messages, weights)
+        cosines, norms = row_cosines(messages, present)
         present &= (norms > 0) & jnp.isfinite(norms)
+        cosines = jnp.where(present[:, None] & present, cosines, 0)
         found = flag_subspace(
             cosines,
             present,
@@ -119,7 +119,7 @@ def flag(
         coefficients /= found.dimension if scale == "directions/r" else count
         given = jnp.where(present, coefficients / jnp.where(present, norms, 1), 0)
         metrics = {"explained": found.explained.sum() / count, "flag_loss": found.loss}
-        return weighted_sum(whole, given), state, count_dropped(metrics, dropped)
+        return counted_sum(messages, given), state, count_dropped(metrics, dropped)
 
     return Aggregator(lambda message: (), apply)
 

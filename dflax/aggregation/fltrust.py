@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dflax import returned, validation
-from dflax.aggregation.aggregator import Aggregator, Combining, Message
+from dflax.aggregation.aggregator import Aggregator, Combining, Message, counted_sum
 from dflax.aggregation.combination import count_dropped
-from dflax.aggregation.rows.row_norms import finite_only, row_norms, row_products
+from dflax.aggregation.rows.row_norms import row_norms, row_products, who_counts
 from dflax.algorithm import Metrics, Params
-from dflax.clients import weighted_sum
 
 
 class RootData(NamedTuple):
@@ -67,18 +66,19 @@ def fltrust(work: Callable[[Params, Any, Combining], Message], data: PyTree[Arra
                 "combining.params must be the model that clients started from, got None: FLTrust's "
                 "server works from it as well."
             )
-        whole, present, dropped = finite_only(messages, weights)
+        present, dropped = who_counts(messages, weights)
         own = work(combining.params, state.data, combining)
-        one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), whole)
+        one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), messages)
         returned.alike("the message of work", own, one, "one of a client", dtypes=False)
         length = row_norms(jax.tree.map(lambda leaf: leaf[None], own))[0]
-        norms, along = row_norms(whole), row_products(whole, own)
+        norms, along = row_norms(messages, present=present), row_products(messages, own)
         lengths = norms * length
         cosines = jnp.where(lengths > 0, along / jnp.where(lengths > 0, lengths, 1), 0)
         trust = jnp.where(present, jnp.clip(cosines, 0, 1), 0)
         total = trust.sum()
         scale = length / jnp.where(total > 0, total, 1)
-        combined = weighted_sum(whole, scale * trust / jnp.where(norms > 0, norms, 1))
+        factors = jnp.where(trust > 0, scale * trust / jnp.where(trust > 0, norms, 1), 0)
+        combined = counted_sum(messages, factors)
         return combined, state, count_dropped({"trusted": total}, dropped)
 
     return Aggregator(lambda message: RootData(jax.tree.map(jnp.asarray, data)), apply)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Combining, Message
+from dflax.aggregation.aggregator import Aggregator, Combining, Message, counted_mean
 from dflax.aggregation.combination import count_dropped
-from dflax.aggregation.rows.row_norms import finite_only
+from dflax.aggregation.rows.row_norms import who_counts
 from dflax.aggregation.rows.similarity import row_cosines, similarity_scores
 from dflax.algorithm import Metrics
-from dflax.clients import against, replicate, weighted_mean
+from dflax.clients import against, replicate
 
 
 class FoolsGoldState(NamedTuple):
@@ -67,13 +67,13 @@ def foolsgold(clients: int) -> Aggregator:
     ) -> tuple[Message, FoolsGoldState, Metrics]:
         _require_senders(combining, clients)
         senders = combining.senders
-        whole, present, dropped = finite_only(messages, weights)
+        present, dropped = who_counts(messages, weights)
         histories = jax.tree.map(
             lambda old, new: old.at[senders].add(
                 jnp.where(against(present, new), new, 0).astype(old.dtype)
             ),
             state.histories,
-            whole,
+            messages,
         )
         cosines, norms = row_cosines(histories)
         # A history that is no longer finite is compared with nobody, and its owner not trusted.
@@ -83,7 +83,7 @@ def foolsgold(clients: int) -> Aggregator:
         given = jnp.where(present, scores[senders], 0)
         shares = jnp.where(given.sum() > 0, given, present.astype(given.dtype))
         metrics = count_dropped({"trusted": given.sum()}, dropped)
-        return weighted_mean(whole, shares), FoolsGoldState(histories), metrics
+        return counted_mean(messages, shares), FoolsGoldState(histories), metrics
 
     return Aggregator(init, apply)
 

@@ -12,14 +12,14 @@ LEAST = 1e-5
 
 
 def row_cosines(
-    stacked: PyTree[Array],
+    stacked: PyTree[Array], present: Bool[Array, " m"] | None = None
 ) -> tuple[Float[Array, "m m"], Float[Array, " m"]]:
     """The cosines between m messages, leaves `[m, ...]`, and their lengths; without overflow on the way.
 
-    Rows and columns of messages of length 0 are 0; those of messages that are not finite, or whose
-    length is not, may be NaN.
+    Rows and columns of messages of length 0 are 0. Those of messages that are not present or not
+    finite, or whose length is not, may hold anything.
     """
-    norms = row_norms(stacked)
+    norms = row_norms(stacked, present=present)
     inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
 
     def of(values: Float[Array, "m c"], inverse: Float[Array, " m"]) -> Float[Array, "m m"]:
