@@ -20,6 +20,7 @@ NAMES = (
     "decentralized",
     "merging",
     "reductions",
+    "robust",
     "mixing",
     "roles",
     "transformer",
