@@ -14,6 +14,7 @@ from experiments.studies.decentralized import (
     variance_corrected,
 )
 from experiments.studies.introduction import learning_rate, reference
+from experiments.studies.robust import flag
 from experiments.studies.server import (
     compression,
     fedamd,
@@ -103,6 +104,8 @@ STAGES = {
     ),
     (reference, 0): accuracies_of_both,
     (fedamd, 0): of_fedamd,
+    (flag, 0): lambda name, compute: {"accuracy": drawn(4, 1, 5), "explained": drawn(4, 1, 2)},
+    (flag, 1): lambda name, compute: drawn(1, 1),
     (momentum_fl, 0): of_momentum,
     (momentum_fl, 1): of_momentum,
 }
