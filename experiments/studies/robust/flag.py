@@ -53,8 +53,8 @@ class Config:
     momentum: float = 0.9
     images: bool = True
     image_seeds: int = 3
-    image_rounds: int = 150
-    image_rates: tuple[float, ...] = (0.01, 0.03, 0.1)
+    image_rounds: int = 100
+    image_rates: tuple[float, ...] = (0.1, 0.3)
     noise: float = 0.5
     seed: int = 0
 
