@@ -17,7 +17,7 @@ from rich.table import Table
 import dflax as dx
 from benchmarks.measure import Row
 from dflax import profile, topology
-from dflax.gossip.rolls import rows_that_leave
+from dflax.gossip.products.rolls import rows_that_leave
 
 DEVICES = 256
 FEATURES, CLASSES = 784, 10

@@ -9,7 +9,6 @@ from dflax.data.dealt import Dealt, deal
 from dflax.data.figures import partition_figure
 from dflax.data.idx import read_idx
 from dflax.data.laws import dirichlet_laws
-from dflax.data.logistic import Logistic, logistic, logistic_loss
 from dflax.data.partition import Partition, from_indices
 from dflax.data.partitioners import (
     by_group,
@@ -19,9 +18,9 @@ from dflax.data.partitioners import (
     quantity_skew,
     train_test_per_client,
 )
-from dflax.data.separated import Separated, separated
-from dflax.data.sources import digits, fashion_mnist, mnist
-from dflax.data.synthetic import (
+from dflax.data.problems.logistic import Logistic, logistic, logistic_loss
+from dflax.data.problems.separated import Separated, separated
+from dflax.data.problems.synthetic import (
     LeastSquares,
     Quadratics,
     least_squares,
@@ -29,7 +28,8 @@ from dflax.data.synthetic import (
     quadratic_loss,
     quadratics,
 )
-from dflax.data.weighted_least_squares import WeightedLeastSquares, weighted_least_squares
+from dflax.data.problems.weighted_least_squares import WeightedLeastSquares, weighted_least_squares
+from dflax.data.sources import digits, fashion_mnist, mnist
 
 __all__ = [
     "Batch",

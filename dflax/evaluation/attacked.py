@@ -8,7 +8,7 @@ from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Batch, Dataset
 from dflax.evaluation.measure import Bound, OfModel, metrics_of
 from dflax.evaluation.measures import Measure, mean_over, verified_count
-from dflax.local.attack import Attack
+from dflax.local.adversarial_training.attack import Attack
 from dflax.local.oracle import Loss
 
 

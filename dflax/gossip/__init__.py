@@ -7,8 +7,6 @@ from dflax.events.thinned import thinned
 from dflax.gossip.age_weighted import Aged, age_weighted
 from dflax.gossip.by_leaf import weighted_by_leaf
 from dflax.gossip.by_part import by_part
-from dflax.gossip.by_rule import by_rule
-from dflax.gossip.calibration import Examples
 from dflax.gossip.chebyshev import chebyshev
 from dflax.gossip.choose import mixer
 from dflax.gossip.families import (
@@ -27,11 +25,13 @@ from dflax.gossip.families import (
     torus,
 )
 from dflax.gossip.fixed import complete, dense, edges, identity, shifts, slots
-from dflax.gossip.joins import Stamped, greatest, join, least, newest, union
 from dflax.gossip.mixer import Known, Mixer, MixerState, Mixing, Models, PerClient, Uncorrected
 from dflax.gossip.push_sum import PushSumState, push_sum
 from dflax.gossip.repeat import repeat
-from dflax.gossip.rules import Neighbourhood, NeighbourRule, aggregating, stateless
+from dflax.gossip.rules.by_rule import by_rule
+from dflax.gossip.rules.calibration import Examples
+from dflax.gossip.rules.joins import Stamped, greatest, join, least, newest, union
+from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule, aggregating, stateless
 from dflax.gossip.sampled import partitioned, sampled
 from dflax.gossip.variance import Target, variance_corrected
 from dflax.gossip.varying import alternate, every, scheduled, sometimes

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, Key
 from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import CLIENTS, against, client_devices, everywhere
-from dflax.gossip.linear import as_mask, require_models
 from dflax.gossip.mixer import Known, Mixer, MixerState, Mixing, Models
+from dflax.gossip.products.linear import as_mask, require_models
 
 
 class Aged(NamedTuple):

@@ -5,7 +5,6 @@ from typing import Any
 from dflax.aggregation.by_leaf import Weighted, ratios, require_weighted, weighted_sums
 from dflax.algorithm import Metrics
 from dflax.clients import select
-from dflax.gossip.linear import as_mask
 from dflax.gossip.mixer import (
     Mixer,
     MixerState,
@@ -15,6 +14,7 @@ from dflax.gossip.mixer import (
     require_any_tree,
     require_linear,
 )
+from dflax.gossip.products.linear import as_mask
 
 OUTERMOST = "Take the plain mixer inside, and put gossip.recalibrated around what it makes."
 

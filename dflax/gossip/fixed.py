@@ -7,10 +7,10 @@ from jaxtyping import Array, PyTree
 
 from dflax import validation
 from dflax.clients import client_devices
-from dflax.gossip.linear import Plan, Rows, linear, require_topology_sums
 from dflax.gossip.mixer import Known, Mixer, Mixing
-from dflax.gossip.products import count_sent, dense_rows, edge_rows, slot_rows
-from dflax.gossip.rolls import roll_rows
+from dflax.gossip.products.linear import Plan, Rows, linear, require_topology_sums
+from dflax.gossip.products.rolls import roll_rows
+from dflax.gossip.products.stored import count_sent, dense_rows, edge_rows, slot_rows
 from dflax.programs.exchanges import mean_over, sends, size
 from dflax.topology import MixingMatrix, from_edges
 from dflax.topology.mixing_matrix import require_matrix

@@ -10,11 +10,11 @@ from dflax import validation
 from dflax.algorithm import Metrics
 from dflax.clients import against, everywhere
 from dflax.gossip.choose import fits_rolls, fits_slots
-from dflax.gossip.linear import Rows, as_mask, mix_leaf, require_models
 from dflax.gossip.mixer import Known, Mixer, Mixing, Models, PerClient, in_models
-from dflax.gossip.products import count_sent, edge_rows, slot_rows
+from dflax.gossip.products.linear import Rows, as_mask, mix_leaf, require_models
+from dflax.gossip.products.rolls import roll_rows
+from dflax.gossip.products.stored import count_sent, edge_rows, slot_rows
 from dflax.gossip.repeat import repeat
-from dflax.gossip.rolls import roll_rows
 from dflax.topology import Graph, MixingMatrix, column_stochastic
 from dflax.topology.graph import require_connected_together
 

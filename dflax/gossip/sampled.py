@@ -11,7 +11,6 @@ from dflax.aggregation.by_leaf import Weighted, weighted_sums
 from dflax.algorithm import Metrics
 from dflax.clients import select
 from dflax.gossip.by_leaf import mix_sums
-from dflax.gossip.linear import as_mask
 from dflax.gossip.mixer import (
     Mixer,
     MixerState,
@@ -21,6 +20,7 @@ from dflax.gossip.mixer import (
     require_any_tree,
     require_linear,
 )
+from dflax.gossip.products.linear import as_mask
 
 Words = UInt32[Array, "n d"]
 

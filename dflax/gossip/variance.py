@@ -18,7 +18,6 @@ from dflax.aggregation.variance import (
 )
 from dflax.algorithm import Metrics
 from dflax.clients import mean_metrics, select, weighted_mean
-from dflax.gossip.linear import as_mask
 from dflax.gossip.mixer import (
     Mixer,
     MixerState,
@@ -29,6 +28,7 @@ from dflax.gossip.mixer import (
     mix,
     require_any_tree,
 )
+from dflax.gossip.products.linear import as_mask
 
 
 class Target(enum.Enum):

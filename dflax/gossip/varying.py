@@ -9,7 +9,6 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.gossip.linear import Rows, linear
 from dflax.gossip.mixer import (
     Known,
     Mixer,
@@ -20,7 +19,8 @@ from dflax.gossip.mixer import (
     of_several,
     require_mixer,
 )
-from dflax.gossip.products import dense_rows, slot_rows
+from dflax.gossip.products.linear import Rows, linear
+from dflax.gossip.products.stored import dense_rows, slot_rows
 from dflax.topology import Schedule, Slots
 from dflax.topology.graph import require_connected_together
 

@@ -1,7 +1,14 @@
 """What a client does between two communications."""
 
-from dflax.local.adversarial import adversarial
-from dflax.local.attack import Attack, Norm, distances, fast_gradient_sign, projected_gradient
+from dflax.local.adversarial_training.adversarial import adversarial
+from dflax.local.adversarial_training.attack import (
+    Attack,
+    Norm,
+    distances,
+    fast_gradient_sign,
+    projected_gradient,
+)
+from dflax.local.adversarial_training.trades import trades
 from dflax.local.client_gradients import client_gradients
 from dflax.local.clipping import clipped
 from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
@@ -25,7 +32,6 @@ from dflax.local.solver import (
     solver,
 )
 from dflax.local.subproblem import Subproblem
-from dflax.local.trades import trades
 from dflax.local.travel import travel
 
 __all__ = [

@@ -24,8 +24,8 @@ from dflax.matching.symmetries import (
     widths_of,
 )
 from dflax.matching.tracing import Follower, Traced
+from dflax.models.adapters.from_linen import skip_dropout, training_switches
 from dflax.models.apply import Model, as_apply
-from dflax.models.from_linen import skip_dropout, training_switches
 
 Forward = Callable[[Params, PyTree[Array]], PyTree[Array]]
 Activations = Callable[[Params, PyTree[Array]], dict[str, Float[Array, "S d"]]]

@@ -1,6 +1,6 @@
 """Models whose cost is right under a client axis, and what connects any library's models to dflax."""
 
-from dflax.models.adapter import Apply
+from dflax.models.adapters.adapter import Apply
 from dflax.models.apply import as_apply, variables, with_variables
 from dflax.models.averaged import AveragedStatistics
 from dflax.models.cnn import CNN

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Params
-from dflax.models.adapter import Apply, Training
-from dflax.models.from_linen import from_linen
+from dflax.models.adapters.adapter import Apply, Training
+from dflax.models.adapters.from_linen import from_linen
 
 # Of other libraries: callables, or tuples of functions or of a module and its state.
 Model = nn.Module | Callable[..., Any] | tuple[Any, ...]
@@ -95,19 +95,19 @@ def _of_library(model: Any, training: Training | None) -> Apply | None:
     if isinstance(model, nn.Module):
         return from_linen(model, training)
     if (nnx := sys.modules.get("flax.nnx")) and isinstance(model, nnx.Module):
-        from dflax.models.from_nnx import from_nnx
+        from dflax.models.adapters.from_nnx import from_nnx
 
         return from_nnx(model, training)
     if eqx := sys.modules.get("equinox"):
         module, state = model if isinstance(model, tuple) and len(model) == 2 else (model, None)
         if isinstance(module, eqx.Module) and isinstance(state, eqx.nn.State | None):
-            from dflax.models.from_equinox import from_equinox
+            from dflax.models.adapters.from_equinox import from_equinox
 
             return from_equinox(module, state, training)
     if (hk := sys.modules.get("haiku")) and isinstance(
         model, hk.Transformed | hk.TransformedWithState
     ):
-        from dflax.models.from_haiku import from_haiku
+        from dflax.models.adapters.from_haiku import from_haiku
 
         return from_haiku(model, training)
     return None

@@ -1,16 +1,14 @@
 """Algorithms with a server."""
 
-from dflax.server import anchors
 from dflax.server.adaptive import fedadagrad, fedadam, fedyogi
-from dflax.server.bvr_l_sgd import bvr_l_sgd
-from dflax.server.consensus_admm import consensus_admm
-from dflax.server.dual_free_admm import dual_free_admm
+from dflax.server.admm.consensus_admm import consensus_admm
+from dflax.server.admm.dual_free_admm import dual_free_admm
+from dflax.server.admm.fedadmm import fedadmm
+from dflax.server.admm.rerce_fed import rerce_fed
+from dflax.server.admm.rerce_fed_continual import rerce_fed_continual
 from dflax.server.fal import Attacked, fal
-from dflax.server.fedadmm import fedadmm
-from dflax.server.fedamd import fedamd
 from dflax.server.fedavg import fedavg
 from dflax.server.fednova import fednova
-from dflax.server.fedpage import fedpage
 from dflax.server.fedprox import fedprox
 from dflax.server.fedsam import fedsam
 from dflax.server.fedsmoo import fedsmoo
@@ -18,6 +16,10 @@ from dflax.server.fedspeed import feddyn, fedspeed
 from dflax.server.framework.averaging import descent, local_change
 from dflax.server.framework.protocol import Arrived, Clients, Heard, Received, Report, Server
 from dflax.server.framework.with_server import with_server
+from dflax.server.large_batches import anchors
+from dflax.server.large_batches.bvr_l_sgd import bvr_l_sgd
+from dflax.server.large_batches.fedamd import fedamd
+from dflax.server.large_batches.fedpage import fedpage
 from dflax.server.mimelite import Base, fixed_adam, fixed_momentum, mimelite
 from dflax.server.momentum import (
     fedavg_m_vr,
@@ -32,8 +34,6 @@ from dflax.server.partial_averaging import (
     own_models,
     partial_averaging,
 )
-from dflax.server.rerce_fed import rerce_fed
-from dflax.server.rerce_fed_continual import rerce_fed_continual
 from dflax.server.scaffold import fedgamma, scaffold
 
 __all__ = [

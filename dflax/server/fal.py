@@ -10,8 +10,8 @@ from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Algorithm, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
-from dflax.local.adversarial import adversarial
-from dflax.local.attack import Attack
+from dflax.local.adversarial_training.adversarial import adversarial
+from dflax.local.adversarial_training.attack import Attack
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.solver import Optimizer
 from dflax.population import Assignment

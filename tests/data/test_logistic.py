@@ -5,7 +5,7 @@ import pytest
 import scipy.optimize
 
 from dflax import data
-from dflax.data.logistic import Linear, _exp_minus_line
+from dflax.data.problems.logistic import Linear, _exp_minus_line
 
 KEY = jax.random.key(0)
 TASK = data.logistic(KEY, clients=4, dimension=5, samples=30, classes=3, l2=0.01)

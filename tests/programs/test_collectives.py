@@ -18,7 +18,7 @@ import dflax as dx
 from benchmarks.collectives import refuse_excess, rows, rows_that_leave
 from dflax import profile, topology
 from dflax.aggregation.rows.coordinates import gram, map_coordinates
-from dflax.gossip.rolls import are_blocks, roll_flat
+from dflax.gossip.products.rolls import are_blocks, roll_flat
 
 DEVICES = 8
 WIDTH = 256

@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
+from dflax.decentralized.framework.rows import read, starts, write
 from dflax.events.law import require_drawn_by
 from dflax.events.node_events import NodeEvent
 from dflax.events.stream import Stream
-from dflax.gossip.rows import read, starts, write
 from dflax.local.conditioning import verify_conditioning
 from dflax.local.conjugate import Conjugate
 from dflax.topology.gossip_rates import GossipRates, given_rates

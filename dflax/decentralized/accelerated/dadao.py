@@ -11,10 +11,10 @@ from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.clients import against
 from dflax.decentralized.accelerated.flow import Real, apply_flow, momenta, propagator
+from dflax.decentralized.framework.rows import put, read, starts, write
 from dflax.events.law import require_drawn_by
 from dflax.events.node_events import NodeEvent
 from dflax.events.stream import Groups
-from dflax.gossip.rows import put, read, starts, write
 from dflax.local.conditioning import verify_conditioning
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.topology.gossip_rates import GossipRates

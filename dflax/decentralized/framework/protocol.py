@@ -13,8 +13,8 @@ from dflax.channel.channel import Channel
 from dflax.clients import gather, map_cohort, mean_metrics, replicate, scatter, select
 from dflax.data.dataset import Dataset
 from dflax.decentralized.framework.exchange import Exchange, Message, Size, exchange, taking_part
+from dflax.decentralized.framework.rows import starts
 from dflax.gossip.mixer import Mixer, deal, require_mixer, reunited
-from dflax.gossip.rows import starts
 from dflax.metrics import disjoint
 from dflax.models.averaged import warn_of_averaging
 from dflax.population import Assignment, Round

@@ -11,6 +11,7 @@ from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import FederatedState, Metrics, Params
 from dflax.channel.channel import Channel, Sending, sent_through
 from dflax.clients import gather, replicate
+from dflax.decentralized.framework.rows import put
 from dflax.decentralized.modest.hash_sampling import Probe, probe_in_order
 from dflax.decentralized.modest.holders import (
     Holders,
@@ -23,7 +24,6 @@ from dflax.decentralized.modest.traffic import traffic
 from dflax.decentralized.modest.transfer_times import Network
 from dflax.decentralized.modest.view_exchange import descend
 from dflax.decentralized.modest.views import Views, candidates, equal_views, row
-from dflax.gossip.rows import put
 from dflax.population import Round
 
 FOREVER = 1 << 30

@@ -11,10 +11,10 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import against
 from dflax.data.dataset import Dataset
-from dflax.gossip.by_rule import Topology, by_rule
-from dflax.gossip.calibration import Examples, examples_of
 from dflax.gossip.mixer import Known, Mixer
-from dflax.gossip.rules import Neighbourhood, NeighbourRule
+from dflax.gossip.rules.by_rule import Topology, by_rule
+from dflax.gossip.rules.calibration import Examples, examples_of
+from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule
 from dflax.matching.matching import Matching, fixed_units
 from dflax.matching.symmetries import permute, widths_of
 from dflax.topology import Graph, MixingMatrix

@@ -10,9 +10,9 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import gather, map_clients, mean_metrics, select
 from dflax.data.dataset import Dataset
-from dflax.gossip.calibration import draw_calibration
-from dflax.gossip.linear import as_mask, require_models
 from dflax.gossip.mixer import Mixer, MixerState, Mixing, Models, mix, require_mixer
+from dflax.gossip.products.linear import as_mask, require_models
+from dflax.gossip.rules.calibration import draw_calibration
 from dflax.gossip.whole_models.aligned import (
     UNITS_MATCHED,
     check_matching,

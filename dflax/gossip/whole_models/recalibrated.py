@@ -8,8 +8,6 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import map_clients, select
 from dflax.data.dataset import Dataset
-from dflax.gossip.calibration import draw_calibration, examples_of
-from dflax.gossip.linear import as_mask, require_models
 from dflax.gossip.mixer import (
     PLAIN_AND_AFRESH,
     Mixer,
@@ -20,6 +18,8 @@ from dflax.gossip.mixer import (
     mix,
     require_mixer,
 )
+from dflax.gossip.products.linear import as_mask, require_models
+from dflax.gossip.rules.calibration import draw_calibration, examples_of
 from dflax.models.apply import Model, as_module
 from dflax.models.averaged import holds_statistics
 from dflax.models.statistics import recalibrate_on

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Params
-from dflax.models.adapter import (
+from dflax.models.adapters.adapter import (
     Apply,
     Training,
     as_kept,

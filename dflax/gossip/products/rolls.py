@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from dflax.clients import CLIENTS, against, client_devices
-from dflax.gossip.linear import Rows
-from dflax.gossip.products import count_sent
+from dflax.gossip.products.linear import Rows
+from dflax.gossip.products.stored import count_sent
 from dflax.programs.exchanges import sends, size
 from dflax.topology import Graph
 

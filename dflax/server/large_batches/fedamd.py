@@ -21,10 +21,10 @@ from dflax.local.solver import Optimizer, solver
 from dflax.local.subproblem import Subproblem
 from dflax.models.averaged import require_weights_alone
 from dflax.population import Assignment, Round
-from dflax.server.anchors import Anchors
 from dflax.server.framework.protocol import Arrived, Received, Report, Server
 from dflax.server.framework.rates import Rate, check_rate, rate_at
 from dflax.server.framework.with_server import with_server
+from dflax.server.large_batches.anchors import Anchors
 
 
 class Direction(NamedTuple):
@@ -97,7 +97,7 @@ def fedamd(
       loss: `(params, batch, key) -> (loss, metrics)` that respects `batch.mask`, or an `Oracle`.
       optimizer: of the miners, an optax optimiser, fresh in every round; or a function of the round's
         number that returns one.
-      anchors: `dflax.server.anchors.constant(p)`, `periodic(tau)` or `decaying()`.
+      anchors: `dflax.server.large_batches.anchors.constant(p)`, `periodic(tau)` or `decaying()`.
       server_rate: > 0; traceable; or a function of the round's number that returns one.
       examples: of an anchor's large batch, each at most once; None: all that the client owns.
       batch_size: an anchor's examples at a time, >= 1.
@@ -129,7 +129,7 @@ def fedamd(
     oracle = gradient(loss)
     solve = solver(recursive(oracle), optimizer)
     validation.instance(
-        "anchors", anchors, Anchors, "For example dflax.server.anchors.constant(0.5)."
+        "anchors", anchors, Anchors, "For example dflax.server.large_batches.anchors.constant(0.5)."
     )
     check_rate("server_rate", server_rate, low=0.0, low_open=True)
     if examples is not None:

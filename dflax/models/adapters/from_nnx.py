@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
 from dflax.algorithm import Params
-from dflax.models.adapter import (
+from dflax.models.adapters.adapter import (
     Apply,
     Training,
     carry,

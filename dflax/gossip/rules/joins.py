@@ -11,7 +11,7 @@ from dflax import returned, validation
 from dflax.algorithm import Metrics
 from dflax.clients import select
 from dflax.gossip.mixer import Known
-from dflax.gossip.rules import Neighbourhood, NeighbourRule, nothing_to_remember
+from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule, nothing_to_remember
 
 Merge = Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]]
 

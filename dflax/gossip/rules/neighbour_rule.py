@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from dflax import returned, validation
 from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Metrics, Params
-from dflax.gossip.calibration import Calibration, Examples
 from dflax.gossip.mixer import Known
+from dflax.gossip.rules.calibration import Calibration, Examples
 
 
 class Neighbourhood(NamedTuple):

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Key
 from dflax import validation
 from dflax.algorithm import Metrics
 from dflax.data.dataset import AnyArray, Batch, Dataset, Split
-from dflax.data.newton import softmax_optimum
 from dflax.data.partition import Partition
-from dflax.data.synthetic import equal_clients, masked_mean, seeded
+from dflax.data.problems.newton import softmax_optimum
+from dflax.data.problems.synthetic import equal_clients, masked_mean, seeded
 
 SERIES_BELOW = 0.05
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dflax.clients import CLIENTS, against, client_devices, everywhere, platform
-from dflax.gossip.linear import Rows
+from dflax.gossip.products.linear import Rows
 from dflax.programs.exchanges import gathered_by, sends, size
 
 # On a CPU, a gather of rows that do not fit the cache runs several times faster in chunks of about

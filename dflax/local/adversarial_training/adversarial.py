@@ -8,7 +8,7 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import against
 from dflax.data.dataset import Batch
-from dflax.local.attack import Attack, distances
+from dflax.local.adversarial_training.attack import Attack, distances
 from dflax.local.oracle import Loss, Oracle, gradient
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Batch
-from dflax.local.attack import distances, projected_gradient
+from dflax.local.adversarial_training.attack import distances, projected_gradient
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.models.apply import Model, as_apply
 

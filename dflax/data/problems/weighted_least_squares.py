@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from dflax import validation
 from dflax.data.dataset import AnyArray, Dataset
 from dflax.data.partition import Partition, from_indices
-from dflax.data.synthetic import seeded
+from dflax.data.problems.synthetic import seeded
 
 
 class WeightedLeastSquares(NamedTuple):

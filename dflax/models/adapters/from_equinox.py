@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from dflax.algorithm import Params
-from dflax.models.adapter import (
+from dflax.models.adapters.adapter import (
     Apply,
     Training,
     as_kept,

@@ -12,13 +12,13 @@ from dflax import returned, validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import against, map_clients, mean_metrics, select
 from dflax.data.dataset import Dataset
-from dflax.gossip.calibration import Calibration, draw_calibration
 from dflax.gossip.choose import as_matrix
-from dflax.gossip.heard import Heard, heard
-from dflax.gossip.linear import as_mask, require_models, require_topology_sums
 from dflax.gossip.mixer import Mixer, Mixing, Models, PerClient
-from dflax.gossip.products import count_sent
-from dflax.gossip.rules import Neighbourhood, NeighbourRule
+from dflax.gossip.products.linear import as_mask, require_models, require_topology_sums
+from dflax.gossip.products.stored import count_sent
+from dflax.gossip.rules.calibration import Calibration, draw_calibration
+from dflax.gossip.rules.heard import Heard, heard
+from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule
 from dflax.topology import Graph, MixingMatrix, Schedule, Slots
 
 Topology = Graph | MixingMatrix | Schedule | Float[np.ndarray, "n n"]

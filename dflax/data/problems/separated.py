@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from dflax import validation
 from dflax.data.dataset import Dataset, Split
 from dflax.data.partition import Partition
-from dflax.data.synthetic import equal_clients, seeded
+from dflax.data.problems.synthetic import equal_clients, seeded
 
 # Points tried in a row without finding room for one more.
 TRIES = 10_000

@@ -1,0 +1,1 @@
+"""Products of a mixing matrix and all clients' rows, and what linear mixers share."""

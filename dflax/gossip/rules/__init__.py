@@ -1,0 +1,1 @@
+"""Neighbour rules, and the mixer that they make of a topology."""

@@ -1,0 +1,1 @@
+"""Attacks on a model's inputs, and training against them."""

@@ -1,0 +1,1 @@
+"""Models of other libraries as functions of parameters and inputs."""

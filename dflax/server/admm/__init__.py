@@ -1,0 +1,1 @@
+"""Methods of multipliers with a server."""
