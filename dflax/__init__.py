@@ -16,6 +16,7 @@ from dflax import (
     models,
     participation,
     recipes,
+    robots,
     server,
     topology,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "profile",
     "recipes",
     "replicate",
+    "robots",
     "rollout",
     "run",
     "scatter",

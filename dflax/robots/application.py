@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from dflax import validation
+
 NOBODY = -1
 
 
@@ -97,5 +99,18 @@ class Application(NamedTuple):
 
 
 def origins(suspicious: Bool[Array, " n"]) -> Int[Array, " n"]:
-    """Whom to accuse where the origin of each suspicious claim is to blame."""
+    """Whom to accuse where the origin of each suspicious claim is to blame.
+
+    Args:
+      suspicious: `[n]` booleans, of the claim of each origin.
+
+    Returns:
+      `[n]` int32: the origin's number, -1 where the claim is not suspicious.
+
+    Raises:
+      TypeError, ValueError: no such array.
+    """
+    suspicious = jnp.asarray(
+        validation.array("suspicious", suspicious, kind="boolean", shape=("n",))
+    )
     return jnp.where(suspicious, jnp.arange(suspicious.shape[0], dtype=jnp.int32), NOBODY)

@@ -87,9 +87,8 @@ def time_synchronisation(
         return origins(knows[robot.number] & (claims.value[:, 0] >= robot.tick))
 
     def estimate(robot: Robot, claims: Claims) -> tuple[Clock, Estimate]:
-        others = claims.there & (jnp.arange(claims.there.shape[0]) != robot.number)
         latest = jnp.max(jnp.where(claims.there, claims.value[:, 0], -jnp.inf))
-        hears = jnp.any(claims.new & others) & ~knows[robot.number]
+        hears = jnp.any(claims.new) & ~knows[robot.number]
         time = jnp.where(hears, latest, robot.memory.time)
         return robot.memory._replace(time=time), Estimate(time[None], jnp.ones((), bool))
 

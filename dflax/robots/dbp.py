@@ -23,6 +23,7 @@ from dflax.robots.swarm import (
     require_parts,
     sensed,
     started,
+    statement_shape,
 )
 
 # A stamp older than every tick.
@@ -96,8 +97,8 @@ def dbp(
     newest claim of each origin, its own even where it blocks itself. Accusations of one robot are heard
     in the order in which it made them, which is all that a count for each robot need remember.
 
-    Whom the round leaves out has its radio off in that tick. State and work are O(n^2) a robot pair,
-    and nothing is O(n^3) in memory.
+    Whom the round leaves out has its radio off in that tick. The state is O(n^2) for
+    all robots together.
 
     Args:
       application: what the swarm works at, for example `target_tracking`.
@@ -135,10 +136,10 @@ def dbp(
 
     def init(key: Key[Array, ""], params: Float[Array, "n 2"]) -> FederatedState:
         bodies = started(application, motion, key, params, robots)
-        one = jax.eval_shape(lambda bodies: _first_statement(application, bodies), bodies)
+        one = statement_shape(application, bodies)
         pairs = (robots, robots)
         ledger = Ledger(
-            said=jnp.zeros((robots, window, *one.value.shape), one.value.dtype),
+            said=jnp.zeros((robots, window, *one.shape), one.dtype),
             heard=jnp.full(pairs, LONG_AGO, jnp.int32),
             held=jnp.full(pairs, LONG_AGO, jnp.int32),
             came=jnp.full(pairs, LONG_AGO, jnp.int32),
@@ -168,12 +169,6 @@ def dbp(
         return FederatedState(tick + 1, (), Swarm(bodies, ledger)), metrics
 
     return Algorithm(init, step)
-
-
-def _first_statement(application: Application, bodies: Bodies) -> Any:
-    first = jax.tree.map(lambda leaf: leaf[0], bodies)
-    robot = Robot(jnp.int32(0), first.position, jnp.int32(0), first.memory, jax.random.key(0))
-    return application.observe(robot)[1]
 
 
 def _passed_on(

@@ -110,6 +110,7 @@ def matched(neighbours: UInt32[Array, "W V"], start: Int[Array, " V"]) -> Int[Ar
     return search.mate
 
 
+@jax.jit
 def _level(neighbours: UInt32[Array, "W V"], search: _Search) -> _Search:
     """One more level of the tree, and what follows from it."""
     everyone = jnp.arange(search.mate.shape[0], dtype=jnp.int32)

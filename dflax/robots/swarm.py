@@ -149,6 +149,17 @@ def started(
     return Bodies(position, heading, memory, estimate.value, estimate.valid)
 
 
+def statement_shape(application: Application, bodies: Bodies) -> jax.ShapeDtypeStruct:
+    """Shape and type of what a robot claims."""
+
+    def first(bodies: Bodies) -> Array:
+        position, memory = bodies.position[0], jax.tree.map(lambda leaf: leaf[0], bodies.memory)
+        robot = Robot(jnp.int32(0), position, jnp.int32(0), memory, jax.random.key(0))
+        return application.observe(robot)[1].value
+
+    return jax.eval_shape(first, bodies)
+
+
 def sensed(
     application: Application,
     liars: Byzantine,
