@@ -30,6 +30,7 @@ NAMES = (
     "startup",
     "events",
     "compression",
+    "robots",
 )
 RESULTS = pathlib.Path("results")
 

@@ -35,7 +35,7 @@ def time_synchronisation(
 ) -> Application:
     """Anchors claim the time; on a new claim others set their clocks to the greatest claim they keep.
 
-        clock <- clock + rate + U(-jitter, jitter)        rate = 1 + U(-drift, drift), start U(-offset, offset)
+        clock <- clock + rate + U(-jitter, jitter),    rate = 1 + U(-drift, drift)
 
     An anchor suspects a claim that is not before its own time: an honest one is late by at least the
     tick that a hop takes. Claims are not aged, so that an honest clock is late by as many ticks as the

@@ -161,9 +161,7 @@ def dbp(
         )
         ledger = _blocked(ledger, told)
         memory, estimate = _estimates(ledger, application, now, tick, window)
-        bodies = now.bodies._replace(
-            memory=memory, estimate=estimate.value, valid=estimate.valid
-        )
+        bodies = now.bodies._replace(memory=memory, estimate=estimate.value, valid=estimate.valid)
         metrics = measured(application, liars, bodies, tick) | _protocol(ledger, liars)
         metrics["claims"] = new[np.flatnonzero(~liars.members)].sum()
         return FederatedState(tick + 1, (), Swarm(bodies, ledger)), metrics
@@ -174,7 +172,7 @@ def dbp(
 def _passed_on(
     ledger: Ledger, liars: Byzantine, tick: Int[Array, ""], window: int, cap: int | None
 ) -> tuple[Int[Array, "n n"], Ledger]:
-    """Ticks, before now, of the claims that each robot's neighbours hear of it; who is blocked is not."""
+    """The ages, negative, of the claims that each robot passes on: not those of whom it blocks."""
     robots = ledger.heard.shape[0]
     numbers = jnp.arange(robots, dtype=jnp.int32)
     forwards = jnp.asarray(~liars.members | liars.forwards)

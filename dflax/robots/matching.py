@@ -119,7 +119,9 @@ def _level(neighbours: UInt32[Array, "W V"], search: _Search) -> _Search:
     reached = nearest >= 0
     found = reached & ~(search.even | search.odd | search.frozen) & ~search.done
     # Of two partners that are both found the first becomes odd, and so the second even.
-    found = found & ~(found[jnp.maximum(search.mate, 0)] & (search.mate >= 0) & (search.mate < everyone))
+    found = found & ~(
+        found[jnp.maximum(search.mate, 0)] & (search.mate >= 0) & (search.mate < everyone)
+    )
     grows = jnp.any(found)
     free = found & (search.mate < 0)
     # Where a free vertex is found, the tree ends; what else grew is forgotten.
@@ -152,9 +154,7 @@ def _level(neighbours: UInt32[Array, "W V"], search: _Search) -> _Search:
 
 def _rooted(neighbours: UInt32[Array, "W V"], search: _Search) -> _Search:
     """Between two trees, the next root: the first free vertex with a neighbour that is not frozen."""
-    hopeful = (
-        (search.mate < 0) & ~search.frozen & (_first_among(neighbours, ~search.frozen) >= 0)
-    )
+    hopeful = (search.mate < 0) & ~search.frozen & (_first_among(neighbours, ~search.frozen) >= 0)
     between = search.root < 0
     root = jnp.where(between, jnp.argmax(hopeful).astype(jnp.int32), search.root)
     starts = between & jnp.any(hopeful)
@@ -166,9 +166,7 @@ def _rooted(neighbours: UInt32[Array, "W V"], search: _Search) -> _Search:
     )
 
 
-def _first_among(
-    neighbours: UInt32[Array, "W V"], members: Bool[Array, " V"]
-) -> Int[Array, " V"]:
+def _first_among(neighbours: UInt32[Array, "W V"], members: Bool[Array, " V"]) -> Int[Array, " V"]:
     """Each vertex's first neighbour among the members, -1 where it has none."""
     words = neighbours & packed(members)[:, None]
     lowest = jax.lax.population_count((words & -words) - 1).astype(jnp.int32)

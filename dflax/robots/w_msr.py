@@ -9,7 +9,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics
 from dflax.clients import map_clients
-from dflax.gossip.rules.w_msr import near
 from dflax.population import Round
 from dflax.robots.application import Application, Claims, Robot, Statement
 from dflax.robots.motion import Motion
@@ -105,16 +104,19 @@ def w_msr(
         ) -> tuple[Any, Array, Array, Array]:
             there = links & spoke
             old = jax.vmap(application.aged, (0, None))(said, jnp.int32(1))
-            kept = near(statement.value, old, there, tolerated)
-            # Beside nothing of one's own all values are below infinity, and above its negative.
-            everything = jnp.full_like(statement.value, jnp.inf)
-            lower, upper = (near(end, old, there, tolerated) for end in (everything, -everything))
-            kept = jnp.where(statement.made, kept, lower & upper)
-            total = jnp.where(kept, old, 0).sum(0) + jnp.where(
-                statement.made, statement.value, 0
-            )
+            heard = there.sum()
+            above = (there[:, None] & (old > statement.value)).sum(0)
+            below = (there[:, None] & (old < statement.value)).sum(0)
+            low = jnp.where(statement.made, jnp.minimum(tolerated, below), tolerated)
+            high = jnp.where(statement.made, jnp.minimum(tolerated, above), tolerated)
+            # Who is left out lies at the ends of the order.
+            place = jnp.arange(robots)[:, None]
+            kept = (place >= low) & (place < heard - high)
+            rising = jnp.sort(jnp.where(there[:, None], old, jnp.inf), axis=0)
+            own_value = jnp.where(statement.made, statement.value, 0)
+            total = jnp.where(kept, rising, 0).sum(0) + own_value
             count = kept.sum(0) + statement.made
-            enough = statement.made | (there.sum() > 2 * tolerated)
+            enough = statement.made | (heard > 2 * tolerated)
             me = (jnp.arange(robots) == robot.number) & enough
             value = jnp.broadcast_to(total / jnp.maximum(count, 1), said.shape)
             nothing = jnp.zeros(robots, jnp.int32)

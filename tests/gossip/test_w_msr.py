@@ -17,7 +17,9 @@ def mixed(topology, f, tree, active=None):
         mixer = gossip.by_rule(topology, gossip.w_msr(f), weights=None)
         return mixer.apply(tree, mixer.init(tree), Mixing(KEY, jnp.int32(0), active))
 
-    after, _, metrics = jax.jit(once, static_argnums=0 if isinstance(f, int) else ())(f, tree, active)
+    after, _, metrics = jax.jit(once, static_argnums=0 if isinstance(f, int) else ())(
+        f, tree, active
+    )
     return after, metrics
 
 
@@ -54,9 +56,13 @@ def test_against_numpy_with_absent_neighbours_ties_and_what_is_no_number(f):
             own = values[i, c]
             if not np.isfinite(own):
                 continue
-            above = sorted((j for j in heard if not values[j, c] <= own), key=lambda j: (
-                -np.nan_to_num(values[j, c], nan=np.inf, posinf=np.inf), j))
-            below = sorted((j for j in heard if values[j, c] < own), key=lambda j: (values[j, c], j))
+            above = sorted(
+                (j for j in heard if not values[j, c] <= own),
+                key=lambda j: (-np.nan_to_num(values[j, c], nan=np.inf, posinf=np.inf), -j),
+            )
+            below = sorted(
+                (j for j in heard if values[j, c] < own), key=lambda j: (values[j, c], j)
+            )
             kept = [j for j in heard if j not in above[:f] + below[:f]]
             total = whole + weights[i, kept].sum()
             expected = (whole * own + weights[i, kept] @ values[kept, c]) / total

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -216,7 +217,7 @@ def largest(jaxpr):
     sizes = [0]
     for equation in jaxpr.eqns:
         sizes += [v.aval.size for v in equation.outvars if hasattr(v.aval, "size")]
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             sizes.append(largest(inner))
     return max(sizes)
 

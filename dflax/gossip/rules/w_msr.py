@@ -11,7 +11,7 @@ from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule, stat
 
 
 def w_msr(f: int | Int[Array, ""]) -> NeighbourRule:
-    """Weighted mean-subsequence-reduced: robust consensus by leaving out what lies farthest, coordinate-wise.
+    """Weighted mean-subsequence-reduced: a mean without what lies farthest from oneself.
 
         x_i <- (w_ii x_i + sum_{j in R} w_ij x_j) / (w_ii + sum_{j in R} w_ij)
 
@@ -58,9 +58,7 @@ def w_msr(f: int | Int[Array, ""]) -> NeighbourRule:
             return (mine.astype(wide) + change).astype(mine.dtype), kept.sum()
 
         leaves, structure = jax.tree.flatten(own)
-        found = [
-            reduced(a, b) for a, b in zip(leaves, jax.tree.leaves(others), strict=True)
-        ]
+        found = [reduced(a, b) for a, b in zip(leaves, jax.tree.leaves(others), strict=True)]
         size = sum(leaf.size for leaf in leaves)
         count = jnp.maximum(heard.sum() * size, 1).astype(jnp.float32)
         kept = sum(number for _, number in found) / count
@@ -76,11 +74,11 @@ def near(
     there: Bool[Array, " k"],
     f: int | Int[Array, ""],
 ) -> Bool[Array, "k ..."]:
-    """Which of the others stay, entry by entry: neither among the f largest above own nor the f smallest below.
+    """Which of the others stay: not the f largest above own, not the f smallest below, entry by entry.
 
     Args:
       own: `[...]`.
-      others: `[k, ...]`; NaN counts as the largest.
+      others: `[k, ...]`; NaN counts as the largest. Of equal ones the last is the largest.
       there: `[k]`, which of them count.
       f: how many are left out on each side.
 
@@ -88,14 +86,11 @@ def near(
       `[k, ...]` booleans, False where `there` is.
     """
     counts = against(there, others)
-    others = jnp.where(jnp.isnan(others), jnp.inf, others)
-    falling = _places(jnp.where(counts, others, -jnp.inf), descending=True)
-    rising = _places(jnp.where(counts, others, jnp.inf), descending=False)
-    above, below = others > own, others < own
+    # What is absent is sorted behind all that is there, the infinite too.
+    most = jnp.finfo(others.dtype).max
+    given = jnp.clip(jnp.where(jnp.isnan(others), most, others), -most, most)
+    order = jnp.argsort(jnp.where(counts, given, jnp.inf), axis=0)
+    rising = jnp.argsort(order, axis=0)
+    falling = there.sum() - 1 - rising
+    above, below = given > own, given < own
     return counts & ~(above & (falling < f)) & ~(below & (rising < f))
-
-
-def _places(values: Float[Array, "k ..."], *, descending: bool) -> Int[Array, "k ..."]:
-    """The place of each in the order along the leading axis; of equal ones the first comes first."""
-    order = jnp.argsort(values, axis=0, descending=descending, stable=True)
-    return jnp.argsort(order, axis=0)

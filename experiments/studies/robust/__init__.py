@@ -1,0 +1,1 @@
+"""Studies of what liars can do, and of what stands against them."""
