@@ -1,5 +1,7 @@
 """Boxes that must hold the truth, and what is left of several of them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -22,7 +24,7 @@ def intersection(
     high = jnp.where(there[:, None], high, jnp.inf)
     least, most = low.max(0), high.min(0)
 
-    def one_more(turn: tuple[Array, ...]) -> tuple[Array, ...]:
+    def one_more(turn: tuple[Any, Array, Array]) -> tuple[Any, Array, Array]:
         at, least, most = turn
         narrow, wide = jnp.maximum(least, low[at]), jnp.minimum(most, high[at])
         fits = jnp.all(narrow <= wide)

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.robots.application import Application, Claims, Estimate, Robot, Statement, origins
 
 
@@ -24,7 +24,7 @@ class Clock(NamedTuple):
 
 
 def time_synchronisation(
-    anchors: Bool[np.ndarray, " n"],
+    anchors: Bool[AnyArray, " n"],
     *,
     period: int = 100,
     lying_period: int = 400,

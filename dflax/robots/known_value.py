@@ -3,15 +3,15 @@
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.robots.application import Application, Claims, Estimate, Robot, Statement, origins
 
 
 def known_value(
-    observers: Bool[np.ndarray, " n"],
+    observers: Bool[AnyArray, " n"],
     *,
     value: float | Float[Array, ""],
     lie: float | Float[Array, ""],

@@ -4,16 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.robots.application import Application, Claims, Estimate, Robot, Statement, origins
 from dflax.robots.boxes import centre, intersection
 
 
 def localisation(
-    anchors: Bool[np.ndarray, " n"],
+    anchors: Bool[AnyArray, " n"],
     *,
     radio: float | Float[Array, ""] = 4.0,
     robot_speed: float | Float[Array, ""] = 0.05,

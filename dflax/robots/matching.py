@@ -103,9 +103,15 @@ def matched(neighbours: UInt32[Array, "W V"], start: Int[Array, " V"]) -> Int[Ar
     mate = jnp.where((start >= 0) & (edge == 1) & mutual, start, NOBODY)
     nothing = jnp.zeros(vertices, bool)
     search = _Search(
-        mate, jnp.zeros_like(mate), everyone, nothing, nothing, nothing, jnp.int32(NOBODY), False
+        mate=mate,
+        parent=jnp.zeros_like(mate),
+        base=everyone,
+        even=nothing,
+        odd=nothing,
+        frozen=nothing,
+        root=jnp.int32(NOBODY),
+        done=jnp.zeros((), bool),
     )
-    search = search._replace(done=jnp.zeros((), bool))
     search = jax.lax.while_loop(lambda s: ~s.done, lambda s: _level(neighbours, s), search)
     return search.mate
 
@@ -250,7 +256,7 @@ def _round(
 ) -> tuple[Bool[Array, " V"], Int[Array, " V"]]:
     """Marks the blossoms between a vertex and the base, and lets the way lead round by the child."""
 
-    def climb(at: tuple[Array, ...]) -> tuple[Array, ...]:
+    def climb(at: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         members, parent, vertex, child = at
         mate = search.mate[vertex]
         members = members.at[search.base[vertex]].set(True).at[search.base[mate]].set(True)

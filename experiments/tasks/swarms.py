@@ -49,7 +49,7 @@ def scene(honest: int, lying: int, side: float, seed: int) -> Scene:
 
 
 def observers(honest: int, lying: int, count: int, seed: int) -> Bool[np.ndarray, " n"]:
-    """Which robots know the truth: so many of the cooperative ones, those of fewer among those of more."""
+    """Which robots know the truth: so many cooperative ones, the first of an order of the seed."""
     chosen = np.random.default_rng([seed, 1]).permutation(honest)[:count]
     return np.isin(np.arange(honest + lying), chosen)
 

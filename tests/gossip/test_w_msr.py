@@ -1,4 +1,4 @@
-"""W-MSR as a neighbour rule: by hand, against NumPy, and as plain averaging where nothing is left out."""
+"""W-MSR as a neighbour rule: by hand, against NumPy, and as plain averaging."""
 
 import jax
 import jax.numpy as jnp

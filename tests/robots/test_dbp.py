@@ -3,13 +3,13 @@
 import functools
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import dflax as dx
 from dflax import robots
+from dflax.programs import walk
 from dflax.robots.blocklists import NEVER
 
 KEY = jax.random.key(0)
@@ -151,7 +151,7 @@ def test_with_more_observers_than_liars_all_liars_are_blocked_and_the_number_is_
 @pytest.mark.parametrize("scene", [0, 1])
 def test_with_as_many_observers_as_liars_nobody_else_knows_anything(scene):
     """All observers are blocked with the liars: the estimate of the others is not 0 but not valid."""
-    state, metrics = known(scene, LYING)
+    _, metrics = known(scene, LYING)
     assert metrics["blocked_byzantine"][-1] == metrics["blocked_cooperative"][-1] == LYING
     np.testing.assert_allclose(metrics["valid"][-1], LYING / HONEST, rtol=1e-6)
     assert metrics["error"][-1] == 0
@@ -213,12 +213,11 @@ def test_no_array_of_a_cube_of_robots_is_made():
     assert largest(program.jaxpr) <= n**3 / 20
 
 
-def largest(jaxpr):
+def largest(program):
     sizes = [0]
-    for equation in jaxpr.eqns:
-        sizes += [v.aval.size for v in equation.outvars if hasattr(v.aval, "size")]
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            sizes.append(largest(inner))
+    for operation in program.eqns:
+        sizes += [getattr(made, "size", 0) for made in walk.results(operation)]
+        sizes += [largest(inner.program.jaxpr) for inner in walk.inner(operation)]
     return max(sizes)
 
 

@@ -298,6 +298,7 @@ def _errors_figure(blocked: dict[int, dict[str, np.ndarray]], errors: np.ndarray
 
 
 def _sizes_figure(config: Config, found: dict[str, np.ndarray]) -> Any:
+    top = 1 + max(rows.max() for rows in found.values())
     with figure(7.0, 3.4, ncols=2, sharey=True) as (drawn, axes):
         for panel, (law, rows) in zip(axes, found.items(), strict=True):
             for place, (label, style) in enumerate((("ticks", "o-"), ("diameter", "s--"))):
@@ -310,7 +311,7 @@ def _sizes_figure(config: Config, found: dict[str, np.ndarray]) -> Any:
                 xscale="log",
                 xlabel="robots",
                 title=f"fixed {law}",
-                ylim=(0, 1 + max(rows.max() for rows in found.values())),
+                ylim=(0, top),
             )
             panel.set_xticks(config.sizes, [f"{n}" for n in config.sizes])
             panel.minorticks_off()
