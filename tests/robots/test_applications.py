@@ -89,11 +89,12 @@ def test_what_trackers_doubt():
     value = [[5.2, 0], [5.3, 0], [9.4, 0], [9.6, 0], [0.45, 0], [0.55, 0], [0.1, 0]]
     age = [1, 1, 2, 2, 1, 1, 2]
     # Blind at the origin: D hops and the camera reach 4.25 D + 1; within 1 - 0.5 D it would see.
-    blind = application.accuse(one(), claims(value, age))
+    accuse = jax.jit(application.accuse)
+    blind = accuse(one(), claims(value, age))
     np.testing.assert_array_equal(blind, [-1, 1, -1, 3, 4, -1, -1])
     # It sees the target: no claim may be farther from it than 1 + 0.5 D.
     value = [[7.6, 0], [7.4, 0], [9.9, 0], [7.1, 0], [6.9, 0]]
-    seeing = application.accuse(one(position=(9.0, 0.0)), claims(value, [1, 1, 1, 2, 2]))
+    seeing = accuse(one(position=(9.0, 0.0)), claims(value, [1, 1, 1, 2, 2]))
     np.testing.assert_array_equal(seeing, [-1, 1, -1, -1, 4])
 
 
@@ -101,25 +102,28 @@ def test_what_anchors_doubt():
     clock = robots.time_synchronisation(np.array([True, False, False]))
     given = claims([[99.0], [100.0], [1100.0]], [1, 1, 1])
     memory = robots.Clock(jnp.float32(100), jnp.float32(1))
-    np.testing.assert_array_equal(clock.accuse(one(memory=memory), given), [-1, 1, 2])
-    np.testing.assert_array_equal(clock.accuse(one(1, memory=memory), given), -1)
-    _, estimate = clock.estimate(one(1, memory=memory), given)
+    accuse, estimate = jax.jit(clock.accuse), jax.jit(clock.estimate)
+    np.testing.assert_array_equal(accuse(one(memory=memory), given), [-1, 1, 2])
+    np.testing.assert_array_equal(accuse(one(1, memory=memory), given), -1)
+    _, estimate = estimate(one(1, memory=memory), given)
     assert estimate.value[0] == 1100
     place = robots.localisation(np.array([True, False, False]), radio=4.0, robot_speed=0.5)
     given = claims([[8.9, 0], [0, 9.1], [9.1, 0]], [2, 2, 4], [2, 2, 3])
-    np.testing.assert_array_equal(place.accuse(one(), given), [-1, 1, -1])
-    np.testing.assert_array_equal(place.accuse(one(1), given), -1)
+    accuse = jax.jit(place.accuse)
+    np.testing.assert_array_equal(accuse(one(), given), [-1, 1, -1])
+    np.testing.assert_array_equal(accuse(one(1), given), -1)
 
 
 def test_a_robot_lies_where_the_boxes_of_its_anchors_overlap():
     place = robots.localisation(np.zeros(3, bool), radio=4.0, robot_speed=0.5)
     given = claims([[0, 0], [6, 0], [500, 0]], [1, 3, 1], [1, 1, 1])
     # The robot itself is number 2, and its own claim does not count.
-    _, estimate = place.estimate(one(2), given)
+    find = jax.jit(place.estimate)
+    _, estimate = find(one(2), given)
     # x in [-4.5, 4.5] and [0.5, 11.5], y in [-4.5, 4.5].
     np.testing.assert_allclose(estimate.value, [2.5, 0.0])
     assert estimate.valid
-    _, estimate = place.estimate(one(2), given._replace(there=jnp.array([False, False, True])))
+    _, estimate = find(one(2), given._replace(there=jnp.array([False, False, True])))
     assert not estimate.valid
     np.testing.assert_array_equal(estimate.value, 0)
 
@@ -183,7 +187,7 @@ def test_robots_stay_in_the_box_keep_their_speed_and_apart():
     # Two robots that stand close are pushed apart, whatever way they would go.
     motion = robots.motion(0.3, side=100.0, repulsion=10.0)
     pair = np.array([[0.0, 0.0], [0.5, 0.0]], np.float32)
-    push = jax.vmap(functools.partial(moved, motion), (0, 0, 0, 0, None, 0))
+    push = jax.jit(jax.vmap(functools.partial(moved, motion), (0, 0, 0, 0, None, 0)))
     keys = jax.random.split(KEY, 2)
     apart, _ = push(pair, heading[:2], goal[:2], valid[:2], pair, keys)
     np.testing.assert_allclose(apart[:, 0], [-0.3, 0.8], atol=0.02)

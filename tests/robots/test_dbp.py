@@ -47,7 +47,7 @@ def test_a_claim_is_known_after_as_many_ticks_as_it_has_hops():
     np.testing.assert_array_equal(metrics["error"], 0)
 
 
-@pytest.mark.parametrize("forwards", [True, False])
+@pytest.mark.parametrize("forwards", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_silent_liars_cut_the_line_and_talking_ones_do_not(forwards):
     """The liar in the middle is accused when its first claim has come to the observer at the end."""
     middle = HOPS // 2

@@ -127,7 +127,7 @@ def accusations(rng, count):
     return places
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_the_order_in_which_accusations_come_does_not_matter(devices):
     """Each robot hears of the same accusations in an order of its own, some robots in the same one."""
     import dflax as dx
