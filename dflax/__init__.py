@@ -2,6 +2,7 @@
 
 from dflax import (
     aggregation,
+    asynchronous,
     attacks,
     channel,
     data,
@@ -59,6 +60,7 @@ __all__ = [
     "Sweep",
     "__version__",
     "aggregation",
+    "asynchronous",
     "attacks",
     "channel",
     "checkpoint",
