@@ -18,6 +18,7 @@ NAMES = (
     "resnet",
     "server",
     "decentralized",
+    "robust",
     "merging",
     "reductions",
     "mixing",

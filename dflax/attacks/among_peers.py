@@ -24,8 +24,8 @@ def harm_to_peers(
 
         harm(t) = |mean over honest i of rule_i(messages) - mean of the known|^2
 
-    Hostile ones send s + t d. Every peer hears all messages, with equal weights. All that a rule looks at are products of the
-    messages, s and s + d, which are made once; each t then costs tables of m^2 numbers.
+    Hostile ones send s + t d. Every peer hears all messages, with equal weights. All that a rule looks
+    at are products of the messages, s and s + d, made once; each t then costs tables of m^2 numbers.
 
     Args:
       shares: of the peers' rule, see `gossip.combining`.

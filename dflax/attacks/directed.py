@@ -204,7 +204,7 @@ def _harm_to_server(
     line: tuple[Messages, Messages],
     key: Key[Array, ""],
 ) -> Harm:
-    """How far the rule's result lies from the centre, squared, when the hostile send what is on a line."""
+    """How far the rule's result lies from the centre, squared, by the length sent."""
     fresh = aggregator.init(centre)
 
     def harm(length: Float[Array, ""]) -> Float[Array, ""]:

@@ -1,4 +1,4 @@
-"""Momentum as an average of gradients."""
+"""Momentum as an average of gradients, and rates that may be functions of the round."""
 
 from collections.abc import Callable
 
@@ -34,15 +34,12 @@ def polyak(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    if callable(rate):
-        validation.function("rate", rate, "It gets the round's number.", takes=1)
-    else:
-        validation.real("rate", rate, low=0.0, scalar=True)
+    require_rate("rate", rate)
     validation.real("beta", beta, low=0.0, high=1.0, high_open=True, scalar=True)
     validation.real("decay", decay, low=0.0, scalar=True)
 
     def optimizer(index: Int[Array, ""]) -> optax.GradientTransformation:
-        length = rate(jnp.asarray(index)) if callable(rate) else rate
+        length = rate_at(rate, index)
         return optax.chain(
             optax.add_decayed_weights(decay),
             optax.ema(beta, debias=False),
@@ -50,3 +47,16 @@ def polyak(
         )
 
     return optimizer
+
+
+def require_rate(name: str, rate: Rate) -> None:
+    """Refuse what is neither a number >= 0 nor a function of the round's number."""
+    if callable(rate):
+        validation.function(name, rate, "It gets the round's number.", takes=1)
+    else:
+        validation.real(name, rate, low=0.0, scalar=True)
+
+
+def rate_at(rate: Rate, index: Int[Array, ""]) -> float | Array:
+    """The rate of a round."""
+    return rate(jnp.asarray(index)) if callable(rate) else rate

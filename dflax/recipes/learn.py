@@ -3,20 +3,19 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
 
-from dflax import validation
 from dflax.algorithm import Algorithm
 from dflax.channel import Channel
 from dflax.clients import select
 from dflax.decentralized import Client, adapt_then_combine
 from dflax.gossip import Mixer
 from dflax.local import LargeBatch, Loss, Oracle, gradient, large_gradient
+from dflax.local.polyak import Rate, rate_at, require_rate
 from dflax.models.averaged import require_weights_alone
 
 
 def learn(
-    loss: Loss | Oracle, rate: float | Array, mixer: Mixer, channel: Channel | None = None
+    loss: Loss | Oracle, rate: Rate, mixer: Mixer, channel: Channel | None = None
 ) -> Algorithm:
     """LEARN: without momentum, on batches that grow by one example a step; it mixes twice in a step.
 
@@ -27,7 +26,7 @@ def learn(
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
-      rate: > 0, traceable.
+      rate: > 0, traceable; or a function of the step's number s.
       mixer: of gradients and of models, such as `gossip.by_rule(topology,
         gossip.aggregating(aggregation.trimmed_mean(f)))`.
       channel: what happens to both on the way.
@@ -44,7 +43,7 @@ def learn(
       El-Mhamdi et al., Collaborative Learning in the Jungle (Decentralized, Byzantine, Heterogeneous,
       Asynchronous and Nonconvex Learning), NeurIPS 2021, arXiv 2008.00742.
     """
-    validation.real("rate", rate, low=0.0, low_open=True, scalar=True)
+    require_rate("rate", rate)
     oracle = gradient(loss)
 
     def start(key, models):
@@ -52,20 +51,18 @@ def learn(
         return optax.tree.zeros_like(models)
 
     def work(assignment, own, data, index):
-        pieces = assignment.minibatches
-        batch = LargeBatch(pieces, jnp.minimum(index // 2 + 1, pieces.size))
-        given = own.params, batch, data, assignment.key
+        size = jnp.minimum(index // 2 + 1, assignment.minibatches.size)
+        given = own.params, LargeBatch(assignment.minibatches, size), data, assignment.key
         new = jax.lax.cond(
             index % 2 == 0, lambda: large_gradient(oracle, *given), lambda: own.memory
         )
         return Client(own.params, new), {}
 
     def message(before, after, index):
-        step = optax.tree.add_scale(after.params, -rate, after.memory)
+        step = optax.tree.add_scale(after.params, -rate_at(rate, index // 2), after.memory)
         return select(index % 2 == 0, after.memory, step)
 
     def hear(before, after, heard, index):
-        both = Client(after.params, heard), Client(heard, after.memory)
-        return select(index % 2 == 0, *both)
+        return select(index % 2 == 0, Client(after.params, heard), Client(heard, after.memory))
 
     return adapt_then_combine(work, mixer, start=start, message=message, hear=hear, channel=channel)
