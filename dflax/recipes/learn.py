@@ -53,9 +53,7 @@ def learn(
     def work(assignment, own, data, index):
         size = jnp.minimum(index // 2 + 1, assignment.minibatches.size)
         given = own.params, LargeBatch(assignment.minibatches, size), data, assignment.key
-        new = jax.lax.cond(
-            index % 2 == 0, lambda: large_gradient(oracle, *given), lambda: own.memory
-        )
+        new = jax.lax.cond(index % 2, lambda: own.memory, lambda: large_gradient(oracle, *given))
         return Client(own.params, new), {}
 
     def message(before, after, index):
