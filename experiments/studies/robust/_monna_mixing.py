@@ -69,7 +69,8 @@ def _trial(n: int, f: int, number: jax.Array, key: jax.Array) -> tuple[jax.Array
     clustered = jnp.where(jnp.arange(honest) < 2, 1.0, 0.01 * normal)
     shapes = (
         normal,
-        jax.random.t(shape, 2.0, (honest,)),
+        # Student's t of two degrees.
+        normal / jnp.sqrt(jax.random.exponential(lie, (honest,))),
         jax.random.uniform(shape, (honest,)),
         jax.random.bernoulli(shape, 0.5, (honest,)).astype(jnp.float32),
         jax.random.exponential(shape, (honest,)),
@@ -77,8 +78,11 @@ def _trial(n: int, f: int, number: jax.Array, key: jax.Array) -> tuple[jax.Array
     )
     x = jnp.stack(shapes)[number % len(shapes)]
     wide = 2 * x.std()
-    everyone, one = jax.random.uniform(lie, (honest,)), jax.random.uniform(lie)
-    liars = x.mean() + wide * (2 * jnp.where(jax.random.bernoulli(mode), everyone, one) - 1)
+    many = jax.random.uniform(lie, (honest,), minval=-1)
+    one = jax.random.uniform(mode, minval=-1)
+    # To all the same, to each another, or to each on its own side of the mean.
+    ways = jnp.stack([jnp.full(honest, one), many, jnp.abs(one) * jnp.sign(x - x.mean())])
+    liars = x.mean() + wide * ways[jax.random.randint(hear, (), 0, len(ways))]
     rule = gossip.nna(f)
 
     def mixed(peer: jax.Array, liar: jax.Array, key: jax.Array) -> jax.Array:
@@ -86,14 +90,8 @@ def _trial(n: int, f: int, number: jax.Array, key: jax.Array) -> tuple[jax.Array
         others = x[order + (order >= peer)]
         heard = jnp.concatenate([others, jnp.full(f, liar)])
         weights = jnp.full(heard.shape, 1 / (n - f))
-        here = gossip.Neighbourhood(
-            peer,
-            jnp.zeros(heard.shape, jnp.int32),
-            jnp.float32(1 / (n - f)),
-            key,
-            peer,
-            Calibration(None, None),
-        )
+        nobody, left = jnp.zeros(heard.shape, jnp.int32), jnp.float32(1 / (n - f))
+        here = gossip.Neighbourhood(peer, nobody, left, key, peer, Calibration(None, None))
         return rule.apply(x[peer], heard, weights, (), here)[0]
 
     after = jax.vmap(mixed)(jnp.arange(honest), liars, jax.random.split(hear, honest))

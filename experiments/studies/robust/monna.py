@@ -171,7 +171,7 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
 def _row(name: str, found: Found) -> dict[str, float]:
     ends = robust_peers.final(found)
     # From what is measured every tenth round on.
-    reached = [np.flatnonzero(lane >= 0.9) for lane in found.accuracy.mean(0)[None]][0]
+    reached = np.flatnonzero(found.accuracy.mean(0) >= 0.9)
     rounds = 10 * (reached[0] + 1) if len(reached) else np.nan
     gradients = rounds / 2 * (rounds / 2 + 1) / 2 if name == "LEARN" else BATCH * rounds
     return {
