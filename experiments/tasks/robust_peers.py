@@ -5,7 +5,7 @@ from a Dirichlet law and 119 images drawn by them with replacement, and 3 hostil
 11 others of 14, the hostile ones before all others. Rates 0.75, 0.375, 0.25, ... for 50 steps each.
 """
 
-import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,24 +28,25 @@ MEASURED = 10
 
 
 class Attack(NamedTuple):
-    """What hostile peers send: `mean * (honest mean) + deviations * (honest standard deviation)`.
+    """What hostile peers send: `mean * (honest mean) + deviations * (their deviation) + flipped * s`.
 
     Attributes:
       mean: 1 less the factor of an inner product; 1 of ALIE.
       deviations: z of ALIE.
-      honestly: whether they send their own half step instead, learnt on flipped labels.
+      flipped: how often s, a step along the honest peers' mean gradient on labels 9 - y, taken before
+        they step.
     """
 
     mean: float
     deviations: float = 0.0
-    honestly: bool = False
+    flipped: float = 0.0
 
 
 ATTACKS = {
     "sign flip": Attack(-1.0),
     "FoE": Attack(0.5),
     "ALIE": Attack(1.0, 1.5),
-    "label flip": Attack(0.0, 0.0, True),
+    "label flip": Attack(1.0, 0.0, 1.0),
 }
 
 
@@ -53,10 +54,10 @@ class Peers(NamedTuple):
     """Peers of several seeds.
 
     Attributes:
-      sources: of every seed twice: with clean labels, then those of which the hostile learn wrong ones.
+      sources: of every seed.
       keys: `[S]` of the runs.
       hostile: numbers of the hostile peers; none where all are honest.
-      data: with a flipped copy of the training images after the images.
+      data: the digits.
       loss: of one model.
     """
 
@@ -101,19 +102,14 @@ def peers(
       batch: images of a minibatch.
       pieces: minibatches of a round: several for LEARN.
     """
-    clean = dx.data.digits()
-    data = with_flipped_copy(clean)
-    labels, count = np.asarray(clean.train.labels), len(clean.train)
-    partitions = []
+    data = dx.data.digits()
+    labels, partitions = np.asarray(data.train.labels), []
     for seed in seeds:
         generator = np.random.default_rng(seed)
         laws = dirichlet_rows(generator, alpha, (PEERS, 10))
         owned = drawn_by(laws, labels, OWNED, generator)
-        wrong = [own + count if peer in HOSTILE else own for peer, own in enumerate(owned)]
         there = PEERS if attacked else HONEST
-        partitions += [
-            dx.data.from_indices(rows[:there], examples=2 * count) for rows in (owned, wrong)
-        ]
+        partitions.append(dx.data.from_indices(owned[:there], examples=len(labels)))
     first = dx.Federation(
         data, partitions[0], batch_size=batch, local_steps=pieces, replacement=True
     )
@@ -126,43 +122,67 @@ def peers(
     )
 
 
-def with_flipped_copy(data: dx.data.Split) -> dx.data.Split:
-    """The training images twice, the second time with labels 9 - y: honest peers own the first ones."""
-    train = data.train
-    inputs = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), train.inputs)
-    labels = jnp.concatenate([train.labels, train.labels])
-    both = dataclasses.replace(train, inputs=inputs, labels=labels)
-    flipped = attacks.flipped_labels(both, np.arange(len(train), 2 * len(train)))
-    return data._replace(train=flipped)
-
-
 def rate(step: Array) -> Array:
     """0.75 / (1 + t / 50), looked at every 50 steps."""
     return 0.75 / (1 + step // 50)
 
 
-def liars(mean: Array, deviations: Array, honestly: Array) -> dx.channel.Channel:
-    """The channel of an `Attack` whose numbers are traced, so that one program has all attacks."""
+def liars(attack: Attack, step: Any) -> channel.Channel:
+    """The channel of an attack whose numbers are traced, so that one program has all attacks.
+
+    Args:
+      attack: its three numbers.
+      step: s, a tree of a message's form.
+    """
 
     def forge(messages: Any, known: Array, key: Array) -> Any:
         count = jnp.sum(known)
 
-        def of(leaf: Array) -> Array:
+        def of(leaf: Array, flipped: Array) -> Array:
             mask = known.reshape(-1, *(1,) * (leaf.ndim - 1))
             centre = jnp.sum(jnp.where(mask, leaf, 0), 0) / count
             away = jnp.where(mask, leaf - centre, 0)
-            return mean * centre + deviations * jnp.sqrt(jnp.sum(away**2, 0) / (count - 1))
+            deviation = jnp.sqrt(jnp.sum(away**2, 0) / (count - 1))
+            return attack.mean * centre + attack.deviations * deviation + attack.flipped * flipped
 
-        return jax.tree.map(of, messages)
+        return jax.tree.map(of, messages, step)
 
-    lying = attacks.colluding(forge, HOSTILE)
+    return attacks.colluding(forge, HOSTILE)
 
-    def apply(messages: Any, weights: Array, state: Any, sending: Any) -> Any:
-        sent, weights, state, metrics = lying.apply(messages, weights, state, sending)
-        chosen = jax.tree.map(lambda own, lie: jnp.where(honestly, own, lie), messages, sent)
-        return chosen, weights, state, metrics
 
-    return channel.Channel(lying.init, apply)
+def under_attack(
+    loss: Any, method: Callable[..., dx.Algorithm], attack: Attack, along: Callable[[Array], Array]
+) -> dx.Algorithm:
+    """The algorithm among liars who look at the honest peers' flipped gradients before every step.
+
+    Args:
+      loss: of one model.
+      method: `channel -> algorithm`.
+      attack: of the hostile peers.
+      along: from the round's number to how far s goes along the mean flipped gradient.
+    """
+
+    def step(state: Any, round: dx.Round) -> Any:
+        def flipped(model: Any, minibatches: Array) -> Any:
+            batch = round.data.fetch(minibatches[0])
+            wrong = batch._replace(labels=9 - batch.labels)
+            return jax.grad(lambda params: loss(params, wrong, None)[0])(model)
+
+        honest = jax.tree.map(lambda leaf: leaf[:HONEST], state.clients.params)
+        seen = jax.vmap(flipped)(honest, round.assignments.minibatches[:HONEST])
+        length = along(round.number)
+        went = jax.tree.map(lambda leaf: length * leaf.mean(0), seen)
+        return method(liars(attack, went)).step(state, round)
+
+    def init(key: Array, params: Any) -> Any:
+        return method(liars(attack, params)).init(key, params)
+
+    return dx.Algorithm(init, step)
+
+
+def back(index: Array) -> Array:
+    """Down the flipped gradient, as far as the honest step."""
+    return -rate(index)
 
 
 def run(
@@ -170,6 +190,7 @@ def run(
     method: Callable[..., dx.Algorithm],
     points: Sequence[tuple[int, float, Attack]],
     rounds: int,
+    along: Callable[[Array], Array] = back,
 ) -> Found:
     """Runs of one method, as one program.
 
@@ -178,24 +199,27 @@ def run(
       method: `(loss, value, channel) -> algorithm`.
       points: for every lane the place of its seed, the method's value (beta, a radius), and the attack.
       rounds: a multiple of ten.
+      along: see `under_attack`.
     """
     measure = evaluation.on(given.loss, given.data.test)
     honest = evaluation.models_of(given.hostile, but=True) if given.hostile else None
     everyone = evaluation.together(
         evaluation.client_models(measure, models=honest), evaluation.disagreement(models=honest)
     )
-    places = np.array([2 * seed + attack.honestly for seed, _, attack in points])
-    numbers = [(value, *map(float, attack)) for _, value, attack in points]
+    places = np.array([seed for seed, _, _ in points])
+    numbers = [(value, *attack) for _, value, attack in points]
     lanes = (
         jax.tree.map(lambda leaf: leaf[places], given.sources.own),
-        given.keys[places // 2],
+        given.keys[places],
         jnp.asarray(numbers, jnp.float32),
     )
 
     def one(lane: Any, sources: dx.SideBySide, measure: Any) -> Found:
-        own, key, (value, mean, deviations, honestly) = lane
-        lying = liars(mean, deviations, honestly > 0) if given.hostile else None
-        algorithm = method(given.loss, value, lying)
+        own, key, (value, *attack) = lane
+        algorithm = method(given.loss, value, None)
+        if given.hostile:
+            made = functools.partial(method, given.loss, value)
+            algorithm = under_attack(given.loss, made, Attack(*attack), along)
         start = {"Dense_0": {"kernel": jnp.zeros((64, 10)), "bias": jnp.zeros(10)}}
         state, source = algorithm.init(key, start), sources.source(own)
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 import dflax as dx
@@ -94,6 +95,18 @@ def learning(attacked: bool) -> Callable[..., dx.Algorithm]:
     return method
 
 
+def labelled(name: str, value: float) -> str:
+    """A method with its beta, or its radius."""
+    if name == "LEARN":
+        return name
+    return f"{name}, radius {value:g}" if name == "SCC" else f"{name} {value:g}"
+
+
+def learn_along(index: Any) -> Any:
+    """Of LEARN's two messages the gradient is the flipped one on top, the model goes down it."""
+    return jnp.where(index % 2 == 0, 1.0, -robust_peers.rate(index // 2))
+
+
 def learn_rounds(config: Config) -> int:
     """Two for each of T steps whose T (T + 1) / 2 gradients are no more than the others' 16 a step."""
     steps = int(np.sqrt(2 * BATCH * config.rounds) - 0.5)
@@ -122,17 +135,18 @@ def all_runs(config: Config, stage: Stage) -> dict[str, dict[str, Found]]:
                 for attack in attacks.values()
                 for seed in range(config.seeds)
             ]
+            along = learn_along if name == "LEARN" else robust_peers.back
             title = f"{name} {'under attacks' if attacked else 'without hostile peers'}"
             seen = stage(
                 title,
-                lambda m=method, s=source, p=points, r=rounds: robust_peers.run(
-                    s, m, p, r
+                lambda m=method, s=source, p=points, r=rounds, a=along: robust_peers.run(
+                    s, m, p, r, a
                 )._asdict(),
             )
             shape = len(values), len(attacks), config.seeds, -1
             cut = {key: np.asarray(value).reshape(shape) for key, value in seen.items()}
             for place, value in enumerate(values):
-                label = name if name == "LEARN" else f"{name} {value:g}"
+                label = labelled(name, value)
                 for number, attack in enumerate(attacks):
                     lanes = {key: array[place, number] for key, array in cut.items()}
                     found.setdefault(label, {})[attack] = Found(**lanes)
@@ -236,7 +250,7 @@ def _claims(found: dict[str, dict[str, Found]], noisy: np.ndarray) -> list[Claim
 
 
 def _draw(found: dict[str, dict[str, Found]], config: Config) -> Any:
-    shown = ("mean 0.9", "NNA 0.9", "NNA 0", "CWTM 0.9", "GM 0.9", "SCC 0.05", "LEARN")
+    shown = ("mean 0.9", "NNA 0.9", "NNA 0", "CWTM 0.9", "GM 0.9", "SCC, radius 0.05", "LEARN")
     with figure(13.0, 6.6, nrows=2, ncols=3) as (drawn, axes):
         for panel, attack in zip(axes.flat, (NONE, *ATTACKS), strict=False):
             for number, name in enumerate(shown):
@@ -246,7 +260,7 @@ def _draw(found: dict[str, dict[str, Found]], config: Config) -> Any:
                 panel.plot(spent, lanes.mean(0), color=f"C{number}", label=name, linewidth=1.4)
                 band = lanes.min(0), lanes.max(0)
                 panel.fill_between(spent, *band, color=f"C{number}", alpha=0.12, linewidth=0)
-            title = "no hostile peers" if attack == NONE else f"3 of 15 peers hostile: {attack}"
+            title = "no hostile peers" if attack == NONE else f"3 hostile among 15: {attack}"
             panel.set(title=title, ylim=(0, 1), xlabel="gradients of a peer")
         for number, beta in enumerate(("0.99", "0.9", "0")):
             lanes = found[f"NNA {beta}"]["sign flip"].apart
@@ -257,7 +271,12 @@ def _draw(found: dict[str, dict[str, Found]], config: Config) -> Any:
         for panel in axes[:, 0]:
             panel.set_ylabel("test accuracy, mean of the honest")
         handles = axes[0, 0].get_legend_handles_labels()
-        drawn.legend(*handles, loc="outside lower center", ncols=len(shown), title="rule and beta")
+        drawn.legend(
+            *handles,
+            loc="outside lower center",
+            ncols=len(shown),
+            title="rule and beta",
+        )
     return drawn
 
 
