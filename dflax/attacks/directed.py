@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from dflax import validation
-from dflax.aggregation import Aggregator, finite_rows
+from dflax.aggregation import Aggregator, Combining, finite_rows
 from dflax.algorithm import Metrics
 from dflax.attacks.among_peers import harm_to_peers
 from dflax.attacks.collusion import (
@@ -187,7 +187,8 @@ def line_searched(
                 harm = harm_to_peers(aggregator.shares, present, *who, line, key)
             else:
                 centre = known_mean(clean, known)
-                harm = _harm_to_server(aggregator, messages, weights, hostile, centre, line, key)
+                told = Combining(key, sending.index, sending.senders, sending.clients)
+                harm = _harm_to_server(aggregator, messages, weights, hostile, centre, line, told)
             return along(*line, _search(harm, evaluations, step, ratio))
 
         return colluding(forge, clients, knows=knows).apply(messages, weights, state, sending)
@@ -202,14 +203,14 @@ def _harm_to_server(
     hostile: Bool[Array, " m"],
     centre: Messages,
     line: tuple[Messages, Messages],
-    key: Key[Array, ""],
+    combining: Combining,
 ) -> Harm:
     """How far the rule's result lies from the centre, squared, by the length sent."""
     fresh = aggregator.init(centre)
 
     def harm(length: Float[Array, ""]) -> Float[Array, ""]:
         sent = replaced(messages, hostile, along(*line, length))
-        found, _, _ = aggregator.apply(sent, weights, fresh, key)
+        found, _, _ = aggregator.apply(sent, weights, fresh, combining)
         away = jax.tree.map(
             lambda x, c: jnp.sum(jnp.square((x - c).astype(jnp.float32))), found, centre
         )

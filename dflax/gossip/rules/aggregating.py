@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from dflax import returned, validation
-from dflax.aggregation.aggregator import Aggregator
+from dflax.aggregation.aggregator import Aggregator, Combining
 from dflax.aggregation.combination import count_dropped
 from dflax.aggregation.rows.coordinates import gram
 from dflax.aggregation.rows.row_norms import finite_only
@@ -61,7 +61,9 @@ def aggregating(aggregator: Aggregator, *, least: int = 1) -> NeighbourRule:
     ) -> tuple[Params, Any, Metrics]:
         changes, shares = _changes(own, others, weights, here)
         key = jax.random.fold_in(here.key, here.client)
-        step, memory, metrics = aggregator.apply(changes, shares, memory, key)
+        senders = jnp.concatenate([here.client[None], here.neighbours])
+        combining = Combining(key, here.index, senders, params=own)
+        step, memory, metrics = aggregator.apply(changes, shares, memory, combining)
         return _moved(own, step), memory, metrics
 
     return NeighbourRule(init, apply, least=least)
