@@ -28,10 +28,13 @@ from dflax.gossip.fixed import complete, dense, edges, identity, shifts, slots
 from dflax.gossip.mixer import Known, Mixer, MixerState, Mixing, Models, PerClient, Uncorrected
 from dflax.gossip.push_sum import PushSumState, push_sum
 from dflax.gossip.repeat import repeat
+from dflax.gossip.rules.aggregating import aggregating, combining
 from dflax.gossip.rules.by_rule import by_rule
 from dflax.gossip.rules.calibration import Examples
 from dflax.gossip.rules.joins import Stamped, greatest, join, least, newest, union
-from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule, aggregating, stateless
+from dflax.gossip.rules.nearest import nna
+from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule, stateless
+from dflax.gossip.rules.self_centred import self_centred_clipping
 from dflax.gossip.rules.w_msr import w_msr
 from dflax.gossip.sampled import partitioned, sampled
 from dflax.gossip.variance import Target, variance_corrected
@@ -68,6 +71,7 @@ __all__ = [
     "by_part",
     "by_rule",
     "chebyshev",
+    "combining",
     "complete",
     "dense",
     "edges",
@@ -84,6 +88,7 @@ __all__ = [
     "matcha",
     "mixer",
     "newest",
+    "nna",
     "one_peer_exponential",
     "partitioned",
     "poisson_stream",
@@ -97,6 +102,7 @@ __all__ = [
     "ring",
     "sampled",
     "scheduled",
+    "self_centred_clipping",
     "shifts",
     "slots",
     "sometimes",

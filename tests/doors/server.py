@@ -53,6 +53,8 @@ CALLS = {
         "mixing_rate": 1.0,
         "channel": CHANNEL,
     },
+    "recipes.learn": {"loss": LOSS, "rate": 0.1, "mixer": MIXER, "channel": CHANNEL},
+    "recipes.monna": {"loss": LOSS, "rate": 0.1, "mixer": MIXER, "beta": 0.9, "decay": 0.1},
     "recipes.scaffnew": {"loss": LOSS, "rate": 0.1, "clients": N, "probability": 0.5},
     "local.change_on": {**METHOD, "local_steps": 1, "batch_size": 2},
     "attacks.backdoor": {"data": IMAGES, "examples": [0, 1], "target": 1},
@@ -168,6 +170,7 @@ CALLS = {
     "local.large_batches": {"round": FEDERATION.draw(KEY, 0), "key": KEY, "examples": 2},
     "local.optimizer_at": {"optimizer": OPTIMIZER, "index": 0},
     "local.perturbed": {"params": PARAMS, "direction": PARAMS, "radius": 0.1},
+    "local.polyak": {"rate": 0.1, "beta": 0.9, "decay": 0.1},
     "local.projected_gradient": {"loss": LOSS, "radius": 0.1, "steps": 2},
     "local.proximal_points": {
         "objectives": OBJECTIVES,

@@ -45,7 +45,7 @@ CALLS = {
     "topology.path": {"nodes": N},
     "topology.periodic": {"matrices": [MATRIX, MATRIX]},
     "topology.random_matching": {"nodes": N},
-    "topology.random_neighbours": {"nodes": N, "r": 1.0},
+    "topology.random_neighbours": {"nodes": N, "r": 1.0, "first": [0]},
     "topology.random_regular": {"nodes": 6, "degree": 3},
     "topology.random_regular_each_round": {"nodes": 6, "degree": 3},
     "topology.ring": {"nodes": 5},
