@@ -31,6 +31,7 @@ NAMES = (
     "startup",
     "events",
     "compression",
+    "robots",
 )
 RESULTS = pathlib.Path("results")
 

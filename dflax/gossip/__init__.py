@@ -32,6 +32,7 @@ from dflax.gossip.rules.by_rule import by_rule
 from dflax.gossip.rules.calibration import Examples
 from dflax.gossip.rules.joins import Stamped, greatest, join, least, newest, union
 from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule, aggregating, stateless
+from dflax.gossip.rules.w_msr import w_msr
 from dflax.gossip.sampled import partitioned, sampled
 from dflax.gossip.variance import Target, variance_corrected
 from dflax.gossip.varying import alternate, every, scheduled, sometimes
@@ -105,6 +106,7 @@ __all__ = [
     "torus",
     "union",
     "variance_corrected",
+    "w_msr",
     "weighted_by_leaf",
 ]
 

@@ -123,6 +123,7 @@ CALLS = {
     "gossip.stateless": {"function": lambda own, others, weights, here: (own, {})},
     "gossip.torus": {"rows": 2, "columns": 3},
     "gossip.union": {"one": UNITS, "other": UNITS},
+    "gossip.w_msr": {"f": 1},
     "gossip.variance_corrected": {"neighbours": NEIGHBOURS},
     "gossip.weighted_by_leaf": {"mixer": MIXER},
     "matching.activations": {"model": MODULE, "symmetries": SYMMETRIES},

@@ -1,1 +1,1 @@
-"""Studies of clients that lie."""
+"""Studies of participants that lie."""
