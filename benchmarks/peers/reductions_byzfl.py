@@ -30,7 +30,8 @@ def measure(
     aggregate = getattr(room, rule)(**arguments)
     last = getattr(aggregators, after)() if after else lambda made: made
     # Its clipping overwrites the messages: a second call would find nothing to clip.
+    fresh = values.clone if after else lambda: values
     took = milliseconds(
-        lambda values: last(aggregate(values)), repeats=repeats, fresh=lambda: (values.clone(),)
+        lambda values: last(aggregate(values)), repeats=repeats, fresh=lambda: (fresh(),)
     )
     return {"ms": took}
