@@ -245,23 +245,27 @@ def test_no_neighbour_is_copied_where_many_hear_many():
 
 
 def test_a_sweep_over_radii_and_faulty():
+    """One program for several values, against NumPy."""
     tree = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), models(9))
+    rows = flat(tree)
 
-    def of(make):
-        def once(value):
-            mixer = gossip.by_rule(HEARD, make(value), together=True)
-            return mixer.apply(tree, mixer.init(tree), Mixing(KEY, jnp.int32(0)))[0]
+    def once(radius, faulty):
+        found = []
+        for rule in (gossip.self_centred_clipping(radius, 3), gossip.nna(faulty)):
+            mixer = gossip.by_rule(HEARD, rule, together=True)
+            found.append(mixer.apply(tree, mixer.init(tree), Mixing(KEY, jnp.int32(0)))[0])
+        return found
 
-        return once
-
-    for make, values in (
-        (gossip.self_centred_clipping, jnp.array([0.5, 2.0])),
-        (gossip.nna, jnp.array([0, 3])),
-    ):
-        swept = jax.jit(jax.vmap(of(make)))(values)
-        for lane, value in enumerate(values):
-            alone = jax.jit(of(make))(value)
-            np.testing.assert_allclose(swept["w"][lane], alone["w"], rtol=1e-5, atol=1e-6)
+    radii, counts = [0.5, 2.0], [0, 3]
+    clippings, nearest = jax.jit(jax.vmap(once))(jnp.array(radii), jnp.array(counts))
+    for lane, (radius, faulty) in enumerate(zip(radii, counts, strict=True)):
+        after = flat({name: leaf[lane] for name, leaf in clippings.items()})
+        kept = flat({name: leaf[lane] for name, leaf in nearest.items()})
+        for client in HONEST[:4]:
+            wanted = clipped(rows, received(client), radius)[0]
+            np.testing.assert_allclose(after[client], wanted, rtol=1e-4, atol=1e-5)
+            wanted = nna(rows, received(client), faulty)[0]
+            np.testing.assert_allclose(kept[client], wanted, rtol=1e-4, atol=1e-5)
 
 
 def shares_of_another_length(products, weights, key):

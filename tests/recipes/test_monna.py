@@ -40,7 +40,7 @@ def test_without_hostile_peers_it_is_momentum_on_the_mean_gradient():
             m = beta * m + (1 - beta) * (x - task.centers.astype(float).mean(0) + decay * x)
             x = x - 0.5 / (1 + t // 5) * m
         np.testing.assert_allclose(state.clients.params, np.tile(x, (N, 1)), rtol=1e-6)
-    assert evaluation.disagreement()(state)["consensus_distance"] < 1e-12
+        assert evaluation.disagreement()(state)["consensus_distance"] < 1e-12
 
 
 def test_without_momentum_and_others_it_is_descent():
