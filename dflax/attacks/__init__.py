@@ -1,6 +1,6 @@
 """Participants that lie: in what they send, in the data that they learn from, in who they are."""
 
-from dflax.attacks.alone import constant, gaussian, sign_flipping
+from dflax.attacks.alone import constant, gaussian, one_sided, sign_flipping
 from dflax.attacks.collusion import colluding
 from dflax.attacks.directed import (
     hidden_deviations,
@@ -15,6 +15,7 @@ from dflax.attacks.poisoned import (
     backdoor_success,
     flipped_labels,
     owned,
+    rotated_labels,
     swapped_labels,
     triggered,
 )
@@ -34,7 +35,9 @@ __all__ = [
     "mimic",
     "min_max",
     "min_sum",
+    "one_sided",
     "owned",
+    "rotated_labels",
     "sign_flipping",
     "swapped_labels",
     "triggered",

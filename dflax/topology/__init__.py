@@ -41,6 +41,7 @@ from dflax.topology.schedule import (
     random_matching,
     random_neighbours,
     random_regular_each_round,
+    round_robin,
 )
 from dflax.topology.spectrum import eigenvalues, second_eigenvalue, spectral_gap
 
@@ -84,6 +85,7 @@ __all__ = [
     "random_neighbours",
     "random_regular",
     "random_regular_each_round",
+    "round_robin",
     "ring",
     "second_eigenvalue",
     "spectral_gap",

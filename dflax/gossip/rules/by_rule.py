@@ -19,6 +19,7 @@ from dflax.gossip.products.stored import count_sent
 from dflax.gossip.rules.calibration import Calibration, draw_calibration
 from dflax.gossip.rules.heard import Heard, heard
 from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule
+from dflax.gossip.rules.under_way import nothing_under_way, passed_on
 from dflax.topology import Graph, MixingMatrix, Schedule, Slots
 
 Topology = Graph | MixingMatrix | Schedule | Float[np.ndarray, "n n"]
@@ -34,11 +35,15 @@ class RuleState(NamedTuple):
       tables: neighbours and weights, or those that a schedule reads.
       examples: the shared set that models are compared on; None for none.
       memory: the rule's, a row for every client.
+      private: what the rule has of each client from the start.
+      under_way: models that are not heard yet, where there is a latency.
     """
 
     tables: Tables
     examples: Dataset | None
     memory: PerClient
+    private: PerClient
+    under_way: PerClient
 
 
 def by_rule(
@@ -46,6 +51,7 @@ def by_rule(
     rule: NeighbourRule,
     *,
     weights: Callable[[Graph], MixingMatrix] | None = None,
+    latency: int = 0,
     at_once: int | None = None,
 ) -> Mixer:
     """Every client applies a rule to its own model and those of its neighbours.
@@ -62,6 +68,8 @@ def by_rule(
         may be disconnected.
       rule: see `NeighbourRule`, `aggregating`, `stateless` and `join`.
       weights: from graph to mixing matrix, as in `mixer`.
+      latency: l >= 0, static: neighbours are heard as they were l mixings ago, the own model as it is.
+        Until then, and where they did not take part then, they are not heard.
       at_once: see `dflax.map_clients`.
 
     Returns:
@@ -73,6 +81,7 @@ def by_rule(
     """
     fix = "Make one with gossip.aggregating, gossip.stateless or gossip.join, or write a NeighbourRule."
     validation.instance("rule", rule, NeighbourRule, fix)
+    validation.integer("latency", latency, low=0)
     validation.at_once(at_once)
     clients, graph, tables, hears = _slots(topology, weights)
 
@@ -85,20 +94,30 @@ def by_rule(
         neighbours = held[0] if graph is not None else _unknown(hears, held)
         memory = jax.vmap(rule.init)(jax.tree.map(jnp.asarray, models), neighbours)
         shared = None if rule.examples is None else rule.examples.shared
-        return RuleState(held, shared, PerClient(memory))
+        if jax.tree.leaves(rule.private):
+            validation.leading_axis("rule.private", rule.private, clients)
+        private = jax.tree.map(jnp.asarray, rule.private)
+        late: Any = nothing_under_way(models, latency) if latency else ()
+        return RuleState(held, shared, *map(PerClient, (memory, private, late)))
 
     def apply(
         models: Models, state: RuleState, mixing: Mixing
     ) -> tuple[Models, RuleState, Metrics]:
         mask = as_mask(mixing.active, clients)
         neighbours, given = hears(state.tables, mixing)
+        sent, there, late = models, mask, state.under_way.rows
+        if latency:
+            sent, there, late = passed_on(late, models, mask)
         if mask is not None:
-            given = jnp.where(mask[:, None] & mask[neighbours], given, 0)
+            given = jnp.where(mask[:, None], given, 0)
+        if there is not None:
+            given = jnp.where(there[neighbours], given, 0)
         examples = draw_calibration(rule.examples, state.examples, mixing, clients)
 
         def one(
             own: Params,
             memory: Any,
+            private: Any,
             client: Array,
             neighbours: Array,
             weights: Array,
@@ -116,24 +135,27 @@ def by_rule(
             left = 1 - weights.sum()
             # Rounding shall not give a share to whom the weights leave out.
             left = jnp.where(left > weights.size * jnp.finfo(left.dtype).eps, left, 0)
-            here = Neighbourhood(client, neighbours, left, key, index, Calibration(rows, data))
+            seen = Calibration(rows, data)
+            here = Neighbourhood(client, neighbours, left, key, index, seen, private)
             return _ruled(rule, own, others, weights, memory, here)
 
         mixed, memory, measured = map_clients(
             one,
             models,
             state.memory.rows,
+            state.private.rows,
             jnp.arange(clients, dtype=jnp.int32),
             neighbours,
             given,
             examples.rows,
-            shared=(heard(models, graph), examples.data, mixing.key, mixing.index),
+            shared=(heard(sent, graph), examples.data, mixing.key, mixing.index),
             at_once=at_once,
         )
         if mask is not None:
             mixed, memory = select(mask, (mixed, memory), (models, state.memory.rows))
         metrics = _means(measured, given, mask) | {"models_sent": count_sent(given)}
-        return mixed, state._replace(memory=PerClient(memory)), metrics
+        after = state._replace(memory=PerClient(memory), under_way=PerClient(late))
+        return mixed, after, metrics
 
     return Mixer(clients, init, apply, rule.known._replace(graph=graph))
 

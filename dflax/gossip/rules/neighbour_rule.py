@@ -25,6 +25,7 @@ class Neighbourhood(NamedTuple):
       key: the mixing's typed key, one for all clients: `jax.random.fold_in(key, client)` is a client's.
       index: `[]` int32, number of the round.
       examples: what the client may look at, where the rule asks for `Examples`.
+      private: the client's row of what the rule's `private` holds; () for nothing.
     """
 
     client: Int[Array, ""]
@@ -33,6 +34,7 @@ class Neighbourhood(NamedTuple):
     key: Key[Array, ""]
     index: Int[Array, ""]  # type: ignore[assignment]  # over the method of tuples
     examples: Calibration
+    private: Any = ()
 
 
 class NeighbourRule(NamedTuple):
@@ -50,6 +52,8 @@ class NeighbourRule(NamedTuple):
         with a matrix and moves the mean. `graph` is filled in.
       real: whether it mixes real numbers alone; False for rules of integers, masks, stamps.
       examples: which of its examples a client compares models on, None for none.
+      private: what each client has for itself from the start, leaves `[n, ...]`: a test set, its
+        classes. A client's row is `here.private`; the rows are dealt over devices with the clients.
     """
 
     init: Callable[[Params, Int[Array, " k"]], Any]
@@ -59,6 +63,7 @@ class NeighbourRule(NamedTuple):
     known: Known = Known(symmetric=False, doubly_stochastic=False, linear=False)
     real: bool = True
     examples: Examples | None = None
+    private: PyTree[Array] = ()
 
 
 def stateless(
@@ -89,10 +94,10 @@ def stateless(
     return NeighbourRule(nothing_to_remember, apply)
 
 
-def aggregating(aggregator: Aggregator) -> NeighbourRule:
+def aggregating(aggregator: Aggregator, *, step: float = 1.0) -> NeighbourRule:
     """A server's way of combining messages, applied by every client to its neighbourhood.
 
-        x_i <- x_i + aggregator(0, x_1 - x_i, ..., x_k - x_i; w_ii, w_i1, ..., w_ik)
+        x_i <- x_i + step aggregator(0, x_1 - x_i, ..., x_k - x_i; w_ii, w_i1, ..., w_ik)
 
     With the `aggregation.mean` that is `mixer`; with the median or the trimmed mean it is BRIDGE, robust
     against arbitrary neighbours: f of them where the rule tolerates f among k + 1 messages. The
@@ -101,18 +106,21 @@ def aggregating(aggregator: Aggregator) -> NeighbourRule:
 
     Args:
       aggregator: for example `dflax.aggregation.trimmed_mean(1)`.
+      step: how far a client goes there, in (0, 1], traceable; 0.5 is the mean of what the aggregator
+        makes and the own model.
 
     Returns:
       A `NeighbourRule` with the aggregator's metrics, averaged over clients.
 
     Raises:
-      TypeError: no aggregator.
+      TypeError, ValueError: naming the argument.
 
     References:
       Fang, Yang and Bajwa, BRIDGE: Byzantine-Resilient Decentralized Gradient Descent, arXiv 1908.08098.
     """
     fix = "For example dflax.aggregation.median()."
     validation.instance("aggregator", aggregator, Aggregator, fix)
+    validation.real("step", step, low=0.0, high=1.0, low_open=True, scalar=True)
 
     def init(own: Params, neighbours: Int[Array, " k"]) -> Any:
         return aggregator.init(own)
@@ -128,8 +136,12 @@ def aggregating(aggregator: Aggregator) -> NeighbourRule:
         changes = jax.tree.map(change, own, others)
         shares = jnp.concatenate([here.own_weight[None], weights])
         key = jax.random.fold_in(here.key, here.client)
-        step, memory, metrics = aggregator.apply(changes, shares, memory, key)
-        moved = jax.tree.map(lambda x, d: (x.astype(d.dtype) + d).astype(x.dtype), own, step)
+        way, memory, metrics = aggregator.apply(changes, shares, memory, key)
+
+        def gone(x: Array, d: Array) -> Array:
+            return (x.astype(d.dtype) + jnp.asarray(step, d.dtype) * d).astype(x.dtype)
+
+        moved = jax.tree.map(gone, own, way)
         return moved, memory, metrics
 
     return NeighbourRule(init, apply)
