@@ -10,6 +10,7 @@ from dflax.algorithm import Metrics, Params
 from dflax.clients import against
 from dflax.data.dataset import Batch
 from dflax.gossip.mixer import Known
+from dflax.gossip.rules.bristle.class_tests import ClassTests
 from dflax.gossip.rules.bristle.draws import distances_to
 from dflax.gossip.rules.calibration import examples_of
 from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule, nothing_to_remember
@@ -17,12 +18,17 @@ from dflax.local.oracle import Loss
 
 
 def mozi(
-    loss: Loss, *, share: float = 0.5, own_weight: float = 0.5, batch_size: int = 100
+    loss: Loss,
+    *,
+    share: float = 0.5,
+    own_weight: float = 0.5,
+    batch_size: int = 100,
+    tests: ClassTests | None = None,
 ) -> NeighbourRule:
     """MOZI, later called UBAR: neighbours pass a test of distance, then one of the loss.
 
         near = the ceil(share k) of the k models heard that are nearest to x
-        kept = those of near whose loss on one minibatch of the client is at most that of x
+        kept = those of near whose loss on examples of the client is at most that of x
         x <- own_weight x + (1 - own_weight) mean of kept                 x where none is kept
 
     The published rule takes the near model of least loss where none is kept; the code of Bristle's
@@ -33,8 +39,10 @@ def mozi(
       loss: `(params, batch, key) -> (loss, metrics)`; the key is None.
       share: in [0, 1], traceable; the share of neighbours that is hoped to be honest.
       own_weight: in [0, 1], traceable.
-      batch_size: examples of the client's own, drawn anew each time; >= 1. Who owns fewer sees some
-        twice.
+      batch_size: examples that the client trains on, drawn anew each time; >= 1. Who owns fewer sees
+        some twice.
+      tests: in their place each client's own test set, whole, as the authors of Bristle do. A client
+        that fits its own few examples well finds no other model as good on them.
 
     Returns:
       A `NeighbourRule`; the metric `kept` is the share of those heard.
@@ -49,13 +57,13 @@ def mozi(
     validation.probability("share", share)
     validation.probability("own_weight", own_weight)
     examples = examples_of(1, batch_size, None)
+    if tests is not None:
+        validation.instance("tests", tests, ClassTests, "Make one with dflax.gossip.class_tests.")
 
     def apply(
         own: Params, others: Params, weights: Array, memory: tuple[()], here: Neighbourhood
     ) -> tuple[Params, tuple[()], Metrics]:
-        assert here.examples.rows is not None
-        assert here.examples.data is not None, "asked for by `examples`"
-        batch: Batch = here.examples.data.fetch(here.examples.rows[0])
+        batch = _own_examples(here)
 
         def value(params: Params) -> Float[Array, ""]:
             return loss(params, batch, None)[0]
@@ -78,4 +86,16 @@ def mozi(
         return jax.tree.map(mean, own, others), memory, {"kept": kept.astype(jnp.float32)}
 
     known = Known(False, False, linear=False, whole_models=True)
-    return NeighbourRule(nothing_to_remember, apply, known, examples=examples)
+    if tests is None:
+        return NeighbourRule(nothing_to_remember, apply, known, examples=examples)
+    return NeighbourRule(nothing_to_remember, apply, known, private=tests)
+
+
+def _own_examples(here: Neighbourhood) -> Batch:
+    """The client's test set where it has one, else the minibatch that was drawn for it."""
+    if isinstance(here.private, ClassTests):
+        return Batch(here.private.inputs, here.private.labels, here.private.mask)
+    rows, data = here.examples
+    assert rows is not None, "asked for by the rule's examples"
+    assert data is not None, "comes with the rows"
+    return data.fetch(rows[0])
