@@ -59,7 +59,7 @@ def bristle(
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
       optimizer: every client's optax optimiser, whose state it keeps; or a function of the round.
-      topology: who hears whom, as in `gossip.by_rule`. Who hears nobody, a liar for example, trains alone.
+      topology: who hears whom, as in `gossip.by_rule`. Who hears nobody trains alone.
       model: as in `gossip.bristle`.
       tests: each client's clean test set and familiar classes, see `gossip.class_tests`.
       latency: l >= 0: models arrive l rounds later than they could.

@@ -57,6 +57,7 @@ CALLS = {
     "attacks.backdoor": {"data": IMAGES, "examples": [0, 1], "target": 1},
     "attacks.backdoor_success": {"loss": LOSS, "data": IMAGES, "target": 1},
     "attacks.flipped_labels": {"data": IMAGES, "examples": [0, 1]},
+    "attacks.rotated_labels": {"data": IMAGES, "examples": [0, 1]},
     "attacks.owned": {"partition": PARTITION, "clients": 1},
     "attacks.swapped_labels": {"data": IMAGES, "examples": [0, 1], "first": 0, "second": 1},
     "attacks.triggered": {"data": IMAGES, "target": 1},
@@ -64,6 +65,7 @@ CALLS = {
     "attacks.colluding": {"forge": lambda messages, known, key: messages, "clients": 1},
     "attacks.constant": {"clients": 1, "value": 0.0},
     "attacks.gaussian": {"clients": 1},
+    "attacks.one_sided": {"clients": 1},
     "attacks.hidden_deviations": {"clients": 50, "hostile": 1},
     "attacks.inner_product": {"clients": 1},
     "attacks.line_searched": {

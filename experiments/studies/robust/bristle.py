@@ -231,7 +231,10 @@ def claims(found: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
             0.0,
         ),
         each_seed(
-            "a random draw in the place of thirds changes at most 0.03", random <= 0.03, random, 0.03
+            "a random draw in the place of thirds changes at most 0.03",
+            random <= 0.03,
+            random,
+            0.03,
         ),
     ]
 
@@ -302,7 +305,9 @@ def on_fashion(config: Config, stage: Stage = in_memory) -> Summary:
         "features of five classes",
         lambda: [
             (part.inputs, part.labels)
-            for part in task.trained_features(data, 5, config.fashion_steps, config.pool, config.seed)
+            for part in task.trained_features(
+                data, 5, config.fashion_steps, config.pool, config.seed
+            )
         ],
     )
     features = dx.data.Split(

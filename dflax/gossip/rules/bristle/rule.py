@@ -143,9 +143,7 @@ def bristle(
     return NeighbourRule(init, apply, known, private=tests)
 
 
-def integrated(
-    own: Params, others: Params, found: Trust, familiar: Float[Array, " C"]
-) -> Params:
+def integrated(own: Params, others: Params, found: Trust, familiar: Float[Array, " C"]) -> Params:
     """Every column as the mean of the own one, of weight 1, and those of m others.
 
     Args:
