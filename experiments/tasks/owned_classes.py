@@ -111,7 +111,8 @@ def trained_features(data: dx.data.Split, known: int, steps: int, pool: int, see
     @jax.jit
     def few(part: dx.data.Dataset, start: jax.Array) -> jax.Array:
         batch = part.fetch(start + jnp.arange(250))
-        return Convolutions().apply(frozen, batch.inputs)
+        features: Any = Convolutions().apply(frozen, batch.inputs)
+        return features
 
     kept, found = [], []
     for part in data:

@@ -27,7 +27,7 @@ def by_squares(params, batch, key):
 
 
 def test_the_near_half_that_does_no_worse():
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(7)
     centres = TASK.centers.astype(np.float64)
     width = centres.shape[-1]
     models = generator.standard_normal((CLIENTS, width))

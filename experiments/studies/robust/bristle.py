@@ -1,4 +1,4 @@
-"""Bristle: peers that own a few classes each, a third of all liars, and the last layer graded class by class."""
+"""Bristle: peers with a few classes each, a third of all liars; models are graded class by class."""
 
 import dataclasses
 from typing import Any
@@ -290,7 +290,7 @@ def on_bytes(config: Config, stage: Stage = in_memory) -> Summary:
     found = sizes()
     exact = found["bytes sent"] == 4 * 8000 and found["bytes of the network"] == 4 * 20810
     claim = Claim(
-        "the last layer is 8,000 of 20,810 parameters: 62% saved (the paper says 90%, of another network)",
+        "the last layer is 8,000 of 20,810 parameters: 62% saved (the paper's 90%: another network)",
         bool(exact and abs(found["saved"] - 0.62) < 0.005),
         [found["bytes sent"], found["bytes of the network"], found["saved"]],
         [32000, 83240, 0.62],

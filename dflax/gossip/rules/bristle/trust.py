@@ -88,7 +88,7 @@ def certainty(theirs: Float[Array, "m C"], chosen: Bool[Array, "m C"]) -> Float[
 def score(
     own: Float[Array, " C"], theirs: Float[Array, "m C"], scoring: Scoring
 ) -> Float[Array, "m C"]:
-    """`d^(better + F)` where the other's F1 is above the own F, else `-d^(worse + F)`, d = 10 |F_j - F|."""
+    """`d^(better + F)` where the other's F1 is above the own F, else `-d^(worse + F)`: see `bristle`."""
     gap = 10 * jnp.abs(theirs - own)
     return jnp.where(theirs > own, gap ** (scoring.better + own), -(gap ** (scoring.worse + own)))
 
