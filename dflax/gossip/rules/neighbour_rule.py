@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import returned, validation
-from dflax.aggregation.aggregator import Aggregator
+from dflax.aggregation.aggregator import Aggregator, Combining
 from dflax.algorithm import Metrics, Params
 from dflax.gossip.mixer import Known
 from dflax.gossip.rules.calibration import Calibration, Examples
@@ -136,7 +136,9 @@ def aggregating(aggregator: Aggregator, *, step: float = 1.0) -> NeighbourRule:
         changes = jax.tree.map(change, own, others)
         shares = jnp.concatenate([here.own_weight[None], weights])
         key = jax.random.fold_in(here.key, here.client)
-        way, memory, metrics = aggregator.apply(changes, shares, memory, key)
+        senders = jnp.concatenate([here.client[None], here.neighbours])
+        combining = Combining(key, here.index, senders, params=own)
+        way, memory, metrics = aggregator.apply(changes, shares, memory, combining)
 
         def gone(x: Array, d: Array) -> Array:
             return (x.astype(d.dtype) + jnp.asarray(step, d.dtype) * d).astype(x.dtype)
