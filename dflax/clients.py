@@ -1,6 +1,7 @@
 """The client axis: map over clients, gather and scatter cohorts, reduce over them."""
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -70,24 +71,12 @@ def map_clients(
     validation.at_once(at_once)
     shared = jax.tree.map(jnp.asarray, shared)
 
-    def several(stacked: Any, shared: Any) -> Any:
-        here, width, work = jax.tree.leaves(stacked)[0].shape[0], at_once, function
-        if width is None:
-            work, width = _clients_at_once(function, stacked, shared)
-        if width >= here:
-            return jax.vmap(lambda row: work(*row, *shared))(stacked)
-        # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
-        batch = None if width == 1 else width
-        return jax.lax.map(lambda row: work(*row, *shared), stacked, batch_size=batch)
-
-    if platform() == "cpu":
-        several = contract_last(several)
     devices = client_devices()
     if devices == 1:
-        return several(stacked, shared)
+        return _on_one_device(function, at_once, stacked, shared)
     padding = -count % devices
     dealt = jax.shard_map(
-        several,
+        functools.partial(_on_one_device, function, at_once),
         in_specs=(PartitionSpec(CLIENTS), _layout(shared, devices)),
         out_specs=PartitionSpec(CLIENTS),
         axis_names={CLIENTS},
@@ -497,6 +486,23 @@ def _on_owners(function: Callable[..., Array], out: PartitionSpec) -> Callable[.
         )(leaf, *others)
 
     return dealt
+
+
+def _on_one_device(
+    function: Callable[..., Any], at_once: int | None, stacked: Any, shared: Any
+) -> Any:
+    """All at once, in chunks, or one after another."""
+    if at_once is None:
+        function, at_once = _clients_at_once(function, stacked, shared)
+
+    def several(stacked: Any, shared: Any) -> Any:
+        if at_once >= jax.tree.leaves(stacked)[0].shape[0]:
+            return jax.vmap(lambda row: function(*row, *shared))(stacked)
+        # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
+        batch = None if at_once == 1 else at_once
+        return jax.lax.map(lambda row: function(*row, *shared), stacked, batch_size=batch)
+
+    return (contract_last(several) if platform() == "cpu" else several)(stacked, shared)
 
 
 def _layout(shared: Any, devices: int) -> Any:
