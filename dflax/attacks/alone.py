@@ -67,35 +67,6 @@ def constant(clients: Clients, value: float) -> Channel:
     return only(Channel(lambda message: (), apply), clients)
 
 
-def gaussian(clients: Clients, deviation: float = 1.0) -> Channel:
-    """Hostile clients send noise N(0, deviation^2) in the place of their message, each its own.
-
-    Args:
-      clients: who is hostile, see `sign_flipping`.
-      deviation: standard deviation > 0, in the units of the message; traceable.
-
-    Returns:
-      A `Channel` for any algorithm.
-
-    Raises:
-      TypeError, ValueError: naming the argument.
-    """
-    validation.real("deviation", deviation, low=0.0, low_open=True, scalar=True)
-
-    def apply(
-        messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending
-    ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
-        leaves, structure = jax.tree.flatten(messages)
-        keys = jax.random.split(sending.key, len(leaves))
-        noise = [
-            jnp.asarray(deviation, leaf.dtype) * jax.random.normal(own, leaf.shape, leaf.dtype)
-            for leaf, own in zip(leaves, keys, strict=True)
-        ]
-        return jax.tree.unflatten(structure, noise), weights, state, {}
-
-    return only(Channel(lambda message: (), apply), clients)
-
-
 def one_sided(clients: Clients, size: float = 0.5) -> Channel:
     """Hostile clients send uniform noise, below 0 in the first half of the columns, above in the rest.
 
@@ -131,5 +102,34 @@ def one_sided(clients: Clients, size: float = 0.5) -> Channel:
 
         sent = [noise(leaf, key) for leaf, key in zip(leaves, keys, strict=True)]
         return jax.tree.unflatten(structure, sent), weights, state, {}
+
+    return only(Channel(lambda message: (), apply), clients)
+
+
+def gaussian(clients: Clients, deviation: float = 1.0) -> Channel:
+    """Hostile clients send noise N(0, deviation^2) in the place of their message, each its own.
+
+    Args:
+      clients: who is hostile, see `sign_flipping`.
+      deviation: standard deviation > 0, in the units of the message; traceable.
+
+    Returns:
+      A `Channel` for any algorithm.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.real("deviation", deviation, low=0.0, low_open=True, scalar=True)
+
+    def apply(
+        messages: Messages, weights: Float[Array, " m"], state: Any, sending: Sending
+    ) -> tuple[Messages, Float[Array, " m"], Any, Metrics]:
+        leaves, structure = jax.tree.flatten(messages)
+        keys = jax.random.split(sending.key, len(leaves))
+        noise = [
+            jnp.asarray(deviation, leaf.dtype) * jax.random.normal(own, leaf.shape, leaf.dtype)
+            for leaf, own in zip(leaves, keys, strict=True)
+        ]
+        return jax.tree.unflatten(structure, noise), weights, state, {}
 
     return only(Channel(lambda message: (), apply), clients)

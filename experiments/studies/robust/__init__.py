@@ -1,1 +1,1 @@
-"""Studies of rules that bear liars."""
+"""Studies of clients that lie."""

@@ -61,6 +61,9 @@ def bristle(
     Who shares no class is never believed. A model that holds a NaN or an infinity counts as absent.
     What is heard counts, not the mixing weights.
 
+    What does well on a client's own test set is believed, also in foreign columns, of which the test
+    says nothing: a liar that knows the honest models can pass it.
+
     Args:
       model: see `dflax.models.as_apply`; gives scores `[B, C]` of a tree in which every leaf is
         `[..., H, C]`, a column for each class and no bias, such as one kernel on frozen features.
