@@ -63,7 +63,10 @@ def class_tests(data: Dataset, partition: Partition) -> ClassTests:
     batch = data.fetch(jnp.asarray(rows.reshape(-1)))
     labels = np.asarray(data.labels)[rows]
     familiar = np.stack(
-        [np.bincount(own[there], minlength=data.classes) > 0 for own, there in zip(labels, mask)]  # noqa: B905
+        [
+            np.bincount(own[there], minlength=data.classes) > 0
+            for own, there in zip(labels, mask, strict=True)
+        ]
     )
     count = familiar.astype(np.int32)
     return ClassTests(
