@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 import dflax as dx
 from dflax import attacks, gossip, topology
+from experiments.tools.lanes import each
 
 BENIGN, HOSTILE, CLASSES = 10, 5, 10
 PEERS = BENIGN + HOSTILE
@@ -38,6 +39,9 @@ class Lane(NamedTuple):
     weights: jax.Array
     noisy: jax.Array
     key: jax.Array
+
+
+Make = Callable[[Lane], dx.Algorithm]
 
 
 def head(params: dict[str, jax.Array], features: jax.Array) -> jax.Array:
@@ -271,9 +275,18 @@ def opinions(state: Any) -> dict[str, jax.Array]:
     }
 
 
-Make = Callable[[Lane], dx.Algorithm]
-
-
 def bytes_of(tree: Any) -> int:
     """Bytes of a tree of float32, or of its shapes."""
     return 4 * sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def curves(make: Make, lanes: Lane, rounds: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Accuracy and opinions of all runs as one program, leading axes `shape`."""
+
+    @jax.jit
+    def program(lanes: Lane) -> Any:
+        return each(lambda own: accuracies(own, make(own), rounds), lanes)
+
+    curve, told = jax.device_get(program(lanes))
+    shaped = {name: np.reshape(values, shape) for name, values in told.items()}
+    return {"accuracy": np.reshape(curve, (*shape, -1)), **shaped}

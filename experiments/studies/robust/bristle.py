@@ -16,7 +16,7 @@ from experiments.tasks.owned_classes import Lane, Make
 from experiments.tools.command import main
 from experiments.tools.figures import figure
 from experiments.tools.finished import Stage, in_memory
-from experiments.tools.lanes import each, stacked
+from experiments.tools.lanes import stacked
 from experiments.tools.report import Report
 from experiments.tools.study import Claim, Part, Study, Summary
 
@@ -122,18 +122,6 @@ def bristle(config: Config, schedule: topology.Schedule | None = None, **options
     return make
 
 
-def curves(make: Make, lanes: Lane, rounds: int, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Accuracy and opinions of all runs as one program, leading axes `shape`."""
-
-    @jax.jit
-    def program(lanes: Lane) -> Any:
-        return each(lambda own: task.accuracies(own, make(own), rounds), lanes)
-
-    curve, told = jax.device_get(program(lanes))
-    shaped = {name: np.reshape(values, shape) for name, values in told.items()}
-    return {"accuracy": np.reshape(curve, (*shape, -1)), **shaped}
-
-
 def lanes_of(config: Config, seeds: int, rows: tuple[tuple[int, str], ...]) -> Lane:
     """Runs `[S R]` on digits: for every seed all rows."""
     runs = []
@@ -151,14 +139,14 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
     lanes = lanes_of(config, config.seeds, ROWS)
     shape = (config.seeds, len(ROWS))
     found = {
-        name: stage(name, lambda make=make: curves(make, lanes, config.rounds, shape))
+        name: stage(name, lambda make=make: task.curves(make, lanes, config.rounds, shape))
         for name, make in methods(config).items()
     }
     turned = jax.tree.map(lambda leaf: leaf[TURNED :: len(ROWS)], lanes)
     at_random = bristle(config, draw=gossip.at_random())
     found["Bristle, random draw"] = stage(
         "Bristle, random draw",
-        lambda: curves(at_random, turned, config.rounds, (config.seeds, 1)),
+        lambda: task.curves(at_random, turned, config.rounds, (config.seeds, 1)),
     )
     report = Report()
     for place, title in enumerate(TITLES):
@@ -258,7 +246,7 @@ def on_patterns(config: Config, stage: Stage = in_memory) -> Summary:
     shape = (config.pattern_seeds, 1)
     report, last = Report(), {}
     for name, make in makes.items():
-        seen = stage(name, lambda make=make: curves(make, lanes, config.rounds, shape))
+        seen = stage(name, lambda make=make: task.curves(make, lanes, config.rounds, shape))
         last[name] = seen["accuracy"][:, 0, -1]
         sent = seen["models sent"][:, 0] / (config.rounds - 1) / task.BENIGN
         report.row("patterns", name, last[name], models_heard=sent)
@@ -330,7 +318,7 @@ def on_fashion(config: Config, stage: Stage = in_memory) -> Summary:
     for name in ("none", "mean", "median", "Bristle"):
         seen = stage(
             f"{name} on Fashion-MNIST",
-            lambda name=name: curves(known[name], lanes, config.fashion_rounds, shape),
+            lambda name=name: task.curves(known[name], lanes, config.fashion_rounds, shape),
         )
         last[name] = seen["accuracy"][..., -1]
         for place, title in enumerate(("no attack", "labels turned")):
