@@ -108,6 +108,43 @@ def periodic(matrices: Sequence[MixingMatrix], *, disconnected: bool = False) ->
     )
 
 
+def round_robin(nodes: int, offsets: Sequence[int] | None = None) -> Schedule:
+    """In round t node i sends to i + o_t (mod n) alone: the offsets in turn, plain means of two.
+
+    With the offsets of `exponential_offsets` it is the ring of power-of-two jumps, the schedule of
+    `gossip.one_peer_exponential`.
+
+    Args:
+      nodes: n >= 2.
+      offsets: in turn, from round 0; default 1, ..., n - 1: everyone meets everyone.
+
+    Returns:
+      A `Schedule` with one slot a node, doubly stochastic in every round.
+
+    Raises:
+      TypeError, ValueError: naming the argument; offsets along which some node never reaches another.
+    """
+    validation.integer("nodes", nodes, low=2)
+    fix = "Pass for example exponential_offsets(n)."
+    given = list(range(1, nodes)) if offsets is None else offsets
+    turns = validation.sequence("offsets", given, "integers", fix=fix)
+    for place, offset in enumerate(turns):
+        validation.integer(f"offsets[{place}]", offset, low=1, high=nodes - 1)
+    if math.gcd(nodes, *turns) > 1:
+        raise ValueError(
+            f"offsets must let every node reach every other, got {validation.shown(turns)} which all "
+            f"have a divisor in common with the {nodes} nodes. Add the offset 1."
+        )
+    everyone = np.arange(nodes, dtype=np.int32)
+    tables = np.stack([(everyone - offset) % nodes for offset in turns])[..., None]
+
+    def draw(tables: Any, key: Key[Array, ""], index: Int[Array, ""]) -> Slots:
+        senders = jnp.asarray(tables)[index % len(turns)]
+        return Slots(senders, jnp.full(senders.shape, 0.5))
+
+    return Schedule(nodes, tables, draw, symmetric=False, doubly_stochastic=True)
+
+
 def random_matching(
     nodes: int,
     probability: float | Float[Array, ""] | Callable[[Int[Array, ""]], Float[Array, ""]] = 1.0,

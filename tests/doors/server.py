@@ -60,6 +60,7 @@ CALLS = {
     "attacks.backdoor": {"data": IMAGES, "examples": [0, 1], "target": 1},
     "attacks.backdoor_success": {"loss": LOSS, "data": IMAGES, "target": 1},
     "attacks.flipped_labels": {"data": IMAGES, "examples": [0, 1]},
+    "attacks.rotated_labels": {"data": IMAGES, "examples": [0, 1]},
     "attacks.owned": {"partition": PARTITION, "clients": 1},
     "attacks.swapped_labels": {"data": IMAGES, "examples": [0, 1], "first": 0, "second": 1},
     "attacks.triggered": {"data": IMAGES, "target": 1},
@@ -71,6 +72,7 @@ CALLS = {
     "attacks.uniform": {"clients": 1},
     "attacks.zeroed": {"clients": 1},
     "attacks.gaussian": {"clients": 1},
+    "attacks.one_sided": {"clients": 1},
     "attacks.hidden_deviations": {"clients": 50, "hostile": 1},
     "attacks.inner_product": {"clients": 1},
     "attacks.line_searched": {

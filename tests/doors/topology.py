@@ -48,6 +48,7 @@ CALLS = {
     "topology.random_neighbours": {"nodes": N, "r": 1.0, "first": [0]},
     "topology.random_regular": {"nodes": 6, "degree": 3},
     "topology.random_regular_each_round": {"nodes": 6, "degree": 3},
+    "topology.round_robin": {"nodes": 6},
     "topology.ring": {"nodes": 5},
     "topology.second_eigenvalue": {"matrix": MATRIX},
     "topology.spectral_gap": {"matrix": MATRIX},

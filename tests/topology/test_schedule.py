@@ -38,6 +38,22 @@ def neighbours_mean(n, r):
     return (1 - r / 2) * np.eye(n) + r / 2 * others
 
 
+def test_round_robin_meets_everyone_in_turn():
+    n = 5
+    schedule = topology.round_robin(n)
+    matrices = np.concatenate([draws(schedule, 1, index) for index in range(n)])
+    for index, matrix in enumerate(matrices):
+        shift = np.roll(np.eye(n), index % (n - 1) + 1, axis=0)
+        np.testing.assert_allclose(matrix, (np.eye(n) + shift) / 2)
+    jumps = topology.round_robin(8, topology.exponential_offsets(8))
+    product = np.eye(8)
+    for index in range(3):
+        product = draws(jumps, 1, index)[0] @ product
+    np.testing.assert_allclose(product, np.full((8, 8), 1 / 8))
+    with pytest.raises(ValueError, match="offsets must let every node reach every other"):
+        topology.round_robin(8, [2, 4])
+
+
 @pytest.mark.parametrize("r", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("most", [None, 11])
 def test_expectation_of_random_neighbours(r, most):

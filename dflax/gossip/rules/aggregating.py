@@ -1,5 +1,6 @@
 """Neighbour rules made of rules for messages: any aggregator, and combinations found on products."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,10 +22,12 @@ from dflax.gossip.rules.neighbour_rule import (
 )
 
 
-def aggregating(aggregator: Aggregator, *, least: int = 1) -> NeighbourRule:
+def aggregating(
+    aggregator: Aggregator, *, step: float | Array = 1.0, least: int = 1
+) -> NeighbourRule:
     """A server's way of combining messages, applied by every client to its neighbourhood.
 
-        x_i <- x_i + aggregator(0, x_1 - x_i, ..., x_k - x_i; w_ii, w_i1, ..., w_ik)
+        x_i <- x_i + step aggregator(0, x_1 - x_i, ..., x_k - x_i; w_ii, w_i1, ..., w_ik)
 
     With the `aggregation.mean` that is `mixer`; with the median or the trimmed mean it is BRIDGE, robust
     against arbitrary neighbours: f of them where the rule tolerates f among k + 1 messages. The
@@ -33,6 +36,8 @@ def aggregating(aggregator: Aggregator, *, least: int = 1) -> NeighbourRule:
 
     Args:
       aggregator: for example `dflax.aggregation.trimmed_mean(1)`.
+      step: how far a client goes there, in (0, 1], traceable; 0.5 is the mean of what the aggregator
+        makes and the own model.
       least: >= 1, messages without which the rule means nothing, the own one among them: 2 f + 1 of a
         rule that shall bear f. A graph on which some client hears fewer is refused.
 
@@ -48,10 +53,10 @@ def aggregating(aggregator: Aggregator, *, least: int = 1) -> NeighbourRule:
     """
     fix = "For example dflax.aggregation.median()."
     validation.instance("aggregator", aggregator, Aggregator, fix)
+    validation.real("step", step, low=0.0, high=1.0, low_open=True, scalar=True)
     validation.integer("least", least, low=1)
     if aggregator.shares is not None:
-        found = aggregator.shares
-        return combining(lambda g, weights, key: found(g, weights > 0, key), least=least)
+        return combining(_part_of_the_way(aggregator.shares, step), least=least)
 
     def init(own: Params, neighbours: Int[Array, " k"]) -> Any:
         return aggregator.init(own)
@@ -63,8 +68,9 @@ def aggregating(aggregator: Aggregator, *, least: int = 1) -> NeighbourRule:
         key = jax.random.fold_in(here.key, here.client)
         senders = jnp.concatenate([here.client[None], here.neighbours])
         combining = Combining(key, here.index, senders, params=own)
-        step, memory, metrics = aggregator.apply(changes, shares, memory, combining)
-        return _moved(own, step), memory, metrics
+        way, memory, metrics = aggregator.apply(changes, shares, memory, combining)
+        way = jax.tree.map(lambda d: jnp.asarray(step, d.dtype) * d, way)
+        return _moved(own, way), memory, metrics
 
     return NeighbourRule(init, apply, least=least)
 
@@ -140,6 +146,20 @@ def _changes(
 
     changes = jax.tree.map(change, own, others)
     return changes, jnp.concatenate([here.own_weight[None], weights])
+
+
+def _part_of_the_way(found: Callable[..., tuple[Array, Metrics]], step: float | Array) -> Shares:
+    """The shares of an aggregator's combination, and the own model's of what is left of the way."""
+
+    def shares(
+        products: Float[Array, "r r"], weights: Float[Array, " r"], key: Key[Array, ""]
+    ) -> tuple[Float[Array, " r"], Metrics]:
+        given, metrics = found(products, weights > 0, key)
+        total = given.sum()
+        given = step * given / jnp.where(total > 0, total, 1)
+        return given.at[0].add(jnp.where(total > 0, 1 - step, 1)), metrics
+
+    return shares
 
 
 def _moved(own: Params, step: Params) -> Params:

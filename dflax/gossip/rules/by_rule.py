@@ -21,6 +21,7 @@ from dflax.gossip.rules.by_products import mixed_by_products, own_weight, suits
 from dflax.gossip.rules.calibration import Calibration, draw_calibration
 from dflax.gossip.rules.heard import Heard, heard
 from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule
+from dflax.gossip.rules.under_way import nothing_under_way, passed_on
 from dflax.participation import Count
 from dflax.topology import Graph, MixingMatrix, Schedule, Slots
 
@@ -38,11 +39,15 @@ class RuleState(NamedTuple):
       tables: neighbours and weights, or those that a schedule reads.
       examples: the shared set that models are compared on; None for none.
       memory: the rule's, a row for every client.
+      private: what the rule has of each client from the start.
+      under_way: models that are not heard yet, where there is a latency.
     """
 
     tables: Tables
     examples: Dataset | None
     memory: PerClient
+    private: PerClient
+    under_way: PerClient
 
 
 def by_rule(
@@ -52,6 +57,7 @@ def by_rule(
     weights: Callable[[Graph], MixingMatrix] | None = None,
     together: bool | None = None,
     watched: Clients | None = None,
+    latency: int = 0,
     at_once: int | None = None,
 ) -> Mixer:
     """Every client applies a rule to its own model and those of its neighbours.
@@ -75,6 +81,8 @@ def by_rule(
       watched: clients by number or mask, the hostile ones of an experiment, for metrics alone: what the
         rule measures of each neighbour, `used` for example, is also averaged over the watched among
         those that the others hear, as `used_of_watched`.
+      latency: l >= 0, static: neighbours are heard as they were l mixings ago, the own model as it is.
+        Until then, and where they did not take part then, they are not heard.
       at_once: see `dflax.map_clients`.
 
     Returns:
@@ -86,6 +94,7 @@ def by_rule(
     """
     fix = "Make one with gossip.aggregating, gossip.stateless or gossip.join, or write a NeighbourRule."
     validation.instance("rule", rule, NeighbourRule, fix)
+    validation.integer("latency", latency, low=0)
     validation.at_once(at_once)
     clients, graph, tables, hears = _slots(topology, weights)
     shape = _unknown(hears, tables)
@@ -94,7 +103,9 @@ def by_rule(
         validation.flag("together", together)
     if together and rule.shares is None:
         raise ValueError("together must not be True of a rule that is no combination, got True.")
-    suited = suits(clients, shape.shape[1]) if together is None else together
+    if together and latency:
+        raise ValueError(f"together must not be True with a latency, got latency={latency}.")
+    suited = suits(clients, shape.shape[1]) and not latency if together is None else together
     shares = rule.shares if suited else None
     seen = None if watched is None else _mask("watched", watched, clients)
 
@@ -107,15 +118,24 @@ def by_rule(
         neighbours = held[0] if graph is not None else jnp.full(shape.shape, -1, jnp.int32)
         memory = jax.vmap(rule.init)(jax.tree.map(jnp.asarray, models), neighbours)
         shared = None if rule.examples is None else rule.examples.shared
-        return RuleState(held, shared, PerClient(memory))
+        if jax.tree.leaves(rule.private):
+            validation.leading_axis("rule.private", rule.private, clients)
+        private = jax.tree.map(jnp.asarray, rule.private)
+        late: Any = nothing_under_way(models, latency) if latency else ()
+        return RuleState(held, shared, *map(PerClient, (memory, private, late)))
 
     def apply(
         models: Models, state: RuleState, mixing: Mixing
     ) -> tuple[Models, RuleState, Metrics]:
         mask = as_mask(mixing.active, clients)
         neighbours, given = hears(state.tables, mixing)
+        sent, there, late = models, mask, state.under_way.rows
+        if latency:
+            sent, there, late = passed_on(late, models, mask)
         if mask is not None:
-            given = jnp.where(mask[:, None] & mask[neighbours], given, 0)
+            given = jnp.where(mask[:, None], given, 0)
+        if there is not None:
+            given = jnp.where(there[neighbours], given, 0)
         if shares is not None:
             mixed, measured = mixed_by_products(shares, models, neighbours, given, mixing, mask)
             metrics = _means(measured, neighbours, given, mask, seen)
@@ -125,6 +145,7 @@ def by_rule(
         def one(
             own: Params,
             memory: Any,
+            private: Any,
             client: Array,
             neighbours: Array,
             weights: Array,
@@ -141,18 +162,19 @@ def by_rule(
             )
             calibration = Calibration(rows, data)
             left = own_weight(weights)
-            here = Neighbourhood(client, neighbours, left, key, index, calibration)
+            here = Neighbourhood(client, neighbours, left, key, index, calibration, private)
             return _ruled(rule, own, others, weights, memory, here)
 
         mixed, memory, measured = map_clients(
             one,
             models,
             state.memory.rows,
+            state.private.rows,
             jnp.arange(clients, dtype=jnp.int32),
             neighbours,
             given,
             examples.rows,
-            shared=(heard(models, graph), examples.data, mixing.key, mixing.index),
+            shared=(heard(sent, graph), examples.data, mixing.key, mixing.index),
             at_once=at_once,
         )
         if mask is not None:
@@ -160,7 +182,8 @@ def by_rule(
         metrics = _means(measured, neighbours, given, mask, seen) | {
             "models_sent": count_sent(given)
         }
-        return mixed, state._replace(memory=PerClient(memory)), metrics
+        after = state._replace(memory=PerClient(memory), under_way=PerClient(late))
+        return mixed, after, metrics
 
     return Mixer(clients, init, apply, rule.known._replace(graph=graph))
 

@@ -27,6 +27,7 @@ class Neighbourhood(NamedTuple):
       key: the mixing's typed key, one for all clients: `jax.random.fold_in(key, client)` is a client's.
       index: `[]` int32, number of the round.
       examples: what the client may look at, where the rule asks for `Examples`.
+      private: the client's row of what the rule's `private` holds; () for nothing.
     """
 
     client: Int[Array, ""]
@@ -35,6 +36,7 @@ class Neighbourhood(NamedTuple):
     key: Key[Array, ""]
     index: Int[Array, ""]  # type: ignore[assignment]  # over the method of tuples
     examples: Calibration
+    private: Any = ()
 
 
 class NeighbourRule(NamedTuple):
@@ -56,6 +58,8 @@ class NeighbourRule(NamedTuple):
       shares: of a rule without a memory whose result is a combination of the models, found on their
         products alone, see `combining`; None for all others. Where many hear many, `by_rule` finds the
         combinations of all clients on one table of products, and no neighbour's model is ever copied.
+      private: what each client has for itself from the start, leaves `[n, ...]`: a test set, its
+        classes. A client's row is `here.private`; the rows are dealt over devices with the clients.
     """
 
     init: Callable[[Params, Int[Array, " k"]], Any]
@@ -67,6 +71,7 @@ class NeighbourRule(NamedTuple):
     examples: Examples | None = None
     least: int = 1
     shares: Shares | None = None
+    private: PyTree[Array] = ()
 
 
 def stateless(
