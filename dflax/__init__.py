@@ -2,6 +2,7 @@
 
 from dflax import (
     aggregation,
+    asynchronous,
     attacks,
     channel,
     data,
@@ -16,6 +17,7 @@ from dflax import (
     models,
     participation,
     recipes,
+    robots,
     server,
     topology,
 )
@@ -58,6 +60,7 @@ __all__ = [
     "Sweep",
     "__version__",
     "aggregation",
+    "asynchronous",
     "attacks",
     "channel",
     "checkpoint",
@@ -84,6 +87,7 @@ __all__ = [
     "profile",
     "recipes",
     "replicate",
+    "robots",
     "rollout",
     "run",
     "scatter",

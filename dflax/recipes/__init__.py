@@ -1,21 +1,27 @@
 """Methods of the literature in a few lines each, made of public names: to use and to start from."""
 
+from dflax.recipes.anarchic import afa
 from dflax.recipes.diloco import diloco
 from dflax.recipes.ditto import Personal, ditto
 from dflax.recipes.exact_diffusion import exact_diffusion
 from dflax.recipes.fedbuff import fedbuff
 from dflax.recipes.fedexp import fedexp
 from dflax.recipes.k_gt import k_gt
+from dflax.recipes.learn import learn
+from dflax.recipes.monna import monna
 from dflax.recipes.scaffnew import scaffnew
 
 __all__ = [
     "Personal",
+    "afa",
     "diloco",
     "ditto",
     "exact_diffusion",
     "fedbuff",
     "fedexp",
     "k_gt",
+    "learn",
+    "monna",
     "scaffnew",
 ]
 
