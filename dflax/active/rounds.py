@@ -47,7 +47,7 @@ class Labels(NamedTuple):
     params: Params
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class ActiveRounds:
     """A source of active rounds: the same federation in each, under a key of its own.
@@ -63,20 +63,25 @@ class ActiveRounds:
     federation: Federation
 
     def __post_init__(self) -> None:
-        if not isinstance(self.federation, Federation):
-            # JAX rebuilds sources around placeholders.
-            if isinstance(self.federation, (int, float, str, bytes, list, dict, type(None))):
-                raise TypeError(
-                    "federation must be a dflax.Federation, got "
-                    f"{validation.shown(self.federation)}. Its partition must be Pools."
-                )
-            return
+        fix = "Its partition must be dflax.data.Pools."
+        validation.instance("federation", self.federation, Federation, fix)
         pools_of(self.federation)
         if self.federation.local_epochs is not None:
             raise ValueError(
                 "federation must have local_steps, for epochs grow with the pools, got local_epochs="
                 f"{self.federation.local_epochs}. Use federation.replace(local_steps=...)."
             )
+
+    def tree_flatten_with_keys(self) -> tuple[Any, None]:
+        """The federation as the only child."""
+        return ((jax.tree_util.GetAttrKey("federation"), self.federation),), None
+
+    @classmethod
+    def tree_unflatten(cls, static: None, children: Any) -> "ActiveRounds":
+        """Rebuilds the source without checking again: its leaves may be anything."""
+        source = object.__new__(cls)
+        object.__setattr__(source, "federation", children[0])
+        return source
 
     def draw(self, key: Key[Array, ""], index: Int[Array, ""]) -> Campaign:
         """Active round number `index`."""

@@ -1,4 +1,4 @@
-"""Who has labels for which of its examples: pools as masks, minibatches of them, and buying by scores."""
+"""Which examples have labels: pools as masks, minibatches of them, and labels bought by scores."""
 
 import dataclasses
 

@@ -14,7 +14,6 @@ from dflax.channel.channel import Channel
 from dflax.clients import against, replicate
 from dflax.data.dataset import Batch, Dataset
 from dflax.data.pools import Pools
-from dflax.local.oracle import Loss
 from dflax.local.solver import Optimizer, check_optimizer
 from dflax.losses import balanced
 from dflax.models.apply import Model, as_apply
