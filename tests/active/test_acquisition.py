@@ -49,12 +49,18 @@ def test_the_sheets_hand_example(acquisition):
 
 
 def test_ksas_against_numpy_and_its_laws():
-    local, server, counts = np.array([0.3, -1.0, 2.0]), np.array([1.0, 0.5, -0.5]), np.array([8, 2, 0])
+    local, server, counts = (
+        np.array([0.3, -1.0, 2.0]),
+        np.array([1.0, 0.5, -0.5]),
+        np.array([8, 2, 0]),
+    )
     data = data_of(RANDOM)
 
     @jax.jit
     def ask(local, server, counts, strength):
-        return active.ksas(scores_of, strength=strength, chunk=4)(query(local, server, counts), data)
+        return active.ksas(scores_of, strength=strength, chunk=4)(
+            query(local, server, counts), data
+        )
 
     found = ask(local, server, counts, 1.0)
     p, q = (softmax((RANDOM + own)[:, :2] + np.log([8.0, 2.0])) for own in (local, server))
@@ -109,7 +115,7 @@ def test_classes_without_labels_have_no_gradient():
     (other, _), _ = value(jnp.asarray([0.1, 70.0, 0.3]), data, None)
     assert gradient[1] == 0
     assert loss == other
-    law = softmax((RANDOM + [0.1, 0.2, 0.3])[:, [0, 2]])
+    law = softmax((RANDOM + np.array([0.1, 0.2, 0.3]))[:, [0, 2]])
     expected = -np.log(law[np.arange(7), np.asarray(data.labels) // 2]).mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     # Equal counts: plain cross-entropy.

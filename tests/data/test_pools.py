@@ -90,7 +90,9 @@ def test_nan_is_bought_last_and_ties_in_order():
 def test_counts_read_known_labels_alone():
     pools = made()
     counts = pools.class_counts(LABELS, 4)
-    known = [np.asarray(own)[np.asarray(m)] for own, m in zip(pools.owned, pools.labelled, strict=True)]
+    known = [
+        np.asarray(own)[np.asarray(m)] for own, m in zip(pools.owned, pools.labelled, strict=True)
+    ]
     expected = [np.bincount(np.asarray(LABELS)[rows], minlength=4) for rows in known]
     np.testing.assert_array_equal(counts, expected)
     others = np.setdiff1d(np.arange(20), np.concatenate(known))

@@ -34,14 +34,17 @@ def pooled(labels, labelled, *, same=True, size=6, batch=4, participation=None):
             inputs[rows[~known]] = inputs[rows[-1]]
     data = dx.data.Dataset(jnp.asarray(inputs), jnp.asarray(labels, jnp.int32), classes=3)
     pools = dx.data.pools(dx.data.from_indices(owned), 1)
-    pools = dataclasses.replace(pools, owned=jnp.asarray(owned, jnp.int32), labelled=jnp.asarray(mask))
-    return dx.Federation(
-        data, pools, batch_size=batch, local_steps=2, participation=participation
+    pools = dataclasses.replace(
+        pools, owned=jnp.asarray(owned, jnp.int32), labelled=jnp.asarray(mask)
     )
+    return dx.Federation(data, pools, batch_size=batch, local_steps=2, participation=participation)
 
 
 LABELS = np.array([0, 0, 0, 1, 2, 2, 2, 2, 1, 1, 0, 0])
-START = {"w": jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)), jnp.float32), "b": jnp.zeros(3)}
+START = {
+    "w": jnp.asarray(np.random.default_rng(1).normal(size=(3, 3)), jnp.float32),
+    "b": jnp.zeros(3),
+}
 
 
 def end(algorithm, federation, rounds=2):
