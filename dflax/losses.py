@@ -65,11 +65,21 @@ def adjusted(
 
     Args:
       scores: class scores.
-      counts: n, `[C]` examples of each class, >= 0.
+      counts: n, `[C]` examples of each class, >= 0; traceable.
       strength: >= 0; traceable.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
     """
+    if not isinstance(scores, jax.Array):
+        scores = jnp.asarray(validation.array("scores", scores, kind="real"))
+    if not scores.ndim:
+        raise ValueError("scores must have the shape [..., C], got one number.")
+    shape = scores.shape[-1:]
+    counts = validation.array("counts", counts, kind="real", shape=shape, low=0.0)
+    validation.real("strength", strength, low=0.0, scalar=True)
     known = counts > 0
-    moved = _widened(scores) + strength * jnp.log(jnp.where(known, counts, 1))
+    moved = _widened(scores) + strength * _widened(jnp.log(jnp.where(known, counts, 1)))
     return jnp.where(known, moved, -1e30)
 
 
