@@ -18,6 +18,7 @@ NAMES = (
     "resnet",
     "server",
     "decentralized",
+    "robust_peers",
     "merging",
     "reductions",
     "robust",

@@ -15,6 +15,7 @@ from dflax.local.clipping import clipped
 from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.per_example import per_example
+from dflax.local.polyak import polyak
 from dflax.local.quadratic import (
     Quadratic,
     proximal_points,
@@ -61,6 +62,7 @@ __all__ = [
     "optimizer_at",
     "per_example",
     "perturbed",
+    "polyak",
     "projected_gradient",
     "proximal_points",
     "quadratic_federation",

@@ -296,3 +296,17 @@ def test_an_attack_ruins_the_mean_and_not_the_median_of_neighbours_means():
 def test_refusals(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+def test_one_sided_noise_has_a_sign_for_each_half_of_the_columns():
+    tree = {"w": np.ones((M, 300, 5))}
+    out = np.asarray(sent(attacks.one_sided(LIARS, size=0.25), tree)["w"])
+    np.testing.assert_array_equal(out[HONEST], 1)
+    for half, low in ((out[HOSTILE, :, :2], -0.25), (out[HOSTILE, :, 2:], 0.0)):
+        assert half.min() >= low
+        assert half.max() <= low + 0.25
+        np.testing.assert_allclose(half.mean(), low + 0.125, atol=0.01)
+        np.testing.assert_allclose(half.std(), 0.25 / np.sqrt(12), atol=0.01)
+    assert (out[2] != out[5]).all()
+    again = sent(attacks.one_sided(LIARS), tree, key=jax.random.key(1))["w"]
+    assert (np.asarray(again)[2] != out[2]).all()
