@@ -15,10 +15,11 @@ from dflax.attacks.poisoned import (
     backdoor_success,
     flipped_labels,
     owned,
+    swap_success,
     swapped_labels,
     triggered,
 )
-from dflax.attacks.sybils import with_sybils
+from dflax.attacks.sybils import one_adversary, with_sybils
 
 __all__ = [
     "backdoor",
@@ -34,8 +35,10 @@ __all__ = [
     "mimic",
     "min_max",
     "min_sum",
+    "one_adversary",
     "owned",
     "sign_flipping",
+    "swap_success",
     "swapped_labels",
     "triggered",
     "with_sybils",

@@ -30,8 +30,11 @@ from dflax.gossip.push_sum import PushSumState, push_sum
 from dflax.gossip.repeat import repeat
 from dflax.gossip.rules.by_rule import by_rule
 from dflax.gossip.rules.calibration import Examples
+from dflax.gossip.rules.foolsgold import local_foolsgold
 from dflax.gossip.rules.joins import Stamped, greatest, join, least, newest, union
+from dflax.gossip.rules.letters import Letters
 from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule, aggregating, stateless
+from dflax.gossip.rules.sybilwall import sybilwall
 from dflax.gossip.sampled import partitioned, sampled
 from dflax.gossip.variance import Target, variance_corrected
 from dflax.gossip.varying import alternate, every, scheduled, sometimes
@@ -45,6 +48,7 @@ __all__ = [
     "Groups",
     "Known",
     "Law",
+    "Letters",
     "Mixer",
     "MixerState",
     "Mixing",
@@ -80,6 +84,7 @@ __all__ = [
     "independent_groups",
     "join",
     "least",
+    "local_foolsgold",
     "matcha",
     "mixer",
     "newest",
@@ -101,6 +106,7 @@ __all__ = [
     "sometimes",
     "star",
     "stateless",
+    "sybilwall",
     "thinned",
     "torus",
     "union",

@@ -18,6 +18,7 @@ from dflax.gossip.products.linear import as_mask, require_models, require_topolo
 from dflax.gossip.products.stored import count_sent
 from dflax.gossip.rules.calibration import Calibration, draw_calibration
 from dflax.gossip.rules.heard import Heard, heard
+from dflax.gossip.rules.letters import Letters, addresses, come
 from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule
 from dflax.topology import Graph, MixingMatrix, Schedule, Slots
 
@@ -55,7 +56,7 @@ def by_rule(
     Who is absent is not heard: its model, a NaN even, reaches no rule, its weight goes to the hearer's
     own model, and it keeps its own model and memory. What travels between devices is what is heard, on
     a ring the boundary rows alone; a device holds the neighbours' models of as many clients as it
-    computes at once.
+    computes at once. A rule may write letters beside the models, see `NeighbourRule`.
 
     Args:
       topology: a graph, a mixing matrix, an array `[n, n]`, or a `Schedule` of a new graph each time. It
@@ -95,6 +96,8 @@ def by_rule(
         if mask is not None:
             given = jnp.where(mask[:, None] & mask[neighbours], given, 0)
         examples = draw_calibration(rule.examples, state.examples, mixing, clients)
+        address = None if rule.letters is None else addresses(neighbours, given)
+        post = _post(rule, models, state.memory.rows, neighbours, given, mixing, at_once)
 
         def one(
             own: Params,
@@ -103,8 +106,10 @@ def by_rule(
             neighbours: Array,
             weights: Array,
             rows: Array | None,
+            address: tuple[Array, Array] | None,
             models: Heard,
             data: Dataset | None,
+            written: Heard | None,
             key: Array,
             index: Array,
         ) -> tuple[Params, Any, Metrics]:
@@ -113,10 +118,12 @@ def by_rule(
                 own,
                 models.by(client, neighbours),
             )
-            left = 1 - weights.sum()
-            # Rounding shall not give a share to whom the weights leave out.
-            left = jnp.where(left > weights.size * jnp.finfo(left.dtype).eps, left, 0)
-            here = Neighbourhood(client, neighbours, left, key, index, Calibration(rows, data))
+            calibration = Calibration(rows, data)
+            here = Neighbourhood(client, neighbours, _left(weights), key, index, calibration)
+            if written is not None and address is not None:
+                places, comes = address
+                letters = come(written.by(client, neighbours, places), comes)
+                here = here._replace(letters=letters)
             return _ruled(rule, own, others, weights, memory, here)
 
         mixed, memory, measured = map_clients(
@@ -127,12 +134,20 @@ def by_rule(
             neighbours,
             given,
             examples.rows,
-            shared=(heard(models, graph), examples.data, mixing.key, mixing.index),
+            address,
+            shared=(
+                heard(models, graph),
+                examples.data,
+                None if post is None else heard(post, graph),
+                mixing.key,
+                mixing.index,
+            ),
             at_once=at_once,
         )
         if mask is not None:
             mixed, memory = select(mask, (mixed, memory), (models, state.memory.rows))
-        metrics = _means(measured, given, mask) | {"models_sent": count_sent(given)}
+        sent = count_sent(given) + _sent(post, neighbours, address)
+        metrics = _means(measured, given, mask) | {"models_sent": sent}
         return mixed, state._replace(memory=PerClient(memory)), metrics
 
     return Mixer(clients, init, apply, rule.known._replace(graph=graph))
@@ -172,6 +187,59 @@ def _unknown(hears: Hears, tables: Tables) -> Int[Array, "n k"]:
     """Numbers of nobody, as many as there will be neighbours."""
     shape, _ = jax.eval_shape(hears, tables, Mixing(jax.random.key(0), jnp.int32(0)))
     return jnp.full(shape.shape, -1, jnp.int32)
+
+
+def _left(weights: Float[Array, " k"]) -> Float[Array, ""]:
+    """A client's own weight: rounding shall not give a share to whom the weights leave out."""
+    left = 1 - weights.sum()
+    return jnp.where(left > weights.size * jnp.finfo(left.dtype).eps, left, 0)
+
+
+def _post(
+    rule: NeighbourRule,
+    models: Models,
+    memory: Any,
+    neighbours: Int[Array, "n k"],
+    given: Float[Array, "n k"],
+    mixing: Mixing,
+    at_once: int | None,
+) -> Letters | None:
+    """What all clients write, leaves `[n, k, ...]`; None of a rule without letters."""
+    write = rule.letters
+    if write is None:
+        return None
+    name = "the rule's letters(own, memory, weights, here)"
+
+    def one(
+        own: Params,
+        memory: Any,
+        client: Array,
+        neighbours: Array,
+        weights: Array,
+        key: Array,
+        index: Array,
+    ) -> Letters:
+        here = Neighbourhood(
+            client, neighbours, _left(weights), key, index, Calibration(None, None)
+        )
+        written = write(own, memory, weights, here)
+        validation.instance(name, written, Letters, "Return gossip.Letters(content, models).")
+        validation.leading_axis(f"the letters of {name}", written, len(neighbours))
+        return written._replace(models=jnp.where(weights > 0, written.models, 0))
+
+    clients = jnp.arange(len(neighbours), dtype=jnp.int32)
+    stacked = (models, memory, clients, neighbours, given)
+    return map_clients(one, *stacked, shared=(mixing.key, mixing.index), at_once=at_once)
+
+
+def _sent(
+    post: Letters | None, neighbours: Int[Array, "n k"], address: tuple[Array, Array] | None
+) -> Array | float:
+    """How many models' worth of letters arrive."""
+    if post is None or address is None:
+        return 0.0
+    places, comes = address
+    return jnp.where(comes, post.models[neighbours, places], 0).sum()
 
 
 def _ruled(

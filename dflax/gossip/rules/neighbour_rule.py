@@ -12,6 +12,7 @@ from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Metrics, Params
 from dflax.gossip.mixer import Known
 from dflax.gossip.rules.calibration import Calibration, Examples
+from dflax.gossip.rules.letters import Letters
 
 
 class Neighbourhood(NamedTuple):
@@ -25,6 +26,7 @@ class Neighbourhood(NamedTuple):
       key: the mixing's typed key, one for all clients: `jax.random.fold_in(key, client)` is a client's.
       index: `[]` int32, number of the round.
       examples: what the client may look at, where the rule asks for `Examples`.
+      letters: what the neighbours wrote to it, of a rule with letters; None in writing them.
     """
 
     client: Int[Array, ""]
@@ -33,6 +35,7 @@ class Neighbourhood(NamedTuple):
     key: Key[Array, ""]
     index: Int[Array, ""]  # type: ignore[assignment]  # over the method of tuples
     examples: Calibration
+    letters: Letters | None = None
 
 
 class NeighbourRule(NamedTuple):
@@ -50,6 +53,9 @@ class NeighbourRule(NamedTuple):
         with a matrix and moves the mean. `graph` is filled in.
       real: whether it mixes real numbers alone; False for rules of integers, masks, stamps.
       examples: which of its examples a client compares models on, None for none.
+      letters: `letters(own, memory, weights, here) -> Letters`, what a client writes to its neighbours
+        beside its model, one letter for each slot, from what it remembers before the mixing; read by
+        them as `here.letters`. It travels where both hear each other. None for no letters.
     """
 
     init: Callable[[Params, Int[Array, " k"]], Any]
@@ -59,6 +65,7 @@ class NeighbourRule(NamedTuple):
     known: Known = Known(symmetric=False, doubly_stochastic=False, linear=False)
     real: bool = True
     examples: Examples | None = None
+    letters: Callable[[Params, Any, Float[Array, " k"], Neighbourhood], Letters] | None = None
 
 
 def stateless(
