@@ -3,7 +3,6 @@
 import collections
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
@@ -123,7 +122,7 @@ def one_adversary(mixer: Mixer, honest: int) -> Mixer:
         there = jnp.ones(clients, bool) if mixing.active is None else mixing.active > 0
         sybils = there & (everyone >= honest)
         first = jnp.argmax(sybils)
-        common = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[first], leaf.shape), models)
+        common = replicate(counted_mean(models, sybils * (everyone == first)), clients)
         mixed, inner, metrics = mixer.apply(select(sybils, common, models), inner, mixing)
         heard = (there[senders] & there[receivers]).astype(jnp.float32)
         shares = jnp.zeros(clients).at[senders].add(heard).at[first].add(1)
