@@ -179,6 +179,7 @@ def swap_success(
       TypeError, ValueError: naming the argument; no example of either class.
     """
     validation.function("loss", loss)
+    _require_classes(data)
     swapped = swapped_labels(data, np.arange(len(data)), first, second)
     rows = np.flatnonzero(np.isin(np.asarray(data.labels), (first, second)))
     if not len(rows):

@@ -179,10 +179,10 @@ def test_a_distant_twin_takes_away_trust():
     own = np.array([7.0, 7.0])
     after, trust = knowing((0, 1), (1, 0), (1, -1), heard=2)
     np.testing.assert_array_equal(trust, [1, 0])
-    np.testing.assert_allclose(after, (own + [0, 1]) / 2)
+    np.testing.assert_allclose(after, (own + np.array([0, 1])) / 2)
     after, trust = knowing((0, 1), (1, 0), heard=2)
     np.testing.assert_array_equal(trust, [1, 1])
-    np.testing.assert_allclose(after, (own + [1, 1]) / 3, rtol=1e-6)
+    np.testing.assert_allclose(after, (own + np.array([1, 1])) / 3, rtol=1e-6)
 
 
 def test_copies_alone_leave_the_own_model_and_scales_do_not_count():
@@ -337,20 +337,24 @@ def test_without_a_neighbour_the_model_stays():
 
 def test_refusals():
     small = gossip.by_rule(topology.complete(4), gossip.sybilwall(2))
-    with pytest.raises(ValueError, match="capacity must be an integer >= 3"):
+    with pytest.raises(ValueError, match=r"capacity must be an integer .* room for all"):
         small.init(jnp.zeros((4, 2)))
     with pytest.raises(ValueError, match="combine must be one of"):
         gossip.sybilwall(3, combine="median")
     with pytest.raises(ValueError, match="decay must be a finite number"):
         gossip.sybilwall(3, decay=0.0)
-    with pytest.raises(TypeError, match="letters.* must be of type Letters"):
-        rule = gossip.stateless(lambda own, others, weights, here: (own, {}))
-        mute = rule._replace(letters=lambda own, memory, weights, here: own)
-        mixer = gossip.by_rule(topology.ring(4), mute)
-        mixer.apply(jnp.eye(4), mixer.init(jnp.eye(4)), Mixing(KEY, jnp.int32(0)))
-    with pytest.raises(ValueError, match="leading axis"):
-        mute = rule._replace(
-            letters=lambda own, memory, weights, here: gossip.Letters(own, jnp.zeros(3))
-        )
-        mixer = gossip.by_rule(topology.ring(4), mute)
-        mixer.apply(jnp.eye(4), mixer.init(jnp.eye(4)), Mixing(KEY, jnp.int32(0)))
+
+
+@pytest.mark.parametrize(
+    ("written", "kind", "message"),
+    [
+        (lambda own: own, TypeError, "letters.* must be of type Letters"),
+        (lambda own: gossip.Letters(own, jnp.zeros(3)), ValueError, "the letters of the rule's"),
+    ],
+)
+def test_what_letters_may_not_be(written, kind, message):
+    rule = gossip.stateless(lambda own, others, weights, here: (own, {}))
+    rule = rule._replace(letters=lambda own, memory, weights, here: written(own))
+    mixer = gossip.by_rule(topology.ring(4), rule)
+    with pytest.raises(kind, match=message):
+        jax.eval_shape(lambda x: mixer.apply(x, mixer.init(x), Mixing(KEY, 0)), jnp.zeros((4, 2)))

@@ -96,7 +96,13 @@ def sybilwall(
     validation.flag("passing_on", passing_on)
     validation.choice("history", history, HISTORIES)
     validation.choice("combine", combine, tuple(COMBINED))
-    quiet = validation.array("silent", silent, kind="integer", low=0) if len(silent) else None
+    nobody = isinstance(silent, Sequence) and not len(silent)
+    fix = "Give the numbers of clients, such as range(honest, n)."
+    quiet = (
+        None
+        if nobody
+        else validation.array("silent", silent, kind="integer", low=0, shape=("s",), fix=fix)
+    )
 
     def init(own: Params, neighbours: Int[Array, " k"]) -> Memory:
         validation.integer(

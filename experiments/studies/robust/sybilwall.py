@@ -148,7 +148,8 @@ def flipped(config: Config, stage: Stage = in_memory) -> Summary:
 def planted(config: Config, stage: Stage = in_memory) -> Summary:
     """A patch taught as the digit 1, with one Sybil in every neighbourhood and with two."""
     rules = {name: RULES[name] for name in (MEAN, KRUM, LOCAL, ALONE, WALL)}
-    rows, successes = {}, {}
+    rows: dict[str, dict[str, float]] = {}
+    successes: dict[float, dict[str, np.ndarray]] = {}
     for density in (1.0, 2.0):
         found = runs(
             config, peers(config, "backdoor", density), rules, stage, f"backdoor, phi = {density:g}"
