@@ -1,12 +1,14 @@
 """Records of others: what is drawn to be passed on, what is stored, what gives way."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dflax.gossip.rules.letters import addresses
-from dflax.gossip.rules.records import About, Records, drawn, none_known, place_of, stored
+from dflax.gossip.rules.records import About, Incoming, Records, drawn, none_known, place_of, stored
 
 
 def records(*rows, places=6):
@@ -19,7 +21,9 @@ def records(*rows, places=6):
     return Records(about, {"x": jnp.arange(1.0, places + 1)})
 
 
-STORED = jax.jit(stored, static_argnames="first_hand")
+@functools.partial(jax.jit, static_argnames="first_hand")
+def store(held, new, arrives, first_hand):
+    return stored(held, Incoming(new, arrives, first_hand))
 
 
 def told(found):
@@ -72,32 +76,32 @@ def test_what_is_passed_on_never_replaces_first_hand_and_only_what_is_older():
     held = records((1, 3, 1, -1), (2, 3, 2, 1), (3, 3, 4, 1))
     new = incoming((1, 9, 2, 7), (2, 3, 2, 7), (3, 4, 5, 7), (5, 0, 3, 7), (6, 1, 2, 7))
     arrives = jnp.asarray([True, True, True, True, False])
-    found = STORED(held, new, arrives, first_hand=False)
+    found = store(held, new, arrives, first_hand=False)
     assert told(found) == {(1, 3, 1, -1, 1), (2, 3, 2, 1, 2), (3, 4, 5, 7, 30), (5, 0, 3, 7, 40)}
 
 
 def test_of_two_that_come_at_once_the_newer_stays_and_of_equal_ones_the_first():
     new = incoming((1, 2, 2, 5), (1, 4, 3, 6), (2, 4, 2, 5), (2, 4, 2, 6))
-    found = STORED(records(), new, jnp.ones(4, bool), first_hand=False)
+    found = store(records(), new, jnp.ones(4, bool), first_hand=False)
     assert told(found) == {(1, 4, 3, 6, 20), (2, 4, 2, 5, 30)}
 
 
 def test_first_hand_replaces_everything():
     held = records((1, 3, 1, -1), (2, 9, 2, 1))
     new = incoming((1, 4, 1, -1), (2, 4, 1, -1), (3, 4, 1, -1))
-    found = STORED(held, new, jnp.asarray([True, True, False]), first_hand=True)
+    found = store(held, new, jnp.asarray([True, True, False]), first_hand=True)
     assert told(found) == {(1, 4, 1, -1, 10), (2, 4, 1, -1, 20)}
 
 
 def test_the_oldest_and_farthest_gives_way():
     held = records((1, 0, 1, -1), (2, 2, 2, 1), (3, 1, 2, 1), (4, 1, 3, 1), places=4)
     one = jnp.ones(1, bool)
-    found = STORED(held, incoming((5, 0, 2, 1)), one, first_hand=False)
+    found = store(held, incoming((5, 0, 2, 1)), one, first_hand=False)
     assert {row[0] for row in told(found)} == {1, 2, 3, 5}
     # Records at first hand give way to first hand alone, the oldest first.
     full = records((1, 0, 1, -1), (2, 1, 1, -1), places=2)
-    assert told(STORED(full, incoming((5, 7, 2, 1)), one, first_hand=False)) == told(full)
-    found = STORED(full, incoming((5, 7, 1, -1)), one, first_hand=True)
+    assert told(store(full, incoming((5, 7, 2, 1)), one, first_hand=False)) == told(full)
+    found = store(full, incoming((5, 7, 1, -1)), one, first_hand=True)
     assert {row[0] for row in told(found)} == {2, 5}
 
 

@@ -185,6 +185,20 @@ def test_a_distant_twin_takes_away_trust():
     np.testing.assert_allclose(after, (own + np.array([1, 1])) / 3, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("histories", "scores"),
+    [
+        (((0, 1), (1, 0), (1, -1)), (1, 0, 0)),
+        (((0, 1), (1, 0), (0, -1)), (1, 1, 1)),
+        (((1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 1)), (1, 1, 0, 0)),
+        (((1, 0.2, 0), (0.1, 1, 0.3), (0.2, 0, 1), (0.2, 0.05, 1)), (1, 1, 0, 0)),
+    ],
+)
+def test_scores_of_neighbours_alone(histories, scores):
+    _, trust = knowing(*histories, heard=len(histories), own=np.zeros(len(histories[0])))
+    np.testing.assert_allclose(trust, scores, atol=1e-6)
+
+
 def test_copies_alone_leave_the_own_model_and_scales_do_not_count():
     after, trust = knowing((3, 1), (3, 1), (3, 1), heard=3)
     np.testing.assert_array_equal(trust, 0)

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float
 
 from dflax.aggregation.aggregator import counted_mean
 from dflax.aggregation.rows.coordinates import gram
@@ -38,7 +38,8 @@ def local_foolsgold() -> NeighbourRule:
     ) -> tuple[Params, Metrics]:
         models = beside(own, others)
         there = jnp.concatenate([jnp.ones(1, bool), weights > 0]) & finite_rows(models)
-        scores = similarity_scores(cosines(models, there), there)
+        compared = select(there, models, jax.tree.map(jnp.zeros_like, models))
+        scores = similarity_scores(cosines_of(gram(compared)), there)
         mean = counted_mean(models, scores)
         return select(scores.sum() > 0, mean, own), {"trust": scores[1:]}
 
@@ -48,9 +49,3 @@ def local_foolsgold() -> NeighbourRule:
 def beside(own: Params, others: Params) -> Params:
     """The client's own model and the others as rows, leaves `[1 + k, ...]`."""
     return jax.tree.map(lambda x, rows: jnp.concatenate([x[None], rows]), own, others)
-
-
-def cosines(rows: PyTree[Array], known: Bool[Array, " m"]) -> Float[Array, "m m"]:
-    """The cosines of leaves `[m, ...]`, of each row as one vector; 0 of rows that are not known."""
-    nothing = jax.tree.map(jnp.zeros_like, rows)
-    return cosines_of(gram(select(known, rows, nothing)))

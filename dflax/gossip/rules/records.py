@@ -1,5 +1,6 @@
 """What a node knows of others' models, at first hand or passed on, in a memory of fixed size."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -58,10 +59,22 @@ def place_of(about: About, who: Int[Array, " k"]) -> tuple[Int[Array, " k"], Boo
     return jnp.argmax(same, -1), same.any(-1)
 
 
-def stored(
-    records: Records, incoming: Records, arrives: Bool[Array, " k"], first_hand: bool
-) -> Records:
-    """The records after k more have come, in the order of their numbers.
+class Incoming(NamedTuple):
+    """Records that come to a node.
+
+    Attributes:
+      records: k of them.
+      arrives: `[k]`, which of them are there.
+      first_hand: whether the nodes sent them themselves; static.
+    """
+
+    records: Records
+    arrives: Bool[Array, " k"]
+    first_hand: bool
+
+
+def stored(records: Records, *batches: Incoming) -> Records:
+    """The records after others have come, one after another.
 
     At first hand everything is stored. What is passed on is stored of who is not known, or if it is
     newer than what was passed on before. A record at first hand is never replaced by one passed on.
@@ -70,37 +83,41 @@ def stored(
 
     Args:
       records: before.
-      incoming: `[k]` of them.
-      arrives: which of them are there.
-      first_hand: whether the nodes sent them themselves.
+      *batches: what comes, in this order.
     """
-    count = len(arrives)
+    about, count = records.about, 0
+    taken = jnp.full(len(records.known), -1, jnp.int32)
+    for batch in batches:
+        numbers = count + jnp.arange(len(batch.arrives), dtype=jnp.int32)
+        entries = (batch.records.about, batch.arrives, numbers)
+        store = functools.partial(_store, first_hand=batch.first_hand)
+        (about, taken), _ = jax.lax.scan(store, (about, taken), entries)
+        count += len(batch.arrives)
 
-    def one(
-        held: tuple[About, Int[Array, " m"]], entry: tuple[About, Array, Array]
-    ) -> tuple[tuple[About, Int[Array, " m"]], None]:
-        (about, taken), (new, there, number) = held, entry
-        place, known = place_of(about, new.who[None])
-        place = jnp.where(known[0], place[0], _gives_way(about))
-        old = jax.tree.map(lambda leaf: leaf[place], about)
-        if not first_hand:
-            fresher = (new.time > old.time) & (old.distance > 1)
-            room = (old.time < 0) | (old.distance > 1)
-            there = there & jnp.where(known[0], fresher, room)
-        about = jax.tree.map(
-            lambda leaf, value: leaf.at[place].set(jnp.where(there, value, leaf[place])), about, new
-        )
-        return (about, taken.at[place].set(jnp.where(there, number, taken[place]))), None
+    def written(old: Array, *new: Array) -> Array:
+        # Histories are read and written once, whatever was decided on the way.
+        return jnp.where(against(taken >= 0, old), jnp.concatenate(new)[taken], old)
 
-    untouched = jnp.full(len(records.known), -1, jnp.int32)
-    entries = (incoming.about, arrives, jnp.arange(count, dtype=jnp.int32))
-    (about, taken), _ = jax.lax.scan(one, (records.about, untouched), entries)
-    histories = jax.tree.map(
-        lambda old, new: jnp.where(against(taken >= 0, old), new[taken], old),
-        records.histories,
-        incoming.histories,
+    histories = [batch.records.histories for batch in batches]
+    return Records(about, jax.tree.map(written, records.histories, *histories))
+
+
+def _store(
+    held: tuple[About, Int[Array, " m"]], entry: tuple[About, Array, Array], first_hand: bool
+) -> tuple[tuple[About, Int[Array, " m"]], None]:
+    """One record more: what is said of the places, and which of all that come lies in each."""
+    (about, taken), (new, there, number) = held, entry
+    places, known = place_of(about, new.who[None])
+    place = jnp.where(known[0], places[0], _gives_way(about))
+    old = jax.tree.map(lambda leaf: leaf[place], about)
+    if not first_hand:
+        fresher = (new.time > old.time) & (old.distance > 1)
+        room = (old.time < 0) | (old.distance > 1)
+        there = there & jnp.where(known[0], fresher, room)
+    about = jax.tree.map(
+        lambda leaf, value: leaf.at[place].set(jnp.where(there, value, leaf[place])), about, new
     )
-    return Records(about, histories)
+    return (about, taken.at[place].set(jnp.where(there, number, taken[place]))), None
 
 
 def _gives_way(about: About) -> Int[Array, ""]:

@@ -11,17 +11,26 @@ from jaxtyping import Array, Bool, Float, Int
 from dflax import validation
 from dflax.aggregation.aggregator import counted_mean
 from dflax.aggregation.krum import krum_scores
-from dflax.aggregation.rows.coordinates import map_coordinates
+from dflax.aggregation.rows.coordinates import gram, map_coordinates
 from dflax.aggregation.rows.distances import finite_rows, squared_distances
 from dflax.aggregation.rows.order_statistics import median_rows
-from dflax.aggregation.rows.similarity import similarity_scores
+from dflax.aggregation.rows.similarity import cosines_of, similarity_scores
 from dflax.aggregation.rows.weighted_median import weighted_median_rows
 from dflax.algorithm import Metrics, Params
 from dflax.clients import against
-from dflax.gossip.rules.foolsgold import beside, cosines
+from dflax.gossip.rules.foolsgold import beside
 from dflax.gossip.rules.letters import Letters
 from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule
-from dflax.gossip.rules.records import NOBODY, About, Records, drawn, none_known, place_of, stored
+from dflax.gossip.rules.records import (
+    NOBODY,
+    About,
+    Incoming,
+    Records,
+    drawn,
+    none_known,
+    place_of,
+    stored,
+)
 
 History = Literal["model", "update"]
 HISTORIES = ("model", "update")
@@ -137,12 +146,11 @@ def sybilwall(
         here: Neighbourhood,
     ) -> tuple[Params, Memory, Metrics]:
         there = (weights > 0) & finite_rows(others)
-        records = memory.records
+        come = [Incoming(_at_first_hand(others, memory, here), there, first_hand=True)]
         if here.letters is not None:
-            written = here.letters
-            records = stored(records, written.content, written.models > 0, first_hand=False)
-        heard = _at_first_hand(others, memory.before, records, here)
-        records = stored(records, heard, there, first_hand=True)
+            letters = here.letters
+            come = [Incoming(letters.content, letters.models > 0, first_hand=False), *come]
+        records = stored(memory.records, *come)
         trust = _trust(records, here.neighbours, there).astype(weights.dtype)
         mixed = COMBINED[combine](beside(own, others), trust, there)
         after = Memory(records, mixed if history == "update" else (), trust)
@@ -152,21 +160,21 @@ def sybilwall(
     return NeighbourRule(init, apply, letters=letters if passing_on else None)
 
 
-def _at_first_hand(others: Params, before: Any, records: Records, here: Neighbourhood) -> Records:
+def _at_first_hand(others: Params, memory: Memory, here: Neighbourhood) -> Records:
     """What the neighbours' models become as records: themselves, or added up as updates."""
     who = here.neighbours
     about = About(
         who, jnp.full_like(who, here.index), jnp.ones_like(who), jnp.full_like(who, NOBODY)
     )
-    if not jax.tree.leaves(before):
+    if not jax.tree.leaves(memory.before):
         return Records(about, others)
-    places, known = place_of(records.about, who)
-    goes_on = known & (records.about.distance[places] == 1)
+    places, known = place_of(memory.records.about, who)
+    goes_on = known & (memory.records.about.distance[places] == 1)
 
     def added(model: Array, mine: Array, sums: Array) -> Array:
         return model - mine + jnp.where(against(goes_on, model), sums[places], 0)
 
-    return Records(about, jax.tree.map(added, others, before, records.histories))
+    return Records(about, jax.tree.map(added, others, memory.before, memory.records.histories))
 
 
 def _trust(
@@ -175,8 +183,8 @@ def _trust(
     """The scores of those who are heard, compared with all records; cut to them, then rescaled."""
     places, _ = place_of(records.about, neighbours)
     judged = jnp.zeros(len(records.known), bool).at[places].max(there)
-    between = cosines(records.histories, records.known)
-    scores = similarity_scores(between, records.known, judged)
+    # In free places stand zeros, which are like nothing.
+    scores = similarity_scores(cosines_of(gram(records.histories)), records.known, judged)
     return jnp.where(there, scores[places], 0)
 
 
