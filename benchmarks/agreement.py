@@ -9,7 +9,7 @@ from rich.table import Table
 from benchmarks import peers
 from benchmarks.tasks import unlike_messages
 from dflax import aggregation, attacks
-from dflax.aggregation import Aggregator
+from dflax.aggregation import Aggregator, Combining
 from dflax.channel import Channel, Sending
 
 KEY = jax.random.key(0)
@@ -65,7 +65,7 @@ def ours() -> tuple[list[tuple[str, str]], list[list], list[np.ndarray]]:
             given = unlike_messages(kind, count)
             for name, (arguments, rule, after) in rules(f).items():
                 state = rule.init(jnp.asarray(given[0]))
-                out, _, _ = rule.apply(jnp.asarray(given), jnp.ones(count), state, KEY)
+                out, _, _ = rule.apply(jnp.asarray(given), jnp.ones(count), state, Combining(KEY))
                 names.append((name, kind))
                 calls.append([name, arguments, kind, count, 0, after])
                 found.append(np.asarray(out))

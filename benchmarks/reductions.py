@@ -12,6 +12,7 @@ from benchmarks.ceilings import arithmetic_ms, memory_ms
 from benchmarks.measure import Row, milliseconds
 from benchmarks.tasks import messages
 from dflax import aggregation
+from dflax.aggregation import Combining
 
 ROWS, COLUMNS, TRIM = 50, 421_642, 10
 KEY = jax.random.key(0)
@@ -19,7 +20,7 @@ KEY = jax.random.key(0)
 
 def combined(rule: aggregation.Aggregator) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """An aggregator without state as a function of messages and weights."""
-    return lambda values, weights: rule.apply(values, weights, (), KEY)[0]
+    return lambda values, weights: rule.apply(values, weights, (), Combining(KEY))[0]
 
 
 def krum(values: jax.Array, weights: jax.Array) -> jax.Array:

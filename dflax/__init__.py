@@ -2,6 +2,7 @@
 
 from dflax import (
     aggregation,
+    asynchronous,
     attacks,
     channel,
     data,
@@ -58,6 +59,7 @@ __all__ = [
     "Sweep",
     "__version__",
     "aggregation",
+    "asynchronous",
     "attacks",
     "channel",
     "checkpoint",

@@ -1,6 +1,7 @@
 """The client axis: map over clients, gather and scatter cohorts, reduce over them."""
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from dflax import validation
 from dflax.programs.exchanges import gathered_by, mean_over, sends, size
 from dflax.programs.products import contract_last
+from dflax.programs.rewriting import traced_once
 
 CLIENTS = "clients"
 # On a CPU, clients with fewer elements than the first number run all at once: a step then costs the
@@ -69,25 +71,12 @@ def map_clients(
     validation.at_once(at_once)
     shared = jax.tree.map(jnp.asarray, shared)
 
-    def several(stacked: Any, shared: Any) -> Any:
-        def one(row: Any) -> Any:
-            return function(*row, *shared)
-
-        here = jax.tree.leaves(stacked)[0].shape[0]
-        width = _clients_at_once(one, stacked) if at_once is None else at_once
-        if width >= here:
-            return jax.vmap(one)(stacked)
-        # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
-        return jax.lax.map(one, stacked, batch_size=None if width == 1 else width)
-
-    if platform() == "cpu":
-        several = contract_last(several)
     devices = client_devices()
     if devices == 1:
-        return several(stacked, shared)
+        return _on_one_device(function, at_once, stacked, shared)
     padding = -count % devices
     dealt = jax.shard_map(
-        several,
+        functools.partial(_on_one_device, function, at_once),
         in_specs=(PartitionSpec(CLIENTS), _layout(shared, devices)),
         out_specs=PartitionSpec(CLIENTS),
         axis_names={CLIENTS},
@@ -131,10 +120,10 @@ def map_cohort(
     if cohort is None or client_devices() > 1 or not jax.tree.leaves(tree):
         rows = gather(tree, cohort)
         return map_clients(function, rows, *stacked, shared=shared, at_once=at_once)
-    rows = jax.eval_shape(gather, tree, cohort)
     width = at_once
     if width is None:
-        width = _clients_at_once(lambda row: function(*row, *shared), (rows, *stacked))
+        rows = jax.eval_shape(gather, tree, cohort)
+        function, width = _clients_at_once(function, (rows, *stacked), shared)
     if width != 1:
         rows = gather(tree, cohort)
         return map_clients(function, rows, *stacked, shared=shared, at_once=width)
@@ -499,6 +488,23 @@ def _on_owners(function: Callable[..., Array], out: PartitionSpec) -> Callable[.
     return dealt
 
 
+def _on_one_device(
+    function: Callable[..., Any], at_once: int | None, stacked: Any, shared: Any
+) -> Any:
+    """All at once, in chunks, or one after another."""
+    if at_once is None:
+        function, at_once = _clients_at_once(function, stacked, shared)
+
+    def several(stacked: Any, shared: Any) -> Any:
+        if at_once >= jax.tree.leaves(stacked)[0].shape[0]:
+            return jax.vmap(lambda row: function(*row, *shared))(stacked)
+        # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
+        batch = None if at_once == 1 else at_once
+        return jax.lax.map(lambda row: function(*row, *shared), stacked, batch_size=batch)
+
+    return (contract_last(several) if platform() == "cpu" else several)(stacked, shared)
+
+
 def _layout(shared: Any, devices: int) -> Any:
     """Where what is shared lies: everywhere, except data that say they are dealt with their clients."""
 
@@ -530,15 +536,23 @@ def _row(stacked: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stacked)
 
 
-def _clients_at_once(one: Callable[[Any], Any], stacked: Any) -> int:
-    """All for small clients and on accelerators, else one; sizes are of what goes in and comes out."""
+def _clients_at_once(
+    function: Callable[..., Any], stacked: Any, shared: Any
+) -> tuple[Callable[..., Any], int]:
+    """The function, traced where its results had to be seen, and how many clients it gets together.
+
+    All for small clients and on accelerators, else one; sizes are of what goes in and comes out.
+    """
     leaves = jax.tree.leaves(stacked)
     count = leaves[0].shape[0]
     if platform() != "cpu":
-        return count
+        return function, count
     into = sum(leaf.size for leaf in leaves) // count
-    out_of = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(one, _row(stacked))))
-    size = max(into, out_of)
+    traced, results = traced_once(function, *_row(stacked), *shared)
+    return traced, _width(count, max(into, sum(leaf.size for leaf in jax.tree.leaves(results))))
+
+
+def _width(count: int, size: int) -> int:
     if size < SMALL_CLIENT:
         return count
     if size >= MEDIUM_CLIENT:

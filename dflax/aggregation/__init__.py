@@ -1,6 +1,6 @@
 """How a server combines its clients' messages."""
 
-from dflax.aggregation.aggregator import Aggregator, counted_mean, mean
+from dflax.aggregation.aggregator import Aggregator, Combining, counted_mean, mean
 from dflax.aggregation.bulyan import bulyan
 from dflax.aggregation.by_leaf import Weighted, weighted_by_leaf
 from dflax.aggregation.caf import caf
@@ -29,6 +29,7 @@ from dflax.aggregation.variance import kernels, rescaled, variance_corrected, va
 
 __all__ = [
     "Aggregator",
+    "Combining",
     "Weighted",
     "arc",
     "bucketing",

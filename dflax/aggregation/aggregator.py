@@ -6,13 +6,36 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dflax import validation
-from dflax.algorithm import Metrics
+from dflax.algorithm import Metrics, Params
 from dflax.clients import select, weighted_mean
+from dflax.participation import Count
 
 Message = PyTree[Array]
+
+
+class Combining(NamedTuple):
+    """One combination: what a rule may know of it beside the messages.
+
+    A rule that wraps another hands this on whole, changed where it means to change something.
+
+    Attributes:
+      key: the combination's own typed key.
+      index: `[]` int32, number of the round, for what varies in time.
+      senders: `[m]` int32, the client's number in [0, n) of every row, so that a rule can remember a
+        client. None where rows are nobody's, as in buckets, or where messages are combined by hand.
+      clients: n, static; None where it is not known.
+      params: the model that the clients started from: the server's before the round, or the own one of
+        a client that combines what its neighbours sent. None where there is none.
+    """
+
+    key: Key[Array, ""]
+    index: Int[Array, ""] | int = 0  # type: ignore[assignment]  # over the method of tuples
+    senders: Int[Array, " m"] | None = None
+    clients: Count | None = None
+    params: Params | None = None
 
 
 class Aggregator(NamedTuple):
@@ -22,18 +45,17 @@ class Aggregator(NamedTuple):
 
     Attributes:
       init: `init(message) -> state`, from one message's shape (the model).
-      apply: `apply(messages, weights, state, key) -> (message, state, metrics)`. `messages` has leaves
-        `[m, ...]`, `weights` is `[m]` with 0 for clients that did not report: their rows hold no
-        message and must not count. When all weights are 0 the result is 0.
+      apply: `apply(messages, weights, state, combining) -> (message, state, metrics)`. `messages` has
+        leaves `[m, ...]`, `weights` is `[m]` with 0 for clients that did not report: their rows hold
+        no message and must not count. When all weights are 0 the result is 0. For the rest see
+        `Combining`.
       shares: of a rule without a state that takes a combination of the messages and finds it on their
         products alone, see `combination`; None for all others. Such a rule can be applied to means of
         messages that are never made: see `nnm`.
     """
 
     init: Callable[[Message], Any]
-    apply: Callable[
-        [Message, Float[Array, " m"], Any, Key[Array, ""]], tuple[Message, Any, Metrics]
-    ]
+    apply: Callable[[Message, Float[Array, " m"], Any, Combining], tuple[Message, Any, Metrics]]
     shares: (
         Callable[
             [Float[Array, "m m"], Bool[Array, " m"], Key[Array, ""]],
@@ -54,7 +76,7 @@ def mean() -> Aggregator:
         return ()
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: tuple[()], combining: Combining
     ) -> tuple[Message, tuple[()], Metrics]:
         return weighted_mean(messages, weights), state, {}
 

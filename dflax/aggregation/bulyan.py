@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from dflax.aggregation.aggregator import Aggregator, Message
+from dflax.aggregation.aggregator import Aggregator, Combining, Message
 from dflax.aggregation.combination import count_dropped, distances_between, products_between
 from dflax.aggregation.krum import krum_scores
 from dflax.aggregation.near_the_middle import nearest_mean_rows
@@ -44,7 +44,7 @@ def bulyan(faulty: int | Int[Array, ""]) -> Aggregator:
     require_faulty(faulty)
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: tuple[()], combining: Combining
     ) -> tuple[Message, tuple[()], Metrics]:
         rows = leading_axis("messages", messages)
         require_messages("Bulyan", faulty, rows, factor=4, more=3)

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, mean
+from dflax.aggregation.aggregator import Aggregator, Combining, mean
 from dflax.algorithm import Metrics
 from dflax.clients import against
 
@@ -49,9 +49,9 @@ def weighted_by_leaf() -> Aggregator:
         return ()
 
     def apply(
-        messages: Weighted, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Weighted, weights: Float[Array, " m"], state: tuple[()], combining: Combining
     ) -> tuple[Weighted, tuple[()], Metrics]:
-        sums, state, metrics = plain.apply(weighted_sums(messages), weights, state, key)
+        sums, state, metrics = plain.apply(weighted_sums(messages), weights, state, combining)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), messages)
         return ratios(sums, nothing), state, metrics
 

@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Message
+from dflax.aggregation.aggregator import Aggregator, Combining, Message
 from dflax.aggregation.combination import count_dropped
 from dflax.aggregation.rows.row_norms import finite_only, row_norms, scaled_rows
 from dflax.algorithm import Metrics
@@ -47,7 +47,7 @@ def centred_clipping(radius: float, steps: int = 1) -> Aggregator:
         )
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: Message, key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: Message, combining: Combining
     ) -> tuple[Message, Message, Metrics]:
         whole, present, dropped = finite_only(messages, weights)
         given = jnp.where(present, weights, 0)

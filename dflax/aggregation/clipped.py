@@ -3,10 +3,10 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Message, mean
+from dflax.aggregation.aggregator import Aggregator, Combining, Message, mean
 from dflax.aggregation.combination import count_dropped
 from dflax.aggregation.rows.row_norms import finite_only, row_norms, scaled_rows
 from dflax.aggregation.tolerance import require_faulty, require_messages, tolerated
@@ -104,7 +104,7 @@ def _clipped(rule: Aggregator, radius: Any) -> Aggregator:
     """The rule of messages cut to the length `radius(norms, present)`."""
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: Any, key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: Any, combining: Combining
     ) -> tuple[Message, Any, Metrics]:
         messages, present, dropped = finite_only(messages, weights)
         norms = row_norms(messages)
@@ -112,7 +112,7 @@ def _clipped(rule: Aggregator, radius: Any) -> Aggregator:
         longer = norms > most
         factors = jnp.where(longer, most / jnp.where(longer, norms, 1), 1)
         cut = scaled_rows(messages, factors)
-        out, state, metrics = rule.apply(cut, jnp.where(present, weights, 0), state, key)
+        out, state, metrics = rule.apply(cut, jnp.where(present, weights, 0), state, combining)
         clipped = jnp.sum(longer & present).astype(jnp.float32)
         return out, state, count_dropped(metrics, dropped) | {"messages_clipped": clipped}
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Message, counted_mean
+from dflax.aggregation.aggregator import Aggregator, Combining, Message, counted_mean
 from dflax.aggregation.rows.distances import distances_of, robust_products
 from dflax.algorithm import Metrics
 
@@ -41,10 +41,10 @@ def combination(shares: Shares) -> Aggregator:
     validation.function("shares", shares, "Say (products, present, key) -> (shares, {}).", takes=3)
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: tuple[()], combining: Combining
     ) -> tuple[Message, tuple[()], Metrics]:
         products, present, dropped = products_between(messages, weights)
-        given, metrics = shares(products, present, key)
+        given, metrics = shares(products, present, combining.key)
         combined = counted_mean(messages, jnp.where(present, given, 0))
         return combined, state, count_dropped(metrics, dropped)
 

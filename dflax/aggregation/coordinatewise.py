@@ -1,10 +1,10 @@
 """Robust rules that treat every parameter for itself: the median and the trimmed mean."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Message
+from dflax.aggregation.aggregator import Aggregator, Combining, Message
 from dflax.aggregation.rows.coordinates import map_coordinates
 from dflax.aggregation.rows.order_statistics import (
     median_rows,
@@ -36,7 +36,7 @@ def median() -> Aggregator:
         return ()
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: tuple[()], combining: Combining
     ) -> tuple[Message, tuple[()], Metrics]:
         return map_coordinates(median_rows, messages, weights > 0), state, {}
 
@@ -73,7 +73,7 @@ def trimmed_mean(trim: int) -> Aggregator:
         return ()
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: tuple[()], combining: Combining
     ) -> tuple[Message, tuple[()], Metrics]:
         require_trim(trim, validation.leading_axis("messages", messages))
         present = weights > 0

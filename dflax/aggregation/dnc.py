@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Message, counted_mean
+from dflax.aggregation.aggregator import Aggregator, Combining, Message, counted_mean
 from dflax.aggregation.caf import worst_direction
 from dflax.aggregation.combination import products_between
 from dflax.aggregation.rows.distances import finite_rows
@@ -54,7 +54,7 @@ def dnc(
     validation.real("left_out", left_out, low=0.0, low_open=True, scalar=True)
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: tuple[()], combining: Combining
     ) -> tuple[Message, tuple[()], Metrics]:
         count = validation.leading_axis("messages", messages)
         require_messages("DnC", faulty, count)
@@ -72,7 +72,7 @@ def dnc(
             scores = jnp.where(whole, along, jnp.inf)
             return whole & (jnp.argsort(jnp.argsort(scores)) < most)
 
-        every = jnp.all(jax.lax.map(kept, jax.random.split(key, turns)), axis=0)
+        every = jnp.all(jax.lax.map(kept, jax.random.split(combining.key, turns)), axis=0)
         metrics = {
             "tolerated": bears.astype(jnp.float32),
             "messages_dropped": jnp.sum(reported & ~finite).astype(jnp.float32),

@@ -4,10 +4,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Message, counted_mean
+from dflax.aggregation.aggregator import Aggregator, Combining, Message, counted_mean
 from dflax.aggregation.rows.distances import robust_products
 from dflax.algorithm import Metrics
 from dflax.clients import weighted_mean
@@ -60,7 +60,7 @@ def geometric_median(
         return ()
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: tuple[()], combining: Combining
     ) -> tuple[Message, tuple[()], Metrics]:
         count = validation.leading_axis("messages", messages)
         products, finite = robust_products(messages, weights, origin=from_zero)

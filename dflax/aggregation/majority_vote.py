@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from dflax.aggregation.aggregator import Aggregator, Message
+from dflax.aggregation.aggregator import Aggregator, Combining, Message
 from dflax.algorithm import Metrics
 from dflax.clients import weighted_mean
 
@@ -28,7 +28,7 @@ def majority_vote() -> Aggregator:
         return ()
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: tuple[()], combining: Combining
     ) -> tuple[Message, tuple[()], Metrics]:
         votes = jax.tree.map(lambda leaf: jnp.where(jnp.isnan(leaf), 0, jnp.sign(leaf)), messages)
         return jax.tree.map(jnp.sign, weighted_mean(votes, weights)), state, {}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Message
+from dflax.aggregation.aggregator import Aggregator, Combining, Message
 from dflax.aggregation.combination import (
     combination,
     count_dropped,
@@ -76,12 +76,12 @@ def nnm(rule: Aggregator, faulty: int | Int[Array, ""]) -> Aggregator:
         return combination(shares)
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: Any, key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: Any, combining: Combining
     ) -> tuple[Message, Any, Metrics]:
         products, present, dropped = products_between(messages, weights)
         nothing = jax.tree.map(jnp.zeros_like, messages)
         means = mix_rows(mixing(products, present), select(present, messages, nothing))
-        out, state, metrics = rule.apply(means, jnp.where(present, weights, 0), state, key)
+        out, state, metrics = rule.apply(means, jnp.where(present, weights, 0), state, combining)
         return out, state, count_dropped(metrics, dropped)
 
     return Aggregator(rule.init, apply)
@@ -116,9 +116,9 @@ def bucketing(rule: Aggregator, size: int) -> Aggregator:
     validation.integer("size", size, low=1)
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: Any, key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: Any, combining: Combining
     ) -> tuple[Message, Any, Metrics]:
-        deal, inside = jax.random.split(key)
+        deal, inside = jax.random.split(combining.key)
         whole, present, dropped = finite_only(messages, weights)
         held = jnp.where(present, weights, 0).astype(jnp.promote_types(weights.dtype, jnp.float32))
         rank = jnp.argsort(jnp.argsort(jnp.where(present, jax.random.uniform(deal, held.shape), 2)))
@@ -126,7 +126,9 @@ def bucketing(rule: Aggregator, size: int) -> Aggregator:
         within = jnp.where(buckets[:, None] == rank // size, held, 0)
         totals = within.sum(1)
         means = mix_rows(within / jnp.where(totals > 0, totals, 1)[:, None], whole)
-        out, state, metrics = rule.apply(means, totals, state, inside)
+        # A bucket is nobody's message.
+        inner = combining._replace(key=inside, senders=None)
+        out, state, metrics = rule.apply(means, totals, state, inner)
         return out, state, count_dropped(metrics, dropped)
 
     return Aggregator(rule.init, apply)

@@ -3,9 +3,9 @@
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from dflax.aggregation.aggregator import Aggregator, Message
+from dflax.aggregation.aggregator import Aggregator, Combining, Message
 from dflax.aggregation.rows.column_blocks import map_columns
 from dflax.aggregation.rows.coordinates import map_coordinates
 from dflax.aggregation.rows.distances import finite_rows
@@ -114,7 +114,7 @@ def _near(rule: str, middle: Middle, faulty: int | Int[Array, ""]) -> Aggregator
     require_faulty(faulty)
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: tuple[()], combining: Combining
     ) -> tuple[Message, tuple[()], Metrics]:
         require_messages(rule, faulty, leading_axis("messages", messages))
         reported, finite = weights > 0, finite_rows(messages)

@@ -1,9 +1,9 @@
 """The mean of directions: every message at the same length."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from dflax.aggregation.aggregator import Aggregator, Message
+from dflax.aggregation.aggregator import Aggregator, Combining, Message
 from dflax.aggregation.combination import count_dropped
 from dflax.aggregation.rows.row_norms import finite_only, row_norms, scaled_rows
 from dflax.algorithm import Metrics
@@ -25,7 +25,7 @@ def mean_of_normalised() -> Aggregator:
     """
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: tuple[()], key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: tuple[()], combining: Combining
     ) -> tuple[Message, tuple[()], Metrics]:
         whole, present, dropped = finite_only(messages, weights)
         norms = row_norms(whole)

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Message, mean
+from dflax.aggregation.aggregator import Aggregator, Combining, Message, mean
 from dflax.algorithm import Metrics
 from dflax.clients import against, weighted_mean
 
@@ -126,9 +126,9 @@ def variance_corrected(
     require_correction(choose, strength, epsilon)
 
     def apply(
-        messages: Message, weights: Float[Array, " m"], state: Any, key: Key[Array, ""]
+        messages: Message, weights: Float[Array, " m"], state: Any, combining: Combining
     ) -> tuple[Message, Any, Metrics]:
-        average, state, metrics = inner.apply(messages, weights, state, key)
+        average, state, metrics = inner.apply(messages, weights, state, combining)
         require_choice(messages, choose)
         # Whoever did not report may hold anything; weight 0 times NaN would be NaN.
         spread = jnp.where(weights[:, None] > 0, variances(messages, choose), 0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from dflax import validation
-from dflax.aggregation import Aggregator
+from dflax.aggregation import Aggregator, Combining
 from dflax.algorithm import Metrics
 from dflax.attacks.collusion import (
     KNOWS,
@@ -167,10 +167,11 @@ def line_searched(
             start, direction = _line(family, clean, known)
             centre = known_mean(clean, known)
             fresh = aggregator.init(centre)
+            combining = Combining(key, sending.index, sending.senders, sending.clients)
 
             def harm(length: Float[Array, ""]) -> Float[Array, ""]:
                 sent = replaced(messages, hostile, along(start, direction, length))
-                found, _, _ = aggregator.apply(sent, weights, fresh, key)
+                found, _, _ = aggregator.apply(sent, weights, fresh, combining)
                 away = jax.tree.map(
                     lambda x, c: jnp.sum(jnp.square((x - c).astype(jnp.float32))), found, centre
                 )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dflax import counter, topology, validation
-from dflax.aggregation.aggregator import Aggregator, mean
+from dflax.aggregation.aggregator import Aggregator, Combining, mean
 from dflax.algorithm import Algorithm, FederatedState, Params
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
@@ -19,6 +19,7 @@ from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer
 from dflax.models.apply import Model
 from dflax.models.statistics import recalibrate
+from dflax.participation import Count
 
 
 def single_merging(
@@ -155,7 +156,10 @@ def merge(
     one = jax.tree.map(lambda leaf: leaf[0], models)
     weights = jnp.ones(count)
     rule_key = jax.random.key(0) if key is None else jax.random.fold_in(key, counter.OF_STARTS)
-    merged: Any = rule.apply(models, weights, rule.init(one), rule_key)[0]
+    combining = Combining(
+        rule_key, senders=jnp.arange(count, dtype=jnp.int32), clients=Count(count)
+    )
+    merged: Any = rule.apply(models, weights, rule.init(one), combining)[0]
     if model is not None and data is not None:
         return recalibrate(model, merged, data, batches=batches, batch_size=batch_size, key=key)
     if isinstance(merged, dict) and "batch_stats" in merged:

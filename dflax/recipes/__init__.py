@@ -1,5 +1,6 @@
 """Methods of the literature in a few lines each, made of public names: to use and to start from."""
 
+from dflax.recipes.anarchic import afa
 from dflax.recipes.diloco import diloco
 from dflax.recipes.ditto import Personal, ditto
 from dflax.recipes.exact_diffusion import exact_diffusion
@@ -10,6 +11,7 @@ from dflax.recipes.scaffnew import scaffnew
 
 __all__ = [
     "Personal",
+    "afa",
     "diloco",
     "ditto",
     "exact_diffusion",

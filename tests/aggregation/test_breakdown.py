@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dflax import aggregation
+from dflax.aggregation import Combining
 
 KEY = jax.random.key(0)
 ROWS, WIDTH = 9, 3
@@ -24,7 +25,9 @@ def rules(messages, weights):
         "geometric median": aggregation.geometric_median(200, 1e-3),
         "vote": aggregation.majority_vote(),
     }
-    out = {name: rule.apply(messages, weights, (), KEY)[::2] for name, rule in made.items()}
+    out = {
+        name: rule.apply(messages, weights, (), Combining(KEY))[::2] for name, rule in made.items()
+    }
     lower = aggregation.weighted_median_rows(messages, weights)
     return out | {"distances": aggregation.squared_distances(messages, weights), "lower": lower}
 
@@ -117,7 +120,7 @@ def test_broken_messages_leave_before_anything_is_centred_on_them():
     weights = jnp.array([10.0, 10.0, 0.1, 0.1, 0.1])
     for value in (*BROKEN, 1e12, 3e38):
         messages = jnp.array([[5.0], [5.1], [value], [value], [value]])
-        out, _, metrics = apply(messages, weights, (), KEY)
+        out, _, metrics = apply(messages, weights, (), Combining(KEY))
         np.testing.assert_allclose(out, 5.05, atol=2e-3)
         assert metrics["messages_dropped"] == (3 if not 1e-9 < abs(value) < 1e38 else 0)
         near = distances(messages, weights)

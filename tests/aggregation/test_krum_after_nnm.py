@@ -9,6 +9,7 @@ from tasks import assert_trees_close
 
 import dflax as dx
 from dflax import aggregation
+from dflax.aggregation import Combining
 
 KEY = jax.random.key(0)
 M = 11
@@ -44,9 +45,9 @@ def messages(seed, dtype=np.float64):
 
 def combined(faulty, tree, weights):
     rule = aggregation.nnm(aggregation.krum(faulty), faulty)
-    return jax.jit(lambda tree, weights: rule.apply(tree, weights, rule.init(tree), KEY)[0])(
-        tree, weights
-    )
+    return jax.jit(
+        lambda tree, weights: rule.apply(tree, weights, rule.init(tree), Combining(KEY))[0]
+    )(tree, weights)
 
 
 @pytest.mark.parametrize("faulty", [0, 1, 2, 4])

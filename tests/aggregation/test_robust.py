@@ -9,6 +9,7 @@ from tasks import assert_trees_close
 
 import dflax as dx
 from dflax import aggregation, profile
+from dflax.aggregation import Combining
 from dflax.channel import Channel
 
 KEY = jax.random.key(0)
@@ -42,7 +43,7 @@ def combine(rule, messages, weights=None):
     first = jax.tree.leaves(messages)[0]
     weights = jnp.ones(len(first)) if weights is None else jnp.asarray(weights)
     state = rule.init(jax.tree.map(lambda leaf: leaf[0], messages))
-    out, after, metrics = jax.jit(rule.apply)(messages, weights, state, KEY)
+    out, after, metrics = jax.jit(rule.apply)(messages, weights, state, Combining(KEY))
     assert after == state == ()
     return out, metrics
 
@@ -182,7 +183,7 @@ def test_over_eight_devices_models_are_dealt_by_coordinates_once(name, clients):
         rule = RULES[name]()
 
         def apply(tree, weights):
-            return rule.apply(tree, weights, (), KEY)[0]
+            return rule.apply(tree, weights, (), Combining(KEY))[0]
 
     def program(tree, weights):
         # Laid out by clients first, as an algorithm's messages are.

@@ -12,9 +12,10 @@ from tasks import assert_trees_close
 
 import dflax as dx
 from dflax import aggregation
-from dflax.aggregation import Aggregator
+from dflax.aggregation import Aggregator, Combining
 
 KEY = jax.random.key(0)
+HERE = Combining(KEY)
 N = 12
 
 
@@ -199,7 +200,7 @@ def cases(kinds=KINDS):
 
 def combined(rule, tree, weights):
     one = jax.tree.map(lambda leaf: leaf[0], tree)
-    out, _, metrics = rule.apply(tree, jnp.asarray(weights), rule.init(one), KEY)
+    out, _, metrics = rule.apply(tree, jnp.asarray(weights), rule.init(one), HERE)
     return out, metrics
 
 
@@ -256,14 +257,14 @@ def test_centred_clipping_goes_on_from_the_result_before():
         state, centre = rule.init(jax.tree.map(lambda leaf: leaf[0], messages("random"))), 0.0
         apply = jax.jit(rule.apply)
         for tree, weights, rows in cases():
-            out, state, metrics = apply(tree, jnp.asarray(weights), state, KEY)
+            out, state, metrics = apply(tree, jnp.asarray(weights), state, HERE)
             x, w = flat(tree)[rows], weights[rows] / weights[rows].sum()
             for _ in range(2):
                 cut = (np.linalg.norm(x - centre, axis=1) > 1.5).sum()
                 centre = centre + w @ clipped(x - centre, 1.5)
             np.testing.assert_allclose(alone(out), centre, rtol=1e-10)
             assert metrics["messages_clipped"] == cut
-        out, after, _ = apply(tree, jnp.zeros(N), state, KEY)
+        out, after, _ = apply(tree, jnp.zeros(N), state, HERE)
         assert not alone(out).any()
         assert_trees_close(after, state)
 
@@ -287,7 +288,7 @@ def test_dnc_looks_at_drawn_numbers_and_keeps_whom_every_turn_keeps():
 def spy():
     """A rule that tells what it sees."""
 
-    def apply(messages, weights, state, key):
+    def apply(messages, weights, state, combining):
         first = jax.tree.map(lambda leaf: leaf[0], messages)
         return first, state, {"messages": messages, "weights": weights}
 
@@ -301,7 +302,7 @@ def test_buckets_hold_every_message_once(size):
     # Sums of different powers of two tell who is in them.
     tree = jnp.asarray(2.0 ** np.arange(N)).at[5].set(jnp.nan)
     found = [
-        aggregation.bucketing(spy(), size).apply(tree, jnp.asarray(weights), (), key)[2]
+        aggregation.bucketing(spy(), size).apply(tree, jnp.asarray(weights), (), Combining(key))[2]
         for key in jax.random.split(KEY, 2)
     ]
     for seen in found:
@@ -462,7 +463,7 @@ def test_refusals(call, message):
 def worst_ratio(rule, faulty, spectral):
     """The largest squared error over the honest spread, whichever f messages are called arbitrary."""
     generator, worst = np.random.default_rng(3), 0.0
-    run = jax.jit(lambda rows: rule.apply(rows, jnp.ones(9), (), KEY)[0])
+    run = jax.jit(lambda rows: rule.apply(rows, jnp.ones(9), (), HERE)[0])
     for _ in range(60):
         rows = generator.normal(size=(9, 4)) * generator.choice([0.1, 1, 5], (9, 1))
         rows[: generator.integers(0, faulty + 1)] *= generator.choice([-1, 3, 40])

@@ -11,6 +11,7 @@ from tasks import assert_trees_equal, half_square, quadratics
 
 import dflax as dx
 from dflax import aggregation
+from dflax.aggregation import Combining
 
 KEY = jax.random.key(0)
 
@@ -88,7 +89,7 @@ def test_the_aggregate_has_the_mean_variance_of_those_who_count(weights):
     stacked["bias"] = jnp.where(jnp.asarray(weights)[:, None] > 0, stacked["bias"], 0.0)
     rule = aggregation.variance_corrected()
     one = jax.tree.map(lambda leaf: leaf[0], stacked)
-    combined, _, metrics = rule.apply(stacked, jnp.asarray(weights), rule.init(one), KEY)
+    combined, _, metrics = rule.apply(stacked, jnp.asarray(weights), rule.init(one), Combining(KEY))
     flat = np.asarray(stacked["kernel"], np.float64).reshape(5, -1)
     plain, wanted = weights @ flat / weights.sum(), weights @ flat.var(1) / weights.sum()
     expected = plain.mean() + np.sqrt(wanted / plain.var()) * (plain - plain.mean())
@@ -102,10 +103,10 @@ def test_the_aggregate_has_the_mean_variance_of_those_who_count(weights):
 def test_equal_models_pass_unchanged_and_a_round_without_reports_gives_zero():
     stacked = jax.tree.map(lambda leaf: jnp.repeat(leaf[:1], 5, 0), models())
     rule = aggregation.variance_corrected()
-    combined, _, metrics = rule.apply(stacked, jnp.ones(5), (), KEY)
+    combined, _, metrics = rule.apply(stacked, jnp.ones(5), (), Combining(KEY))
     np.testing.assert_allclose(combined["kernel"], stacked["kernel"][0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(metrics["variance_scale"], 1.0, rtol=1e-5)
-    nothing, _, _ = rule.apply(stacked, jnp.zeros(5), (), KEY)
+    nothing, _, _ = rule.apply(stacked, jnp.zeros(5), (), Combining(KEY))
     assert_trees_equal(nothing, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:]), stacked))
 
 
@@ -151,4 +152,4 @@ def test_bad_arguments_are_refused(options, message):
 
 def test_a_model_without_chosen_tensors_is_refused():
     with pytest.raises(ValueError, match="choose must take at least one tensor"):
-        aggregation.variance_corrected().apply(jnp.ones((3, 4)), jnp.ones(3), (), KEY)
+        aggregation.variance_corrected().apply(jnp.ones((3, 4)), jnp.ones(3), (), Combining(KEY))

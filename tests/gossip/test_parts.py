@@ -10,7 +10,7 @@ from tasks import assert_trees_close, assert_trees_equal
 
 import dflax as dx
 from dflax import aggregation, gossip, topology
-from dflax.aggregation import Weighted
+from dflax.aggregation import Combining, Weighted
 from dflax.gossip import Mixing
 
 KEY = jax.random.key(0)
@@ -183,7 +183,7 @@ def test_a_mean_of_those_who_have_something_to_say():
         share[5] = 0
         aggregator = aggregation.weighted_by_leaf()
         found, _, metrics = jax.jit(
-            lambda m, w: aggregator.apply(m, w, aggregator.init(Weighted({}, {})), KEY)
+            lambda m, w: aggregator.apply(m, w, aggregator.init(Weighted({}, {})), Combining(KEY))
         )(Weighted(value, weights), share)
 
         def exact(a, x):
@@ -204,8 +204,8 @@ def test_with_equal_weights_it_is_the_mean_and_with_nobody_it_is_0():
     tree = models()
     aggregator = aggregation.weighted_by_leaf()
     for share in (RNG.random(N).astype(np.float32), np.zeros(N, np.float32)):
-        found, _, _ = aggregator.apply(Weighted(tree, jnp.full(N, 0.3)), share, (), KEY)
-        expected, _, _ = aggregation.mean().apply(tree, share, (), KEY)
+        found, _, _ = aggregator.apply(Weighted(tree, jnp.full(N, 0.3)), share, (), Combining(KEY))
+        expected, _, _ = aggregation.mean().apply(tree, share, (), Combining(KEY))
         assert_trees_close(found.value, expected, rtol=1e-5, atol=1e-6)
 
 

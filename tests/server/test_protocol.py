@@ -166,8 +166,8 @@ def test_no_two_parts_of_a_round_draw_from_the_same_key():
     def sent(messages, weights, state, sending):
         return messages, weights, state, {"channel": bits(sending.key)}
 
-    def combined(messages, weights, state, key):
-        return dx.weighted_mean(messages, weights), state, {"aggregator": bits(key)}
+    def combined(messages, weights, state, combining):
+        return dx.weighted_mean(messages, weights), state, {"aggregator": bits(combining.key)}
 
     algorithm = dx.server.with_server(
         lambda key, params: ((), ()),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import counter, validation
-from dflax.aggregation.aggregator import Aggregator, mean
+from dflax.aggregation.aggregator import Aggregator, Combining, mean
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.clients import map_clients, mean_metrics, select
@@ -225,7 +225,12 @@ def modest(
             needed=protocol.needed,
             least=protocol.least,
             rule=rule,
-            key=jax.random.fold_in(round.key, counter.OF_AVERAGING),
+            combining=Combining(
+                jax.random.fold_in(round.key, counter.OF_AVERAGING),
+                round.number,
+                invited.people,
+                round.clients,
+            ),
         )
         if not idealised:
             views = ascend(views, invited.people, *heard, r)

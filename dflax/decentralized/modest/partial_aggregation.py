@@ -1,12 +1,12 @@
 """Averaging what arrived: aggregators that participants name, each with enough models or none."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from dflax.aggregation.aggregator import Aggregator
+from dflax.aggregation.aggregator import Aggregator, Combining
 from dflax.algorithm import Metrics, Params
 from dflax.decentralized.modest.hash_sampling import first_arrivals
 
@@ -72,7 +72,7 @@ def average(
     needed: int,
     least: int | None,
     rule: Aggregator,
-    key: Key[Array, ""],
+    combining: Combining,
 ) -> Average:
     """What a rule makes of the first models to arrive, each of weight 1.
 
@@ -87,7 +87,7 @@ def average(
       needed: models that make a mean, >= 1.
       least: models that make one after the time-out; None: aggregators wait for ever.
       rule: without a state.
-      key: the rule's, one for each aggregator is made from it.
+      combining: for the rule; of its key one for each aggregator is made.
     """
     chosen, heard = election
     count = heard.sum(0)
@@ -98,9 +98,12 @@ def average(
         finish, heard, jnp.int32(needed)
     )
     inside &= fires[None, :]
-    means, _, metrics = jax.vmap(rule.apply, in_axes=(None, 1, None, 0))(
-        models, inside.astype(jnp.float32), (), jax.random.split(key, chosen.shape[0])
-    )
+
+    def one(weights: Array, key: Array) -> tuple[Params, Any, Metrics]:
+        return rule.apply(models, weights, (), combining._replace(key=key))
+
+    keys = jax.random.split(combining.key, chosen.shape[0])
+    means, _, metrics = jax.vmap(one, in_axes=(1, 0))(inside.astype(jnp.float32), keys)
     order = jnp.argsort(~fires, stable=True)
     return Average(
         jax.tree.map(lambda leaf: leaf[order], means),

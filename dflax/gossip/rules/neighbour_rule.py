@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import returned, validation
-from dflax.aggregation.aggregator import Aggregator
+from dflax.aggregation.aggregator import Aggregator, Combining
 from dflax.algorithm import Metrics, Params
 from dflax.gossip.mixer import Known
 from dflax.gossip.rules.calibration import Calibration, Examples
@@ -135,7 +135,9 @@ def aggregating(aggregator: Aggregator) -> NeighbourRule:
         changes = jax.tree.map(change, own, others)
         shares = jnp.concatenate([here.own_weight[None], weights])
         key = jax.random.fold_in(here.key, here.client)
-        step, memory, metrics = aggregator.apply(changes, shares, memory, key)
+        senders = jnp.concatenate([here.client[None], here.neighbours])
+        combining = Combining(key, here.index, senders, params=own)
+        step, memory, metrics = aggregator.apply(changes, shares, memory, combining)
         moved = jax.tree.map(lambda x, d: (x.astype(d.dtype) + d).astype(x.dtype), own, step)
         return moved, memory, metrics
 

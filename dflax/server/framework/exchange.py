@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from dflax import returned, validation
-from dflax.aggregation.aggregator import Aggregator
+from dflax.aggregation.aggregator import Aggregator, Combining
 from dflax.algorithm import Metrics, Params
 from dflax.channel.broadcast import broadcast
 from dflax.channel.channel import Channel, Sending
@@ -83,16 +83,17 @@ def combined(
     weights: Float[Array, " m"],
     kinds: dict[str, Array],
     state: Any,
-    key: Key[Array, ""],
+    combining: Combining,
 ) -> tuple[PyTree[Array], Any, Metrics]:
     """The combined message, the aggregator's state and metrics; dicts where there are several kinds."""
     if not kinds:
-        return _apply(aggregator, messages, weights, state, key)
+        return _apply(aggregator, messages, weights, state, combining)
+    keys = jax.random.split(combining.key, len(kinds))
     found = {
-        name: _apply(aggregator, messages, weights * of_kind, state[name], own)
-        for (name, of_kind), own in zip(
-            kinds.items(), jax.random.split(key, len(kinds)), strict=True
+        name: _apply(
+            aggregator, messages, weights * of_kind, state[name], combining._replace(key=own)
         )
+        for (name, of_kind), own in zip(kinds.items(), keys, strict=True)
     }
     metrics = {
         f"{name}_{metric}": value
@@ -107,10 +108,14 @@ def combined(
 
 
 def _apply(
-    aggregator: Aggregator, messages: PyTree[Array], weights: Array, state: Any, key: Array
+    aggregator: Aggregator,
+    messages: PyTree[Array],
+    weights: Array,
+    state: Any,
+    combining: Combining,
 ) -> tuple[PyTree[Array], Any, Metrics]:
     """One use of an aggregator, with what it returns checked."""
-    made = aggregator.apply(messages, weights, state, key)
+    made = aggregator.apply(messages, weights, state, combining)
     one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), messages)
     returned.parts("Aggregator.apply", made, ("message", "state", "metrics"))
     returned.alike("the message of Aggregator.apply", made[0], one, "one message", dtypes=False)

@@ -1,67 +1,33 @@
 """A round with a server, from what a paper states: the start, a client's work, the server's update."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Int, Key, PyTree
 
-from dflax import returned, validation
-from dflax.aggregation.aggregator import Aggregator, mean
+from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
-from dflax.channel.broadcast import without_memory
-from dflax.channel.channel import Channel, Sending, perfect, sent_through
+from dflax.channel.channel import Channel, sent_through
 from dflax.channel.compression import numbers
-from dflax.clients import (
-    everywhere,
-    gather,
-    map_clients,
-    map_cohort,
-    mean_metrics,
-    replicate,
-    scatter,
-    select,
-)
+from dflax.clients import everywhere, gather, scatter, select
 from dflax.data.dataset import Dataset
 from dflax.metrics import disjoint
-from dflax.models.averaged import warn_of_averaging
 from dflax.population import Round
-from dflax.server.framework.exchange import (
-    cleared,
-    combined,
-    conclusion,
-    hearing,
-    reported,
-    unless,
-)
+from dflax.server.framework.exchange import conclusion, hearing, unless
+from dflax.server.framework.method import stated
 from dflax.server.framework.protocol import Arrived, Clients, Received, Report, Server
-
-# What keeps running statistics from being averaged at a server.
-LOCAL = ("keep them local (dflax.server.partial_averaging, local=normalization)",)
-# How many arguments each function of a method gets; `start` gets what a user passes to `init`, too.
-TAKES = {
-    "work": 5,
-    "update": 2,
-    "message": 1,
-    "assign": 2,
-    "publish": 1,
-    "read": 2,
-    "receive": 4,
-    "answer": 1,
-    "rest": 2,
-}
-
-
-class Keys(NamedTuple):
-    """A round's keys, by what they are for, in the order of the split: another order, another run."""
-
-    channel: Key[Array, ""]
-    aggregator: Key[Array, ""]
-    server: Key[Array, ""]
-    assign: Key[Array, ""]
-    downlink: Key[Array, ""]
-    reply: Key[Array, ""]
+from dflax.server.framework.stages import (
+    Keys,
+    begun,
+    in_hand,
+    remembered,
+    require_rows,
+    rested,
+    sending,
+    worked,
+)
 
 
 def with_server(
@@ -156,96 +122,41 @@ def with_server(
     Warns:
       dflax.models.AveragedStatistics: from `init`, messages with "batch_stats" in them.
     """
-    stated: dict[str, Any] = {"start": start, "work": work, "update": update, "message": message}
-    asked: dict[str, Any] = {"assign": assign, "publish": publish, "read": read, "receive": receive}
-    asked |= {"answer": answer, "rest": rest}
-    for name, given in (stated | {k: v for k, v in asked.items() if v is not None}).items():
-        validation.function(name, given, takes=TAKES.get(name))
-    for place, kind in enumerate(validation.sequence("kinds", kinds, "names", least=0)):
-        validation.text(f"kinds[{place}]", kind)
-    aggregator = mean() if aggregator is None else aggregator
-    channel = perfect() if channel is None else channel
-    validation.instance(
-        "aggregator", aggregator, Aggregator, "For example dflax.aggregation.mean()."
+    method = stated(
+        aggregator,
+        channel,
+        start=start,
+        work=work,
+        update=update,
+        message=message,
+        assign=assign,
+        publish=publish,
+        read=read,
+        receive=receive,
+        answer=answer,
+        rest=rest,
+        downlink=downlink,
+        kinds=kinds,
+        clients=clients,
+        equal=equal,
+        at_once=at_once,
     )
-    validation.instance("channel", channel, Channel, "For example dflax.channel.finite_only().")
-    validation.flag("equal", equal)
-    if clients is not None:
-        validation.integer("clients", clients, low=1)
-    validation.at_once(at_once)
-    for name in ("publish", "receive"):
-        if answer is not None and asked[name] is None:
-            raise ValueError(f"{name} must be given with an answer, got None.")
-    if downlink is not None and publish is None:
-        raise ValueError(
-            "publish must be given with a downlink, to say what is sent over it, got None and "
-            f"downlink={validation.shown(downlink)}."
-        )
-    downlink = without_memory("downlink", downlink)
 
     def init(key: Key[Array, ""], params: Params, *given: Any) -> FederatedState:
-        validation.typed_key("key", key)
-        validation.model("params", params)
-        started = start(key, params, *given)
-        named = ("server_memory", "client_memory")
-        server_memory, client_memory = returned.parts("start", started, named)
-        if jax.tree.leaves(client_memory):
-            validation.leading_axis("the clients' memory", client_memory, clients)
-        one = message(params)
-        memory = channel.init(one)
-        if jax.tree.leaves(memory):
-            if clients is None:
-                raise ValueError(
-                    "clients must be given, the number of clients of the federation, because the "
-                    "channel keeps a memory for each of them; got None."
-                )
-            memory = replicate(memory, clients)
-        warn_of_averaging(one, remedies=LOCAL)
-        combining = {name: aggregator.init(one) for name in kinds} or aggregator.init(one)
-        server = Server(params, server_memory, combining)
-        return FederatedState(jnp.int32(0), server, Clients(client_memory, memory))
+        return begun(method, key, params, given)
 
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
         before, carried = state.clients, state.server
+        require_rows(before, round)
         round = round._replace(weights=everywhere(round.weights))
-        for name, rows in (
-            ("the clients' memory", before.memory),
-            ("the channel's memory", before.channel),
-        ):
-            if jax.tree.leaves(rows):
-                validation.leading_axis(name, rows, round.clients)
         keys = Keys(*jax.random.split(round.key, len(Keys._fields)))
         invited = (round.weights > 0).astype(jnp.float32)
-        one_message = jax.eval_shape(message, carried.params)
-        tasks = round.assignments if assign is None else assign(round, keys.assign)
         heard, measured_down = hearing(
-            publish, downlink, carried, invited, sending(round, keys.downlink)
+            publish, method.downlink, carried, invited, sending(round, keys.downlink)
         )
-
-        def local(
-            own: Any,
-            task: Any,
-            weight: Array,
-            heard: Any,
-            server: Server,
-            data: Dataset,
-            index: Array,
-        ) -> Report:
-            report = work(task, own, server if publish is None else heard, data, index)
-            return cleared(reported(report, own, one_message, kinds), task, weight)
-
-        reports = map_cohort(
-            local,
-            before.memory,
-            round.cohort,
-            tasks,
-            round.weights,
-            heard,
-            shared=(carried, round.data, round.number),
-            at_once=at_once,
-        )
+        reports: Any = worked(method, state, round, heard, keys.assign)
         messages, weights, sent_memory, measured_up = sent_through(
-            channel,
+            method.channel,
             reports.message,
             invited if equal else round.weights,
             gather(before.channel, round.cohort),
@@ -254,13 +165,17 @@ def with_server(
         # Every device counts for itself: totals of weights dealt over devices would each be an exchange.
         weights = everywhere(weights)
         arrived = Arrived(messages, reports.kinds)
-        received, combining, measured = in_hand(state, round, reports, arrived, weights, keys)
+        received, combining, measured = in_hand(
+            method, state, round, reports, arrived, weights, keys
+        )
         params, memory, updated = conclusion(update(carried, received), carried)
         happened = received.reporting > 0
         server = select(happened, Server(params, memory, combining), carried)
-        told, measured_reply = remembered(reports, arrived, server, round, invited, keys)
-        clients = Clients(
-            scatter(others(before.memory, round), round.cohort, told, weights),
+        told, measured_reply = remembered(
+            method, reports, arrived, server, round, invited, keys.reply
+        )
+        after = Clients(
+            scatter(rested(method, before.memory, round), round.cohort, told, weights),
             scatter(before.channel, round.cohort, sent_memory, round.weights),
         )
         totals = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), reports.totals)
@@ -268,88 +183,10 @@ def with_server(
         if publish is not None:
             # Both broadcasts together, where there are two.
             down = {k: v + measured_reply.get(k, 0.0) for k, v in measured_down.items()}
-            parts["downlink"] = {"numbers_up": invited.sum() * numbers(one_message)} | down
+            up = invited.sum() * numbers(jax.eval_shape(message, carried.params))
+            parts["downlink"] = {"numbers_up": up} | down
         parts["channel"] = measured_up
         parts["update"] = jax.tree.map(lambda leaf: unless(happened, leaf), updated)
-        return FederatedState(state.round + 1, server, clients), disjoint(**parts)
-
-    def in_hand(
-        state: FederatedState,
-        round: Round,
-        reports: Report,
-        arrived: Arrived,
-        weights: Float[Array, " m"],
-        keys: Keys,
-    ) -> tuple[Received, Any, Metrics]:
-        """What the server makes of what arrived, the aggregator's state, and counts and metrics."""
-        contributions, of_kind = arrived.message, arrived.kinds
-        measuring: Any = reports.measured
-        if read is not None:
-            rows = gather(state.clients.memory, round.cohort)
-            contributions = map_clients(read, rows, arrived, at_once=at_once)
-            returned.alike(
-                "what read returns", contributions, arrived.message, "messages", dtypes=False
-            )
-            nothing = jax.tree.map(jnp.zeros_like, contributions)
-            contributions = select(weights > 0, contributions, nothing)
-        one, combining, measured = combined(
-            aggregator,
-            contributions,
-            weights,
-            of_kind,
-            state.server.aggregator,
-            keys.aggregator,
-        )
-        present = {"": weights > 0} | {k: (weights > 0) & of_kind[k] for k in kinds}
-        # From the count, so that it is as precise as the run: memories telescope by it.
-        shares = {name: jnp.sum(there) / round.clients for name, there in present.items()}
-        counts = {name: jnp.sum(there).astype(jnp.float32) for name, there in present.items()}
-        reporting, share = counts.pop(""), shares.pop("")
-        metrics = mean_metrics(reports.metrics, jnp.where(measuring, weights, 0))
-        received = Received(
-            one,
-            reporting,
-            shares if kinds else share,
-            round.number,
-            keys.server,
-            metrics,
-            round.event,
-        )
-        return received, combining, {"clients_reporting": reporting} | counts | measured
-
-    def remembered(
-        reports: Report,
-        arrived: Arrived,
-        server: Server,
-        round: Round,
-        invited: Float[Array, " m"],
-        keys: Keys,
-    ) -> tuple[Any, Metrics]:
-        """What the cohort remembers after the update, and what the second broadcast measured."""
-        if receive is None:
-            return reports.memory, {}
-        heard, measured = hearing(answer, downlink, server, invited, sending(round, keys.reply))
-
-        def one(memory: Any, arrived: Arrived, heard: Any, server: Server, index: Array) -> Any:
-            told = receive(memory, arrived, server if answer is None else heard, index)
-            returned.alike("the memory that receive returns", told, memory, "the one it got")
-            return told
-
-        shared = (server, round.number)
-        told = map_clients(one, reports.memory, arrived, heard, shared=shared, at_once=at_once)
-        return told, measured
-
-    def others(memory: Any, round: Round) -> Any:
-        """What all clients remember who take no part."""
-        if rest is None:
-            return memory
-        rested = rest(memory, round)
-        returned.alike("the memory that rest returns", rested, memory, "the one it got")
-        return rested
+        return FederatedState(state.round + 1, server, after), disjoint(**parts)
 
     return Algorithm(init, step)
-
-
-def sending(round: Round, key: Key[Array, ""]) -> Sending:
-    """One sending between the cohort and the server."""
-    return Sending(key, round.number, round.members, round.clients)

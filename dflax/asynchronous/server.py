@@ -1,0 +1,292 @@
+"""A server that follows a timetable: it applies changes when they arrive, however old."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from dflax import validation
+from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
+from dflax.asynchronous.staleness import Discount
+from dflax.asynchronous.timetable import Timetable
+from dflax.asynchronous.waves import Waves, waves
+from dflax.channel.channel import Channel, Sending, perfect, sent_through
+from dflax.clients import against, everywhere, gather, map_clients, mean_metrics, replicate, scatter
+from dflax.data.dataset import Dataset
+from dflax.local import Loss, Optimizer, Oracle, Subproblem, solver
+from dflax.metrics import disjoint
+from dflax.models.averaged import warn_of_averaging
+from dflax.population import Assignment, Round
+
+
+class Working(NamedTuple):
+    """What the server keeps beside its model.
+
+    Attributes:
+      models: those that clients work from, leaves `[S, ...]`.
+      optimizer: the state of the server's optimiser.
+    """
+
+    models: PyTree[Array]
+    optimizer: PyTree[Array]
+
+
+class AsyncServer(NamedTuple):
+    """The server: its model, and what it keeps beside."""
+
+    params: Params
+    memory: Working
+
+
+class AsyncClients(NamedTuple):
+    """The clients: changes that they keep, and the channel's memory, leaves `[n, ...]` or none."""
+
+    kept: PyTree[Array]
+    channel: PyTree[Array]
+
+
+def asynchronous_server(
+    loss: Loss | Oracle,
+    optimizer: Optimizer,
+    timetable: Timetable | Waves,
+    *,
+    server_optimizer: optax.GradientTransformation | None = None,
+    discount: Discount | None = None,
+    per_step: bool = False,
+    latest: bool = False,
+    channel: Channel | None = None,
+    at_once: int | None = None,
+) -> Algorithm:
+    """A server that steps when its timetable says, by whose changes have arrived.
+
+        y_i = K_i local steps from x^v_i                   the model after the server's first v_i steps
+        x = server_optimizer(x, -sum_i d_i s(u_i) (y_i - x^v_i))      over the arrivals i of a step
+
+    d_i is the arrival's weight in the timetable and u_i its staleness. FedAvg, asynchronous FedAvg,
+    FedFix, FedBuff, FedAsync, FedCompass and anarchic federated learning are timetables of it. The
+    timetable is data: join it with a federation, `dflax.asynchronous.join`, and run as many rounds as
+    its `waves` are. A round trains the clients of one wave together and takes the wave's steps one
+    after another.
+
+    A message that a channel loses is left out of its step, and a step without any leaves the server.
+    The server keeps S models, one for each that somebody works on, on every device.
+
+    Args:
+      loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
+      optimizer: the clients' optax optimiser, fresh in every piece of work; or a function of the
+        round's number that returns one.
+      timetable: or its `waves`; static. The federation's must be the same one.
+      server_optimizer: default `optax.sgd(1.0)`, which adds the changes.
+      discount: s, from `[m]` int32 staleness to `[m]` factors, see `dflax.asynchronous.polynomial`;
+        default none.
+      per_step: divide every change by its number of local steps.
+      latest: step along the weighted sum of all clients' latest changes, those of clients that have
+        not arrived yet being 0. The memory of a client is its last change.
+      channel: of the changes; default perfect.
+      at_once: see `dflax.map_clients`.
+
+    Returns:
+      An `Algorithm` on a `FederatedState`; the model is `state.server.params`. Metrics: the loss's own,
+      `time` in seconds at the end of the round, `server_steps`, `contributors`, `staleness` (mean over
+      them), `largest_staleness`, and those of the channel.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+
+    Warns:
+      dflax.models.AveragedStatistics: from `init`, a model with "batch_stats".
+
+    References:
+      Fraboni et al., A General Theory for Federated Optimization with Asynchronous and Heterogeneous
+      Clients Updates, arXiv 2206.10189.
+    """
+    cut = waves(timetable) if isinstance(timetable, Timetable) else timetable
+    validation.instance("timetable", cut, Waves, "Make one with dflax.asynchronous.fedfix.")
+    made = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+    fix = "An optax transformation, for example optax.sgd(1.0)."
+    validation.instance("server_optimizer", made, optax.GradientTransformation, fix)
+    if discount is not None:
+        validation.function("discount", discount, "See dflax.asynchronous.polynomial.", takes=1)
+    validation.flag("per_step", per_step)
+    validation.flag("latest", latest)
+    if latest and cut.timetable.keeps:
+        raise ValueError("latest must be False with a timetable that keeps changes for later.")
+    channel = perfect() if channel is None else channel
+    validation.instance("channel", channel, Channel, "For example dflax.channel.finite_only().")
+    validation.at_once(at_once)
+    solve = solver(loss, optimizer)
+    population, remembers = cut.timetable.population, latest or cut.timetable.keeps
+
+    def init(key: Key[Array, ""], params: Params) -> FederatedState:
+        validation.typed_key("key", key)
+        validation.model("params", params)
+        warn_of_averaging(params)
+        nothing = jax.tree.map(jnp.zeros_like, params)
+        kept = replicate(nothing, population) if remembers else ()
+        sending = channel.init(params)
+        sending = replicate(sending, population) if jax.tree.leaves(sending) else sending
+        began = made.init(params), (nothing if latest else ())
+        server = AsyncServer(params, Working(replicate(params, cut.slots), began))
+        return FederatedState(jnp.int32(0), server, AsyncClients(kept, sending))
+
+    def work(
+        assignment: Assignment,
+        start: Int[Array, ""],
+        models: PyTree[Array],
+        data: Dataset,
+        index: Int[Array, ""],
+    ) -> tuple[Params, Metrics]:
+        params = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, start, 0, False), models
+        )
+        solution = solve(Subproblem(), params, assignment, data, index=index)
+        change = jax.tree.map(jnp.subtract, solution.params, params)
+        if per_step:
+            share = 1.0 / jnp.maximum(assignment.local_steps, 1)
+            change = jax.tree.map(lambda leaf: (share * leaf).astype(leaf.dtype), change)
+        return change, solution.metrics
+
+    def works(*rows: Any, shared: tuple[Any, ...]) -> tuple[Params, Metrics]:
+        return map_clients(work, *rows, shared=shared, at_once=at_once)
+
+    def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
+        event, (server, clients) = round.event, (state.server, state.clients)
+        _require_event(event, cut, round)
+        channel_key, _ = jax.random.split(round.key)
+        reports = everywhere((round.weights > 0).astype(jnp.float32))
+        trained = (reports > 0) & ~event["kept"]
+        shared = (server.memory.models, round.data, round.number)
+        made_now, measured = _where_somebody_is(
+            functools.partial(works, shared=shared),
+            trained,
+            (round.assignments, event["start"]),
+            cut.chunk,
+        )
+        changes, weights, sending, sent = sent_through(
+            channel,
+            made_now,
+            jnp.where(trained, 1.0, 0.0),
+            gather(clients.channel, round.cohort),
+            Sending(channel_key, round.number, round.members, round.clients),
+        )
+        arrived = everywhere(weights) > 0
+        kept, counted = clients.kept, (arrived | event["kept"]) & (reports > 0) & ~event["later"]
+        if remembers:
+            own = gather(kept, round.cohort)
+            kept = scatter(kept, round.cohort, changes, arrived & (latest | event["later"]))
+            if latest:
+                changes = jax.tree.map(jnp.subtract, changes, own)
+            else:
+                changes = _where(event["kept"], own, changes)
+        factor = event["weight"] * jnp.where(counted, 1.0, 0.0)
+        if discount is not None:
+            factor = factor * discount(event["staleness"])
+        server = _stepped(made, cut, latest, server, changes, factor, counted, event)
+        stale = jnp.where(counted, event["staleness"], 0)
+        metrics = {
+            "time": event["time"],
+            "server_steps": event["steps_taken"],
+            "contributors": counted.sum(),
+            "staleness": stale.sum() / counted.sum(),
+            "largest_staleness": stale.max(),
+        }
+        after = AsyncClients(kept, scatter(clients.channel, round.cohort, sending, trained))
+        own_metrics = mean_metrics(measured, jnp.where(trained, 1.0, 0.0))
+        parts = disjoint(**{"the clients' work": own_metrics, "time": metrics, "channel": sent})
+        return FederatedState(state.round + 1, server, after), parts
+
+    return Algorithm(init, step)
+
+
+def _where_somebody_is(
+    works: Callable[..., Any], there: Bool[Array, " m"], rows: tuple[Any, ...], chunk: int
+) -> Any:
+    """`works(*rows)`, a chunk after the other, and zeros for chunks in which nobody is."""
+    if chunk == len(there):
+        return works(*rows)
+    pieces = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), (there, rows))
+    one = jax.tree.map(lambda leaf: leaf[0], pieces[1])
+    nothing = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(works, *one)
+    )
+
+    def piece(given: tuple[Array, tuple[Any, ...]]) -> Any:
+        return jax.lax.cond(
+            given[0].any(), lambda rows: works(*rows), lambda rows: nothing, given[1]
+        )
+
+    made = jax.lax.map(piece, pieces)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
+
+
+def _where(chosen: Array, one: PyTree[Array], other: PyTree[Array]) -> PyTree[Array]:
+    return jax.tree.map(lambda a, b: jnp.where(against(chosen, a), a, b), one, other)
+
+
+def _stepped(
+    optimizer: optax.GradientTransformation,
+    cut: Waves,
+    latest: bool,
+    server: AsyncServer,
+    changes: PyTree[Array],
+    factor: Float[Array, " m"],
+    counted: Array,
+    event: dict[str, Array],
+) -> AsyncServer:
+    """The server after the steps of a wave, each over its own arrivals, which lie side by side."""
+    room = cut.most_arrivals
+    # So that the last step's window lies within.
+    changes, factor, counted = jax.tree.map(
+        lambda leaf: jnp.pad(leaf, [(0, room)] + [(0, 0)] * (leaf.ndim - 1)),
+        (changes, factor, counted),
+    )
+
+    def one(server: AsyncServer, taken: tuple[Array, Array, Array]) -> tuple[AsyncServer, None]:
+        first, count, write = taken
+        here = jnp.arange(room) < count
+
+        def window(leaf: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(leaf, first, room)
+
+        share = jnp.where(here, window(factor), 0.0)
+        summed = jax.tree.map(
+            lambda leaf: jnp.einsum("c,c...->...", share, window(leaf).astype(share.dtype)), changes
+        )
+        happened = (here & window(counted)).any()
+        state, total = server.memory.optimizer
+        if latest:
+            total = jax.tree.map(jnp.add, total, summed)
+            summed = total
+        slope = jax.tree.map(lambda leaf, like: -leaf.astype(like.dtype), summed, server.params)
+        updates, moved = optimizer.update(slope, state, server.params)
+        params = optax.apply_updates(server.params, updates)
+        params, moved = jax.tree.map(
+            lambda new, old: jnp.where(happened, new, old), (params, moved), (server.params, state)
+        )
+        models = jax.tree.map(
+            lambda leaf, new: leaf.at[write].set(new, mode="drop"), server.memory.models, params
+        )
+        return AsyncServer(params, Working(models, (moved, total))), None
+
+    steps = (event["first"], event["count"], event["write"])
+    if cut.most_steps == 1:
+        return one(server, jax.tree.map(lambda column: column[0], steps))[0]
+    return jax.lax.scan(one, server, steps)[0]
+
+
+def _require_event(event: Any, cut: Waves, round: Round) -> None:
+    wanted = (cut.width, cut.most_steps)
+    given: Any = "none"
+    if isinstance(event, dict) and "start" in event:
+        given = (event["start"].shape[0], event["first"].shape[0])
+    if given == wanted and round.clients == cut.timetable.population:
+        return
+    raise ValueError(
+        "the federation must be joined with the algorithm's own timetable, of which a round has "
+        f"{wanted[0]} places and {wanted[1]} steps, got {given}. Say "
+        "dflax.asynchronous.join(federation, timetable)."
+    )

@@ -1,0 +1,253 @@
+"""A timetable as rounds: steps of the server whose clients can be trained together share one."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from dflax import participation, validation
+from dflax.asynchronous.timetable import Timetable
+from dflax.federation import Federation
+from dflax.participation import Participation
+
+# How much work of empty places a timetable may cost beside its own.
+WASTE = 0.1
+# How many widths are tried.
+WIDTHS = 32
+
+
+class Waves(NamedTuple):
+    """How a timetable's steps are cut into rounds.
+
+    A wave is a run of steps of the server whose arrivals start from models that exist before it, each
+    client once. So they are trained side by side, and applied one step after another.
+
+    Attributes:
+      timetable: what is cut.
+      width: m, how many clients a wave has room for; static.
+      chunk: how many clients are trained at the same time; it divides the width. A chunk of a wave in
+        which nobody is does nothing.
+      begins: `[W + 1]` the number of the first step of each wave, and the number of all steps.
+      slots: S, how many models the server keeps for those who work on them.
+      start: `[A]` in which of them an arrival's model lies.
+      write: `[T]` where the model after each step goes; S for a model that nobody starts from.
+    """
+
+    timetable: Timetable
+    width: int
+    chunk: int
+    begins: Int[np.ndarray, " W+1"]
+    slots: int
+    start: Int[np.ndarray, " A"]
+    write: Int[np.ndarray, " T"]
+
+    @property
+    def rounds(self) -> int:
+        """W, how many rounds the timetable takes."""
+        return len(self.begins) - 1
+
+    @property
+    def counts(self) -> Int[np.ndarray, " W"]:
+        """How many clients each wave has."""
+        return np.diff(self.timetable.first[self.begins])
+
+    @property
+    def together(self) -> float:
+        """How many clients are trained at the same time, on average."""
+        return float(self.counts.sum() / max(1, (-(-self.counts // self.chunk)).sum()))
+
+    @property
+    def waste(self) -> float:
+        """The share of places that cost as much as a client and hold none, of the arrivals."""
+        return _spent(self.counts, self.chunk) / max(1, int(self.counts.sum())) - 1.0
+
+    @property
+    def most_steps(self) -> int:
+        """The largest number of server steps in a wave."""
+        return int(np.diff(self.begins).max())
+
+    @property
+    def most_arrivals(self) -> int:
+        """The largest number of arrivals in a step of the server."""
+        return int(np.diff(self.timetable.first).max(initial=1))
+
+
+def waves(timetable: Timetable, width: int | None = None, chunk: int | None = None) -> Waves:
+    """The waves of a timetable.
+
+    Args:
+      timetable: see `dflax.asynchronous.fedfix` and its siblings.
+      width: how many clients a wave has room for, at least the arrivals of the largest step and at
+        most n. Default the one with the largest chunk, then the fewest waves.
+      chunk: how many are trained at the same time; it divides the width. Default the largest with
+        which less than a tenth of the work is of empty places.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.instance("timetable", timetable, Timetable, "Make one with dflax.asynchronous.")
+    population = timetable.population
+    least = max(1, int(np.diff(timetable.first).max()))
+    if width is not None:
+        validation.integer("width", width, low=least, high=population)
+        tried = [width]
+    else:
+        between = range(population, least, -max(1, population // WIDTHS))
+        tried = sorted({least, *between}, reverse=True)
+    best: tuple[int, int, int, Int[np.ndarray, " W+1"]] | None = None
+    for room in tried:
+        begins = _cut(timetable, room)
+        counts = np.diff(timetable.first[begins])
+        side = _chunk(counts, room) if chunk is None else chunk
+        if best is None or (side, -len(begins)) > (best[1], -best[2]):
+            best = room, side, len(begins), begins
+    assert best is not None
+    room, side, _, begins = best
+    validation.integer("chunk", side, low=1, high=room)
+    if room % side:
+        raise ValueError(f"chunk must divide the width, {room}, got {side}.")
+    slots, start, write = _places(timetable, begins)
+    return Waves(timetable, room, side, begins, slots, start, write)
+
+
+def join(federation: Federation, cut: Timetable | Waves) -> Federation:
+    """The federation whose rounds are a timetable's waves, one after another.
+
+    Args:
+      federation: of n clients, with at least as many local steps as any arrival has.
+      cut: a timetable, or its `waves`.
+
+    Returns:
+      The federation with its participation replaced; `waves(timetable).rounds` rounds are all of it.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.instance("federation", federation, Federation, "Make a dflax.Federation.")
+    cut = waves(cut) if isinstance(cut, Timetable) else cut
+    validation.instance("cut", cut, Waves, "Make it with dflax.asynchronous.waves.")
+    population, most = cut.timetable.population, int(cut.timetable.steps.max(initial=1))
+    if federation.clients != population:
+        raise ValueError(
+            f"federation must have the {population} clients of the timetable, got "
+            f"{federation.clients}."
+        )
+    if federation.local_steps < most or (np.asarray(federation.steps) < most).any():
+        raise ValueError(
+            f"federation must have local_steps >= {most} for all clients, as many as the timetable's "
+            f"arrivals have, got {federation.local_steps}."
+        )
+    return federation.replace(participation=_rows(cut, federation.local_steps))
+
+
+def _cut(timetable: Timetable, width: int) -> Int[np.ndarray, " W+1"]:
+    """Greedily: a wave ends where a step's model does not exist before it, or a client comes twice."""
+    begins, here, seen = [0], 0, set[int]()
+    spans = list(zip(timetable.first[:-1], timetable.first[1:], strict=True))
+    clients, versions = timetable.clients.tolist(), timetable.versions.tolist()
+    for number, (low, high) in enumerate(spans):
+        arrived = clients[low:high]
+        fits = (
+            len(seen) + high - low <= width
+            and max(versions[low:high], default=0) <= here
+            and seen.isdisjoint(arrived)
+        )
+        if not fits:
+            begins.append(number)
+            here, seen = number, set()
+        seen.update(arrived)
+    return np.array([*begins, len(spans)])
+
+
+def _chunk(counts: Int[np.ndarray, " W"], width: int) -> int:
+    """The largest divisor of the width that wastes little."""
+    work = int(counts.sum())
+    sizes = [size for size in range(width, 0, -1) if width % size == 0]
+    return next(size for size in sizes if _spent(counts, size) <= (1 + WASTE) * max(1, work))
+
+
+def _spent(counts: Int[np.ndarray, " W"], chunk: int) -> int:
+    """Clients' worth of work, with that of empty places of chunks that are not quite empty."""
+    return int((-(-counts // chunk) * chunk).sum())
+
+
+def _places(
+    timetable: Timetable, begins: Int[np.ndarray, " W+1"]
+) -> tuple[int, Int[np.ndarray, " A"], Int[np.ndarray, " T"]]:
+    """Where models lie until the last wave that starts from them, in as few places as will do."""
+    waves_of_steps = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
+    wave_of_arrival = waves_of_steps[timetable.of_step]
+    last = np.full(len(timetable.time) + 1, -1)
+    trained = timetable.steps > 0
+    np.maximum.at(last, timetable.versions[trained], wave_of_arrival[trained])
+    place = np.zeros(len(last), np.int32)
+    # Version 0 lies in place 0 from the start.
+    free, used = list[int](), 1
+    ends: dict[int, list[int]] = {}
+    if last[0] >= 0:
+        ends[int(last[0])] = [0]
+    else:
+        free.append(0)
+    for wave in range(len(begins) - 1):
+        # What this wave starts from is read before anything is written.
+        free += ends.pop(wave, [])
+        for version in range(begins[wave] + 1, begins[wave + 1] + 1):
+            if last[version] < 0:
+                place[version] = -1
+                continue
+            if not free:
+                free.append(used)
+                used += 1
+            place[version] = free.pop()
+            ends.setdefault(int(last[version]), []).append(int(place[version]))
+    write = np.where(place[1:] < 0, used, place[1:]).astype(np.int32)
+    return used, np.where(trained, place[timetable.versions], 0).astype(np.int32), write
+
+
+def _rows(cut: Waves, local_steps: int) -> Participation:
+    """The table of all waves, see `participation.from_table`."""
+    table, rounds, width = cut.timetable, cut.rounds, cut.width
+    low = table.first[cut.begins[:-1]]
+    counts = table.first[cut.begins[1:]] - low
+    place = np.arange(width)
+    there = place < counts[:, None]
+    index = np.minimum(low[:, None] + place, max(0, len(table.clients) - 1))
+
+    def column(values: np.ndarray, empty: float = 0) -> np.ndarray:
+        taken = values[index] if len(values) else np.zeros(index.shape, values.dtype)
+        return np.where(there, taken, np.asarray(empty, values.dtype))
+
+    steps_there = np.diff(cut.begins)
+    step = np.arange(cut.most_steps)
+    happens = step < steps_there[:, None]
+    number = np.minimum(cut.begins[:-1, None] + step, len(table.time) - 1)
+    # Half a step less, so that no rounding of the share makes one more of it.
+    effort = np.maximum(column(table.steps) - 0.5, 0) / local_steps
+    return participation.from_table(
+        jnp.asarray(_filled(column(table.clients, -1), table.population)),
+        reports=jnp.asarray(there, jnp.float32),
+        effort=jnp.asarray(effort, jnp.float32),
+        start=column(cut.start),
+        weight=column(table.weights).astype(np.float32),
+        staleness=column(table.staleness.astype(np.int32)),
+        kept=there & (column(table.steps) == 0),
+        later=column(table.later),
+        first=np.where(happens, table.first[number] - low[:, None], 0).astype(np.int32),
+        count=np.where(happens, np.diff(table.first)[number], 0).astype(np.int32),
+        write=np.where(happens, cut.write[number], cut.slots).astype(np.int32),
+        time=table.time[cut.begins[1:] - 1].astype(np.float32),
+        steps_taken=np.add.reduceat(table.moves.astype(np.int32), cut.begins[:-1]),
+        number=np.arange(rounds, dtype=np.int32),
+    )
+
+
+def _filled(clients: Int[np.ndarray, "W m"], population: int) -> Int[np.ndarray, "W m"]:
+    """Empty places, -1, filled with clients that are not in the wave."""
+    filled = clients.copy()
+    for place in np.flatnonzero((filled < 0).any(1)):
+        row = clients[place]
+        empty = row < 0
+        absent = np.setdiff1d(np.arange(population), row[~empty])
+        filled[place, empty] = absent[: empty.sum()]
+    return filled
