@@ -342,6 +342,29 @@ def test_letters_that_nobody_reads_are_not_sent():
     np.testing.assert_allclose(mixed, (np.eye(4) + np.roll(np.eye(4), 1, 0)) / 2, atol=1e-6)
 
 
+def test_on_graphs_that_are_drawn_anew_former_neighbours_stay_known():
+    mixer = gossip.by_rule(topology.random_regular_each_round(8, 2), gossip.sybilwall(7))
+    tree = jnp.eye(8)
+
+    @jax.jit
+    def run(tree):
+        def once(state, t):
+            _, state, _ = mixer.apply(tree, state, Mixing(jax.random.fold_in(KEY, t), t))
+            return state, None
+
+        return jax.lax.scan(once, mixer.init(tree), jnp.arange(8))[0]
+
+    about = run(tree).memory.rows.records.about
+    direct = np.asarray(about.distance == 1).sum(1)
+    assert direct.min() > 2
+    np.testing.assert_array_equal(
+        np.asarray(about.source == -1) & (about.time >= 0), about.distance == 1
+    )
+    for who in np.asarray(about.who):
+        known = who[who >= 0]
+        assert len(set(known.tolist())) == len(known)
+
+
 def test_without_a_neighbour_the_model_stays():
     mixer = gossip.by_rule(np.eye(3), gossip.sybilwall(2))
     mixing = Mixing(KEY, jnp.int32(0))
