@@ -357,9 +357,8 @@ def test_on_graphs_that_are_drawn_anew_former_neighbours_stay_known():
     about = run(tree).memory.rows.records.about
     direct = np.asarray(about.distance == 1).sum(1)
     assert direct.min() > 2
-    np.testing.assert_array_equal(
-        np.asarray(about.source == -1) & (about.time >= 0), about.distance == 1
-    )
+    first_hand = (about.source == -1) & (about.time >= 0)
+    np.testing.assert_array_equal(first_hand, about.distance == 1)
     for who in np.asarray(about.who):
         known = who[who >= 0]
         assert len(set(known.tolist())) == len(known)
