@@ -18,8 +18,10 @@ NAMES = (
     "resnet",
     "server",
     "decentralized",
+    "robust_peers",
     "merging",
     "reductions",
+    "robust",
     "mixing",
     "roles",
     "transformer",
@@ -30,6 +32,7 @@ NAMES = (
     "startup",
     "events",
     "compression",
+    "robots",
 )
 RESULTS = pathlib.Path("results")
 

@@ -251,13 +251,38 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
                 "Keep counters out of what is averaged."
             )
         # Shares of a third rounded to float32 would spoil a mean of float64.
-        accumulated = jnp.promote_types(leaf.dtype, jnp.float32)
-        values = leaf.reshape(count, -1).astype(accumulated)
-        with sends(lambda: mean_over(client_devices(), size(values) / count)):
-            product = jnp.matmul(shares(accumulated), values, precision=jax.lax.Precision.HIGHEST)
-        return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
+        return _sum_of_rows(shares(jnp.promote_types(leaf.dtype, jnp.float32)), leaf)
 
     return jax.tree_util.tree_map_with_path(mean, tree)
+
+
+def weighted_sum(tree: PyTree[Array], coefficients: Float[Array, " m"]) -> PyTree[Array]:
+    """Sum over the client axis, `sum_i c_i x_i` with c of any sign, as one product per leaf.
+
+    Args:
+      tree: floating-point leaves `[m, ...]`.
+      coefficients: `[m]`.
+
+    Returns:
+      Leaves `[...]` in their own dtype, from sums in float32 or wider.
+
+    Raises:
+      ValueError: leaves whose leading axes differ from that of the coefficients.
+    """
+    coefficients = _known_to_all(jnp.asarray(coefficients))
+    validation.leading_axis("tree", tree, coefficients.shape[0])
+
+    def total(leaf: Array) -> Array:
+        return _sum_of_rows(coefficients.astype(jnp.promote_types(leaf.dtype, jnp.float32)), leaf)
+
+    return jax.tree.map(total, tree)
+
+
+def _sum_of_rows(factors: Float[Array, " m"], leaf: Float[Array, "m ..."]) -> Float[Array, "..."]:
+    values = leaf.reshape(len(leaf), -1).astype(factors.dtype)
+    with sends(lambda: mean_over(client_devices(), size(values) / len(leaf))):
+        product = jnp.matmul(factors, values, precision=jax.lax.Precision.HIGHEST)
+    return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
 
 
 def mean_metrics(metrics: PyTree[Array], weights: Float[Array, " m"]) -> PyTree[Array]:

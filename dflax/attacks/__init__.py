@@ -1,6 +1,7 @@
 """Participants that lie: in what they send, in the data that they learn from, in who they are."""
 
-from dflax.attacks.alone import constant, gaussian, sign_flipping
+from dflax.attacks.against import against_krum, against_trimmed_mean
+from dflax.attacks.alone import constant, gaussian, one_sided, sign_flipping, uniform, zeroed
 from dflax.attacks.collusion import colluding
 from dflax.attacks.directed import (
     hidden_deviations,
@@ -15,6 +16,7 @@ from dflax.attacks.poisoned import (
     backdoor_success,
     flipped_labels,
     owned,
+    rotated_labels,
     swap_success,
     swapped_labels,
     triggered,
@@ -22,6 +24,8 @@ from dflax.attacks.poisoned import (
 from dflax.attacks.sybils import one_adversary, with_sybils
 
 __all__ = [
+    "against_krum",
+    "against_trimmed_mean",
     "backdoor",
     "backdoor_success",
     "colluding",
@@ -36,12 +40,16 @@ __all__ = [
     "min_max",
     "min_sum",
     "one_adversary",
+    "one_sided",
     "owned",
+    "rotated_labels",
     "sign_flipping",
     "swap_success",
     "swapped_labels",
     "triggered",
+    "uniform",
     "with_sybils",
+    "zeroed",
 ]
 
 

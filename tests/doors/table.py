@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from doors import data, decentralized, running, server, topology
+from doors import data, decentralized, robots, running, server, topology
 
 CALLS: dict[str, dict[str, Any]] = {
     **topology.CALLS,
     **data.CALLS,
     **server.CALLS,
     **decentralized.CALLS,
+    **robots.CALLS,
     **running.CALLS,
 }

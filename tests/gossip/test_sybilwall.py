@@ -375,6 +375,8 @@ def test_refusals():
     small = gossip.by_rule(topology.complete(4), gossip.sybilwall(2))
     with pytest.raises(ValueError, match=r"capacity must be an integer .* room for all"):
         small.init(jnp.zeros((4, 2)))
+    with pytest.raises(ValueError, match="latency must be 0 of a rule that writes letters"):
+        gossip.by_rule(topology.ring(4), gossip.sybilwall(3), latency=1)
     with pytest.raises(ValueError, match="combine must be one of"):
         gossip.sybilwall(3, combine="median")
     with pytest.raises(ValueError, match="decay must be a finite number"):

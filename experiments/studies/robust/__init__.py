@@ -1,1 +1,1 @@
-"""Studies of methods under attack."""
+"""Studies of participants that lie."""
