@@ -113,13 +113,13 @@ def asynchronous_server(
         validation.function("discount", discount, "See dflax.asynchronous.polynomial.", takes=1)
     validation.flag("per_step", per_step)
     validation.flag("latest", latest)
-    if latest and cut.timetable.keeps:
+    if latest and cut.keeps:
         raise ValueError("latest must be False with a timetable that keeps changes for later.")
     channel = perfect() if channel is None else channel
     validation.instance("channel", channel, Channel, "For example dflax.channel.finite_only().")
     validation.at_once(at_once)
     solve = solver(loss, optimizer)
-    population, remembers = cut.timetable.population, latest or cut.timetable.keeps
+    population, remembers = cut.timetable.population, latest or cut.keeps
 
     def init(key: Key[Array, ""], params: Params) -> FederatedState:
         validation.typed_key("key", key)
