@@ -71,7 +71,7 @@ class Scheduler:
         began = self.start.get(client, 0.0)
         if not began < time < math.inf:
             raise ValueError(
-                f"time must be seconds after {began}, when the work of client {client} began, got {time}."
+                f"time must be seconds after {began}, when client {client} began, got {time}."
             )
         seen = (time - began) / self.steps.get(client, self.most)
         old = self.speed.get(client)

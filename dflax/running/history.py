@@ -38,7 +38,7 @@ class History(NamedTuple):
         return len(self.rounds) / max(self.seconds, 1e-9)
 
     def at(self, name: str) -> np.ndarray:
-        """A metric after each evaluated round, `[E, ...]`: what to plot evaluations over, such as "time".
+        """A metric after each evaluated round, `[E, ...]`, such as "time" to plot evaluations over.
 
         Raises:
           ValueError: no such metric.
