@@ -235,7 +235,7 @@ def followed(
                 given.federations,
                 made,
                 given.start,
-                timed.accuracy(loss, given.data.test, 500),
+                timed.accuracy(loss, given.data.test, min(500, len(given.data.test))),
                 [RATE],
             ),
         )
