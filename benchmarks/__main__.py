@@ -29,6 +29,7 @@ NAMES = (
     "collectives",
     "startup",
     "events",
+    "asynchronous",
     "compression",
 )
 RESULTS = pathlib.Path("results")

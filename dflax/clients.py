@@ -75,8 +75,9 @@ def map_clients(
 
         here = jax.tree.leaves(stacked)[0].shape[0]
         width = _clients_at_once(one, stacked) if at_once is None else at_once
-        if width >= here:
+        if width >= here > 1:
             return jax.vmap(one)(stacked)
+        width = min(width, here)
         # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
         return jax.lax.map(one, stacked, batch_size=None if width == 1 else width)
 

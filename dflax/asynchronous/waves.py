@@ -82,7 +82,7 @@ def waves(
     Args:
       timetable: see `dflax.asynchronous.fedfix` and its siblings.
       width: how many clients a wave has room for, at least the arrivals of the largest step and at
-        most n. Default the one with the largest chunk, then the fewest waves.
+        most n. Default the one with the largest chunk, then the narrowest.
       chunk: how many are trained at the same time; it divides the width. Default the largest with
         which less than a tenth of the work is of empty places.
       steps: how many steps of the server a wave has at most; 1 to see the model after every step.
@@ -104,15 +104,15 @@ def waves(
         tried = sorted({least, *between}, reverse=True)
     if chunk is not None:
         validation.integer("chunk", chunk, low=1, high=tried[0])
-    best: tuple[int, int, int, Int[np.ndarray, " W+1"]] | None = None
+    best: tuple[int, int, Int[np.ndarray, " W+1"]] | None = None
     for room in tried:
         begins = _cut(timetable, room, steps)
         counts = np.diff(timetable.first[begins])
         side = _chunk(counts, room) if chunk is None else chunk
-        if best is None or (side, -len(begins)) > (best[1], -best[2]):
-            best = room, side, len(begins), begins
+        if best is None or (side, -room) > (best[1], -best[0]):
+            best = room, side, begins
     assert best is not None
-    room, side, _, begins = best
+    room, side, begins = best
     if room % side:
         raise ValueError(f"chunk must divide the width, {room}, got {side}.")
     slots, start, write = _places(timetable, begins)

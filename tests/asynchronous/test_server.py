@@ -227,6 +227,27 @@ def test_on_eight_devices_and_in_two_halves_it_is_the_same_run():
     np.testing.assert_array_equal(resumed.server.params, alone.server.params)
 
 
+@pytest.mark.parametrize(
+    ("name", "at_once"),
+    [("FedFix", None), ("asynchronous", None), ("FedCompass with late clients", 1)],
+)
+def test_hardly_a_gradient_is_taken_in_vain(name, at_once):
+    table, taken = TABLES[name](), []
+
+    def loss(params, batch, key):
+        jax.debug.callback(taken.append, params[0])
+        return LOSS(params, batch, key)
+
+    cut = asynchronous.waves(table)
+    algorithm = asynchronous.asynchronous_server(loss, optax.sgd(RATE), cut, at_once=at_once)
+    state = algorithm.init(KEY, jnp.asarray(START))
+    run = jax.jit(lambda state, joined: dx.rollout(algorithm, state, joined, KEY, cut.rounds))
+    jax.block_until_ready(run(state, asynchronous.join(source(10), cut)))
+    jax.effects_barrier()
+    named = int(table.steps.sum())
+    assert named <= len(taken) <= 1.1 * named
+
+
 def test_what_a_channel_loses_is_left_out_and_a_step_without_any_leaves_the_server():
     cut = asynchronous.waves(TABLES["asynchronous"]())
     lossy = dx.channel.lossy(1.0)
