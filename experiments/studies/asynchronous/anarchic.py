@@ -11,8 +11,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 import dflax as dx
-from dflax import asynchronous, evaluation, recipes
-from experiments.tasks import timed
+from dflax import asynchronous, recipes
+from experiments.tasks import halved, timed
 from experiments.tasks.inputs import DIGITS
 from experiments.tools.command import main
 from experiments.tools.curves import held, span
@@ -165,64 +165,17 @@ def speed_up(config: Config, stage: Stage = in_memory) -> Summary:
     return report.summary({})
 
 
-@functools.cache
-def halves() -> tuple[dx.Federation, Any]:
-    """Client i holds the first half of digit i and the second of digit i + 1; and the model's loss."""
-    data = dx.data.digits()
-    labels = np.asarray(data.labels)
-    cut = [np.array_split(np.flatnonzero(labels == c), 2) for c in range(N)]
-    size = min(len(first) + len(cut[(c + 1) % N][1]) for c, (first, _) in enumerate(cut))
-    owned = [np.r_[cut[i][0], cut[(i + 1) % N][1]][:size] for i in range(N)]
-    model = dx.models.MLP((), classes=10)
-    federation = dx.Federation(
-        data, dx.data.from_indices(owned), local_steps=5, batch_size=16, replacement=True
-    )
-    return federation, dx.losses.classification(model.apply)
-
-
-def pooled(measures: Any, params: Any, source: dx.Federation, own: Any) -> dict[str, Any]:
-    """Loss and squared gradient on all training data, and accuracy on digits 0, 1 and 2."""
-    everything, rare = measures
-    loss, slope = jax.value_and_grad(lambda p: everything(p)["loss"])(params)
-    square = sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(slope))
-    return {"loss": loss, "gradient": square, "rare": rare(params)["accuracy"]}
-
-
-def measured(loss: Any) -> Any:
-    """What `pooled` measures, of the digits."""
-    data = dx.data.digits()
-    federation, _ = halves()
-    dealt = jnp.asarray(np.concatenate(federation.partition.as_lists()))
-    rare = jnp.flatnonzero(jnp.asarray(data.test.labels) < 3)
-    return Partial(
-        pooled,
-        (
-            evaluation.on(loss, _some(data.train, dealt), batch_size=len(dealt)),
-            evaluation.on(loss, _some(data.test, rare)),
-        ),
-    )
-
-
-def _some(data: dx.data.Dataset, rows: jax.Array) -> dx.data.Dataset:
-    return dataclasses.replace(data, inputs=data.inputs[rows], labels=data.labels[rows])
-
-
-def zeros(key: jax.Array) -> dict[str, Any]:
-    """Softmax regression at the start."""
-    return {"Dense_0": {"kernel": jnp.zeros((64, 10)), "bias": jnp.zeros(10)}}
-
-
 def run(
     loss: Any, make_table: Callable[[int], asynchronous.Timetable], seeds: int, *, memory: bool
 ) -> dict[str, np.ndarray]:
     """AFA on digits at both rates of the server."""
-    federation, _ = halves()
+    federation, _ = halved.halves()
     return timed.follow(
         lambda cut, rate: recipes.afa(loss, 0.05, rate, cut, memory=memory),
         [federation] * seeds,
         [make_table(seed) for seed in range(seeds)],
-        zeros,
-        measured(loss),
+        halved.zeros,
+        halved.measured(loss),
         SERVER_RATES,
         width=COLLECTED,
     )
@@ -230,7 +183,7 @@ def run(
 
 def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
     """Three laws of arrival, two rates of the server, delays, 1 to 5 local steps."""
-    report, (_, loss) = Report(), halves()
+    report, (_, loss) = Report(), halved.halves()
     cases: dict[tuple[str, bool], Callable[[int], asynchronous.Timetable]] = {}
     for law, chances in ARRIVALS.items():
         for memory in MEMORY:
@@ -269,6 +222,10 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
             axis.set_xticks(range(3), list(ARRIVALS), rotation=15, fontsize=8)
             axis.set_title(label, fontsize=10)
         axes[1].set_yscale("log")
+        drawn.suptitle(
+            f"digits, {COLLECTED} of {N} clients a step by three laws of arrival, {config.seeds} seeds",
+            fontsize=10,
+        )
         axes[0].legend(fontsize=8, title="dotted: FedAvg", title_fontsize=8)
     return report.summary({"anarchic": drawn})
 
@@ -345,7 +302,7 @@ def judge(report: Report, last: dict[tuple[str, bool, float], dict[str, np.ndarr
 
 def on_clocks(config: Config, stage: Stage = in_memory) -> Summary:
     """Clients pause and work by clocks of their own; two pause twenty times as long as the others."""
-    report, (_, loss) = Report(), halves()
+    report, (_, loss) = Report(), halved.halves()
     pauses = np.where(np.arange(N) < 2, 40.0, 2.0)
     speeds = np.linspace(0.05, 0.5, N)
     curves = {}
@@ -395,7 +352,9 @@ def on_clocks(config: Config, stage: Stage = in_memory) -> Summary:
                 low, high = one[quantity].min(0), one[quantity].max(0)
                 axis.fill_between(seconds, low, high, alpha=0.2, linewidth=0)
                 axis.set(xlabel="simulated seconds", ylabel=QUANTITIES[quantity])
-        axes[0].set_yscale("log")
+        drawn.suptitle(
+            "digits, clients by clocks of their own, two of ten come rarely", fontsize=10
+        )
         axes[0].legend(fontsize=8)
     return report.summary({"anarchic_clocks": drawn})
 

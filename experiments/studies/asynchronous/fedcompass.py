@@ -44,7 +44,7 @@ class Config:
     draws: int = 4
     seeds: int = 5
     network: str = "none"
-    image_horizon: float = 200.0
+    image_horizon: float = 100.0
     image_seeds: int = 3
 
 
@@ -311,21 +311,28 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
             f"{sooner.sum()} of {len(sooner)}",
             "not on every seed",
         )
-    return report.summary({"fedcompass": drawn_over_seconds(found, config.horizon)})
+    return report.summary(
+        {"fedcompass": drawn_over_seconds("digits, 10 clients", found, config.horizon)}
+    )
 
 
-def drawn_over_seconds(found: dict[int, dict[str, dict[str, np.ndarray]]], horizon: float) -> Any:
+def drawn_over_seconds(
+    title: str, found: dict[int, dict[str, dict[str, np.ndarray]]], horizon: float
+) -> Any:
     """Accuracy over seconds, one panel for each number of classes."""
     seconds = np.linspace(0, horizon, 101)
     with figure(9.0, 3.6, ncols=len(found), sharey=True, squeeze=False) as (drawn, panels):
         for axes, (classes, methods_found) in zip(panels[0], found.items(), strict=True):
             for method, one in methods_found.items():
                 curve = one["accuracy"]
-                axes.plot(seconds, curve.mean(0), label=method, linewidth=1.2)
+                (line,) = axes.plot(seconds, curve.mean(0), label=method, linewidth=1.2)
                 if method in (FEDAVG, COMPASS):
-                    axes.fill_between(seconds, curve.min(0), curve.max(0), alpha=0.15, linewidth=0)
+                    color = line.get_color()
+                    low, high = curve.min(0), curve.max(0)
+                    axes.fill_between(seconds, low, high, color=color, alpha=0.15, linewidth=0)
             axes.set(xlabel="simulated seconds", title=f"{classes} classes a client")
         panels[0][0].set_ylabel("test accuracy")
+        drawn.suptitle(f"{title}, mean over seeds; bands: least to largest", fontsize=10)
         panels[0][-1].legend(fontsize=8)
     return drawn
 
@@ -341,7 +348,7 @@ def on_images(config: Config, stage: Stage = in_memory) -> Summary:
     tell(report, given, found)
     ahead = found[COMPASS]["accuracy"][:, -5:] - found[FEDASYNC]["accuracy"][:, -5:]
     report.claim(statements(config)[0], (ahead.mean(1) > 0.1).all(), span(ahead.mean(1)), 0.1)
-    drawn = drawn_over_seconds({2: found}, config.image_horizon)
+    drawn = drawn_over_seconds("Fashion-MNIST", {2: found}, config.image_horizon)
     return report.summary({"fedcompass_images": drawn})
 
 
