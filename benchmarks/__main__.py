@@ -18,8 +18,10 @@ NAMES = (
     "resnet",
     "server",
     "decentralized",
+    "robust_peers",
     "merging",
     "reductions",
+    "robust",
     "mixing",
     "roles",
     "transformer",
@@ -31,6 +33,7 @@ NAMES = (
     "events",
     "asynchronous",
     "compression",
+    "robots",
 )
 RESULTS = pathlib.Path("results")
 

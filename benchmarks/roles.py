@@ -12,7 +12,7 @@ import optax
 import dflax as dx
 from benchmarks.measure import Row, milliseconds
 from benchmarks.rounds import noise
-from dflax.server.large_batches import anchors
+from dflax.server import anchors
 
 CLIENTS, COHORT, STEPS, BATCH, OWNED, WIDTH = 40, 10, 5, 20, 200, 400
 ANCHOR = 0.5

@@ -17,6 +17,7 @@ from dflax import (
     models,
     participation,
     recipes,
+    robots,
     server,
     topology,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "profile",
     "recipes",
     "replicate",
+    "robots",
     "rollout",
     "run",
     "scatter",

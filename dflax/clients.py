@@ -1,6 +1,7 @@
 """The client axis: map over clients, gather and scatter cohorts, reduce over them."""
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from dflax import validation
 from dflax.programs.exchanges import gathered_by, mean_over, sends, size
 from dflax.programs.products import contract_last
+from dflax.programs.rewriting import traced_once
 
 CLIENTS = "clients"
 # On a CPU, clients with fewer elements than the first number run all at once: a step then costs the
@@ -69,26 +71,12 @@ def map_clients(
     validation.at_once(at_once)
     shared = jax.tree.map(jnp.asarray, shared)
 
-    def several(stacked: Any, shared: Any) -> Any:
-        def one(row: Any) -> Any:
-            return function(*row, *shared)
-
-        here = jax.tree.leaves(stacked)[0].shape[0]
-        width = _clients_at_once(one, stacked) if at_once is None else at_once
-        if width >= here > 1:
-            return jax.vmap(one)(stacked)
-        width = min(width, here)
-        # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
-        return jax.lax.map(one, stacked, batch_size=None if width == 1 else width)
-
-    if platform() == "cpu":
-        several = contract_last(several)
     devices = client_devices()
     if devices == 1:
-        return several(stacked, shared)
+        return _on_one_device(function, at_once, stacked, shared)
     padding = -count % devices
     dealt = jax.shard_map(
-        several,
+        functools.partial(_on_one_device, function, at_once),
         in_specs=(PartitionSpec(CLIENTS), _layout(shared, devices)),
         out_specs=PartitionSpec(CLIENTS),
         axis_names={CLIENTS},
@@ -132,10 +120,10 @@ def map_cohort(
     if cohort is None or client_devices() > 1 or not jax.tree.leaves(tree):
         rows = gather(tree, cohort)
         return map_clients(function, rows, *stacked, shared=shared, at_once=at_once)
-    rows = jax.eval_shape(gather, tree, cohort)
     width = at_once
     if width is None:
-        width = _clients_at_once(lambda row: function(*row, *shared), (rows, *stacked))
+        rows = jax.eval_shape(gather, tree, cohort)
+        function, width = _clients_at_once(function, (rows, *stacked), shared)
     if width != 1:
         rows = gather(tree, cohort)
         return map_clients(function, rows, *stacked, shared=shared, at_once=width)
@@ -263,13 +251,38 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
                 "Keep counters out of what is averaged."
             )
         # Shares of a third rounded to float32 would spoil a mean of float64.
-        accumulated = jnp.promote_types(leaf.dtype, jnp.float32)
-        values = leaf.reshape(count, -1).astype(accumulated)
-        with sends(lambda: mean_over(client_devices(), size(values) / count)):
-            product = jnp.matmul(shares(accumulated), values, precision=jax.lax.Precision.HIGHEST)
-        return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
+        return _sum_of_rows(shares(jnp.promote_types(leaf.dtype, jnp.float32)), leaf)
 
     return jax.tree_util.tree_map_with_path(mean, tree)
+
+
+def weighted_sum(tree: PyTree[Array], coefficients: Float[Array, " m"]) -> PyTree[Array]:
+    """Sum over the client axis, `sum_i c_i x_i` with c of any sign, as one product per leaf.
+
+    Args:
+      tree: floating-point leaves `[m, ...]`.
+      coefficients: `[m]`.
+
+    Returns:
+      Leaves `[...]` in their own dtype, from sums in float32 or wider.
+
+    Raises:
+      ValueError: leaves whose leading axes differ from that of the coefficients.
+    """
+    coefficients = _known_to_all(jnp.asarray(coefficients))
+    validation.leading_axis("tree", tree, coefficients.shape[0])
+
+    def total(leaf: Array) -> Array:
+        return _sum_of_rows(coefficients.astype(jnp.promote_types(leaf.dtype, jnp.float32)), leaf)
+
+    return jax.tree.map(total, tree)
+
+
+def _sum_of_rows(factors: Float[Array, " m"], leaf: Float[Array, "m ..."]) -> Float[Array, "..."]:
+    values = leaf.reshape(len(leaf), -1).astype(factors.dtype)
+    with sends(lambda: mean_over(client_devices(), size(values) / len(leaf))):
+        product = jnp.matmul(factors, values, precision=jax.lax.Precision.HIGHEST)
+    return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
 
 
 def mean_metrics(metrics: PyTree[Array], weights: Float[Array, " m"]) -> PyTree[Array]:
@@ -500,6 +513,24 @@ def _on_owners(function: Callable[..., Array], out: PartitionSpec) -> Callable[.
     return dealt
 
 
+def _on_one_device(
+    function: Callable[..., Any], at_once: int | None, stacked: Any, shared: Any
+) -> Any:
+    """All at once, in chunks, or one after another."""
+    if at_once is None:
+        function, at_once = _clients_at_once(function, stacked, shared)
+
+    def several(stacked: Any, shared: Any) -> Any:
+        here = jax.tree.leaves(stacked)[0].shape[0]
+        if at_once >= here > 1:
+            return jax.vmap(lambda row: function(*row, *shared))(stacked)
+        # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
+        batch = None if min(at_once, here) == 1 else at_once
+        return jax.lax.map(lambda row: function(*row, *shared), stacked, batch_size=batch)
+
+    return (contract_last(several) if platform() == "cpu" else several)(stacked, shared)
+
+
 def _layout(shared: Any, devices: int) -> Any:
     """Where what is shared lies: everywhere, except data that say they are dealt with their clients."""
 
@@ -531,15 +562,23 @@ def _row(stacked: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stacked)
 
 
-def _clients_at_once(one: Callable[[Any], Any], stacked: Any) -> int:
-    """All for small clients and on accelerators, else one; sizes are of what goes in and comes out."""
+def _clients_at_once(
+    function: Callable[..., Any], stacked: Any, shared: Any
+) -> tuple[Callable[..., Any], int]:
+    """The function, traced where its results had to be seen, and how many clients it gets together.
+
+    All for small clients and on accelerators, else one; sizes are of what goes in and comes out.
+    """
     leaves = jax.tree.leaves(stacked)
     count = leaves[0].shape[0]
     if platform() != "cpu":
-        return count
+        return function, count
     into = sum(leaf.size for leaf in leaves) // count
-    out_of = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(one, _row(stacked))))
-    size = max(into, out_of)
+    traced, results = traced_once(function, *_row(stacked), *shared)
+    return traced, _width(count, max(into, sum(leaf.size for leaf in jax.tree.leaves(results))))
+
+
+def _width(count: int, size: int) -> int:
     if size < SMALL_CLIENT:
         return count
     if size >= MEDIUM_CLIENT:

@@ -18,6 +18,8 @@ OF_ORDERS = 0xFFFFFFFE
 OF_AVERAGING = 3
 OF_SENDING = 4
 OF_CALIBRATION = 0x5EED
+# Into an aggregation's key.
+OF_TRUST = 0x7057
 
 
 def mix(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:

@@ -5,15 +5,22 @@ from collections.abc import Callable
 from typing import Any
 
 
-def milliseconds(work: Callable[[], Any], repeats: int = 5, units: int = 1) -> float:
+def milliseconds(
+    work: Callable[..., Any],
+    repeats: int = 5,
+    units: int = 1,
+    fresh: Callable[[], tuple] = tuple,
+) -> float:
     """The least of several timings of `work()`, which must wait for its result, per unit.
 
-    A first call warms up.
+    A first call warms up. `fresh` makes the arguments of each call, which is not timed: for work that
+    overwrites them.
     """
-    work()
+    work(*fresh())
     times = []
     for _ in range(repeats):
+        given = fresh()
         began = time.perf_counter()
-        work()
+        work(*given)
         times.append(time.perf_counter() - began)
     return 1e3 * min(times) / units

@@ -9,6 +9,9 @@ from dflax.aggregation.clipped import arc, norm_bounding, static_clipping
 from dflax.aggregation.combination import combination, distances_between
 from dflax.aggregation.coordinatewise import median, trimmed_mean
 from dflax.aggregation.dnc import dnc
+from dflax.aggregation.flag import flag
+from dflax.aggregation.fltrust import RootData, fltrust
+from dflax.aggregation.foolsgold import FoolsGoldState, foolsgold
 from dflax.aggregation.geometric_median import geometric_median
 from dflax.aggregation.krum import krum, multi_krum
 from dflax.aggregation.majority_vote import majority_vote
@@ -30,6 +33,8 @@ from dflax.aggregation.variance import kernels, rescaled, variance_corrected, va
 __all__ = [
     "Aggregator",
     "Combining",
+    "FoolsGoldState",
+    "RootData",
     "Weighted",
     "arc",
     "bucketing",
@@ -42,6 +47,9 @@ __all__ = [
     "distances_of_mixtures",
     "dnc",
     "finite_rows",
+    "flag",
+    "fltrust",
+    "foolsgold",
     "geometric_median",
     "gram",
     "kernels",

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dflax import validation
+from dflax.aggregation.rows.distances import finite_rows
 from dflax.algorithm import Metrics, Params
-from dflax.clients import select, weighted_mean
+from dflax.clients import select, weighted_mean, weighted_sum
 from dflax.participation import Count
 
 Message = PyTree[Array]
@@ -52,6 +53,9 @@ class Aggregator(NamedTuple):
       shares: of a rule without a state that takes a combination of the messages and finds it on their
         products alone, see `combination`; None for all others. Such a rule can be applied to means of
         messages that are never made: see `nnm`.
+      linear: of a rule without state and metrics that takes a combination known from the weights alone:
+        from these to its coefficients, `[m]`; None for all others. Such a rule can be applied to scaled
+        messages that are never made: see `arc`.
     """
 
     init: Callable[[Message], Any]
@@ -63,6 +67,7 @@ class Aggregator(NamedTuple):
         ]
         | None
     ) = None
+    linear: Callable[[Float[Array, " m"]], Float[Array, " m"]] | None = None
 
 
 def mean() -> Aggregator:
@@ -80,13 +85,18 @@ def mean() -> Aggregator:
     ) -> tuple[Message, tuple[()], Metrics]:
         return weighted_mean(messages, weights), state, {}
 
-    return Aggregator(init, apply)
+    def linear(weights: Float[Array, " m"]) -> Float[Array, " m"]:
+        total = weights.sum()
+        return weights / jnp.where(total > 0, total, 1)
+
+    return Aggregator(init, apply, linear=linear)
 
 
 def counted_mean(messages: Message, weights: Float[Array, " m"]) -> Message:
     """`weighted_mean` of the messages of positive weight; the others may hold anything, NaNs too.
 
-    For rules that have found which combination of the messages they want. It costs one reading more.
+    For rules that have found which combination of the messages they want. It costs one reading more,
+    and a copy of all messages where one of them holds a NaN or an infinity.
 
     Args:
       messages: floating-point leaves `[m, ...]`.
@@ -102,5 +112,32 @@ def counted_mean(messages: Message, weights: Float[Array, " m"]) -> Message:
     validation.real("weights", weights, low=0.0)
     if np.ndim(weights) != 1:
         raise ValueError(f"weights must be one number per message, got shape {np.shape(weights)}.")
-    nothing = jax.tree.map(jnp.zeros_like, messages)
-    return weighted_mean(select(jnp.asarray(weights) > 0, messages, nothing), weights)
+    present = jnp.asarray(weights) > 0
+    return without_the_rest(weighted_mean, messages, jnp.asarray(weights), present)
+
+
+def counted_sum(messages: Message, coefficients: Float[Array, " m"]) -> Message:
+    """`weighted_sum` of the messages whose coefficient is not 0; the others may hold anything."""
+    return without_the_rest(weighted_sum, messages, coefficients, coefficients != 0)
+
+
+def without_the_rest(
+    function: Callable[[Message, Array], Any],
+    messages: Message,
+    factors: Array,
+    present: Bool[Array, " m"],
+    clean: Bool[Array, ""] | None = None,
+) -> Any:
+    """`function(messages, factors)`, where factors are 0 for those who do not count.
+
+    0 times NaN is NaN: where any message is not finite, those who do not count are replaced by zeros
+    first. Only then is a copy of all messages made, which costs more than all that rules do with them.
+    `clean` says whether all are finite, where that is known.
+    """
+
+    def cleaned(messages: Message, factors: Array) -> Any:
+        nothing = jax.tree.map(jnp.zeros_like, messages)
+        return function(select(present, messages, nothing), factors)
+
+    clean = jnp.all(finite_rows(messages)) if clean is None else clean
+    return jax.lax.cond(clean, function, cleaned, messages, factors)

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Combining, Message
+from dflax.aggregation.aggregator import Aggregator, Combining, Message, without_the_rest
 from dflax.aggregation.combination import count_dropped
-from dflax.aggregation.rows.row_norms import finite_only, row_norms, scaled_rows
+from dflax.aggregation.rows.row_norms import row_norms, who_counts
 from dflax.algorithm import Metrics
-from dflax.clients import weighted_mean
+from dflax.clients import weighted_sum
 
 
 def centred_clipping(radius: float, steps: int = 1) -> Aggregator:
@@ -49,20 +49,26 @@ def centred_clipping(radius: float, steps: int = 1) -> Aggregator:
     def apply(
         messages: Message, weights: Float[Array, " m"], state: Message, combining: Combining
     ) -> tuple[Message, Message, Metrics]:
-        whole, present, dropped = finite_only(messages, weights)
-        given = jnp.where(present, weights, 0)
+        present, dropped = who_counts(messages, weights)
+        wide = jax.tree.map(lambda x, v: x.astype(v.dtype), messages, state)
+        given = jnp.where(present, weights, 0).astype(jnp.promote_types(weights.dtype, jnp.float32))
+        total = given.sum()
 
-        def step(number: Array, carry: tuple[Message, Array]) -> tuple[Message, Array]:
-            centre, _ = carry
-            away = jax.tree.map(lambda x, v: x.astype(v.dtype) - v, whole, centre)
-            norms = row_norms(away)
-            longer = norms > radius
-            factors = jnp.where(longer, radius / jnp.where(longer, norms, 1), 1)
-            pull = weighted_mean(scaled_rows(away, factors), given)
-            moved = jax.tree.map(lambda v, p: v + p.astype(v.dtype), centre, pull)
-            return moved, jnp.sum(longer & present).astype(jnp.float32)
+        def pulled(messages: Message, given: Array) -> tuple[Message, Array]:
+            def step(number: Array, carry: tuple[Message, Array]) -> tuple[Message, Array]:
+                centre, _ = carry
+                norms = row_norms(messages, centre, present)
+                longer = present & (norms > radius)
+                shares = given * jnp.where(longer, radius / jnp.where(longer, norms, 1), 1)
+                # sum_i s_i (x_i - v), without the x_i - v.
+                to, left = weighted_sum(messages, shares), 1 - shares.sum()
+                moved = jax.tree.map(lambda v, x: x + left.astype(v.dtype) * v, centre, to)
+                return moved, jnp.sum(longer).astype(jnp.float32)
 
-        after, clipped = jax.lax.fori_loop(0, steps, step, (state, jnp.float32(0)))
+            return jax.lax.fori_loop(0, steps, step, (state, jnp.float32(0)))
+
+        shares = given / jnp.where(total > 0, total, 1)
+        after, clipped = without_the_rest(pulled, wide, shares, present)
         anybody = jnp.any(present)
         out = jax.tree.map(lambda v, x: jnp.where(anybody, v, 0).astype(x.dtype), after, messages)
         return out, after, count_dropped({"messages_clipped": clipped}, dropped)

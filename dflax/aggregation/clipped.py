@@ -2,15 +2,17 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Combining, Message, mean
+from dflax.aggregation.aggregator import Aggregator, Combining, Message, counted_sum, mean
 from dflax.aggregation.combination import count_dropped
-from dflax.aggregation.rows.row_norms import finite_only, row_norms, scaled_rows
+from dflax.aggregation.rows.row_norms import row_norms, scaled_rows, who_counts
 from dflax.aggregation.tolerance import require_faulty, require_messages, tolerated
 from dflax.algorithm import Metrics
+from dflax.clients import select
 
 FIX = "For example dflax.aggregation.median()."
 
@@ -106,14 +108,21 @@ def _clipped(rule: Aggregator, radius: Any) -> Aggregator:
     def apply(
         messages: Message, weights: Float[Array, " m"], state: Any, combining: Combining
     ) -> tuple[Message, Any, Metrics]:
-        messages, present, dropped = finite_only(messages, weights)
-        norms = row_norms(messages)
+        present, dropped = who_counts(messages, weights)
+        norms = jnp.where(present, row_norms(messages, present=present), 0)
         most = radius(norms, present)
         longer = norms > most
         factors = jnp.where(longer, most / jnp.where(longer, norms, 1), 1)
-        cut = scaled_rows(messages, factors)
-        out, state, metrics = rule.apply(cut, jnp.where(present, weights, 0), state, combining)
-        clipped = jnp.sum(longer & present).astype(jnp.float32)
+        weights = jnp.where(present, weights, 0)
+        clipped = jnp.sum(longer).astype(jnp.float32)
+        if rule.linear is not None:
+            # The messages are as they were, and nothing of their size is made.
+            out = counted_sum(messages, rule.linear(weights) * factors)
+            metrics: Metrics = {}
+        else:
+            nothing = jax.tree.map(jnp.zeros_like, messages)
+            cut = scaled_rows(select(present, messages, nothing), factors)
+            out, state, metrics = rule.apply(cut, weights, state, combining)
         return out, state, count_dropped(metrics, dropped) | {"messages_clipped": clipped}
 
     return Aggregator(rule.init, apply)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Combining, Message, counted_mean
+from dflax.aggregation.aggregator import Aggregator, Combining, Message, without_the_rest
 from dflax.aggregation.rows.distances import robust_products
 from dflax.algorithm import Metrics
 from dflax.clients import weighted_mean
@@ -89,8 +89,7 @@ def geometric_median(
         first = jnp.arange(count + 1) == count if from_zero else share(weighs)
         mix = jax.lax.fori_loop(0, steps, step, first.astype(products.dtype))[:count]
         dropped = ~whole[:count] & (weights > 0)
-        # Not even at weight 0 may a NaN enter a sum, but only then is a copy of all messages made.
-        combined = jax.lax.cond(jnp.all(whole), weighted_mean, counted_mean, messages, mix)
+        combined = without_the_rest(weighted_mean, messages, mix, mix > 0, jnp.all(whole))
         metrics = {"messages_dropped": jnp.sum(dropped).astype(jnp.float32)}
         return combined, state, metrics
 

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Combining, Message
+from dflax.aggregation.aggregator import (
+    Aggregator,
+    Combining,
+    Message,
+    counted_sum,
+    without_the_rest,
+)
 from dflax.aggregation.combination import (
     combination,
     count_dropped,
@@ -16,10 +22,9 @@ from dflax.aggregation.combination import (
 )
 from dflax.aggregation.rows.coordinates import mix_rows
 from dflax.aggregation.rows.distances import nearest
-from dflax.aggregation.rows.row_norms import finite_only
+from dflax.aggregation.rows.row_norms import who_counts
 from dflax.aggregation.tolerance import require_faulty, require_messages, tolerated
 from dflax.algorithm import Metrics
-from dflax.clients import select
 
 FIX = "For example dflax.aggregation.median()."
 
@@ -79,8 +84,8 @@ def nnm(rule: Aggregator, faulty: int | Int[Array, ""]) -> Aggregator:
         messages: Message, weights: Float[Array, " m"], state: Any, combining: Combining
     ) -> tuple[Message, Any, Metrics]:
         products, present, dropped = products_between(messages, weights)
-        nothing = jax.tree.map(jnp.zeros_like, messages)
-        means = mix_rows(mixing(products, present), select(present, messages, nothing))
+        near = mixing(products, present)
+        means = without_the_rest(lambda x, a: mix_rows(a, x), messages, near, present)
         out, state, metrics = rule.apply(means, jnp.where(present, weights, 0), state, combining)
         return out, state, count_dropped(metrics, dropped)
 
@@ -119,13 +124,17 @@ def bucketing(rule: Aggregator, size: int) -> Aggregator:
         messages: Message, weights: Float[Array, " m"], state: Any, combining: Combining
     ) -> tuple[Message, Any, Metrics]:
         deal, inside = jax.random.split(combining.key)
-        whole, present, dropped = finite_only(messages, weights)
+        present, dropped = who_counts(messages, weights)
         held = jnp.where(present, weights, 0).astype(jnp.promote_types(weights.dtype, jnp.float32))
         rank = jnp.argsort(jnp.argsort(jnp.where(present, jax.random.uniform(deal, held.shape), 2)))
         buckets = jnp.arange(-(-len(held) // size))
         within = jnp.where(buckets[:, None] == rank // size, held, 0)
         totals = within.sum(1)
-        means = mix_rows(within / jnp.where(totals > 0, totals, 1)[:, None], whole)
+        shares = within / jnp.where(totals > 0, totals, 1)[:, None]
+        if rule.linear is not None:
+            out = counted_sum(messages, _back(rule.linear(totals), shares))
+            return out, state, count_dropped({}, dropped)
+        means = without_the_rest(lambda x, a: mix_rows(a, x), messages, shares, present)
         # A bucket is nobody's message.
         inner = combining._replace(key=inside, senders=None)
         out, state, metrics = rule.apply(means, totals, state, inner)

@@ -3,11 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dflax.aggregation.aggregator import Aggregator, Combining, Message
+from dflax.aggregation.aggregator import Aggregator, Combining, Message, counted_sum
 from dflax.aggregation.combination import count_dropped
-from dflax.aggregation.rows.row_norms import finite_only, row_norms, scaled_rows
+from dflax.aggregation.rows.row_norms import row_norms, who_counts
 from dflax.algorithm import Metrics
-from dflax.clients import weighted_mean
 
 
 def mean_of_normalised() -> Aggregator:
@@ -27,10 +26,13 @@ def mean_of_normalised() -> Aggregator:
     def apply(
         messages: Message, weights: Float[Array, " m"], state: tuple[()], combining: Combining
     ) -> tuple[Message, tuple[()], Metrics]:
-        whole, present, dropped = finite_only(messages, weights)
-        norms = row_norms(whole)
-        directions = scaled_rows(whole, jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0))
-        combined = weighted_mean(directions, jnp.where(present, weights, 0))
-        return combined, state, count_dropped({}, dropped)
+        present, dropped = who_counts(messages, weights)
+        norms = row_norms(messages, present=present)
+        given = jnp.where(present, weights, 0)
+        total = given.sum()
+        shares = given / jnp.where(total > 0, total, 1)
+        long = present & (norms > 0)
+        factors = jnp.where(long, shares / jnp.where(long, norms, 1), 0)
+        return counted_sum(messages, factors), state, count_dropped({}, dropped)
 
     return Aggregator(lambda message: (), apply)

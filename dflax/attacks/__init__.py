@@ -1,6 +1,7 @@
 """Participants that lie: in what they send, in the data that they learn from, in who they are."""
 
-from dflax.attacks.alone import constant, gaussian, sign_flipping
+from dflax.attacks.against import against_krum, against_trimmed_mean
+from dflax.attacks.alone import constant, gaussian, one_sided, sign_flipping, uniform, zeroed
 from dflax.attacks.collusion import colluding
 from dflax.attacks.directed import (
     hidden_deviations,
@@ -15,12 +16,15 @@ from dflax.attacks.poisoned import (
     backdoor_success,
     flipped_labels,
     owned,
+    rotated_labels,
     swapped_labels,
     triggered,
 )
 from dflax.attacks.sybils import with_sybils
 
 __all__ = [
+    "against_krum",
+    "against_trimmed_mean",
     "backdoor",
     "backdoor_success",
     "colluding",
@@ -34,11 +38,15 @@ __all__ = [
     "mimic",
     "min_max",
     "min_sum",
+    "one_sided",
     "owned",
+    "rotated_labels",
     "sign_flipping",
     "swapped_labels",
     "triggered",
+    "uniform",
     "with_sybils",
+    "zeroed",
 ]
 
 

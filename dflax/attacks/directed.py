@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from dflax import validation
-from dflax.aggregation import Aggregator, Combining
+from dflax.aggregation import Aggregator, Combining, finite_rows
 from dflax.algorithm import Metrics
+from dflax.attacks.among_peers import harm_to_peers
 from dflax.attacks.collusion import (
     KNOWS,
     Clients,
@@ -24,8 +26,11 @@ from dflax.attacks.collusion import (
 )
 from dflax.channel import Channel, Sending
 from dflax.channel.channel import membership
+from dflax.clients import select
+from dflax.gossip import NeighbourRule
 
 Family = Literal["inner_product", "little_is_enough"]
+Harm = Callable[[Float[Array, ""]], Float[Array, ""]]
 FAMILIES = ("inner_product", "little_is_enough")
 
 
@@ -114,7 +119,7 @@ def hidden_deviations(clients: int, hostile: int) -> float:
 
 def line_searched(
     family: Family,
-    aggregator: Aggregator,
+    aggregator: Aggregator | NeighbourRule,
     clients: Clients,
     *,
     evaluations: int = 20,
@@ -133,7 +138,10 @@ def line_searched(
       family: "inner_product": from 0 against the mean; "little_is_enough": from the mean along the
         standard deviations.
       aggregator: the receiver's rule, which the hostile clients know, with the f that it declares. Of a
-        stateful one they look at a fresh state.
+        stateful one they look at a fresh state. Among peers the neighbour rule of all of them, made by
+        `gossip.combining`, such as `gossip.nna`: what counts is then the mean over honest clients of
+        what they make of all messages. A rule that does not look at who receives, such as the trimmed
+        mean, is given as an aggregator there too.
       clients: who is hostile, see `colluding`.
       evaluations: how often the rule is tried, >= 1, static.
       step: the first step > 0, traceable.
@@ -141,7 +149,8 @@ def line_searched(
       knows: whose messages the line is made of, see `colluding`. The rule is tried on all messages.
 
     Returns:
-      A `Channel` for any algorithm; its price is that of `evaluations` aggregations in every round.
+      A `Channel` for any algorithm; its price is that of `evaluations` aggregations in every round; of a
+      neighbour rule, that of one table of products.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -151,7 +160,10 @@ def line_searched(
       arXiv 2302.01772.
     """
     validation.choice("family", family, FAMILIES)
-    validation.instance("aggregator", aggregator, Aggregator, "Make one with dflax.aggregation.")
+    fix = "Make one with dflax.aggregation, or a combining rule such as dflax.gossip.nna(1)."
+    validation.instance("aggregator", aggregator, (Aggregator, NeighbourRule), fix)
+    if isinstance(aggregator, NeighbourRule) and aggregator.shares is None:
+        raise ValueError(f"aggregator must be a rule that combines, got one without shares. {fix}")
     hostile_among = membership(clients)
     validation.integer("evaluations", evaluations, low=1)
     validation.real("step", step, low=0.0, low_open=True, scalar=True)
@@ -163,33 +175,56 @@ def line_searched(
     ) -> tuple[Messages, Float[Array, " m"], tuple[()], Metrics]:
         hostile = hostile_among(sending)
 
+        there = weights > 0
+
         def forge(clean: Messages, known: Bool[Array, " m"], key: Key[Array, ""]) -> Messages:
-            start, direction = _line(family, clean, known)
-            centre = known_mean(clean, known)
-            fresh = aggregator.init(centre)
-            combining = Combining(key, sending.index, sending.senders, sending.clients)
-
-            def harm(length: Float[Array, ""]) -> Float[Array, ""]:
-                sent = replaced(messages, hostile, along(start, direction, length))
-                found, _, _ = aggregator.apply(sent, weights, fresh, combining)
-                away = jax.tree.map(
-                    lambda x, c: jnp.sum(jnp.square((x - c).astype(jnp.float32))), found, centre
-                )
-                return jnp.sum(jnp.stack(jax.tree.leaves(away)))
-
-            return along(start, direction, _search(harm, evaluations, step, ratio))
+            line = _line(family, clean, known)
+            if isinstance(aggregator, NeighbourRule):
+                finite = there & finite_rows(messages)
+                present = select(finite, messages, jax.tree.map(jnp.zeros_like, messages))
+                who = finite & ~hostile, hostile & there, known
+                assert aggregator.shares is not None, "refused above"
+                harm = harm_to_peers(aggregator.shares, present, *who, line, key)
+            else:
+                centre = known_mean(clean, known)
+                told = Combining(key, sending.index, sending.senders, sending.clients)
+                harm = _harm_to_server(aggregator, messages, weights, hostile, centre, line, told)
+            return along(*line, _search(harm, evaluations, step, ratio))
 
         return colluding(forge, clients, knows=knows).apply(messages, weights, state, sending)
 
     return Channel(lambda message: (), search)
 
 
-def _search(harm: object, evaluations: int, step: float, ratio: float) -> Float[Array, ""]:
+def _harm_to_server(
+    aggregator: Aggregator,
+    messages: Messages,
+    weights: Float[Array, " m"],
+    hostile: Bool[Array, " m"],
+    centre: Messages,
+    line: tuple[Messages, Messages],
+    combining: Combining,
+) -> Harm:
+    """How far the rule's result lies from the centre, squared, by the length sent."""
+    fresh = aggregator.init(centre)
+
+    def harm(length: Float[Array, ""]) -> Float[Array, ""]:
+        sent = replaced(messages, hostile, along(*line, length))
+        found, _, _ = aggregator.apply(sent, weights, fresh, combining)
+        away = jax.tree.map(
+            lambda x, c: jnp.sum(jnp.square((x - c).astype(jnp.float32))), found, centre
+        )
+        return jnp.sum(jnp.stack(jax.tree.leaves(away)))
+
+    return harm
+
+
+def _search(harm: Harm, evaluations: int, step: float, ratio: float) -> Float[Array, ""]:
     """The length of most harm that the search finds, from 0 on."""
 
     def turn(number: Array, carry: tuple[Array, Array, Array, Array]) -> tuple[Array, ...]:
         best, most, step, expands = carry
-        found = harm(best + step)  # type: ignore[operator]
+        found = harm(best + step)
         better = found > most
         expands = expands & better
         after = jnp.where(expands, 2 * step, ratio * step)
@@ -197,7 +232,7 @@ def _search(harm: object, evaluations: int, step: float, ratio: float) -> Float[
         return best, most, after, expands
 
     begin = jnp.float32(0)
-    carry = (begin, harm(begin), jnp.asarray(step, jnp.float32), jnp.bool_(True))  # type: ignore[operator]
+    carry = (begin, harm(begin), jnp.asarray(step, jnp.float32), jnp.bool_(True))
     return jax.lax.fori_loop(0, evaluations - 1, turn, carry)[0]
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from dflax import validation
 from dflax.aggregation import squared_distances
-from dflax.aggregation.rows.row_norms import row_norms
+from dflax.aggregation.rows.row_norms import row_norms, row_products
 from dflax.attacks.collusion import (
     Clients,
     Knows,
@@ -108,8 +108,8 @@ def _farthest(clients: Clients, direction: Direction, knows: Knows, length: obje
         distances = squared_distances(messages, known.astype(jnp.float32))
         distances = jnp.where(known[:, None] & known, distances, 0)
         away = jax.tree.map(lambda x, c: c - x, messages, mean)
-        slope = _inner(away, towards)
-        square = _inner(jax.tree.map(lambda d: d[None], towards), towards)[0]
+        slope = row_products(away, towards)
+        square = row_products(jax.tree.map(lambda d: d[None], towards), towards)[0]
         far = length(  # type: ignore[operator]
             distances, known, row_norms(away), slope, jnp.where(square > 0, square, 1)
         )
@@ -128,14 +128,3 @@ def _towards(
     norm = row_norms(jax.tree.map(lambda c: c[None], mean))[0]
     factor = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)
     return jax.tree.map(lambda c: -c * factor.astype(c.dtype), mean)
-
-
-def _inner(rows: Messages, one: Messages) -> Float[Array, " m"]:
-    """`<x_i, y>` over all leaves."""
-
-    def of(x: Array, y: Array) -> Array:
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        products = x.astype(wide) * y.astype(wide)[None]
-        return jnp.sum(products.reshape(len(x), -1), axis=1)
-
-    return sum(jax.tree.leaves(jax.tree.map(of, rows, one)), jnp.float32(0))

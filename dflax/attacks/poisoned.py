@@ -57,6 +57,27 @@ def flipped_labels(data: Dataset, examples: Examples) -> Dataset:
     return _relabelled(data, examples, classes - 1 - jnp.asarray(data.labels))
 
 
+def rotated_labels(data: Dataset, examples: Examples, by: int = 1) -> Dataset:
+    """The data with `y <- (y + by) mod C` for some examples, C classes.
+
+    Unlike `flipped_labels` it leaves no class its own name, whatever C is.
+
+    Args:
+      data: whose labels are class numbers, `data.classes` of them.
+      examples: their numbers, for example `owned(partition, clients)`.
+      by: in [1, C - 1].
+
+    Returns:
+      A `Dataset` that shares the inputs.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    classes = _require_classes(data)
+    validation.integer("by", by, low=1, high=classes - 1)
+    return _relabelled(data, examples, (jnp.asarray(data.labels) + by) % classes)
+
+
 def swapped_labels(data: Dataset, examples: Examples, first: int, second: int) -> Dataset:
     """The data with two classes named as each other, for some examples.
 

@@ -174,8 +174,13 @@ def only(
 
 def membership(
     clients: int | Int[Array, " k"] | Bool[Array, " n"] | Sequence[int],
+    name: str = "clients",
 ) -> Callable[[Sending], Bool[Array, " m"]]:
     """From a sending to who of its senders, `[m]`, is one of these clients; see `only`.
+
+    Args:
+      clients: who.
+      name: of the argument that names them.
 
     Raises:
       TypeError, ValueError: naming the argument; and, while a step is traced, unknown senders.
@@ -185,11 +190,11 @@ def membership(
     is_mask = getattr(first, "dtype", type(first)) in (bool, np.dtype(bool))
     kind: Literal["boolean", "integer"] = "boolean" if is_mask and np.ndim(clients) else "integer"
     high = validation.LARGEST_COUNT
-    given = validation.array("clients", clients, kind=kind, low=0, high=high, fix=fix)
+    given = validation.array(name, clients, kind=kind, low=0, high=high, fix=fix)
     chosen = jnp.atleast_1d(given)
     if chosen.ndim != 1 or not chosen.size:
         raise ValueError(
-            f"clients must be one axis of at least one number, got shape {chosen.shape}. {fix}"
+            f"{name} must be one axis of at least one number, got shape {chosen.shape}. {fix}"
         )
 
     def among(sending: Sending) -> Bool[Array, " m"]:
@@ -199,7 +204,7 @@ def membership(
             )
         if is_mask and sending.clients not in (None, chosen.size):
             raise ValueError(
-                f"clients must be a mask over all {sending.clients} clients, got one of {chosen.size}. "
+                f"{name} must be a mask over all {sending.clients} clients, got one of {chosen.size}. "
                 "Give numbers to name a few."
             )
         if is_mask:

@@ -5,6 +5,7 @@ Everything here is a `jax.tree_util.Partial`: a function that carries its test s
 """
 
 from dflax.evaluation.attacked import attacked
+from dflax.evaluation.chosen import disagreement, models_of
 from dflax.evaluation.measures import (
     Measure,
     client_models,
@@ -24,8 +25,10 @@ __all__ = [
     "client_models",
     "consensus",
     "consensus_distance",
+    "disagreement",
     "distribution",
     "mean_model",
+    "models_of",
     "on",
     "on_own_data",
     "personalized",

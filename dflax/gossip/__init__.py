@@ -28,10 +28,18 @@ from dflax.gossip.fixed import complete, dense, edges, identity, shifts, slots
 from dflax.gossip.mixer import Known, Mixer, MixerState, Mixing, Models, PerClient, Uncorrected
 from dflax.gossip.push_sum import PushSumState, push_sum
 from dflax.gossip.repeat import repeat
+from dflax.gossip.rules.aggregating import aggregating, combining
+from dflax.gossip.rules.bristle.class_tests import ClassTests, class_tests
+from dflax.gossip.rules.bristle.draws import Draw, at_random, prioritised
+from dflax.gossip.rules.bristle.rule import Trusted, bristle
 from dflax.gossip.rules.by_rule import by_rule
 from dflax.gossip.rules.calibration import Examples
 from dflax.gossip.rules.joins import Stamped, greatest, join, least, newest, union
-from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule, aggregating, stateless
+from dflax.gossip.rules.mozi import mozi
+from dflax.gossip.rules.nearest import nna
+from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule, stateless
+from dflax.gossip.rules.self_centred import self_centred_clipping
+from dflax.gossip.rules.w_msr import w_msr
 from dflax.gossip.sampled import partitioned, sampled
 from dflax.gossip.variance import Target, variance_corrected
 from dflax.gossip.varying import alternate, every, scheduled, sometimes
@@ -41,6 +49,8 @@ from dflax.gossip.whole_models.recalibrated import recalibrated
 
 __all__ = [
     "Aged",
+    "ClassTests",
+    "Draw",
     "Examples",
     "Groups",
     "Known",
@@ -58,15 +68,20 @@ __all__ = [
     "Stamped",
     "Stream",
     "Target",
+    "Trusted",
     "Uncorrected",
     "age_weighted",
     "aggregating",
     "aligned",
     "alternate",
     "anchored",
+    "at_random",
+    "bristle",
     "by_part",
     "by_rule",
     "chebyshev",
+    "class_tests",
+    "combining",
     "complete",
     "dense",
     "edges",
@@ -82,10 +97,13 @@ __all__ = [
     "least",
     "matcha",
     "mixer",
+    "mozi",
     "newest",
+    "nna",
     "one_peer_exponential",
     "partitioned",
     "poisson_stream",
+    "prioritised",
     "push_sum",
     "random_matching",
     "random_neighbours",
@@ -96,6 +114,7 @@ __all__ = [
     "ring",
     "sampled",
     "scheduled",
+    "self_centred_clipping",
     "shifts",
     "slots",
     "sometimes",
@@ -105,6 +124,7 @@ __all__ = [
     "torus",
     "union",
     "variance_corrected",
+    "w_msr",
     "weighted_by_leaf",
 ]
 

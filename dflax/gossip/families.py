@@ -1,7 +1,8 @@
 """Mixers of the named graphs, ready to use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dflax import topology, validation
@@ -91,11 +92,14 @@ def random_neighbours(
     *,
     most: int | None = None,
     base: topology.Graph | None = None,
+    first: Sequence[int] | Int[np.ndarray, " f"] = (),
     disconnected: bool = False,
     steps: int = 1,
 ) -> Mixer:
     """Mixing with r random others on average; arguments as in `topology.random_neighbours`."""
-    schedule = topology.random_neighbours(nodes, r, most=most, base=base, disconnected=disconnected)
+    schedule = topology.random_neighbours(
+        nodes, r, most=most, base=base, first=first, disconnected=disconnected
+    )
     return mixer(schedule, steps=steps)
 
 

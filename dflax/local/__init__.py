@@ -9,11 +9,13 @@ from dflax.local.adversarial_training.attack import (
     projected_gradient,
 )
 from dflax.local.adversarial_training.trades import trades
+from dflax.local.change_on import change_on
 from dflax.local.client_gradients import client_gradients
 from dflax.local.clipping import clipped
 from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.per_example import per_example
+from dflax.local.polyak import polyak
 from dflax.local.quadratic import (
     Quadratic,
     proximal_points,
@@ -46,6 +48,7 @@ __all__ = [
     "Solution",
     "Subproblem",
     "adversarial",
+    "change_on",
     "check_no_value",
     "check_optimizer",
     "check_pull",
@@ -59,6 +62,7 @@ __all__ = [
     "optimizer_at",
     "per_example",
     "perturbed",
+    "polyak",
     "projected_gradient",
     "proximal_points",
     "quadratic_federation",

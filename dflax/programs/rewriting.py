@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend.core import primitives
 from jaxtyping import Array
 
-from dflax.programs.walk import CALLS, Operation, Program, bind, evaluate, fold
+from dflax.programs.walk import CALLS, Operation, Program, bind, evaluate, fold, written_at
 
 Rule = Callable[[Operation], Callable[..., Sequence[Array]] | None]
 
@@ -21,8 +21,7 @@ def rewrite(function: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
 
     The function is traced once per call. The programs of loops, branches, calls, checkpoints and
     functions with derivatives of their own, and the rules of these derivatives, are rewritten alike.
-    What runs in `shard_map` is left as it is. A function without an operation that the rule knows is
-    called as it is.
+    What runs in `shard_map` is left as it is.
 
     Args:
       function: any function of pytrees. Arrays among its arguments are traced, everything else
@@ -54,19 +53,39 @@ def rewrite(function: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
 
         arrays = [leaf for leaf in leaves if _is_array(leaf)]
         program = jax.make_jaxpr(of_arrays)(*arrays)
-        if not _concerns(rule, program):
-            return function(*args, **options)
-        computed = iter(evaluate(program, arrays, functools.partial(_carry_out, rule)))
+        carry_out = functools.partial(_carry_out, rule) if _concerns(rule, program) else bind
+        computed = iter(evaluate(program, arrays, carry_out))
         results = [next(computed) if static is None else static[0] for static in kept]
         return jax.tree.unflatten(result_tree, results)
 
     return rewritten
 
 
+def traced_once(function: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], Any]:
+    """A function as the program that it is for such arguments, and the shapes of its results.
+
+    Its Python runs here and never again, however often the program is batched or laid into another.
+
+    Args:
+      function: any function of pytrees of arrays that returns one.
+      *args: arrays, or their shapes and dtypes.
+
+    Returns:
+      The function of arguments of these shapes, and its results as `jax.ShapeDtypeStruct`s.
+    """
+    program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+
+    def again(*args: Any) -> Any:
+        results = evaluate(program, jax.tree.leaves(args), bind)
+        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+    return again, shapes
+
+
 def _carry_out(rule: Rule, operation: Operation, *inputs: Any) -> Sequence[Any]:
     replacement = rule(operation)
     if replacement is not None:
-        with operation.ctx.manager:
+        with written_at(operation):
             return replacement(*inputs)
     if operation.primitive not in ENTERED:
         return bind(operation, *inputs)

@@ -4,11 +4,12 @@ The names of an operation's parameters and the types of the programs in them cha
 next. Where shapes and counts say the same, they are asked instead.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from jax.extend import linear_util
+from jax.extend import linear_util, source_info_util
 from jax.extend.core import ClosedJaxpr as Program
 from jax.extend.core import Jaxpr, Literal, primitives
 from jax.extend.core import JaxprEqn as Operation
@@ -167,9 +168,18 @@ def bind(
             for rule in rules
         ]
         parameters["subfuns"] = (function, *others)
-    with operation.ctx.manager:
+    with written_at(operation):
         computed = operation.primitive.bind(*inputs, **parameters)
     return computed if operation.primitive.multiple_results else [computed]
+
+
+@contextlib.contextmanager
+def written_at(operation: Operation) -> Iterator[None]:
+    """What is carried out within bears the names, the source lines and the switches of an operation."""
+    source = operation.source_info
+    names = source_info_util.current_name_stack() + source.name_stack
+    with source_info_util.user_context(source.traceback, name_stack=names), operation.ctx.manager:
+        yield
 
 
 def _times(operation: Operation) -> int:

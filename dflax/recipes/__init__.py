@@ -7,6 +7,8 @@ from dflax.recipes.exact_diffusion import exact_diffusion
 from dflax.recipes.fedbuff import fedbuff
 from dflax.recipes.fedexp import fedexp
 from dflax.recipes.k_gt import k_gt
+from dflax.recipes.learn import learn
+from dflax.recipes.monna import monna
 from dflax.recipes.scaffnew import scaffnew
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "fedbuff",
     "fedexp",
     "k_gt",
+    "learn",
+    "monna",
     "scaffnew",
 ]
 

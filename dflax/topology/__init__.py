@@ -41,6 +41,7 @@ from dflax.topology.schedule import (
     random_matching,
     random_neighbours,
     random_regular_each_round,
+    round_robin,
 )
 from dflax.topology.spectrum import eigenvalues, second_eigenvalue, spectral_gap
 
@@ -85,6 +86,7 @@ __all__ = [
     "random_regular",
     "random_regular_each_round",
     "ring",
+    "round_robin",
     "second_eigenvalue",
     "spectral_gap",
     "star",

@@ -42,6 +42,7 @@ class Schedule(NamedTuple):
       symmetric: whether every W is symmetric, hence doubly stochastic.
       doubly_stochastic: whether the columns of every W sum to 1 too; None where it is not known.
         Read only where `symmetric` is False.
+      least: how many others every node hears in every round, at least; None where it is not known.
     """
 
     nodes: int
@@ -49,6 +50,7 @@ class Schedule(NamedTuple):
     draw: Callable[[Any, Key[Array, ""], Int[Array, ""]], Slots | Float[Array, "n n"]]
     symmetric: bool
     doubly_stochastic: bool | None = None
+    least: int | None = None
 
 
 def periodic(matrices: Sequence[MixingMatrix], *, disconnected: bool = False) -> Schedule:
@@ -102,7 +104,45 @@ def periodic(matrices: Sequence[MixingMatrix], *, disconnected: bool = False) ->
         draw,
         symmetric=all(matrix.symmetric for matrix in matrices),
         doubly_stochastic=all(matrix.column_stochastic for matrix in matrices),
+        least=min(int(matrix.graph.in_degrees.min()) for matrix in matrices),
     )
+
+
+def round_robin(nodes: int, offsets: Sequence[int] | None = None) -> Schedule:
+    """In round t node i sends to i + o_t (mod n) alone: the offsets in turn, plain means of two.
+
+    With the offsets of `exponential_offsets` it is the ring of power-of-two jumps, the schedule of
+    `gossip.one_peer_exponential`.
+
+    Args:
+      nodes: n >= 2.
+      offsets: in turn, from round 0; default 1, ..., n - 1: everyone meets everyone.
+
+    Returns:
+      A `Schedule` with one slot a node, doubly stochastic in every round.
+
+    Raises:
+      TypeError, ValueError: naming the argument; offsets along which some node never reaches another.
+    """
+    validation.integer("nodes", nodes, low=2)
+    fix = "Pass for example exponential_offsets(n)."
+    given = list(range(1, nodes)) if offsets is None else offsets
+    turns = validation.sequence("offsets", given, "integers", fix=fix)
+    for place, offset in enumerate(turns):
+        validation.integer(f"offsets[{place}]", offset, low=1, high=nodes - 1)
+    if math.gcd(nodes, *turns) > 1:
+        raise ValueError(
+            f"offsets must let every node reach every other, got {validation.shown(turns)} which all "
+            f"have a divisor in common with the {nodes} nodes. Add the offset 1."
+        )
+    everyone = np.arange(nodes, dtype=np.int32)
+    tables = np.stack([(everyone - offset) % nodes for offset in turns])[..., None]
+
+    def draw(tables: Any, key: Key[Array, ""], index: Int[Array, ""]) -> Slots:
+        senders = jnp.asarray(tables)[index % len(turns)]
+        return Slots(senders, jnp.full(senders.shape, 0.5))
+
+    return Schedule(nodes, tables, draw, symmetric=False, doubly_stochastic=True)
 
 
 def random_matching(
@@ -156,6 +196,7 @@ def random_neighbours(
     *,
     most: int | None = None,
     base: Graph | None = None,
+    first: Sequence[int] | Int[np.ndarray, " f"] = (),
     disconnected: bool = False,
 ) -> Schedule:
     """Each round every node hears r random others on average and takes the plain mean with its own.
@@ -163,6 +204,9 @@ def random_neighbours(
     Node i draws c_i = floor(r) + Bernoulli(r - floor(r)) distinct others uniformly, independently of
     the other nodes: `w_ij = 1 / (1 + c_i)` for them and for j = i. Directed: only the rows of W sum
     to 1, so the mean is kept in expectation alone. `r >= n - 1` is exact averaging.
+
+    It is also what nodes hear that wait for r messages, whoever is fast: where f of n may be silent
+    nobody can wait for more than r = n - f - 1. An adversary is never late: name its nodes as `first`.
 
     Args:
       nodes: n >= 2.
@@ -173,6 +217,8 @@ def random_neighbours(
         ceil(r) for a plain number, else all n - 1. Above 16, or when more than half of the others can
         be drawn, W is drawn as an n x n array.
       base: draw among this graph's neighbours only; a node with fewer than c_i hears them all.
+      first: nodes that are drawn before all others, by everyone who can hear them; of more than c_i of
+        them c_i at random. The rest is drawn uniformly as ever.
       disconnected: whether a base graph is accepted in which some node cannot reach another.
 
     Returns:
@@ -203,6 +249,10 @@ def random_neighbours(
     validation.flag("disconnected", disconnected)
     if base is not None and not disconnected:
         require_connected_together("base", [base])
+    given = validation.array("first", first, kind="integer", low=0, high=nodes - 1)
+    early = np.zeros(nodes, np.float32)
+    early[given.astype(int).reshape(-1)] = 1.0
+    least = None if callable(r) or validation.is_traced(r) else min(int(float(r)), most)
 
     def counts(key: Key[Array, ""], index: Int[Array, ""], shape: tuple[int, ...]) -> Array:
         expected = r(index) if callable(r) else r
@@ -222,9 +272,9 @@ def random_neighbours(
     def many(tables: None, key: Key[Array, ""], index: Int[Array, ""]) -> Float[Array, "n n"]:
         count_key, choice_key = jax.random.split(key)
         drawn = counts(count_key, index, (nodes, 1))
-        score = jax.random.uniform(choice_key, (nodes, nodes))
+        score = jax.random.uniform(choice_key, (nodes, nodes)) - early
         itself = jnp.eye(nodes, dtype=bool)
-        rank = jnp.argsort(jnp.argsort(jnp.where(itself, -1.0, score), axis=1), axis=1)
+        rank = jnp.argsort(jnp.argsort(jnp.where(itself, -2.0, score), axis=1), axis=1)
         return jnp.where(rank <= drawn, 1.0 / (1.0 + drawn), 0.0)
 
     def among(tables: Any, key: Key[Array, ""], index: Int[Array, ""]) -> Slots:
@@ -233,16 +283,18 @@ def random_neighbours(
         linked = links > 0
         degrees = linked.sum(1, keepdims=True)
         drawn = jnp.minimum(counts(count_key, index, (nodes, 1)), degrees)
-        score = jnp.where(linked, jax.random.uniform(choice_key, linked.shape), 2.0)
+        uniform = jax.random.uniform(choice_key, linked.shape) - jnp.asarray(early)[neighbours]
+        score = jnp.where(linked, uniform, 2.0)
         used = jnp.argsort(jnp.argsort(score, axis=1), axis=1) < drawn
         return Slots(neighbours, jnp.where(used, 1.0 / (1.0 + drawn), 0.0))
 
     if base is not None:
         ones = MixingMatrix(base, np.ones(len(base.senders)), np.ones(nodes))
-        return Schedule(nodes, ones.slots(), among, symmetric=False, doubly_stochastic=False)
-    singly = most <= MOST_DRAWN_SINGLY and 2 * most < nodes
+        fewest = None if least is None else min(least, int(base.in_degrees.min()))
+        return Schedule(nodes, ones.slots(), among, False, False, fewest)
+    singly = most <= MOST_DRAWN_SINGLY and 2 * most < nodes and not given.size
     draw = few if singly else many
-    return Schedule(nodes, None, draw, symmetric=False, doubly_stochastic=False)
+    return Schedule(nodes, None, draw, False, False, least)
 
 
 def random_regular_each_round(nodes: int, degree: int) -> Schedule:
@@ -280,7 +332,7 @@ def random_regular_each_round(nodes: int, degree: int) -> Schedule:
         neighbours = order[(place[:, None] + offsets) % nodes]
         return Slots(neighbours, jnp.full((nodes, degree), 1.0 / (degree + 1)))
 
-    return Schedule(nodes, None, draw, symmetric=True)
+    return Schedule(nodes, None, draw, symmetric=True, least=degree)
 
 
 def _distinct(key: Key[Array, ""], items: int, count: int, rows: int) -> Int[Array, "rows count"]:

@@ -45,6 +45,43 @@ def test_the_mean_follows_it():
     assert np.abs(np.delete(trained(aggregation.mean()), 5, axis=0)).max() > 100
 
 
+@pytest.mark.parametrize("family", ["inner_product", "little_is_enough"])
+@pytest.mark.parametrize("name", ["nna", "clipping"])
+def test_a_line_search_knows_what_peers_make_of_all_messages(family, name):
+    """Its harm is what the mixer does: the length found against the search written out in NumPy."""
+    liars, honest = [2, 5, 7], np.array([0, 1, 3, 4, 6, 8, 9, 10, 11])
+    rule = {"nna": gossip.nna(3), "clipping": gossip.self_centred_clipping(1.0, 2)}[name]
+    channel = attacks.line_searched(family, rule, liars, evaluations=7, step=0.5)
+    with jax.enable_x64(True):
+        tree = jnp.asarray(np.random.default_rng(1).normal(size=(CLIENTS, 4)) + 1)
+        sending = dx.channel.Sending(KEY, jnp.int32(0), jnp.arange(CLIENTS))
+        send = jax.jit(lambda x: channel.apply(x, jnp.ones(CLIENTS), (), sending)[0])
+        sent = np.asarray(send(tree))
+        rows = np.asarray(tree)
+        mean, deviation = rows[honest].mean(0), rows[honest].std(0, ddof=1)
+        start, away = (0 * mean, -mean) if family == "inner_product" else (mean, deviation)
+        mixer = gossip.by_rule(topology.complete(CLIENTS), rule, together=True)
+        mix = jax.jit(lambda x: mixer.apply(x, mixer.init(x), gossip.Mixing(KEY, jnp.int32(0)))[0])
+
+        def harm(length):
+            given = rows.copy()
+            given[liars] = start + length * away
+            return np.square(np.asarray(mix(given))[honest].mean(0) - mean).sum()
+
+        best, most, step, expands = 0.0, harm(0.0), 0.5, True
+        for _ in range(6):
+            found = harm(best + step)
+            better = found > most
+            if better:
+                best, most = best + step, found
+            expands = expands and better
+            step = step * (2 if expands else 0.8)
+    np.testing.assert_allclose(sent[liars], np.tile(start + best * away, (3, 1)), rtol=1e-5)
+    np.testing.assert_array_equal(sent[honest], rows[honest])
+    with pytest.raises(ValueError, match="aggregator must be a rule that combines"):
+        attacks.line_searched(family, gossip.aggregating(aggregation.median()), liars)
+
+
 @pytest.mark.parametrize("family", ["server", "decentralized"])
 def test_a_mask_over_another_number_of_clients_is_refused(family):
     liar = attacks.sign_flipping(np.arange(CLIENTS - 1) == 3)

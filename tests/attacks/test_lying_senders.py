@@ -150,6 +150,22 @@ def test_lies_of_a_line(channel, expected):
 HONEST_MEAN = flat(messages())[HONEST].mean(0)
 
 
+def test_numbers_of_one_sign_are_alike_and_a_share_is_lost():
+    many = {"w": 1 + jnp.arange(M * 20_000.0).reshape(M, -1)}
+    out = sent(attacks.uniform(LIARS), many)["w"]
+    rows = np.asarray(out)[HOSTILE]
+    assert 0 <= rows.min() < 1e-3 < 0.999 < rows.max() <= 1
+    cosine = rows[0] @ rows[1] / np.linalg.norm(rows[0]) / np.linalg.norm(rows[1])
+    assert cosine == pytest.approx(0.75, abs=0.01)
+    np.testing.assert_array_equal(
+        np.delete(out, HOSTILE, axis=0), np.delete(many["w"], HOSTILE, axis=0)
+    )
+    out = np.asarray(sent(attacks.zeroed(LIARS, 0.3), many)["w"])
+    lost = out[HOSTILE] == 0
+    np.testing.assert_allclose(lost.mean(1), 0.3, atol=0.02)
+    np.testing.assert_array_equal(out[HOSTILE][~lost], np.asarray(many["w"])[HOSTILE][~lost])
+
+
 def test_noise_is_each_liars_own():
     many = {"w": jnp.zeros((M, 20_000))}
     out = sent(attacks.gaussian(LIARS, 3.0), many)["w"]
@@ -263,6 +279,8 @@ def test_an_attack_ruins_the_mean_and_not_the_median_of_neighbours_means():
         (lambda: attacks.sign_flipping([]), "clients must be one axis"),
         (lambda: attacks.sign_flipping(1, 0.0), "factor must be a finite number"),
         (lambda: attacks.inner_product(1, knows="some"), "knows must be one of"),
+        (lambda: attacks.uniform(1, 1.0, 0.5), "high must be above low, got 0.5 and 1.0"),
+        (lambda: attacks.zeroed(1, 1.5), "share must be a finite number"),
         (lambda: attacks.min_max(1, "up"), "direction must be one of"),
         (lambda: attacks.hidden_deviations(10, 5), r"hostile must be an integer in \[1, 4\]"),
         (
@@ -278,3 +296,17 @@ def test_an_attack_ruins_the_mean_and_not_the_median_of_neighbours_means():
 def test_refusals(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+def test_one_sided_noise_has_a_sign_for_each_half_of_the_columns():
+    tree = {"w": np.ones((M, 300, 5))}
+    out = np.asarray(sent(attacks.one_sided(LIARS, size=0.25), tree)["w"])
+    np.testing.assert_array_equal(out[HONEST], 1)
+    for half, low in ((out[HOSTILE, :, :2], -0.25), (out[HOSTILE, :, 2:], 0.0)):
+        assert half.min() >= low
+        assert half.max() <= low + 0.25
+        np.testing.assert_allclose(half.mean(), low + 0.125, atol=0.01)
+        np.testing.assert_allclose(half.std(), 0.25 / np.sqrt(12), atol=0.01)
+    assert (out[2] != out[5]).all()
+    again = sent(attacks.one_sided(LIARS), tree, key=jax.random.key(1))["w"]
+    assert (np.asarray(again)[2] != out[2]).all()

@@ -28,6 +28,11 @@ def test_labels_of_some_examples_are_turned():
     np.testing.assert_array_equal(flipped.labels, [0, 2, 1, 0, 0, 1, 2, 3])
     assert flipped.labels.dtype == DATA.labels.dtype
     assert flipped.inputs is DATA.inputs
+    rotated = attacks.rotated_labels(DATA, [0, 3, 7], by=1)
+    np.testing.assert_array_equal(rotated.labels, [1, 1, 2, 0, 0, 1, 2, 0])
+    np.testing.assert_array_equal(
+        attacks.rotated_labels(DATA, [3], by=3).labels, [0, 1, 2, 2, 0, 1, 2, 3]
+    )
     swapped = attacks.swapped_labels(DATA, [0, 1, 2, 3], 1, 3)
     np.testing.assert_array_equal(swapped.labels, [0, 3, 2, 1, 0, 1, 2, 3])
 

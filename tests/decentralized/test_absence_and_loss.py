@@ -45,10 +45,24 @@ def work_on_heard(assignment, own, heard, data, index):
     return work(assignment, Client(heard, own.memory), data, index)
 
 
+def columns(params, batch, key):
+    scores = batch.inputs @ params
+    value = jnp.mean(jnp.square(scores - batch.labels[:, None]))
+    return value, {"loss": value}
+
+
+# Two classes, of which everyone has both.
+CLASSES = Dataset(DATA.inputs, jnp.tile(jnp.arange(2), N * ROWS // 2).astype(jnp.int32), classes=2)
+TESTS = gossip.class_tests(CLASSES, DEALT)
+# What a method starts from, where that is no vector.
+STARTS = {"bristle": jnp.ones((D, 2)) * jnp.array([1.0, -1.0])}
 # Of every method of rounds: what makes it, with a channel or None.
 ROUNDS = {
     "adapt_then_combine": lambda **o: decentralized.adapt_then_combine(work, RING, **o),
     "combine_then_adapt": lambda **o: decentralized.combine_then_adapt(work_on_heard, RING, **o),
+    "bristle": lambda **o: decentralized.bristle(
+        columns, SGD, topology.ring(N), lambda params, x: x @ params, TESTS, **o
+    ),
     "adom_plus": lambda **o: decentralized.adom_plus(squares, PATH, **CONVEX, **o),
     "msda": lambda **o: decentralized.msda(least_squares_conjugate, PATH, **CONVEX, **o),
     "dfedadmm": lambda **o: decentralized.dfedadmm(squares, SGD, RING, **o),
@@ -99,7 +113,7 @@ def begun(name, lossy=False):
     """The step, the state after two rounds of everyone, and a round, all of one compiled program."""
     algorithm = ROUNDS[name](**({"channel": channel.lossy(1.0)} if lossy else {}))
     step = jax.jit(algorithm.step)
-    state = jax.jit(algorithm.init)(KEY, jnp.ones(D))
+    state = jax.jit(algorithm.init)(KEY, STARTS.get(name, jnp.ones(D)))
     for t in range(2):
         state, _ = step(state, reporting(t, np.ones(N)))
     return step, state

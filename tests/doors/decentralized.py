@@ -32,6 +32,7 @@ CONVEX = {"strong_convexity": 1.0, "smoothness": 2.0}
 MATCHING = dx.matching.by_weights(SYMMETRIES)
 UNITS = {"hidden": np.arange(4)}
 VERSION = dx.gossip.Stamped(np.int32(3), np.arange(4))
+TESTS = dx.gossip.class_tests(DATA, PARTITION)
 PROFIT = np.eye(3, dtype=np.float32)
 TIMED = jax.jit(dx.decentralized.dadao(LOSS, RATES, **CONVEX).init)(KEY, WEIGHTS)
 
@@ -44,6 +45,7 @@ def conjugate(y, batch):
 CALLS = {
     "decentralized.adapt_then_combine": {"work": lambda *given: given, "mixer": MIXER},
     "decentralized.adom_plus": {"loss": LOSS, "graph": GRAPH, **CONVEX},
+    "decentralized.bristle": {**METHOD, "topology": GRAPH, "model": MODULE, "tests": TESTS},
     "decentralized.combine_then_adapt": {"work": lambda *given: given, "mixer": MIXER},
     "decentralized.continuized": {"conjugate": conjugate, "graph": GRAPH, **CONVEX},
     "decentralized.dadao": {"loss": LOSS, "rates": RATES, **CONVEX},
@@ -83,9 +85,13 @@ CALLS = {
     "gossip.aligned": {"topology": GRAPH, "matching": MATCHING},
     "gossip.alternate": {"mixers": [MIXER, MIXER]},
     "gossip.anchored": {"mixer": MIXER, "matching": MATCHING},
+    "gossip.at_random": {},
+    "gossip.bristle": {"model": MODULE, "tests": TESTS},
     "gossip.by_part": {"mixers": {"all": MIXER}, "of": lambda path: "all"},
     "gossip.by_rule": {"topology": GRAPH, "rule": dx.gossip.aggregating(AGGREGATOR)},
     "gossip.chebyshev": {"topology": GRAPH, "steps": 2},
+    "gossip.combining": {"shares": lambda products, weights, key: (weights, {})},
+    "gossip.class_tests": {"data": DATA, "partition": PARTITION},
     "gossip.complete": {"clients": N},
     "gossip.dense": {"matrix": MATRIX},
     "gossip.edges": {"matrix": MATRIX},
@@ -101,10 +107,13 @@ CALLS = {
     "gossip.least": {"one": UNITS, "other": UNITS},
     "gossip.matcha": {"graph": GRAPH, "budget": 0.5},
     "gossip.mixer": {"topology": GRAPH},
+    "gossip.mozi": {"loss": LOSS},
     "gossip.newest": {"one": VERSION, "other": VERSION},
+    "gossip.nna": {"faulty": 1},
     "gossip.one_peer_exponential": {"nodes": N},
     "gossip.partitioned": {"mixer": MIXER, "parts": 2},
     "gossip.poisson_stream": {"rates": RATES, "events": 8, "seed": 0},
+    "gossip.prioritised": {},
     "gossip.push_sum": {"topology": GRAPH},
     "gossip.random_matching": {"nodes": N},
     "gossip.random_neighbours": {"nodes": N, "r": 1.0},
@@ -115,6 +124,7 @@ CALLS = {
     "gossip.ring": {"nodes": N},
     "gossip.sampled": {"mixer": MIXER, "share": 0.5},
     "gossip.scheduled": {"schedule": dx.topology.random_matching(N)},
+    "gossip.self_centred_clipping": {"radius": 1.0},
     "gossip.shifts": {"matrix": MATRIX},
     "gossip.slots": {"matrix": MATRIX},
     "gossip.sometimes": {"mixer": MIXER, "probability": 0.5},
@@ -123,6 +133,7 @@ CALLS = {
     "gossip.stateless": {"function": lambda own, others, weights, here: (own, {})},
     "gossip.torus": {"rows": 2, "columns": 3},
     "gossip.union": {"one": UNITS, "other": UNITS},
+    "gossip.w_msr": {"f": 1},
     "gossip.variance_corrected": {"neighbours": NEIGHBOURS},
     "gossip.weighted_by_leaf": {"mixer": MIXER},
     "matching.activations": {"model": MODULE, "symmetries": SYMMETRIES},

@@ -45,8 +45,10 @@ CALLS = {
     "evaluation.client_models": {"measure": measure},
     "evaluation.consensus": {"state": PEERS},
     "evaluation.consensus_distance": {"models": STACKED},
+    "evaluation.disagreement": {"models": lambda state: state.clients.params},
     "evaluation.distribution": {"name": "accuracy", "values": np.ones(N, np.float32)},
     "evaluation.mean_model": {"measure": measure},
+    "evaluation.models_of": {"clients": [0], "but": True},
     "evaluation.on": {"loss": LOSS, "data": DATA},
     "evaluation.on_own_data": {"loss": LOSS, "data": DATA, "held_out": PARTITION},
     "evaluation.personalized": {

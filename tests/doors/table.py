@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from doors import asynchronous, data, decentralized, running, server, topology
+from doors import asynchronous, data, decentralized, robots, running, server, topology
 
 CALLS: dict[str, dict[str, Any]] = {
     **asynchronous.CALLS,
@@ -10,5 +10,6 @@ CALLS: dict[str, dict[str, Any]] = {
     **data.CALLS,
     **server.CALLS,
     **decentralized.CALLS,
+    **robots.CALLS,
     **running.CALLS,
 }

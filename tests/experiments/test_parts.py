@@ -14,6 +14,7 @@ from experiments.studies.decentralized import (
     variance_corrected,
 )
 from experiments.studies.introduction import learning_rate, reference
+from experiments.studies.robust import flag, monna
 from experiments.studies.server import (
     compression,
     fedamd,
@@ -82,6 +83,15 @@ def pictures():
     )
 
 
+def robust_runs(name, compute):
+    """In place of one program's lanes: 4 attacks or none, of as many values as the method has."""
+    values = {"NNA": 3, "CWTM": 2, "SCC": 2}.get(name.split()[0], 1)
+    lanes = 4 if "far" in name else values * (4 if "under" in name else 1)
+    rounds = 70 if name.startswith("LEARN") else 50
+    curves = {key: drawn(lanes, rounds // 10) for key in ("accuracy", "worst", "apart")}
+    return curves | {"used": drawn(lanes, rounds)}
+
+
 STAGES = {
     (server_comparison, 0): lambda name, compute: drawn(2, 1, 1, 6),
     (fedspeed, 0): lambda name, compute: drawn(2, 2, 100) if "averages" in name else drawn(2, 320),
@@ -103,7 +113,12 @@ STAGES = {
     ),
     (reference, 0): accuracies_of_both,
     (fedamd, 0): of_fedamd,
+    (flag, 0): lambda name, compute: {"accuracy": drawn(4, 1, 5), "explained": drawn(4, 1, 2)},
+    (flag, 1): lambda name, compute: drawn(1, 1),
     (momentum_fl, 0): of_momentum,
+    (monna, 0): robust_runs,
+    (monna, 1): lambda name, compute: drawn(2, 3),
+    (monna, 2): lambda name, compute: named(("accuracy", "worst"), 1),
     (momentum_fl, 1): of_momentum,
 }
 

@@ -509,9 +509,11 @@ def test_a_study_that_needs_the_images_has_its_claims_listed(monkeypatch):
             for text in part.states(study.config())
         ]
     assert {name: len(texts) for name, texts in stated.items() if texts} == {
+        "bristle": 2,
         "decentralized_comparison": 15,
         "dfedadmm": 2,
         "dimat": 1,
+        "monna": 1,
         "server_comparison": 5,
         "single_merging": 2,
     }

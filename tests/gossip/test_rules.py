@@ -340,3 +340,63 @@ def test_what_a_rule_may_not_return(case):
     mixer = gossip.by_rule(GRAPHS["ring"], gossip.stateless(function))
     with pytest.raises(kind, match=message):
         jax.eval_shape(lambda x: mixer.apply(x, mixer.init(x), Mixing(KEY, 0)), jnp.zeros((N, 3)))
+
+
+@pytest.mark.parametrize("latency", [1, 2])
+def test_late_models_are_those_that_were_sent_before(latency):
+    """The mean of the own model and of the neighbours' old ones, of those who sent and who listen."""
+    graph = topology.ring(N)
+    rule = gossip.aggregating(aggregation.mean())
+    mixer = gossip.by_rule(graph, rule, latency=latency)
+    tree = models()
+    state, apply = mixer.init(tree), jax.jit(mixer.apply)
+    masks = [np.ones(N, bool), ACTIVE, ~ACTIVE, np.ones(N, bool), ACTIVE]
+    rows, sent = flat(tree), []
+    for index, active in enumerate(masks):
+        tree, state, metrics = apply(
+            tree, state, Mixing(KEY, jnp.int32(index), jnp.asarray(active))
+        )
+        sent.append((rows.copy(), active))
+        then, there = sent[index - latency] if index >= latency else (rows, np.zeros(N, bool))
+        heard = 0
+        for client in np.flatnonzero(active):
+            others = [j for j in graph.senders[graph.receivers == client] if there[j]]
+            mine = sent[-1][0][client]
+            rows[client] = mine + sum(then[j] - mine for j in others) / 3
+            heard += len(others)
+        np.testing.assert_allclose(flat(tree), rows, atol=1e-6)
+        assert metrics["models_sent"] == heard
+
+
+def test_a_late_model_of_nan_that_was_not_sent_is_not_heard():
+    mixer = gossip.by_rule(GRAPHS["ring"], MEDIAN, latency=1)
+    tree = models()
+    tree["w"][~ACTIVE] = np.nan
+    state, apply = mixer.init(tree), jax.jit(mixer.apply)
+    for index in range(3):
+        tree, state, _ = apply(tree, state, Mixing(KEY, jnp.int32(index), jnp.asarray(ACTIVE)))
+    assert np.isfinite(flat(tree)[ACTIVE]).all()
+
+
+def test_half_a_step_to_what_an_aggregator_makes():
+    whole, _, _ = mixed(gossip.by_rule(GRAPHS["torus"], MEDIAN), models())
+    half = gossip.aggregating(aggregation.median(), step=0.5)
+    found, _, _ = mixed(gossip.by_rule(GRAPHS["torus"], half), models())
+    np.testing.assert_allclose(flat(found), (flat(whole) + flat(models())) / 2, atol=1e-6)
+
+
+def test_a_client_has_a_row_of_its_own():
+    """On eight devices too, the row that a rule sees is the client's."""
+
+    def apply(own, others, weights, memory, here):
+        return own + here.private["number"], memory, {}
+
+    private = {"number": jnp.arange(N, dtype=jnp.float32)}
+    rule = NeighbourRule(lambda own, neighbours: (), apply, private=private)
+    mixer = gossip.by_rule(GRAPHS["ring"], rule)
+    with jax.set_mesh(dx.client_mesh()):
+        found, state, _ = mixed(mixer, jnp.zeros(N))
+    np.testing.assert_array_equal(found, np.arange(N))
+    once, dealt = deal(state)
+    assert once.private is None
+    np.testing.assert_array_equal(dealt.private.rows["number"], np.arange(N))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.source_info_util import summarize
 from jax.sharding import PartitionSpec
 
 import dflax as dx
@@ -210,10 +211,15 @@ def test_what_a_differentiated_checkpoint_computes_again_is_rewritten():
     assert walk.fold(program, products, sum) == 2 * before > 4
 
 
-def test_a_function_without_such_operations_is_called_as_it_is():
+def test_what_is_carried_out_again_keeps_its_names_and_lines():
     def named(x):
         with jax.named_scope("mine"):
             return jnp.sin(x)
 
-    program = jax.make_jaxpr(rewrite(named, doubling))(X)
-    assert str(program.eqns[-1].source_info.name_stack) == "mine"
+    def outer(x):
+        with jax.named_scope("outer"):
+            return rewrite(named, doubling)(x)
+
+    source = jax.make_jaxpr(outer)(X).eqns[-1].source_info
+    assert str(source.name_stack) == "outer/mine"
+    assert "test_walk.py" in summarize(source)

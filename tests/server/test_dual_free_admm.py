@@ -11,7 +11,7 @@ from tasks import assert_trees_equal, regression, softmax_loss
 
 import dflax as dx
 from dflax import channel, participation
-from dflax.server.admm import dual_free_admm
+from dflax.server import dual_free_admm
 
 RHO = 20.0
 

@@ -38,6 +38,22 @@ def neighbours_mean(n, r):
     return (1 - r / 2) * np.eye(n) + r / 2 * others
 
 
+def test_round_robin_meets_everyone_in_turn():
+    n = 5
+    schedule = topology.round_robin(n)
+    matrices = np.concatenate([draws(schedule, 1, index) for index in range(n)])
+    for index, matrix in enumerate(matrices):
+        shift = np.roll(np.eye(n), index % (n - 1) + 1, axis=0)
+        np.testing.assert_allclose(matrix, (np.eye(n) + shift) / 2)
+    jumps = topology.round_robin(8, topology.exponential_offsets(8))
+    product = np.eye(8)
+    for index in range(3):
+        product = draws(jumps, 1, index)[0] @ product
+    np.testing.assert_allclose(product, np.full((8, 8), 1 / 8))
+    with pytest.raises(ValueError, match="offsets must let every node reach every other"):
+        topology.round_robin(8, [2, 4])
+
+
 @pytest.mark.parametrize("r", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("most", [None, 11])
 def test_expectation_of_random_neighbours(r, most):
@@ -206,3 +222,23 @@ def test_bad_schedules_are_refused(make, message):
 def test_wrong_kinds_are_refused(make, message):
     with pytest.raises(TypeError, match=message):
         make()
+
+
+@pytest.mark.parametrize("base", [None, topology.complete(8)])
+def test_the_adversary_is_heard_before_all_others(base):
+    """Of six messages waited for two are the adversary's, and each other node's share is the same."""
+    first = [2, 6]
+    schedule = topology.random_neighbours(8, 5, base=base, first=first)
+    assert schedule.least == 5
+    matrices = draws(schedule, DRAWS)
+    np.testing.assert_allclose(np.delete(matrices[:, :, 2], 2, axis=1), 1 / 6, rtol=1e-6)
+    np.testing.assert_allclose(np.delete(matrices[:, :, 6], 6, axis=1), 1 / 6, rtol=1e-6)
+    others = [0, 1, 3, 4, 5, 7]
+    share = (matrices > 0).mean(0)[np.ix_(others, others)]
+    np.testing.assert_allclose(share[~np.eye(6, dtype=bool)], 3 / 5, atol=0.05)
+    # Of more of them than are waited for some are drawn, at random.
+    few = draws(topology.random_neighbours(8, 1, base=base, first=first), DRAWS)
+    share = (few > 0).mean(0)[np.ix_(others, first)]
+    np.testing.assert_allclose(share, 0.5, atol=0.05)
+    with pytest.raises(ValueError, match="first must be"):
+        topology.random_neighbours(8, 5, first=[8])

@@ -1,17 +1,39 @@
-"""Scores of those who are like nobody else: what FoolsGold and its relatives trust."""
+"""Cosines between messages, and scores of those who are like nobody else."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
+
+from dflax.aggregation.rows.coordinates import sum_coordinates
+from dflax.aggregation.rows.products import products
+from dflax.aggregation.rows.row_norms import row_norms
 
 # Pardoning compares likenesses above this.
 LEAST = 1e-5
 
 
-def cosines_of(products: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """`G_ij / sqrt(G_ii G_jj)` of products, in [-1, 1]; 0 in the row and column of a vector 0."""
-    norms = jnp.sqrt(jnp.maximum(jnp.diagonal(products), 0))
+def row_cosines(
+    stacked: PyTree[Array], present: Bool[Array, " m"] | None = None
+) -> tuple[Float[Array, "m m"], Float[Array, " m"]]:
+    """The cosines between m messages, leaves `[m, ...]`, and their lengths; without overflow on the way.
+
+    Rows and columns of messages of length 0 are 0. Those of messages that are not present or not
+    finite, or whose length is not, may hold anything.
+    """
+    norms = row_norms(stacked, present=present)
     inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
-    return jnp.clip(inverse[:, None] * products * inverse, -1, 1)
+
+    def of(values: Float[Array, "m c"], inverse: Float[Array, " m"]) -> Float[Array, "m m"]:
+        return products(values * inverse[:, None].astype(values.dtype))
+
+    found = sum_coordinates(of, stacked, inverse)
+    return jnp.clip((found + found.T) / 2, -1, 1), norms
+
+
+def cosines_of(gram: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """`G_ij / sqrt(G_ii G_jj)` of products, in [-1, 1]; 0 in the row and column of a vector 0."""
+    norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
+    inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
+    return jnp.clip(inverse[:, None] * gram * inverse, -1, 1)
 
 
 def similarity_scores(

@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import returned, validation
-from dflax.aggregation.aggregator import Aggregator, Combining
 from dflax.algorithm import Metrics, Params
 from dflax.gossip.mixer import Known
 from dflax.gossip.rules.calibration import Calibration, Examples
+
+# From products and weights of a client's model, first, and of those it hears, to shares of them.
+Shares = Callable[
+    [Float[Array, "r r"], Float[Array, " r"], Key[Array, ""]], tuple[Float[Array, " r"], Metrics]
+]
 
 
 class Neighbourhood(NamedTuple):
@@ -25,6 +27,7 @@ class Neighbourhood(NamedTuple):
       key: the mixing's typed key, one for all clients: `jax.random.fold_in(key, client)` is a client's.
       index: `[]` int32, number of the round.
       examples: what the client may look at, where the rule asks for `Examples`.
+      private: the client's row of what the rule's `private` holds; () for nothing.
     """
 
     client: Int[Array, ""]
@@ -33,6 +36,7 @@ class Neighbourhood(NamedTuple):
     key: Key[Array, ""]
     index: Int[Array, ""]  # type: ignore[assignment]  # over the method of tuples
     examples: Calibration
+    private: Any = ()
 
 
 class NeighbourRule(NamedTuple):
@@ -50,6 +54,12 @@ class NeighbourRule(NamedTuple):
         with a matrix and moves the mean. `graph` is filled in.
       real: whether it mixes real numbers alone; False for rules of integers, masks, stamps.
       examples: which of its examples a client compares models on, None for none.
+      least: the fewest models that a client must hear for the rule to mean anything, its own among them.
+      shares: of a rule without a memory whose result is a combination of the models, found on their
+        products alone, see `combining`; None for all others. Where many hear many, `by_rule` finds the
+        combinations of all clients on one table of products, and no neighbour's model is ever copied.
+      private: what each client has for itself from the start, leaves `[n, ...]`: a test set, its
+        classes. A client's row is `here.private`; the rows are dealt over devices with the clients.
     """
 
     init: Callable[[Params, Int[Array, " k"]], Any]
@@ -59,6 +69,9 @@ class NeighbourRule(NamedTuple):
     known: Known = Known(symmetric=False, doubly_stochastic=False, linear=False)
     real: bool = True
     examples: Examples | None = None
+    least: int = 1
+    shares: Shares | None = None
+    private: PyTree[Array] = ()
 
 
 def stateless(
@@ -87,54 +100,6 @@ def stateless(
         return after, memory, metrics
 
     return NeighbourRule(nothing_to_remember, apply)
-
-
-def aggregating(aggregator: Aggregator) -> NeighbourRule:
-    """A server's way of combining messages, applied by every client to its neighbourhood.
-
-        x_i <- x_i + aggregator(0, x_1 - x_i, ..., x_k - x_i; w_ii, w_i1, ..., w_ik)
-
-    With the `aggregation.mean` that is `mixer`; with the median or the trimmed mean it is BRIDGE, robust
-    against arbitrary neighbours: f of them where the rule tolerates f among k + 1 messages. The
-    aggregator sees differences from the own model, so that "no change" is to stay where one is. An
-    aggregator with a state has one for each client.
-
-    Args:
-      aggregator: for example `dflax.aggregation.trimmed_mean(1)`.
-
-    Returns:
-      A `NeighbourRule` with the aggregator's metrics, averaged over clients.
-
-    Raises:
-      TypeError: no aggregator.
-
-    References:
-      Fang, Yang and Bajwa, BRIDGE: Byzantine-Resilient Decentralized Gradient Descent, arXiv 1908.08098.
-    """
-    fix = "For example dflax.aggregation.median()."
-    validation.instance("aggregator", aggregator, Aggregator, fix)
-
-    def init(own: Params, neighbours: Int[Array, " k"]) -> Any:
-        return aggregator.init(own)
-
-    def apply(
-        own: Params, others: Params, weights: Array, memory: Any, here: Neighbourhood
-    ) -> tuple[Params, Any, Metrics]:
-        def change(mine: Array, theirs: Array) -> Array:
-            wide = jnp.promote_types(mine.dtype, jnp.float32)
-            mine, theirs = mine[None].astype(wide), theirs.astype(wide)
-            return jnp.concatenate([jnp.zeros_like(mine), theirs - mine])
-
-        changes = jax.tree.map(change, own, others)
-        shares = jnp.concatenate([here.own_weight[None], weights])
-        key = jax.random.fold_in(here.key, here.client)
-        senders = jnp.concatenate([here.client[None], here.neighbours])
-        combining = Combining(key, here.index, senders, params=own)
-        step, memory, metrics = aggregator.apply(changes, shares, memory, combining)
-        moved = jax.tree.map(lambda x, d: (x.astype(d.dtype) + d).astype(x.dtype), own, step)
-        return moved, memory, metrics
-
-    return NeighbourRule(init, apply)
 
 
 def nothing_to_remember(own: PyTree[Array], neighbours: Int[Array, " k"]) -> tuple[()]:

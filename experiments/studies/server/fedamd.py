@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 import dflax as dx
-from dflax.server.large_batches import anchors
+from dflax.server import anchors
 from experiments.tasks.inputs import DIGITS
 from experiments.tools.command import main
 from experiments.tools.curves import around

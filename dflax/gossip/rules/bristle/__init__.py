@@ -1,0 +1,1 @@
+"""Bristle: which neighbours are drawn, how they are graded class by class, and what is made of them."""

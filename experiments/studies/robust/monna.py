@@ -1,0 +1,301 @@
+"""MoNNA: momentum and averages of the nearest bear hostile peers at a batch of fixed size."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+import dflax as dx
+from dflax import aggregation, gossip, recipes, topology
+from experiments.studies.robust import _monna_images, _monna_mixing
+from experiments.tasks import robust_peers
+from experiments.tasks.inputs import DIGITS, FASHION_MNIST
+from experiments.tasks.robust_peers import ATTACKS, FAULTY, HEARD, HONEST, HOSTILE, Attack, Found
+from experiments.tools.command import main
+from experiments.tools.figures import figure
+from experiments.tools.finished import Stage, in_memory
+from experiments.tools.study import Claim, Part, Study, Summary
+
+NONE = "none"
+BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the study.
+
+    Attributes:
+      rounds: steps T, a multiple of ten and at least 50.
+      seeds: repetitions with data, minibatches and arrivals of their own.
+      seed: of the first repetition.
+      trials: configurations of each search for the constants of a mixing; three searches.
+      network: on Fashion-MNIST afterwards: "cnn" the network of the authors, "none" nothing.
+      image_rounds: steps on Fashion-MNIST.
+      image_seeds: repetitions on Fashion-MNIST.
+    """
+
+    rounds: int = 300
+    seeds: int = 5
+    seed: int = 100
+    trials: int = 600
+    network: Literal["none", "cnn"] = "none"
+    image_rounds: int = 600
+    image_seeds: int = 3
+
+
+Rules = dict[str, tuple[gossip.NeighbourRule | None, tuple[float, ...]]]
+# By name: the rule, None for the mean, and the values of beta.
+RULES: Rules = {
+    "mean": (None, (0.9,)),
+    "NNA": (gossip.nna(FAULTY), (0.99, 0.9, 0.0)),
+    "CWTM": (gossip.aggregating(aggregation.trimmed_mean(FAULTY)), (0.9, 0.0)),
+    "GM": (gossip.aggregating(aggregation.geometric_median()), (0.9,)),
+}
+RADII = (0.05, 2.0)
+
+
+def mixer(rule: gossip.NeighbourRule | None, attacked: bool) -> gossip.Mixer:
+    """Of 12 messages that arrive: 3 hostile ones among them, or all honest peers' ones."""
+    heard: Any = HEARD if attacked else topology.complete(HONEST)
+    if rule is None:
+        return gossip.mixer(heard)
+    return gossip.by_rule(heard, rule, watched=HOSTILE if attacked else None)
+
+
+def momentum(one: gossip.Mixer) -> Callable[..., dx.Algorithm]:
+    """Momentum on a mixer, beta being the lane's value."""
+
+    def method(loss: Any, beta: Any, channel: Any) -> dx.Algorithm:
+        rate = robust_peers.rate
+        return recipes.monna(loss, rate, one, beta, robust_peers.DECAY, channel=channel)
+
+    return method
+
+
+def clipping(attacked: bool) -> Callable[..., dx.Algorithm]:
+    """Self-centred clipping in three passes at beta 0.9, the radius being the lane's value."""
+
+    def method(loss: Any, radius: Any, channel: Any) -> dx.Algorithm:
+        one = mixer(gossip.self_centred_clipping(radius, 3), attacked)
+        return momentum(one)(loss, 0.9, channel)
+
+    return method
+
+
+def learning(attacked: bool) -> Callable[..., dx.Algorithm]:
+    """LEARN with the trimmed mean."""
+    one = mixer(RULES["CWTM"][0], attacked)
+
+    def method(loss: Any, value: Any, channel: Any) -> dx.Algorithm:
+        penalised = dx.losses.with_l2(loss, robust_peers.DECAY)
+        return recipes.learn(penalised, robust_peers.rate, one, channel=channel)
+
+    return method
+
+
+def labelled(name: str, value: float) -> str:
+    """A method with its beta, or its radius."""
+    if name == "LEARN":
+        return name
+    return f"{name}, radius {value:g}" if name == "SCC" else f"{name} {value:g}"
+
+
+def learn_along(index: Any) -> Any:
+    """Of LEARN's two messages the gradient is the flipped one on top, the model goes down it."""
+    return jnp.where(index % 2 == 0, 1.0, -robust_peers.rate(index // 2))
+
+
+def learn_rounds(config: Config) -> int:
+    """Two for each of T steps whose T (T + 1) / 2 gradients are no more than the others' 16 a step."""
+    steps = int(np.sqrt(2 * BATCH * config.rounds) - 0.5)
+    return 2 * steps // 10 * 10
+
+
+def all_runs(config: Config, stage: Stage) -> dict[str, dict[str, Found]]:
+    """Every method under every attack and under none: lanes are the seeds."""
+    seeds = range(config.seed, config.seed + config.seeds)
+    pieces = -(-learn_rounds(config) // 2 // BATCH)
+    found: dict[str, dict[str, Found]] = {}
+    for attacked in (False, True):
+        given = robust_peers.peers(seeds, attacked=attacked)
+        many = robust_peers.peers(seeds, attacked=attacked, pieces=pieces)
+        attacks = ATTACKS if attacked else {NONE: Attack(1.0)}
+        methods: dict[str, tuple[Any, tuple[float, ...], Any, int]] = {
+            name: (momentum(mixer(rule, attacked)), betas, given, config.rounds)
+            for name, (rule, betas) in RULES.items()
+        }
+        methods["SCC"] = clipping(attacked), RADII, given, config.rounds
+        methods["LEARN"] = learning(attacked), (0.0,), many, learn_rounds(config)
+        for name, (method, values, source, rounds) in methods.items():
+            points = [
+                (seed, value, attack)
+                for value in values
+                for attack in attacks.values()
+                for seed in range(config.seeds)
+            ]
+            along = learn_along if name == "LEARN" else robust_peers.back
+            title = f"{name} {'under attacks' if attacked else 'without hostile peers'}"
+            seen = stage(
+                title,
+                lambda m=method, s=source, p=points, r=rounds, a=along: robust_peers.run(
+                    s, m, p, r, a
+                )._asdict(),
+            )
+            shape = len(values), len(attacks), config.seeds, -1
+            cut = {key: np.asarray(value).reshape(shape) for key, value in seen.items()}
+            for place, value in enumerate(values):
+                label = labelled(name, value)
+                for number, attack in enumerate(attacks):
+                    lanes = {key: array[place, number] for key, array in cut.items()}
+                    found.setdefault(label, {})[attack] = Found(**lanes)
+    return found
+
+
+def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
+    """The table of rules and attacks, what momentum does to disagreement, and gradients."""
+    found = all_runs(config, stage)
+    seeds = range(config.seed, config.seed + config.seeds)
+    noisy = robust_peers.peers(seeds, alpha=5.0, batch=4)
+    points = [
+        (seed, beta, Attack(1.0, deviations))
+        for deviations in (3.0, 10.0)
+        for beta in (0.9, 0.0)
+        for seed in range(config.seeds)
+    ]
+    one = momentum(mixer(RULES["NNA"][0], True))
+    seen = stage(
+        "NNA under far ALIE, batch 4",
+        lambda: robust_peers.run(noisy, one, points, config.rounds)._asdict(),
+    )
+    apart = np.asarray(seen["apart"]).reshape(2, 2, config.seeds, -1)
+    rows = {
+        f"{name}, {attack}": _row(name, f) for name, by in found.items() for attack, f in by.items()
+    }
+    tables = {
+        f"under {attack}" if attack != NONE else "without hostile peers": [
+            f"{name}, {attack}" for name in found
+        ]
+        for attack in (NONE, *ATTACKS)
+    }
+    return Summary(rows, _claims(found, apart), {"monna": _draw(found, config)}, tables)
+
+
+def _row(name: str, found: Found) -> dict[str, float]:
+    ends = robust_peers.final(found)
+    # From what is measured every tenth round on.
+    reached = np.flatnonzero(found.accuracy.mean(0) >= 0.9)
+    rounds = 10 * (reached[0] + 1) if len(reached) else np.nan
+    gradients = rounds / 2 * (rounds / 2 + 1) / 2 if name == "LEARN" else BATCH * rounds
+    return {
+        "accuracy": float(ends["accuracy"].mean()),
+        "std": float(ends["accuracy"].std()),
+        "worst": float(ends["worst"].mean()),
+        "disagreement": float(ends["disagreement"].mean()),
+        "hostile used": float(ends["hostile used"].mean()),
+        "gradients to 0.9": float(gradients),
+    }
+
+
+def _claims(found: dict[str, dict[str, Found]], noisy: np.ndarray) -> list[Claim]:
+    """The sheet's statements on every seed, or on their mean where it says so."""
+    accuracy = {
+        name: {attack: f.accuracy[:, -1] for attack, f in by.items()} for name, by in found.items()
+    }
+    ours = accuracy["NNA 0.9"]
+    claims: list[Claim] = []
+
+    def least(text: str, values: np.ndarray, limit: float) -> None:
+        claims.append(
+            Claim(f"{text}, every seed", bool((values > limit).all()), values.tolist(), limit)
+        )
+
+    def most(text: str, values: np.ndarray, limit: float) -> None:
+        claims.append(
+            Claim(f"{text}, every seed", bool((values < limit).all()), values.tolist(), limit)
+        )
+
+    for attack in ("sign flip", "FoE", "ALIE"):
+        lost = ours[NONE] - ours[attack]
+        most(f"MoNNA loses less than 0.02 under {attack}", lost, 0.02)
+    lost = ours[NONE] - ours["label flip"]
+    claims.append(
+        Claim(
+            "MoNNA loses less than 0.03 to flipped labels, mean over seeds",
+            bool(lost.mean() < 0.03),
+            [float(lost.mean()), *lost.tolist()],
+            0.03,
+        )
+    )
+    most("the mean ends below 0.45 under sign flip", accuracy["mean 0.9"]["sign flip"], 0.45)
+    most("the mean ends below 0.65 under FoE", accuracy["mean 0.9"]["FoE"], 0.65)
+    for attack in ("sign flip", "FoE"):
+        behind = ours[attack] - accuracy["CWTM 0.9"][attack]
+        least(f"the trimmed mean is 0.03 behind MoNNA under {attack}", behind, 0.03)
+    ends = {beta: robust_peers.final(found[f"NNA {beta}"]["sign flip"]) for beta in ("0", "0.9")}
+    ratio = ends["0"]["disagreement"] / ends["0.9"]["disagreement"]
+    least("without momentum peers disagree 1.5 times as much under sign flip", ratio, 1.5)
+    last = noisy[:, 1, :, -1] / noisy[:, 0, :, -1]
+    least("under far ALIE with a batch of 4, 4 times as much", last.reshape(-1), 4.0)
+    for attack in ("sign flip", "FoE"):
+        used = found["NNA 0.9"][attack].used[:, -50:].mean(1)
+        most(f"MoNNA uses no hostile message of {attack}", used, 1e-6)
+    kept = found["NNA 0.9"]["ALIE"].used.mean(1)
+    least("of ALIE's it uses a quarter and more", kept, 0.25)
+    for attack in ("sign flip", "FoE"):
+        behind = ours[attack] - accuracy["LEARN"][attack]
+        least(f"for as many gradients LEARN gets less under {attack}", behind, 0.0)
+    return claims
+
+
+def _draw(found: dict[str, dict[str, Found]], config: Config) -> Any:
+    shown = ("mean 0.9", "NNA 0.9", "NNA 0", "CWTM 0.9", "GM 0.9", "SCC, radius 0.05", "LEARN")
+    with figure(13.0, 6.6, nrows=2, ncols=3) as (drawn, axes):
+        for panel, attack in zip(axes.flat, (NONE, *ATTACKS), strict=False):
+            for number, name in enumerate(shown):
+                lanes = found[name][attack].accuracy
+                rounds = 10 * np.arange(1, lanes.shape[1] + 1)
+                spent = rounds / 2 * (rounds / 2 + 1) / 2 if name == "LEARN" else BATCH * rounds
+                panel.plot(spent, lanes.mean(0), color=f"C{number}", label=name, linewidth=1.4)
+                band = lanes.min(0), lanes.max(0)
+                panel.fill_between(spent, *band, color=f"C{number}", alpha=0.12, linewidth=0)
+            title = "no hostile peers" if attack == NONE else f"3 hostile among 15: {attack}"
+            panel.set(title=title, ylim=(0, 1), xlabel="gradients of a peer")
+        for number, beta in enumerate(("0.99", "0.9", "0")):
+            lanes = found[f"NNA {beta}"]["sign flip"].apart
+            rounds = 10 * np.arange(1, lanes.shape[1] + 1)
+            axes[1, 2].plot(rounds, lanes.mean(0), color=f"C{number}", label=f"NNA, beta {beta}")
+        axes[1, 2].set(yscale="log", xlabel="step", title="disagreement of the honest, sign flip")
+        axes[1, 2].legend()
+        for panel in axes[:, 0]:
+            panel.set_ylabel("test accuracy, mean of the honest")
+        handles = axes[0, 0].get_legend_handles_labels()
+        drawn.legend(
+            *handles,
+            loc="outside lower center",
+            ncols=len(shown),
+            title="rule and beta",
+        )
+    return drawn
+
+
+STUDY = Study(
+    Config,
+    (
+        Part("digits", on_digits, needs=(DIGITS,)),
+        Part("constants of the mixing", _monna_mixing.constants, needs=()),
+        Part(
+            "Fashion-MNIST",
+            _monna_images.on_images,
+            needs=(FASHION_MNIST,),
+            states=_monna_images.statements,
+            wanted=lambda config: config.network != "none",
+        ),
+    ),
+    quick=Config(rounds=50, seeds=1, trials=60, image_rounds=10, image_seeds=1),
+)
+
+
+if __name__ == "__main__":
+    main(STUDY, __file__)

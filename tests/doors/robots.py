@@ -1,0 +1,30 @@
+"""Right calls of the robots' room."""
+
+import numpy as np
+
+import dflax as dx
+from doors.things import KEY, N
+
+SOME = np.arange(N) < 2
+APPLICATION = dx.robots.known_value(SOME, value=10.0, lie=-50.0)
+SWARM = {
+    "application": APPLICATION,
+    "liars": dx.robots.byzantine(~SOME),
+    "motion": dx.robots.motion(0.0),
+}
+
+CALLS = {
+    "robots.accusing": {"probability": 0.1},
+    "robots.byzantine": {"members": SOME},
+    "robots.circling": {"radius": 1.0, "step": 0.1},
+    "robots.dbp": SWARM,
+    "robots.known_value": {"observers": SOME, "value": 10.0, "lie": -50.0},
+    "robots.localisation": {"anchors": SOME},
+    "robots.maximum_matching": {"adjacency": ~np.eye(4, dtype=bool)},
+    "robots.motion": {"speed": 0.1},
+    "robots.origins": {"suspicious": SOME},
+    "robots.scattered": {"key": KEY, "robots": N},
+    "robots.target_tracking": {"target": lambda tick: np.zeros(2)},
+    "robots.time_synchronisation": {"anchors": SOME},
+    "robots.w_msr": {**SWARM, "tolerated": 1},
+}
