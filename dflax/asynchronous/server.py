@@ -87,7 +87,8 @@ def asynchronous_server(
       latest: step along the weighted sum of all clients' latest changes, those of clients that have
         not arrived yet being 0. The memory of a client is its last change.
       channel: of the changes; default perfect.
-      at_once: see `dflax.map_clients`.
+      at_once: see `dflax.map_clients`. Clients at the same time take as many gradients as the one of
+        them with the most steps could; with 1 none is taken in vain, however different their steps.
 
     Returns:
       An `Algorithm` on a `FederatedState`; the model is `state.server.params`. Metrics: the loss's own,
