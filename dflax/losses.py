@@ -73,8 +73,8 @@ def adjusted(
     """
     if not isinstance(scores, jax.Array):
         scores = jnp.asarray(validation.array("scores", scores, kind="real"))
-    if not scores.ndim:
-        raise ValueError("scores must have the shape [..., C], got one number.")
+    if not scores.ndim or not scores.shape[-1]:
+        raise ValueError(f"scores must have the shape [..., C], got {scores.shape}.")
     shape = scores.shape[-1:]
     counts = validation.array("counts", counts, kind="real", shape=shape, low=0.0)
     validation.real("strength", strength, low=0.0, scalar=True)

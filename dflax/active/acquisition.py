@@ -148,6 +148,8 @@ def core_set(
       Sener and Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach,
       arXiv 1708.00489.
     """
+    if not isinstance(features, tuple):
+        validation.function("features", features, "From (params, inputs) to arrays [B, d].")
     apply = as_apply(features)
     validation.integer("picks", picks, low=1)
     _check(judge, chunk)

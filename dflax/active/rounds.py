@@ -20,6 +20,9 @@ from dflax.federation import Federation
 from dflax.metrics import disjoint
 from dflax.participation import everyone
 
+# Budgets are 32-bit integers.
+LARGEST = 2**31 - 1
+
 
 class Campaign(NamedTuple):
     """What an active round works with.
@@ -136,7 +139,9 @@ def active_learning(
     fix = "For example dflax.active.ksas(model)."
     validation.function("acquisition", acquisition, fix, takes=2)
     shape = None if np.ndim(budgets) == 0 else ("n",)
-    budgets = validation.array("budgets", budgets, kind="integer", shape=shape or (), low=0)
+    budgets = validation.array(
+        "budgets", budgets, kind="integer", shape=shape or (), low=0, high=LARGEST
+    )
     validation.function("restart", restart, "From a key to a model's parameters.", takes=1)
     validation.integer("rounds", rounds, low=1)
     validation.at_once(at_once)
