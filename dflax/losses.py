@@ -76,7 +76,7 @@ def adjusted(
     if not scores.ndim or not scores.shape[-1]:
         raise ValueError(f"scores must have the shape [..., C], got {scores.shape}.")
     shape = scores.shape[-1:]
-    counts = validation.array("counts", counts, kind="real", shape=shape, low=0.0)
+    counts = jnp.asarray(validation.array("counts", counts, kind="real", shape=shape, low=0.0))
     validation.real("strength", strength, low=0.0, scalar=True)
     known = counts > 0
     moved = _widened(scores) + strength * _widened(jnp.log(jnp.where(known, counts, 1)))
@@ -106,7 +106,7 @@ def balanced(model: Model, counts: Array, *, strength: float | Array = 1.0) -> L
     References:
       Ren et al., Balanced Meta-Softmax for Long-Tailed Visual Recognition, arXiv 2007.10740.
     """
-    counts = validation.array("counts", counts, kind="real", shape=("C",), low=0.0)
+    counts = jnp.asarray(validation.array("counts", counts, kind="real", shape=("C",), low=0.0))
     validation.real("strength", strength, low=0.0, scalar=True)
 
     def per_example(scores: Array, batch: Batch) -> dict[str, Array]:

@@ -12,6 +12,7 @@ from dflax import validation
 from dflax.algorithm import Params
 from dflax.data.dataset import Dataset
 from dflax.losses import adjusted
+from dflax.models.adapters.adapter import Apply
 from dflax.models.apply import Model, as_apply
 
 
@@ -215,7 +216,7 @@ def _check(judge: Any, chunk: Any) -> None:
 
 
 def _outputs(
-    apply: Callable, params: Params, examples: Int[Array, " P"], data: Dataset, chunk: int
+    apply: Apply, params: Params, examples: Int[Array, " P"], data: Dataset, chunk: int
 ) -> Float[Array, "P ..."]:
     """The model's outputs for all examples, a chunk at a time, in float32 or wider."""
     count = examples.shape[0]

@@ -139,7 +139,7 @@ def active_learning(
     fix = "For example dflax.active.ksas(model)."
     validation.function("acquisition", acquisition, fix, takes=2)
     shape = None if np.ndim(budgets) == 0 else ("n",)
-    budgets = validation.array(
+    wanted = validation.array(
         "budgets", budgets, kind="integer", shape=shape or (), low=0, high=LARGEST
     )
     validation.function("restart", restart, "From a key to a model's parameters.", takes=1)
@@ -148,11 +148,11 @@ def active_learning(
 
     def init(key: Key[Array, ""], params: Params, pools: Pools) -> FederatedState:
         validation.instance("pools", pools, Pools, "Make them with dflax.data.pools.")
-        if np.ndim(budgets):
-            validation.leading_axis("budgets", budgets, pools.clients)
-        if not (validation.is_traced(pools.valid) or validation.is_traced(budgets)):
+        if np.ndim(wanted):
+            validation.leading_axis("budgets", wanted, pools.clients)
+        if not (validation.is_traced(pools.valid) or validation.is_traced(wanted)):
             sizes = np.asarray(pools.valid).sum(1)
-            within("budgets", np.broadcast_to(budgets, sizes.shape), sizes)
+            within("budgets", np.broadcast_to(wanted, sizes.shape), sizes)
         first = algorithm.init(key, params)
         return FederatedState(
             jnp.int32(0), first.server, Labels(pools.labelled, _local_models(first))
@@ -173,7 +173,7 @@ def active_learning(
         local = _local_models(inner)
         query = _query(query_key, local, pools, counts)
         scores = _scores(acquisition, query, inner.server.params, federation.data, at_once)
-        after = pools.bought(scores, budgets)
+        after = pools.bought(scores, jnp.asarray(wanted, jnp.int32))
         known = after.class_counts(federation.data.labels, _classes(federation.data))
         measured = _measured(pools, after, scores, counts, known)
         state = FederatedState(state.round + 1, inner.server, Labels(after.labelled, local))

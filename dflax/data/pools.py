@@ -91,7 +91,7 @@ class Pools:
         )
         return count.T
 
-    def bought(self, scores: Float[Array, "n P"], budgets: Int[Array, " n"]) -> "Pools":
+    def bought(self, scores: Float[Array, "n P"], budgets: int | Int[Array, " n"]) -> "Pools":
         """The pools after every client bought the labels of its best unlabelled examples.
 
         Client i buys min(b_i, its unlabelled examples), those with the largest scores. Of equal scores

@@ -22,8 +22,6 @@ from dflax.server.framework.averaging import descent, local_change, memory_of
 from dflax.server.framework.protocol import Report, Server
 from dflax.server.framework.with_server import with_server
 
-KEPT = {"keep_optimizer": True, "keep_model": True}
-
 
 class Partner(enum.Enum):
     """Which unlabelled example each one of a minibatch is mixed with.
@@ -127,7 +125,8 @@ def kcfu(
 
     def start(key: Key[Array, ""], params: Params) -> tuple[PyTree[Array], PyTree[Array]]:
         memory, _ = begin(key, params)
-        return memory, replicate(memory_of(optimizer, params, **KEPT), clients)
+        own = memory_of(optimizer, params, keep_optimizer=True, keep_model=True)
+        return memory, replicate(own, clients)
 
     def assign(round: Round, key: Key[Array, ""]) -> Task:
         return _task(round, key, taught)
@@ -149,7 +148,7 @@ def kcfu(
             extra = jnp.where((index > 0) & task.compensates, extra, 0.0)
             return value + compensation * extra, metrics | {"compensation": extra}
 
-        follow = local_change(loss, optimizer, **KEPT)
+        follow = local_change(loss, optimizer, keep_optimizer=True, keep_model=True)
         return follow(task.assignment, own, server, data, index)
 
     return with_server(
