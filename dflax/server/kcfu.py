@@ -142,9 +142,9 @@ def kcfu(
             model_key, beta_key, partner_key = jax.random.split(key, 3)
             known, unlabelled = _halves(batch)
             value, metrics = balance(params, known, model_key)
-            mixed, beta, partners = _mixed(unlabelled, beta_key, partner_key, mixing, partner)
-            taught_by = jax.lax.stop_gradient(apply(server.params, mixed))
-            extra = compensate(apply(params, mixed), taught_by, task.counts, beta, partners)
+            inputs, beta, partners = mixed(unlabelled, beta_key, partner_key, mixing, partner)
+            taught_by = jax.lax.stop_gradient(apply(server.params, inputs))
+            extra = compensate(apply(params, inputs), taught_by, task.counts, beta, partners)
             extra = jnp.where((index > 0) & task.compensates, extra, 0.0)
             return value + compensation * extra, metrics | {"compensation": extra}
 
@@ -228,14 +228,22 @@ def _halves(batch: Batch) -> tuple[Batch, PyTree[Array]]:
     return known, jax.tree.map(lambda leaf: leaf[count:], batch.inputs)
 
 
-def _mixed(
+def mixed(
     inputs: PyTree[Array],
     beta_key: Key[Array, ""],
     partner_key: Key[Array, ""],
     mixing: tuple[int, int],
     partner: Partner,
 ) -> tuple[PyTree[Array], Float[Array, " B"], Int[Array, " B"]]:
-    """Mixed inputs, the examples' own shares in them, and who is mixed with whom."""
+    """Mixed inputs, the examples' own shares beta in them, and who is mixed with whom.
+
+    Args:
+      inputs: `[B, ...]` of the unlabelled examples.
+      beta_key: of the shares.
+      partner_key: of the partners.
+      mixing: (a, b) of the Beta law.
+      partner: how partners are drawn.
+    """
     count = jax.tree.leaves(inputs)[0].shape[0]
     first, second = mixing
     # Beta(a, b) of integers: the a-th smallest of a + b - 1 uniform numbers.

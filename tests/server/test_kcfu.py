@@ -12,7 +12,7 @@ from tasks import assert_trees_close, assert_trees_equal
 
 import dflax as dx
 from dflax.server import Partner, kcfu
-from dflax.server.kcfu import compensate, rarity
+from dflax.server.kcfu import compensate, mixed, rarity
 
 KEY = jax.random.key(0)
 SGD = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.2, 0.9))
@@ -78,6 +78,21 @@ def test_compensation_against_numpy_and_at_the_teacher():
     nothing, slope = value(jnp.float32(teacher), *given)
     assert nothing == 0
     np.testing.assert_allclose(slope, 0.0, atol=1e-7)
+
+
+@pytest.mark.parametrize(("mixing", "partner"), [((2, 2), Partner.PERMUTED), ((3, 1), Partner.ONE)])
+def test_mixtures_are_of_two_examples_by_a_beta_law(mixing, partner):
+    count = 4000
+    inputs = {"x": jnp.arange(2.0 * count).reshape(count, 2)}
+    found, beta, partners = jax.jit(lambda one, two: mixed(inputs, one, two, mixing, partner))(
+        *jax.random.split(KEY)
+    )
+    x, share = np.asarray(inputs["x"]), np.asarray(beta)[:, None]
+    np.testing.assert_allclose(found["x"], share * x + (1 - share) * x[partners], rtol=1e-4)
+    a, b = mixing
+    assert abs(beta.mean() - a / (a + b)) < 0.02
+    assert abs(beta.var() - a * b / ((a + b) ** 2 * (a + b + 1))) < 0.005
+    assert np.unique(partners).size == (count if partner is Partner.PERMUTED else 1)
 
 
 def reference(federation, rounds, strength, weight):
