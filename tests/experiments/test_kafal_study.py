@@ -36,14 +36,40 @@ def test_a_lane_is_its_seed_alone():
     np.testing.assert_allclose(alone["accuracy"][0], found["accuracy"][1], atol=0.01)
 
 
+def numbers(good):
+    """What a study may find, in which everything holds, or nothing."""
+    level = {"KSAS": 0.7, "plain KL": 0.65, "entropy": 0.69, "random": 0.69}
+    if not good:
+        level |= {"plain KL": 0.69, "entropy": 0.75, "random": 0.75}
+    made = {}
+    for how in (*kafal.SAMPLED, *kafal.UPDATED):
+        value = level[how[0]] + (0.02 if good and how[1] == "FedAvg" else -0.02)
+        value = level[how[0]] if how[1] == "KCFU" else value
+        labels = np.tile(np.array([[10.0, 20.0, 30.0 if good else 29.0]]), (3, 1))
+        made[how] = {
+            "accuracy": np.full((3, 3), value),
+            "labels": labels,
+            "bought": np.full((3, 3), 10.0),
+        }
+    return made
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_the_claims_follow_from_the_numbers(good):
+    claims = kafal.claims(numbers(good), np.full(3, 10))
+    assert [claim.holds for claim in claims] == [good] * 5
+
+
 @pytest.mark.slow
-def test_every_sampler_and_update_runs():
+def test_samplers_of_one_update_begin_alike():
+    """Nothing is bought before the first measurement."""
     given = kafal.problem(TINY, 1, MODEL, load)
-    found = {how: kafal.run(TINY, given, how, 1) for how in (*kafal.SAMPLED, *kafal.UPDATED)}
-    first = {how[1]: [] for how in found}
-    for how, one in found.items():
-        first[how[1]].append(one["accuracy"][0, 0])
-    # Nothing is bought before the first measurement: samplers of one update begin alike.
-    assert all(np.ptp(values) < 1e-6 for values in first.values())
-    report = kafal.claims(found, np.asarray(given.lanes.budgets.sum(1)))
-    assert report[-1].holds
+    for update in ("KCFU", "FedAvg"):
+        found = [
+            kafal.run(TINY, given, (sampler, update), 1)["accuracy"][0]
+            for sampler in ("KSAS", "random")
+        ]
+        np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-6)
+    summary = kafal.on_digits(kafal.Config(**(vars(TINY) | {"seeds": 1, "update_seeds": 1})))
+    assert len(summary.methods) == 7
+    assert summary.claims[-1].holds

@@ -30,6 +30,9 @@ SAMPLED = (
     ("random", "KCFU"),
 )
 UPDATED = (("random", "balanced"), ("random", "FedAvg"), ("KSAS", "FedAvg"))
+# How far KSAS is ahead, at the least. Three seeds once gave 0.06 over each of the others; a lead differs
+# by 0.04 from seed to seed, and of the leads over entropy and random little is left with more of them.
+LEADS = {"plain KL": 0.02, "entropy": -0.01, "random": -0.01}
 COLOURS = {"KSAS": "C3", "plain KL": "C1", "entropy": "C2", "random": "C7"}
 DASHES = {"KCFU": "-", "balanced": ":", "FedAvg": "--"}
 
@@ -65,7 +68,7 @@ class Config:
     cohort: int = 8
     rate: float = 0.05
     decay: float = 5e-4
-    seeds: int = 5
+    seeds: int = 12
     update_seeds: int = 3
     seed: int = 0
     fashion: bool = False
@@ -259,14 +262,14 @@ def claims(found: dict[tuple[str, str], dict[str, np.ndarray]], bought: np.ndarr
     """
     mean = {how: one["accuracy"].mean(1) for how, one in found.items()}
     made = []
-    for other, lead in (("plain KL", 0.04), ("entropy", 0.04), ("random", 0.02)):
+    for other, least in LEADS.items():
         ahead = mean["KSAS", "KCFU"] - mean[other, "KCFU"]
         made.append(
             Claim(
-                f"under KCFU, KSAS is {lead} ahead of {other}, mean over seeds",
-                bool(ahead.mean() >= lead),
+                f"under KCFU, KSAS is at least {least} ahead of {other}, mean over seeds",
+                bool(ahead.mean() >= least),
                 [float(ahead.mean()), *ahead.tolist()],
-                lead,
+                least,
             )
         )
     count = len(mean["random", "FedAvg"])
@@ -322,21 +325,33 @@ def on_fashion(config: Config, stage: Stage = in_memory) -> Summary:
 
 
 def _draw(found: dict[tuple[str, str], dict[str, np.ndarray]]) -> Any:
-    with figure(10.0, 4.2, ncols=2, sharey=True) as (drawn, axes):
-        panels = zip(axes, (SAMPLED, (SAMPLED[0], SAMPLED[3], *UPDATED)), strict=True)
+    with figure(12.0, 3.9, ncols=3) as (drawn, axes):
+        panels = ((axes[0], SAMPLED), (axes[2], (SAMPLED[0], SAMPLED[3], *UPDATED)))
         for panel, those in panels:
             for how in those:
                 curve, labels = found[how]["accuracy"], found[how]["labels"].mean(0)
-                look = {"color": COLOURS[how[0]], "label": " + ".join(how)}
-                panel.plot(labels, curve.mean(0), DASHES[how[1]], marker="o", ms=4, **look)
-                panel.fill_between(
-                    labels, curve.min(0), curve.max(0), color=look["color"], alpha=0.12, lw=0
-                )
-            panel.set(xlabel="labels of all clients together, of 1,397 examples")
+                error = curve.std(0) / max(len(curve) - 1, 1) ** 0.5
+                look = {"color": COLOURS[how[0]], "label": " + ".join(how), "capsize": 2}
+                panel.errorbar(labels, curve.mean(0), error, fmt=f"o{DASHES[how[1]]}", ms=4, **look)
+            panel.set(xlabel="labels of all clients together, of 1,397", ylim=(0.45, 0.88))
+            panel.set_ylabel("test accuracy of the server's model")
             panel.legend(loc="lower right")
-        axes[0].set(ylabel="test accuracy of the server's model", title="which labels are bought")
-        axes[1].set_title("how clients train on them")
-        drawn.suptitle("digits, 10 clients, Dirichlet 0.1; mean and range over seeds", fontsize=11)
+        axes[0].set_title("which labels are bought")
+        axes[2].set_title("how clients train on them")
+        ours = found["KSAS", "KCFU"]["accuracy"].mean(1)
+        for place, other in enumerate(LEADS):
+            ahead = ours - found[other, "KCFU"]["accuracy"].mean(1)
+            at = place + np.linspace(-0.15, 0.15, len(ahead))
+            axes[1].plot(at, ahead, "o", color=COLOURS[other], ms=4, alpha=0.6)
+            axes[1].hlines(ahead.mean(), place - 0.3, place + 0.3, color=COLOURS[other], lw=2)
+        axes[1].axhline(0.0, color="black", lw=0.8)
+        axes[1].set_xticks(range(len(LEADS)), [f"over {other}" for other in LEADS])
+        axes[1].set(title="lead of KSAS under KCFU", ylabel="accuracy, mean over active rounds")
+        axes[1].grid(axis="x", visible=False)
+        drawn.suptitle(
+            "digits, 10 clients, Dirichlet 0.1; means and standard errors, a dot per seed",
+            fontsize=11,
+        )
     return drawn
 
 
