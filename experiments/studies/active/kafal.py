@@ -56,6 +56,7 @@ class Config:
       seed: of the first one.
       fashion: whether Fashion-MNIST runs, with the CNN.
       fashion_examples: that are dealt there.
+      fashion_steps: K there.
       fashion_seeds: repetitions there.
     """
 
@@ -73,6 +74,7 @@ class Config:
     seed: int = 0
     fashion: bool = False
     fashion_examples: int = 4000
+    fashion_steps: int = 30
     fashion_seeds: int = 3
 
 
@@ -303,6 +305,7 @@ FASHION_ROWS = (*SAMPLED[:2], SAMPLED[3], UPDATED[1])
 def on_fashion(config: Config, stage: Stage = in_memory) -> Summary:
     """Fashion-MNIST and the small CNN; numbers alone, nothing is claimed."""
     whole = dx.data.fashion_mnist()
+    config = dataclasses.replace(config, local_steps=config.fashion_steps)
 
     def load(seed: int) -> dx.data.Split:
         rows = np.random.default_rng(seed).permutation(len(whole.train))[: config.fashion_examples]
