@@ -266,9 +266,10 @@ def claims(found: dict[tuple[str, str], dict[str, np.ndarray]], bought: np.ndarr
     made = []
     for other, least in LEADS.items():
         ahead = mean["KSAS", "KCFU"] - mean[other, "KCFU"]
+        least_text = f"{least} ahead of" if least > 0 else f"no more than {-least} behind"
         made.append(
             Claim(
-                f"under KCFU, KSAS is at least {least} ahead of {other}, mean over seeds",
+                f"under KCFU, KSAS is {least_text} {other}, mean over seeds",
                 bool(ahead.mean() >= least),
                 [float(ahead.mean()), *ahead.tolist()],
                 least,
