@@ -17,7 +17,8 @@ class Aggregator:
     """Notes what is aggregated, in the place of models."""
 
     def __init__(self) -> None:
-        self.now, self.steps = 0.0, []
+        self.now = 0.0
+        self.steps: list[Any] = []
 
     def aggregate(self, client_id: Any = None, local_model: Any = None, **given: Any) -> dict:
         """A step of the server: who, with how many local steps, how old."""
@@ -59,7 +60,9 @@ def scheduler_module() -> Any:
 
 def simulated(module: Any, seconds: np.ndarray, horizon: float, settings: dict) -> list:
     """All steps of the server: time and `[client, local steps, staleness]` of each change."""
-    aggregator, due, timers = Aggregator(), [], []
+    aggregator = Aggregator()
+    due: list[Any] = []
+    timers: list[Any] = []
     pieces = [0] * len(seconds)
 
     class Timer:

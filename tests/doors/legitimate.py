@@ -99,6 +99,8 @@ LEGITIMATE = [
     ("channel.gaussian_noise(deviation)", "3", "deviations have no upper bound"),
     ("attacks.constant(value)", "nan inf -1 3", "any number, and what is none"),
     ("attacks.with_sybils(attack_edges)", "3", "so many on the mean"),
+    ("gossip.sybilwall(decay)", "3", "any rate above 0"),
+    ("gossip.sybilwall(silent)", "[] array[0]", "nobody is silent"),
     ("aggregation.dnc(left_out)", "3", "shares of f have no upper bound"),
     ("aggregation.flag(dimension)", "3", "an integer, None by default"),
     ("aggregation.flag(regularisation)", "3", "penalties have no upper bound"),
