@@ -99,7 +99,7 @@ def apply_lora(
     """
     validation.model("params", params)
     validation.real("scale", scale, scalar=True)
-    wanted = jax.tree.structure(params)
+    wanted: Any = jax.tree.structure(params)
     adapters, given = jax.tree.flatten(adapter, is_leaf=_stands_for_a_leaf)
     if given != wanted or not all(map(_stands_for_a_leaf, adapters)):
         raise TypeError(

@@ -63,7 +63,7 @@ def split_transformer(
             DegenerateCut,
             stacklevel=2,
         )
-    block = Block(model.heads, dtype=model.dtype, parent=None)
+    block: Any = Block(model.heads, dtype=model.dtype, parent=None)
     middle = [f"Block_{place}" for place in range(model.depth)]
     held = (middle[:first], middle[first : model.depth - last], middle[model.depth - last :])
 
@@ -88,9 +88,9 @@ def split_transformer(
 
     def tail(params: Params, x: Float[Array, "B pL d"]) -> Float[Array, "B C"]:
         x = through(params, held[2], x)[:, prompts:]
-        norm = nn.LayerNorm(dtype=model.dtype, parent=None)
+        norm: Any = nn.LayerNorm(dtype=model.dtype, parent=None)
         x = jnp.mean(norm.apply({"params": params["LayerNorm_0"]}, x), axis=1)
-        scores = nn.Dense(model.classes, dtype=model.dtype, parent=None)
+        scores: Any = nn.Dense(model.classes, dtype=model.dtype, parent=None)
         return scores.apply({"params": params["head"]}, x)
 
     def divide(params: Params, key: Key[Array, ""]) -> tuple[Frozen, Trained]:
@@ -132,7 +132,7 @@ def _ends(cut: Any, depth: int) -> tuple[int, int]:
 def _embedded(model: TransformerClassifier, params: Params, inputs: Array) -> Array:
     """Tokens with their positions, as the model itself makes them."""
     if model.vocabulary is not None:
-        layer: nn.Module = nn.Embed(model.vocabulary, model.width, dtype=model.dtype, parent=None)
+        layer: Any = nn.Embed(model.vocabulary, model.width, dtype=model.dtype, parent=None)
     else:
         assert model.patch is not None, "checked by the model"
         layer = nn.Dense(model.width, dtype=model.dtype, parent=None)
