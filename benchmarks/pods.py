@@ -78,6 +78,15 @@ def resnet() -> Task:
 
 
 @functools.cache
+def cnn() -> Task:
+    """The convolutional network of the image studies, on images of 28x28."""
+    network = dx.models.CNN(classes=10)
+    variables = jax.eval_shape(network.init, KEY, jnp.zeros((1, 28, 28, 1)))
+    loss = dx.losses.classification(network.apply)
+    return Task(loss, variables["params"], ((28, 28, 1), jnp.uint8), 10, 32, 32)
+
+
+@functools.cache
 def transformer() -> Task:
     """A language model of 1.3 billion parameters, computed in bfloat16, on sequences of 512 tokens."""
     network = dx.models.TransformerLM(
@@ -88,14 +97,29 @@ def transformer() -> Task:
     return Task(loss, variables["params"], ((512,), jnp.int32), None, 1, 2)
 
 
-TASKS = {"ResNet-18": resnet, "transformer, 1.3B": transformer}
+TASKS = {"CNN": cnn, "ResNet-18": resnet, "transformer, 1.3B": transformer}
 METHODS: dict[str, Callable[[Task, Plan], dx.Algorithm]] = {
     "FedAvg": lambda task, plan: dx.server.fedavg(task.loss, SGD, at_once=plan.at_once),
+    "FedAvg, median": lambda task, plan: dx.server.fedavg(
+        task.loss, SGD, aggregator=dx.aggregation.median(), at_once=plan.at_once
+    ),
+    "FedAvg, Krum": lambda task, plan: dx.server.fedavg(
+        task.loss, SGD, aggregator=dx.aggregation.krum(plan.clients // 8), at_once=plan.at_once
+    ),
+    "DFedAvg, random neighbours": lambda task, plan: dx.decentralized.dfedavg(
+        task.loss, SGD, dx.gossip.random_neighbours(plan.clients, 3), at_once=plan.at_once
+    ),
     "DFedADMM, ring": lambda task, plan: dx.decentralized.dfedadmm(
         task.loss, SGD, dx.gossip.ring(plan.clients), at_once=plan.at_once
     ),
 }
 PLANS = (
+    Plan("CNN", "FedAvg", "v5e:16x16", clients=256),
+    Plan("CNN", "FedAvg, Krum", "v5e:16x16", clients=256),
+    Plan("CNN", "DFedAvg, random neighbours", "v5e:16x16", clients=256),
+    Plan("CNN", "FedAvg", "v5e:2x4", clients=64, model=2),
+    Plan("CNN", "FedAvg, median", "8xH100", clients=64),
+    Plan("CNN", "DFedAvg, random neighbours", "8xH100", clients=64, model=2),
     Plan("ResNet-18", "FedAvg", "v5e:16x16"),
     Plan("ResNet-18", "FedAvg", "8xH100"),
     Plan("ResNet-18", "DFedADMM, ring", "v5e:16x16"),

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dflax import validation
 from dflax.programs.exchanges import gathered_by, mean_over, sends, size
+from dflax.programs.in_place import map_in_place
 from dflax.programs.products import contract_last
 from dflax.programs.rewriting import traced_once
 
@@ -279,9 +280,11 @@ def weighted_sum(tree: PyTree[Array], coefficients: Float[Array, " m"]) -> PyTre
 
 
 def _sum_of_rows(factors: Float[Array, " m"], leaf: Float[Array, "m ..."]) -> Float[Array, "..."]:
-    values = leaf.reshape(len(leaf), -1).astype(factors.dtype)
+    # A TPU would copy a leaf to other tiles to make rows of it.
+    flat = leaf if platform() == "tpu" else leaf.reshape(len(leaf), -1)
+    values, exact = flat.astype(factors.dtype), jax.lax.Precision.HIGHEST
     with sends(lambda: mean_over(client_devices(), size(values) / len(leaf))):
-        product = jnp.matmul(factors, values, precision=jax.lax.Precision.HIGHEST)
+        product = jnp.tensordot(factors, values, axes=1, precision=exact)
     return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
 
 
@@ -521,10 +524,14 @@ def _on_one_device(
         function, at_once = _clients_at_once(function, stacked, shared)
 
     def several(stacked: Any, shared: Any) -> Any:
-        if at_once >= jax.tree.leaves(stacked)[0].shape[0]:
+        here = jax.tree.leaves(stacked)[0].shape[0]
+        if at_once >= here > 1:
             return jax.vmap(lambda row: function(*row, *shared))(stacked)
         # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
-        batch = None if at_once == 1 else at_once
+        alone = min(at_once, here) == 1
+        if alone and platform() != "cpu":
+            return map_in_place(lambda row: function(*row, *shared), stacked)
+        batch = None if alone else at_once
         return jax.lax.map(lambda row: function(*row, *shared), stacked, batch_size=batch)
 
     return (contract_last(several) if platform() == "cpu" else several)(stacked, shared)

@@ -51,6 +51,17 @@ def test_machines_that_do_not_exist_are_refused_with_those_that_do(name, message
 
 
 @pytest.mark.parametrize(
+    ("name", "model", "devices"), [("v5e:1x1", 2, 1), ("v5e:2x4", 16, 8), ("4xH100", 8, 4)]
+)
+def test_more_devices_to_a_model_than_there_are_is_refused(name, model, devices):
+    with pytest.raises(ValueError, match=rf"model must be an integer in \[1, {devices}\]"):
+        dx.mesh.planned(name, model=model)
+    if devices > 1:
+        with pytest.raises(ValueError, match="model must divide the number of devices"):
+            dx.mesh.planned(name, model=3)
+
+
+@pytest.mark.parametrize(
     ("name", "module", "extra"),
     [("v5e:2x4", "libtpu", "plan-tpu"), ("8xH100", "jax_plugins", "plan-gpu")],
 )

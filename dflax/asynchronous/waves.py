@@ -1,5 +1,6 @@
 """A timetable as rounds: steps of the server whose clients can be trained together share one."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -29,18 +30,24 @@ class Waves(NamedTuple):
       chunk: how many clients are trained at the same time; it divides the width. A chunk of a wave in
         which nobody is does nothing.
       begins: `[W + 1]` the number of the first step of each wave, and the number of all steps.
-      slots: S, how many models the server keeps for those who work on them.
-      start: `[A]` in which of them an arrival's model lies.
+      start: `[A]` in which of the server's places for models an arrival's model lies.
       write: `[T]` where the model after each step goes; S for a model that nobody starts from.
+      slots: S, how many models the server keeps for those who work on them; static.
+      most_steps: room for the server's steps of a wave; static.
+      most_arrivals: room for the arrivals of a step; static.
+      keeps: whether clients have room for changes that are kept for later; static.
     """
 
     timetable: Timetable
     width: int
     chunk: int
     begins: Int[np.ndarray, " W+1"]
-    slots: int
     start: Int[np.ndarray, " A"]
     write: Int[np.ndarray, " T"]
+    slots: int
+    most_steps: int
+    most_arrivals: int
+    keeps: bool
 
     @property
     def rounds(self) -> int:
@@ -62,26 +69,24 @@ class Waves(NamedTuple):
         """The share of places that cost as much as a client and hold none, of the arrivals."""
         return _spent(self.counts, self.chunk) / max(1, int(self.counts.sum())) - 1.0
 
-    @property
-    def most_steps(self) -> int:
-        """The largest number of server steps in a wave."""
-        return int(np.diff(self.begins).max())
 
-    @property
-    def most_arrivals(self) -> int:
-        """The largest number of arrivals in a step of the server."""
-        return int(np.diff(self.timetable.first).max(initial=1))
-
-
-def waves(timetable: Timetable, width: int | None = None, chunk: int | None = None) -> Waves:
+def waves(
+    timetable: Timetable,
+    width: int | None = None,
+    chunk: int | None = None,
+    *,
+    steps: int | None = None,
+) -> Waves:
     """The waves of a timetable.
 
     Args:
       timetable: see `dflax.asynchronous.fedfix` and its siblings.
       width: how many clients a wave has room for, at least the arrivals of the largest step and at
-        most n. Default the one with the largest chunk, then the fewest waves.
+        most n. Default the one with the largest chunk, then the narrowest.
       chunk: how many are trained at the same time; it divides the width. Default the largest with
         which less than a tenth of the work is of empty places.
+      steps: how many steps of the server a wave has at most; 1 to see the model after every step.
+        Default any number.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -89,26 +94,74 @@ def waves(timetable: Timetable, width: int | None = None, chunk: int | None = No
     validation.instance("timetable", timetable, Timetable, "Make one with dflax.asynchronous.")
     population = timetable.population
     least = max(1, int(np.diff(timetable.first).max()))
+    if steps is not None:
+        validation.integer("steps", steps, low=1)
     if width is not None:
         validation.integer("width", width, low=least, high=population)
         tried = [width]
     else:
         between = range(population, least, -max(1, population // WIDTHS))
         tried = sorted({least, *between}, reverse=True)
-    best: tuple[int, int, int, Int[np.ndarray, " W+1"]] | None = None
+    if chunk is not None:
+        validation.integer("chunk", chunk, low=1, high=tried[0])
+    best: tuple[int, int, Int[np.ndarray, " W+1"]] | None = None
     for room in tried:
-        begins = _cut(timetable, room)
+        begins = _cut(timetable, room, steps)
         counts = np.diff(timetable.first[begins])
         side = _chunk(counts, room) if chunk is None else chunk
-        if best is None or (side, -len(begins)) > (best[1], -best[2]):
-            best = room, side, len(begins), begins
+        if best is None or (side, -room) > (best[1], -best[0]):
+            best = room, side, begins
     assert best is not None
-    room, side, _, begins = best
-    validation.integer("chunk", side, low=1, high=room)
+    room, side, begins = best
     if room % side:
         raise ValueError(f"chunk must divide the width, {room}, got {side}.")
     slots, start, write = _places(timetable, begins)
-    return Waves(timetable, room, side, begins, slots, start, write)
+    most = int(np.diff(begins).max())
+    return Waves(timetable, room, side, begins, start, write, slots, most, least, timetable.keeps)
+
+
+def alike(cuts: Sequence[Waves]) -> list[Waves]:
+    """The same waves with equal shapes: one program then runs several timetables side by side.
+
+        cuts = alike([waves(table, width=n) for table in tables])
+        sources = [join(federation, cut) for cut in cuts]        # for `dflax.sweep` or `side_by_side`
+        algorithm = asynchronous_server(loss, optimizer, cuts[0])
+
+    Shorter ones get empty waves at their ends, in which nothing happens.
+
+    Args:
+      cuts: waves of as many clients and of one width.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    given = validation.sequence("cuts", cuts, "waves, see dflax.asynchronous.waves")
+    for cut in given:
+        validation.instance("cuts", cut, Waves, "Make them with dflax.asynchronous.waves.")
+    sizes = {(cut.timetable.population, cut.width) for cut in given}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"cuts must have one number of clients and one width, got {sorted(sizes)}. Say the width: "
+            "dflax.asynchronous.waves(timetable, width=n)."
+        )
+    counts, width = np.concatenate([cut.counts for cut in given]), given[0].width
+    slots = max(cut.slots for cut in given)
+    shared = {
+        "chunk": _chunk(counts, width),
+        "slots": slots,
+        "most_steps": max(cut.most_steps for cut in given),
+        "most_arrivals": max(cut.most_arrivals for cut in given),
+        "keeps": any(cut.keeps for cut in given),
+    }
+    rounds = max(cut.rounds for cut in given)
+    return [
+        cut._replace(
+            begins=np.pad(cut.begins, (0, rounds - cut.rounds), mode="edge"),
+            write=np.where(cut.write == cut.slots, slots, cut.write).astype(np.int32),
+            **shared,
+        )
+        for cut in given
+    ]
 
 
 def join(federation: Federation, cut: Timetable | Waves) -> Federation:
@@ -141,7 +194,7 @@ def join(federation: Federation, cut: Timetable | Waves) -> Federation:
     return federation.replace(participation=_rows(cut, federation.local_steps))
 
 
-def _cut(timetable: Timetable, width: int) -> Int[np.ndarray, " W+1"]:
+def _cut(timetable: Timetable, width: int, steps: int | None) -> Int[np.ndarray, " W+1"]:
     """Greedily: a wave ends where a step's model does not exist before it, or a client comes twice."""
     begins, here, seen = [0], 0, set[int]()
     spans = list(zip(timetable.first[:-1], timetable.first[1:], strict=True))
@@ -150,6 +203,7 @@ def _cut(timetable: Timetable, width: int) -> Int[np.ndarray, " W+1"]:
         arrived = clients[low:high]
         fits = (
             len(seen) + high - low <= width
+            and (steps is None or number - begins[-1] < steps)
             and max(versions[low:high], default=0) <= here
             and seen.isdisjoint(arrived)
         )
@@ -213,6 +267,7 @@ def _rows(cut: Waves, local_steps: int) -> Participation:
     place = np.arange(width)
     there = place < counts[:, None]
     index = np.minimum(low[:, None] + place, max(0, len(table.clients) - 1))
+    moved = np.cumsum(np.r_[0, table.moves])
 
     def column(values: np.ndarray, empty: float = 0) -> np.ndarray:
         taken = values[index] if len(values) else np.zeros(index.shape, values.dtype)
@@ -237,7 +292,7 @@ def _rows(cut: Waves, local_steps: int) -> Participation:
         count=np.where(happens, np.diff(table.first)[number], 0).astype(np.int32),
         write=np.where(happens, cut.write[number], cut.slots).astype(np.int32),
         time=table.time[cut.begins[1:] - 1].astype(np.float32),
-        steps_taken=np.add.reduceat(table.moves.astype(np.int32), cut.begins[:-1]),
+        steps_taken=np.diff(moved[cut.begins]).astype(np.int32),
         number=np.arange(rounds, dtype=np.int32),
     )
 

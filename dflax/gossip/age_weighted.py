@@ -4,13 +4,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
-from dflax.clients import CLIENTS, against, client_devices, everywhere
+from dflax.clients import against, everywhere
 from dflax.gossip.mixer import Known, Mixer, MixerState, Mixing, Models
+from dflax.gossip.products.by_coordinates import by_coordinates
 from dflax.gossip.products.linear import as_mask, require_models
 
 
@@ -65,13 +65,16 @@ def age_weighted(clients: int) -> Mixer:
         there = jnp.ones(clients, bool) if mask is None else mask
         # Off the end for what does not arrive: rows of inactive nodes enter no sum.
         target = everywhere(jnp.where(there & there[peer], peer, clients))
+
+        def arrived(sent: Array, target: Array) -> Array:
+            return jax.ops.segment_sum(sent, target, clients)
+
         total = own.at[target].add(own, mode="drop")
 
         def merged(leaf: Array) -> Array:
             wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
             weighted = against(own, wide).astype(wide.dtype) * wide
-            # Held whole, each model travels once; added up where it was sent from, all sums would too.
-            heard = weighted + _arrived(everywhere(weighted), target)
+            heard = weighted + by_coordinates(arrived, weighted, target)
             mean = (heard / against(jnp.maximum(total, 1e-30), wide).astype(wide.dtype)).astype(
                 leaf.dtype
             )
@@ -105,28 +108,3 @@ def _is_aged(part: Any) -> bool:
 def random_peers(key: Key[Array, ""], clients: int) -> Int[Array, " n"]:
     """For every node one of the others, uniformly."""
     return (jnp.arange(clients) + jax.random.randint(key, (clients,), 1, clients)) % clients
-
-
-def _arrived(sent: Array, target: Array) -> Array:
-    """What arrives at each node, `out_i = sum_{j: target_j = i} sent_j`; off the end nothing does.
-
-    Where nodes are dealt over devices each adds up its own: left to the compiler, that for TPUs adds up
-    the sums of all nodes on every device, and sends them around.
-    """
-    devices = client_devices(len(sent))
-    count = len(sent) // devices
-
-    def own(sent: Array, target: Array) -> Array:
-        place = target - jax.lax.axis_index(CLIENTS).astype(target.dtype) * count
-        # Below 0 would be counted from the end.
-        return jax.ops.segment_sum(sent, jnp.where(place < 0, count, place), count)
-
-    if devices == 1:
-        return jax.ops.segment_sum(sent, target, len(sent))
-    return jax.shard_map(
-        own,
-        in_specs=PartitionSpec(),
-        out_specs=PartitionSpec(CLIENTS),
-        axis_names={CLIENTS},
-        check_vma=False,
-    )(sent, target)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax import export
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
@@ -26,13 +25,14 @@ from dflax.algorithm import (
 from dflax.blame import blamed
 from dflax.clients import CLIENTS, is_planned
 from dflax.mesh import MODEL, client_mesh, place, replicate_source, state_sharding
+from dflax.running.checkpoints.fingerprint import layout
 from dflax.running.shapes import laid_out
 
 __all__ = ["load", "save"]
 
 Rounds = Callable[[State, Source, Key[Array, ""]], tuple[State, Metrics]]
 # The first line of a file, then a line of JSON, then what jax.export makes.
-FORMAT = b"dflax plan 1\n"
+FORMAT = b"dflax plan 2\n"
 
 
 def save(
@@ -147,7 +147,7 @@ def load(path: str | os.PathLike, *, mesh: Mesh | None = None) -> Rounds:
             f"{dict(mesh.shape)} of {mesh.devices.size} {one.device_kind}."
         )
     call = export.deserialize(bytearray(program)).call
-    count = sum(name.startswith("state") for name, _, _ in header["leaves"])
+    count = sum(name.startswith("state") for name in header["leaves"])
     jitted = jax.jit(call, donate_argnums=tuple(range(count)))
 
     def rounds(state: State, source: Source, key: Key[Array, ""]) -> tuple[State, Metrics]:
@@ -166,26 +166,21 @@ def load(path: str | os.PathLike, *, mesh: Mesh | None = None) -> Rounds:
     return rounds
 
 
-def _described(given: Any) -> list[list[Any]]:
-    """Name, shape and dtype of every leaf."""
-    leaves = jax.tree_util.tree_leaves_with_path(dict(zip("ack", given, strict=True)))
-    names = {"a": "state", "c": "source", "k": "key"}
-    return [
-        [
-            names[path[0].key] + jax.tree_util.keystr(path[1:]),
-            list(np.shape(leaf)),
-            str(leaf.dtype),
-        ]
-        for path, leaf in leaves
-    ]
+def _described(given: Any) -> dict[str, str]:
+    """The type of every leaf, by name."""
+    names = ("state", "source", "key")
+    return {
+        name + path: kind
+        for name, tree in zip(names, given, strict=True)
+        for path, kind in layout(tree).items()
+    }
 
 
-def _require_alike(saved: list[list[Any]], given: list[list[Any]]) -> None:
-    for mine, theirs in zip(given, saved, strict=False):
-        if mine != theirs:
+def _require_alike(saved: dict[str, str], given: dict[str, str]) -> None:
+    for (name, mine), (other, theirs) in zip(given.items(), saved.items(), strict=False):
+        if (name, mine) != (other, theirs):
             raise ValueError(
-                f"{mine[0]} must be as it was saved, {theirs[0]} of shape {tuple(theirs[1])} and dtype "
-                f"{theirs[2]}, got shape {tuple(mine[1])} and dtype {mine[2]}."
+                f"{name} must be as it was saved, {other} of type {theirs}, got type {mine}."
             )
     if len(saved) != len(given):
         raise ValueError(

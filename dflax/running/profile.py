@@ -3,12 +3,10 @@
 import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +17,11 @@ from jaxtyping import Array, Int, Key
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics, Source, State, rollout
 from dflax.blame import blamed
-from dflax.clients import client_devices, is_planned
-from dflax.mesh import MODEL
-from dflax.mesh.machines import Memory, memory_of, seconds_of
-from dflax.mesh.planned import without_noise
-from dflax.programs.collectives import Collective, collectives, estimated_cycles
-from dflax.programs.exchanges import least_sent, noting
-from dflax.programs.walk import Operation, fold, inner, operands, results
+from dflax.clients import is_planned
+from dflax.programs.collectives import Collective, collectives
 from dflax.running import rounds as compiled
+from dflax.running.compiled_costs import measured
+from dflax.running.costs import Profile, TooLargeError
 from dflax.running.shapes import laid_out, shapes
 from dflax.running.sweep import prepared
 
@@ -40,139 +35,6 @@ __all__ = [
     "sweep",
     "trace",
 ]
-
-FLOPS = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP")
-# Operations that move numbers without computing any.
-MOVES = frozenset(
-    """
-    all_gather all_to_all bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy
-    device_put dynamic_slice dynamic_update_slice gather iota name optimization_barrier pad ppermute
-    reshape rev scatter select_n sharding_constraint slice sort split squeeze stack stop_gradient
-    transpose unstack
-    """.split()  # noqa: SIM905
-)
-
-
-# How the compiler for TPUs says that a program does not fit, in its newest words and in older ones.
-NEEDED = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM|Used ([\d.]+)([KMGT]?) of")
-
-
-class TooLargeError(MemoryError):
-    """A program that needs more memory than a device has for it.
-
-    Attributes:
-      needed: bytes on one device; None where the compiler does not say.
-      available: bytes that a device has for programs.
-      profile: the program's `Profile`; None where the compiler itself refused it.
-    """
-
-    def __init__(self, message: str, needed: int | None, available: int, profile: Any = None):
-        super().__init__(message)
-        self.needed, self.available, self.profile = needed, available, profile
-
-
-class Profile(NamedTuple):
-    """The costs of a compiled round; sizes are bytes on one device.
-
-    Attributes:
-      devices: how many devices run the program together.
-      flops: floating-point operations of a round on all devices: 2 for a product and its addition,
-        1 for every other elementwise result, loops multiplied out (a loop of unknown length counts
-        once, the dearest branch of a conditional counts).
-      bytes_accessed: reads and writes of memory as XLA estimates them, the body of a loop counted
-        once; None where the backend does not say.
-      argument_bytes: state, data set and partition.
-      output_bytes: the new state and the metrics.
-      alias_bytes: the part of the output that takes the place of an argument: the donated state.
-      temporary_bytes: what is needed in between.
-      peak_bytes: what must fit at once, `argument + output - alias + temporary`.
-      compile_seconds: tracing and compiling; short when a compilation cache had the program.
-      collectives: what the devices exchange.
-      machine: what JAX calls one of the devices.
-      memory: of such a device; None where it is not known.
-      members: how many clients take part in a round; None of a source whose rounds do not say.
-      places: how many the devices have place for, at least as many: the others compute for nothing.
-      undivided: of how many clients every device holds the whole state, because the devices do not
-        divide them; None where each device holds its own clients'.
-      least_sent_bytes: what one device must send at least for the exchanges of the round's parts: for
-        a mean of messages of b bytes over p devices `2 b (p - 1) / p`, for a coordinate-wise rule the
-        messages dealt once by coordinates and the result gathered, for gossip each model once to each
-        device that hears it.
-      estimated_seconds: the time that a device takes by the compiler's own estimate of its cycles, loops
-        multiplied out, exchanges left out; None where it gives none, as for GPUs. It is no measurement.
-      seconds: steady time of a round; None unless rounds were run to measure it.
-    """
-
-    devices: int
-    flops: float
-    bytes_accessed: float | None
-    argument_bytes: int
-    output_bytes: int
-    alias_bytes: int
-    temporary_bytes: int
-    peak_bytes: int
-    compile_seconds: float
-    collectives: tuple[Collective, ...]
-    machine: str = ""
-    memory: Memory | None = None
-    members: int | None = None
-    places: int | None = None
-    undivided: int | None = None
-    least_sent_bytes: float = 0.0
-    estimated_seconds: float | None = None
-    seconds: float | None = None
-
-    @property
-    def flops_per_second(self) -> float | None:
-        """Operations per second that a steady round reaches; None where it was not measured."""
-        return None if self.seconds is None else self.flops / self.seconds
-
-    @property
-    def sent_bytes(self) -> float:
-        """Bytes that one device sends in a round; a loop of unknown length counts once."""
-        return sum(c.sent * (1 if c.times is None else c.times) for c in self.collectives)
-
-    def __str__(self) -> str:
-        accessed = self.bytes_accessed
-        traffic = "not reported" if accessed is None else _bytes(accessed)
-        least = _bytes(self.least_sent_bytes)
-        rows = [
-            ("devices", f"{self.devices} {self.machine}".rstrip()),
-            *self._who(),
-            ("arithmetic, all devices", _scaled(self.flops, 1000, FLOPS)),
-            ("memory traffic, loops once", traffic),
-            ("arguments", _bytes(self.argument_bytes)),
-            ("outputs", f"{_bytes(self.output_bytes)}, {_bytes(self.alias_bytes)} in place"),
-            ("temporaries", _bytes(self.temporary_bytes)),
-            ("peak memory", f"{_bytes(self.peak_bytes)}{self._of_memory()}"),
-            ("sent per device", f"{_bytes(self.sent_bytes)}, at least {least}"),
-            ("compiled in", f"{self.compile_seconds:.2f} s"),
-            *((f"  {c.kind}", str(c).removeprefix(c.kind).strip()) for c in self.collectives),
-        ]
-        if self.estimated_seconds is not None:
-            estimate = f"{1e3 * self.estimated_seconds:.4g} ms without exchanges, not measured"
-            rows.append(("the compiler's estimate", estimate))
-        if self.seconds is not None:
-            reached = _scaled(self.flops / self.seconds, 1000, FLOPS)
-            rows.append(("a steady round", f"{1e3 * self.seconds:.4g} ms, {reached}/s"))
-        return "\n".join(f"{name:<28}{value}" for name, value in rows)
-
-    def _who(self) -> list[tuple[str, str]]:
-        if self.members is None or self.places is None:
-            return []
-        idle = self.places - self.members
-        padded = f", padded to {self.places}: {idle} are computed for nothing" if idle else ""
-        rows = [("clients of a round", f"{self.members}{padded}")]
-        if self.undivided is not None:
-            whole = f"of all {self.undivided} clients on every device, which do not divide them"
-            rows.append(("state", whole))
-        return rows
-
-    def _of_memory(self) -> str:
-        if self.memory is None:
-            return ""
-        share = self.peak_bytes / self.memory.usable
-        return f", {100 * share:.3g} % of {_bytes(self.memory.usable)} ({self.memory.why})"
 
 
 def round(
@@ -234,7 +96,7 @@ def round(
     members = _members(source, one_key)
     if mesh is None:
         given = shapes((state, source, one_key, jnp.int32(0)))
-        found = _measure(jax.jit(one_round, donate_argnums=0).trace, given, members, state)
+        found = measured(jax.jit(one_round, donate_argnums=0).trace, given, members, state)
         placed: Any = (state, source)
     else:
         given, layout = laid_out(mesh, state, source, one_key, jnp.int32(0))
@@ -242,7 +104,7 @@ def round(
         outputs = (layout[0], NamedSharding(mesh, PartitionSpec()))
         program = jax.jit(one_round, donate_argnums=0, out_shardings=outputs)
         with jax.set_mesh(mesh):
-            found = _measure(program.trace, given, members, state)
+            found = measured(program.trace, given, members, state)
         placed = jax.device_put((state, source), layout[:2]) if measured_rounds else ()
     if not measured_rounds:
         return found
@@ -405,7 +267,7 @@ def _of_run(algorithm: Algorithm, given: tuple[Any, ...], members: int | None) -
     # An algorithm of its own, so that its rounds are traced anew, with what they note.
     own = Algorithm(algorithm.init, lambda state, round: algorithm.step(state, round))
     room = compiled.room(metrics, evaluations)
-    return _measure(functools.partial(compiled.advance.trace, own, room), given, members, state)
+    return measured(functools.partial(compiled.advance.trace, own, room), given, members, state)
 
 
 def _verify(algorithm: Any, state: Any, source: Any, key: Any, mesh: Any) -> None:
@@ -433,168 +295,11 @@ def _are_arrays(tree: Any) -> bool:
     return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
-def _measure(
-    trace: Callable[..., Any], arguments: tuple[Any, ...], members: int | None, state: State
-) -> Profile:
-    """Compiles what is traced and reads what it costs, under the mesh that is set.
-
-    Raises:
-      TooLargeError: it does not fit into a device's memory.
-    """
-    began = time.perf_counter()
-    with noting():
-        traced = blamed("algorithm.step", trace, *arguments)
-    devices, one = _devices(arguments)
-    machine, memory = "" if one.platform == "cpu" else one.device_kind, memory_of(one)
-    held = _held(arguments)
-    if memory is not None and held > memory.usable:
-        raise TooLargeError(_refusal(held, machine, devices, memory, held), held, memory.usable)
-    with without_noise():
-        try:
-            program = traced.lower().compile()
-        except jax.errors.JaxRuntimeError as error:
-            raise _too_large(error, machine, devices, memory, held) from error
-    seconds = time.perf_counter() - began
-    sizes = program.memory_analysis()
-    costs, text = program.cost_analysis() or {}, program.as_text()
-    along = client_devices()
-    found = Profile(
-        devices=devices,
-        flops=fold(traced.jaxpr, _flops, math.fsum),
-        bytes_accessed=costs.get("bytes accessed"),
-        argument_bytes=sizes.argument_size_in_bytes,
-        output_bytes=sizes.output_size_in_bytes,
-        alias_bytes=sizes.alias_size_in_bytes,
-        temporary_bytes=sizes.temp_size_in_bytes,
-        peak_bytes=sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes
-        + sizes.temp_size_in_bytes,
-        compile_seconds=seconds,
-        collectives=tuple(collectives(text)),
-        machine=machine,
-        memory=memory,
-        members=members,
-        places=None if members is None else along * -(-members // along),
-        undivided=_undivided(state, along),
-        least_sent_bytes=0.0,
-        estimated_seconds=seconds_of(one, estimated_cycles(text)),
-    )
-    # The compiler may find that nobody reads what is noted.
-    least = min(least_sent(traced.jaxpr, along) / _sharing(), found.sent_bytes)
-    found = found._replace(least_sent_bytes=least)
-    if memory is not None and found.peak_bytes > memory.usable:
-        raise TooLargeError(
-            _refusal(found.peak_bytes, machine, devices, memory, held),
-            found.peak_bytes,
-            memory.usable,
-            found,
-        )
-    return found
-
-
-def _devices(arguments: Any) -> tuple[int, jax.Device]:
-    """How many devices the program is for, and one of them."""
-    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments)]
-    sets = [sharding.device_set for sharding in shardings if sharding is not None]
-    devices = max(sets, key=len) if sets else {jax.devices()[0]}
-    return len(devices), next(iter(devices))
-
-
-def _held(arguments: Any) -> int:
-    """Bytes of state, data and partition on one device."""
-
-    def share(leaf: Any) -> int:
-        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-        return math.prod(shape) * leaf.dtype.itemsize
-
-    return sum(map(share, jax.tree.leaves(arguments)))
-
-
-def _too_large(
-    error: Exception, machine: str, devices: int, memory: Memory | None, held: int
-) -> Exception:
-    """The refusal with the numbers of the compiler's own, or the error itself where it is another."""
-    told = str(error)
-    if memory is None or "RESOURCE_EXHAUSTED" not in told:
-        return error
-    number = NEEDED.search(told)
-    needed = None
-    if number is not None:
-        digits, unit = number[1] or number[3], number[2] or number[4] or ""
-        needed = int(float(digits) * 1024 ** (" KMGT".index(unit) if unit else 0))
-    return TooLargeError(_refusal(needed, machine, devices, memory, held), needed, memory.usable)
-
-
-def _refusal(needed: int | None, machine: str, devices: int, memory: Memory, held: int) -> str:
-    wants = "more" if needed is None else _bytes(needed)
-    wants = f"at least {wants}" if needed == held else wants
-    return (
-        f"a round needs {wants} of memory on each of {devices} {machine}, which has "
-        f"{_bytes(memory.usable)} ({memory.why}). State and data are {_bytes(held)} of it. Take more "
-        "devices, share each model between some (model=2), deal the data (dflax.data.deal), compute "
-        "fewer clients at once (at_once=), or use smaller minibatches."
-    )
-
-
 def _members(source: Source, key: Any) -> int | None:
     """How many clients take part in a round."""
     drawn = jax.eval_shape(lambda source, key: source.draw(key, jnp.int32(0)), source, key)
     weights: Any = getattr(drawn, "weights", None)
     return weights.shape[0] if getattr(weights, "ndim", 0) == 1 else None
-
-
-def _undivided(state: State, devices: int) -> int | None:
-    """Of how many clients every device holds the state, because devices do not divide them."""
-    for leaf in jax.tree.leaves(getattr(state, "clients", ())):
-        if leaf.shape[0] % devices:
-            return leaf.shape[0]
-    return None
-
-
-def _sharing() -> int:
-    """Devices that share each model."""
-    return dict(jax.sharding.get_abstract_mesh().shape).get(MODEL, 1)
-
-
-def _flops(operation: Operation, inside: list[float]) -> float:
-    """Floating-point operations; XLA's own count takes the body of every loop once."""
-    name = operation.primitive.name
-    if inside:
-        each = [part.times * flops for part, flops in zip(inner(operation), inside, strict=True)]
-        return max(each) if name == "cond" else sum(each)
-    entries = sum(
-        math.prod(result.shape)
-        for result in results(operation)
-        if jnp.issubdtype(getattr(result, "dtype", jnp.int32), jnp.inexact)
-    )
-    if not entries or name in MOVES:
-        return 0.0
-    if name == "dot_general":
-        (contracted, _), _ = operation.params["dimension_numbers"]
-        left = operands(operation)[0]
-        return 2.0 * entries * math.prod(left.shape[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel = operands(operation)[1]
-        features = kernel.shape[operation.params["dimension_numbers"].rhs_spec[0]]
-        return 2.0 * entries * math.prod(kernel.shape) / features
-    if name.startswith(("reduce", "scatter")):
-        # What is added up counts: the operand, or the updates.
-        added = operands(operation)[2 if name.startswith("scatter") else 0]
-        return float(math.prod(added.shape))
-    return float(entries)
-
-
-def _bytes(size: float) -> str:
-    return _scaled(size, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
-
-
-def _scaled(number: float, step: int, units: tuple[str, ...]) -> str:
-    """A number in the unit that leaves few digits, such as 1.69 MiB."""
-    power = 0
-    while abs(number) >= step and power < len(units) - 1:
-        number, power = number / step, power + 1
-    return f"{number:.4g} {units[power]}"
 
 
 def __dir__() -> list[str]:

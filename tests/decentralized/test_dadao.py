@@ -263,3 +263,31 @@ def test_bad_arguments_are_refused():
         method.step(state, None)
     with pytest.raises(ValueError, match="running_mean must be True for a mean"):
         _ = state.clients.mean
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_events_send_rows_alone_and_are_the_same_on_eight_devices(grouped):
+    nodes, width = 8, 40
+    rates = uniform_rates(dx.topology.ring(nodes))
+    events = poisson_stream(rates, 24, seed=3)
+    events = independent_groups(events, nodes, gradients=2, links=2) if grouped else events
+    draw = np.random.default_rng(2)
+    inputs = {
+        "c": jnp.asarray(draw.normal(size=(nodes, width)), jnp.float32),
+        "a": jnp.asarray(draw.uniform(MU, SMOOTH, (nodes, width)), jnp.float32),
+    }
+    partition = dx.data.from_indices([np.array([i]) for i in range(nodes)])
+    given = NodeEvents(Dataset(inputs, jnp.zeros(nodes, jnp.int32)), partition, events)
+    method = algorithm(rates, running_mean=True)
+    state = method.init(KEY, lambda key: jax.random.normal(key, (width,)))
+    rollout = jax.jit(functools.partial(dx.rollout, method, rounds=len(events.time)))
+    alone, _ = rollout(state, given, KEY)
+    mesh = dx.client_mesh()
+    with jax.set_mesh(mesh):
+        placed = dx.mesh.shard(state, mesh), dx.mesh.replicate_source(given, mesh), KEY
+        spread, _ = rollout(*placed)
+    assert_trees_close(spread.clients, alone.clients, rtol=1e-5, atol=1e-6)
+    cost = dx.profile.round(method, state, given, mesh=mesh)
+    row = 4 * 6 * width
+    # At most two gradients and two links, whose places of rows are added up over the devices.
+    assert 0 < cost.sent_bytes <= (6 if grouped else 2) * (2 * row + 8 * width) + 1024

@@ -12,11 +12,9 @@ from dflax import decentralized, gossip, server, topology
 from dflax.gossip import NodeEvents, poisson_stream
 from dflax.local.conjugate import least_squares_conjugate
 
-N, STEPS, BATCH, OWN, FEATURES = 8, 2, 4, 8, 784
+N, STEPS, BATCH, OWN, FEATURES, HIDDEN = 8, 2, 4, 8, 784, 64
 KEY = jax.random.key(0)
 SGD = optax.sgd(0.1)
-NETWORK = dx.models.MLP(features=(64,), classes=10)
-LOSS = dx.losses.classification(NETWORK.apply)
 RING = gossip.ring(N)
 CONVEX = {"strong_convexity": 0.2, "smoothness": 8.0}
 
@@ -45,8 +43,16 @@ def federation(clients=N, width=FEATURES, labels=jnp.int32):
     )
 
 
-def network():
-    return jax.eval_shape(NETWORK.init, KEY, jnp.zeros((1, FEATURES)))["params"]
+def network(hidden=HIDDEN):
+    return dx.models.MLP(features=(hidden,), classes=10)
+
+
+def params_of(hidden=HIDDEN):
+    return jax.eval_shape(network(hidden).init, KEY, jnp.zeros((1, FEATURES)))["params"]
+
+
+def loss_of(hidden=HIDDEN):
+    return dx.losses.classification(network(hidden).apply)
 
 
 def squares(x, batch, key):
@@ -63,67 +69,63 @@ def per_client(params):
 
 
 def objectives(width):
-    return dx.local.Quadratic(
-        jax.ShapeDtypeStruct((N, 4, width), jnp.float32),
-        jax.ShapeDtypeStruct((N, 4), jnp.float32),
-        jax.ShapeDtypeStruct((N, 4), jnp.float32),
-    )
+    return dx.local.Quadratic(jnp.zeros((N, 4, width)), jnp.zeros((N, 4)), jnp.zeros((N, 4)))
 
 
 NETWORKS = {
-    "fedavg": lambda: server.fedavg(LOSS, SGD),
-    "fedavg, median": lambda: server.fedavg(LOSS, SGD, aggregator=dx.aggregation.median()),
-    "fedavg, trimmed mean": lambda: server.fedavg(
-        LOSS, SGD, aggregator=dx.aggregation.trimmed_mean(2)
+    "fedavg": lambda loss: server.fedavg(loss, SGD),
+    "fedavg, median": lambda loss: server.fedavg(loss, SGD, aggregator=dx.aggregation.median()),
+    "fedavg, trimmed mean": lambda loss: server.fedavg(
+        loss, SGD, aggregator=dx.aggregation.trimmed_mean(2)
     ),
-    "fedavg, geometric median": lambda: server.fedavg(
-        LOSS, SGD, aggregator=dx.aggregation.geometric_median()
+    "fedavg, geometric median": lambda loss: server.fedavg(
+        loss, SGD, aggregator=dx.aggregation.geometric_median()
     ),
-    "bvr_l_sgd": lambda: server.bvr_l_sgd(LOSS, SGD, 2),
-    "fal": lambda: server.fal(LOSS, SGD, attack),
-    "fedadagrad": lambda: server.fedadagrad(LOSS, SGD, 0.1),
-    "fedadam": lambda: server.fedadam(LOSS, SGD, 0.1),
-    "fedadmm": lambda: server.fedadmm(LOSS, SGD, N),
-    "fedavg_m_vr": lambda: server.fedavg_m_vr(LOSS, SGD),
-    "fedamd": lambda: server.fedamd(LOSS, SGD, server.anchors.constant(0.5)),
-    "fedcm": lambda: server.fedcm(LOSS, SGD),
-    "feddyn": lambda: server.feddyn(LOSS, SGD, N),
-    "fedgamma": lambda: server.fedgamma(LOSS, SGD, N),
-    "fednova": lambda: server.fednova(LOSS, SGD),
-    "fedpage": lambda: server.fedpage(LOSS, 0.1, 0.5),
-    "fedprox": lambda: server.fedprox(LOSS, SGD),
-    "fedsam": lambda: server.fedsam(LOSS, SGD),
-    "fedsmoo": lambda: server.fedsmoo(LOSS, SGD, N),
-    "fedspeed": lambda: server.fedspeed(LOSS, SGD, N),
-    "fedyogi": lambda: server.fedyogi(LOSS, SGD, 0.1),
-    "mimelite": lambda: server.mimelite(LOSS, SGD),
-    "mofedsam": lambda: server.mofedsam(LOSS, SGD),
-    "dual_free_admm": lambda: server.dual_free_admm(LOSS, SGD, 1.0, N),
-    "partial_averaging": lambda: server.partial_averaging(
-        LOSS, SGD, local=server.layers("Dense_1"), clients=N
+    "bvr_l_sgd": lambda loss: server.bvr_l_sgd(loss, SGD, 2),
+    "fal": lambda loss: server.fal(loss, SGD, attack),
+    "fedadagrad": lambda loss: server.fedadagrad(loss, SGD, 0.1),
+    "fedadam": lambda loss: server.fedadam(loss, SGD, 0.1),
+    "fedadmm": lambda loss: server.fedadmm(loss, SGD, N),
+    "fedavg_m_vr": lambda loss: server.fedavg_m_vr(loss, SGD),
+    "fedamd": lambda loss: server.fedamd(loss, SGD, server.anchors.constant(0.5)),
+    "fedcm": lambda loss: server.fedcm(loss, SGD),
+    "feddyn": lambda loss: server.feddyn(loss, SGD, N),
+    "fedgamma": lambda loss: server.fedgamma(loss, SGD, N),
+    "fednova": lambda loss: server.fednova(loss, SGD),
+    "fedpage": lambda loss: server.fedpage(loss, 0.1, 0.5),
+    "fedprox": lambda loss: server.fedprox(loss, SGD),
+    "fedsam": lambda loss: server.fedsam(loss, SGD),
+    "fedsmoo": lambda loss: server.fedsmoo(loss, SGD, N),
+    "fedspeed": lambda loss: server.fedspeed(loss, SGD, N),
+    "fedyogi": lambda loss: server.fedyogi(loss, SGD, 0.1),
+    "mimelite": lambda loss: server.mimelite(loss, SGD),
+    "mofedsam": lambda loss: server.mofedsam(loss, SGD),
+    "dual_free_admm": lambda loss: server.dual_free_admm(loss, SGD, 1.0, N),
+    "partial_averaging": lambda loss: server.partial_averaging(
+        loss, SGD, local=server.layers("Dense_1"), clients=N
     ),
-    "scaffold": lambda: server.scaffold(LOSS, SGD, N),
-    "scaffold_m": lambda: server.scaffold_m(LOSS, SGD, N),
-    "scaffold_m_vr": lambda: server.scaffold_m_vr(LOSS, SGD, N),
-    "dfedavg, ring": lambda: decentralized.dfedavg(LOSS, SGD, RING),
-    "dfedavg, exponential": lambda: decentralized.dfedavg(LOSS, SGD, gossip.exponential(N)),
-    "dfedavg, torus": lambda: decentralized.dfedavg(LOSS, SGD, gossip.torus(2, 4)),
-    "dfedavg, complete": lambda: decentralized.dfedavg(LOSS, SGD, gossip.complete(N)),
-    "dfedavg, random neighbours": lambda: decentralized.dfedavg(
-        LOSS, SGD, gossip.random_neighbours(N, 3)
+    "scaffold": lambda loss: server.scaffold(loss, SGD, N),
+    "scaffold_m": lambda loss: server.scaffold_m(loss, SGD, N),
+    "scaffold_m_vr": lambda loss: server.scaffold_m_vr(loss, SGD, N),
+    "dfedavg, ring": lambda loss: decentralized.dfedavg(loss, SGD, RING),
+    "dfedavg, exponential": lambda loss: decentralized.dfedavg(loss, SGD, gossip.exponential(N)),
+    "dfedavg, torus": lambda loss: decentralized.dfedavg(loss, SGD, gossip.torus(2, 4)),
+    "dfedavg, complete": lambda loss: decentralized.dfedavg(loss, SGD, gossip.complete(N)),
+    "dfedavg, random neighbours": lambda loss: decentralized.dfedavg(
+        loss, SGD, gossip.random_neighbours(N, 3)
     ),
-    "dfedadmm": lambda: decentralized.dfedadmm(LOSS, SGD, RING),
-    "dfedadmm_sam": lambda: decentralized.dfedadmm_sam(LOSS, SGD, RING),
-    "dfedsam": lambda: decentralized.dfedsam(LOSS, SGD, RING, gossip_steps=3),
-    "dimat": lambda: decentralized.dimat(LOSS, SGD, topology.ring(N), None),
-    "dispfl": lambda: decentralized.dispfl(LOSS, SGD, RING, rounds=5),
-    "dpsgd": lambda: decentralized.dpsgd(LOSS, SGD, RING),
-    "dsgt": lambda: decentralized.dsgt(LOSS, 0.1, RING),
-    "gossip_learning": lambda: decentralized.gossip_learning(LOSS, SGD, N),
-    "modest": lambda: decentralized.modest(LOSS, SGD, clients=N, sample=3, aggregators=2),
-    "sgp": lambda: decentralized.sgp(LOSS, SGD, topology.exponential(N)),
-    "single_merging": lambda: decentralized.single_merging(LOSS, SGD, N, 1.0),
-    "adom_plus": lambda: decentralized.adom_plus(LOSS, topology.ring(N), **CONVEX),
+    "dfedadmm": lambda loss: decentralized.dfedadmm(loss, SGD, RING),
+    "dfedadmm_sam": lambda loss: decentralized.dfedadmm_sam(loss, SGD, RING),
+    "dfedsam": lambda loss: decentralized.dfedsam(loss, SGD, RING, gossip_steps=3),
+    "dimat": lambda loss: decentralized.dimat(loss, SGD, topology.ring(N), None),
+    "dispfl": lambda loss: decentralized.dispfl(loss, SGD, RING, rounds=5),
+    "dpsgd": lambda loss: decentralized.dpsgd(loss, SGD, RING),
+    "dsgt": lambda loss: decentralized.dsgt(loss, 0.1, RING),
+    "gossip_learning": lambda loss: decentralized.gossip_learning(loss, SGD, N),
+    "modest": lambda loss: decentralized.modest(loss, SGD, clients=N, sample=3, aggregators=2),
+    "sgp": lambda loss: decentralized.sgp(loss, SGD, topology.exponential(N)),
+    "single_merging": lambda loss: decentralized.single_merging(loss, SGD, N, 1.0),
+    "adom_plus": lambda loss: decentralized.adom_plus(loss, topology.ring(N), **CONVEX),
 }
 # Methods on quadratic objectives: of a vector of so many parameters.
 WIDTH = 1 << 14
@@ -134,6 +136,16 @@ QUADRATICS = {
 }
 NEEDS_GRADIENTS = {"fedamd", "fedavg_m_vr", "scaffold_m_vr"}
 CONJUGATE = 256
+# Rules that look at distances, of which FedAvg makes methods of their own.
+ROBUST = {
+    "krum": lambda: dx.aggregation.krum(1),
+    "multi_krum": lambda: dx.aggregation.multi_krum(1),
+    "nnm": lambda: dx.aggregation.nnm(dx.aggregation.trimmed_mean(1), 1),
+    "bulyan": lambda: dx.aggregation.bulyan(1),
+    "caf": lambda: dx.aggregation.caf(1),
+    "smea": lambda: dx.aggregation.smea(1),
+    "centred_clipping": lambda: dx.aggregation.centred_clipping(1.0),
+}
 EVENTS = {
     "continuized": (
         lambda: decentralized.continuized(least_squares_conjugate, topology.ring(N), **CONVEX),
@@ -146,18 +158,30 @@ EVENTS = {
         lambda: poisson_stream(topology.uniform_rates(topology.ring(N)), 40, seed=0),
     ),
 }
-NAMES = (*NETWORKS, *QUADRATICS, "msda", *EVENTS)
+# Whose clients do more than FedAvg's, as methods of one client that talks to nobody.
+ALONE = {
+    "dispfl": lambda loss: decentralized.dispfl(loss, SGD, gossip.identity(1), rounds=5),
+}
+# Whose clients solve their problems instead of taking steps: how many of them at the same time.
+SOLVES = {"msda": 1, "continuized": 2}
+NAMES = (*NETWORKS, *ROBUST, *QUADRATICS, "msda", *EVENTS)
 
 
-def case(name):
-    if name in NETWORKS:
-        algorithm, params, source = NETWORKS[name](), network(), federation()
+def case(name, hidden=HIDDEN):
+    """A method of the gallery, on a network of so many hidden units where it trains one."""
+    if name in NETWORKS or name in ROBUST:
+        params, source = params_of(hidden), federation()
+        if name in ROBUST:
+            algorithm = server.fedavg(loss_of(hidden), SGD, aggregator=ROBUST[name]())
+        else:
+            algorithm = NETWORKS[name](loss_of(hidden))
         given = (per_client(params),) if name in NEEDS_GRADIENTS else ()
         return Case(algorithm, source, jax.eval_shape(algorithm.init, KEY, params, *given))
     if name in QUADRATICS:
         algorithm, params = QUADRATICS[name](), jax.ShapeDtypeStruct((WIDTH,), jnp.float32)
-        state = jax.eval_shape(algorithm.init, KEY, params, objectives(WIDTH))
-        return Case(algorithm, federation(), state)
+        clients = objectives(WIDTH)
+        source = dx.local.quadratic_federation(clients)
+        return Case(algorithm, source, jax.eval_shape(algorithm.init, KEY, params, clients))
     params = jax.ShapeDtypeStruct((CONJUGATE,), jnp.float32)
     source = federation(width=CONJUGATE, labels=jnp.float32)
     if name == "msda":

@@ -24,19 +24,19 @@ WHEELS = {"v5e": ("libtpu", "plan-tpu"), "H100": ("jax_plugins", "plan-gpu")}
 MACHINES = ("v5e:2x4", "8xH100")
 # Beside the models: counters, masks and metrics, which a TPU fills up to whole tiles.
 SMALL = 8 << 10
-# Events are simulated one after another, and each brings all nodes to every device: see docs/pods.md.
-ONE_AT_A_TIME = {"continuized", "dadao"}
-# Those that need more than 1.3 times state, data and a client, and how much: messages exist twice, by
-# coordinates as well; models and masks are mixed together; or the models of all are on every device.
-MEMORY = {
-    "fedavg, geometric median": 1.75,
-    "dispfl": 1.7,
-    "dfedavg, random neighbours": 2.1,
-    "single_merging": 2.1,
-    "gossip_learning": 2.3,
-    "msda": 2.1,
-    "continuized": 3.1,
-}
+# Of small models, which lie in a TPU's own memory on the chip, programs need about as much whatever
+# the size of the models: scratch, beside which 1.3 times cannot be seen.
+SCRATCH = {"v5e:2x4": 768 << 10, "8xH100": 0}
+# Hidden units with which a model, 205 MB, is larger than that memory, and what is compiled with them.
+LARGE = 1 << 16
+OF_LARGE_MODELS = (
+    "fedavg",
+    "fedavg, geometric median",
+    "krum",
+    "dispfl",
+    "dfedadmm",
+    "dfedavg, random neighbours",
+)
 
 
 def machine(name, **options):
@@ -56,19 +56,19 @@ def digest():
     return total.hexdigest()[:24]
 
 
-def found(name, where):
+def found(name, where, hidden=gallery.HIDDEN):
     """Bytes sent, least, peak, arguments and members of a round, kept from test run to test run."""
     mesh = machine(where)
-    path = KEPT / f"{digest()} {name} {where.replace(':', '_')}.json"
+    path = KEPT / f"{digest()} {name} {hidden} {where.replace(':', '_')}.json"
     if not path.exists():
-        case = gallery.case(name)
+        case = gallery.case(name, hidden)
         cost = profile.round(case.algorithm, case.state, case.source, mesh=mesh)
         told = {
             "sent": cost.sent_bytes,
             "least": cost.least_sent_bytes,
             "peak": cost.peak_bytes,
             "arguments": cost.argument_bytes,
-            "working": working_set(case, where),
+            "working": working_set(name, case, where, hidden),
             "large": [(c.kind, c.bytes) for c in cost.collectives if c.bytes > 1024],
         }
         KEPT.mkdir(parents=True, exist_ok=True)
@@ -76,13 +76,27 @@ def found(name, where):
     return json.loads(path.read_text())
 
 
-def working_set(case, where):
-    """What a client needs beside state and data: FedAvg's alone, its new state and its message."""
-    alone = "v5e:1x1" if "v5e" in where else "1xH100"
-    algorithm = gallery.NETWORKS["fedavg"]()
-    state = jax.eval_shape(algorithm.init, gallery.KEY, gallery.network())
-    source = gallery.federation(1)
-    one = profile.round(algorithm, state, source, mesh=machine(alone)).temporary_bytes
+@functools.cache
+def alone(name, where, hidden):
+    """What the work of a client needs, or of an event's two: a local solve, or a method's own steps."""
+    mesh = machine("v5e:1x1" if "v5e" in where else "1xH100")
+    if name not in gallery.SOLVES:
+        method = gallery.ALONE.get(name, gallery.NETWORKS["fedavg"])
+        algorithm = method(gallery.loss_of(hidden))
+        state = jax.eval_shape(algorithm.init, gallery.KEY, gallery.params_of(hidden))
+        return profile.round(algorithm, state, gallery.federation(1), mesh=mesh).temporary_bytes
+    place = jax.NamedSharding(mesh, jax.P())
+    shapes = [(gallery.CONJUGATE,), (gallery.OWN, gallery.CONJUGATE), (gallery.OWN,)]
+    y, inputs, labels = (jax.ShapeDtypeStruct(s, jnp.float32, sharding=place) for s in shapes)
+    with jax.set_mesh(mesh):
+        solve = jax.jit(gallery.least_squares_conjugate)
+        program = solve.lower(y, dx.data.Batch(inputs, labels, None)).compile()
+    return gallery.SOLVES[name] * program.memory_analysis().temp_size_in_bytes
+
+
+def working_set(name, case, where, hidden=gallery.HIDDEN):
+    """What a client needs beside state and data: its work's own, its new state and its message."""
+    one = alone(name if name in {*gallery.ALONE, *gallery.SOLVES} else "", where, hidden)
     own = sum(
         leaf.size * leaf.dtype.itemsize / gallery.N for leaf in jax.tree.leaves(case.state.clients)
     )
@@ -100,7 +114,8 @@ def test_the_gallery_has_every_method():
         and value.__name__ == name
     }
     frameworks = {"with_server", "adapt_then_combine", "combine_then_adapt"}
-    assert made - frameworks == {name.partition(",")[0] for name in gallery.NAMES}
+    methods = set(gallery.NAMES) - set(gallery.ROBUST)
+    assert made - frameworks == {name.partition(",")[0] for name in methods}
 
 
 @pytest.mark.slow
@@ -108,16 +123,40 @@ def test_the_gallery_has_every_method():
 @pytest.mark.parametrize("name", gallery.NAMES)
 def test_a_round_sends_the_least_and_needs_no_more_than_its_state_and_a_client(name, where):
     told = found(name, where)
-    if name not in ONE_AT_A_TIME:
-        assert told["sent"] <= 1.06 * told["least"] + SMALL
-    most = MEMORY.get(name, 1.3)
-    assert told["peak"] <= most * (told["arguments"] + told["working"])
+    assert told["sent"] <= 1.06 * told["least"] + SMALL
+    assert told["peak"] <= 1.3 * (told["arguments"] + told["working"]) + SCRATCH[where]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", MACHINES)
+@pytest.mark.parametrize("name", OF_LARGE_MODELS)
+def test_a_round_of_large_models_needs_no_more_either(name, where):
+    told = found(name, where, LARGE)
+    assert told["sent"] <= 1.06 * told["least"] + SMALL
+    assert told["peak"] <= 1.3 * (told["arguments"] + told["working"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", MACHINES)
+def test_clients_in_turn_write_over_their_old_state(where):
+    mesh, clients = machine(where), 64
+    network = dx.models.MLP(features=(1024, 1024, 1024), classes=10)
+    params = jax.eval_shape(network.init, gallery.KEY, jnp.zeros((1, gallery.FEATURES)))["params"]
+    loss = dx.losses.classification(network.apply)
+    ring = dx.gossip.ring(clients)
+    algorithm = dx.decentralized.dfedadmm(loss, gallery.SGD, ring, at_once=1)
+    state = jax.eval_shape(algorithm.init, gallery.KEY, params)
+    source = dx.data.deal(gallery.federation(clients), mesh)
+    cost = profile.round(algorithm, state, source, mesh=mesh)
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.clients)) / 8
+    # The mixed messages lie beside the messages: half of the state. It was 2.2 times.
+    assert cost.peak_bytes <= 1.6 * held
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", MACHINES)
 def test_a_fedavg_round_is_one_all_reduce_of_the_model(where):
-    model = 4 * sum(leaf.size for leaf in jax.tree.leaves(gallery.network()))
+    model = 4 * sum(leaf.size for leaf in jax.tree.leaves(gallery.params_of()))
     ((kind, bytes),) = found("fedavg", where)["large"]
     assert kind == "all-reduce"
     assert model <= bytes <= model + 64
@@ -179,8 +218,8 @@ def test_what_does_not_fit_is_refused_with_both_numbers(where):
 @pytest.mark.parametrize("where", MACHINES)
 def test_a_plan_says_whom_it_pads_and_what_the_machine_is(where):
     mesh = machine(where)
-    algorithm = gallery.NETWORKS["fedavg"]()
-    state = jax.eval_shape(algorithm.init, gallery.KEY, gallery.network())
+    algorithm = gallery.NETWORKS["fedavg"](gallery.loss_of())
+    state = jax.eval_shape(algorithm.init, gallery.KEY, gallery.params_of())
     cost = profile.round(algorithm, state, gallery.federation(5), mesh=mesh)
     assert (cost.members, cost.places) == (5, 8)
     assert "5, padded to 8: 3 are computed for nothing" in str(cost)
@@ -198,9 +237,9 @@ def test_choices_follow_the_machine_and_nothing_is_run_there(where, tmp_path):
     with jax.set_mesh(mesh):
         assert platform() == {"v5e:2x4": "tpu", "8xH100": "gpu"}[where]
     assert platform() == jax.default_backend()
-    algorithm = gallery.NETWORKS["fedavg"]()
+    algorithm = gallery.NETWORKS["fedavg"](gallery.loss_of())
     state = algorithm.init(
-        gallery.KEY, gallery.NETWORK.init(gallery.KEY, np.ones((1, 784)))["params"]
+        gallery.KEY, gallery.network().init(gallery.KEY, np.ones((1, 784)))["params"]
     )
     source = gallery.federation(8)
     with pytest.raises(ValueError, match="mesh must be of devices of this machine"):

@@ -63,8 +63,9 @@ def sum_coordinates(
 ) -> Array:
     """Adds up over all parameters what a function makes of them: `sum_j function(x[:, j])`.
 
-    Where m clients are dealt over devices, the models are dealt over them again by coordinates (one
-    all-to-all) and the devices' shares are added up (one all-reduce of what the function returns).
+    Where m clients are dealt over devices, the models are dealt over them again by coordinates (an
+    all-to-all of each large leaf and one of all others) and the devices' shares are added up (one
+    all-reduce of what the function returns).
 
     Args:
       function: `(values, *shared) -> [...]` on values `[m, c]` of any c coordinates, additive over
@@ -87,8 +88,8 @@ def sum_coordinates(
         return functools.reduce(jnp.add, parts)
 
     def on_one_device(stacked: Any, shared: Any) -> Array:
-        values = _by_coordinates(_ravel(stacked))[:count]
-        return jax.lax.psum(function(values, *shared), CLIENTS)
+        parts = [function(_of_group(stacked, group)[:count], *shared) for group in _groups(stacked)]
+        return jax.lax.psum(functools.reduce(jnp.add, parts), CLIENTS)
 
     return _dealt(on_one_device)(_filled_up(stacked), shared)
 
@@ -183,6 +184,25 @@ def _by_coordinates(rows: Float[Array, "own d"]) -> Float[Array, "m share"]:
     devices = jax.lax.axis_size(CLIENTS)
     padded = jnp.pad(rows, ((0, 0), (0, -rows.shape[1] % devices)))
     return jax.lax.all_to_all(padded, CLIENTS, split_axis=1, concat_axis=0, tiled=True)
+
+
+def _of_group(stacked: PyTree[Array], group: list[int]) -> Float[Array, "m share"]:
+    """`_by_coordinates` in any order; a leaf that stands alone is cut where it need not be copied."""
+    leaf, devices = jax.tree.leaves(stacked)[group[0]], jax.lax.axis_size(CLIENTS)
+    axis = axis_to_deal(leaf.shape, devices)
+    if len(group) > 1 or axis is None:
+        return _by_coordinates(_ravel(stacked, group))
+    wide = leaf.astype(jnp.result_type(jnp.float32, *jax.tree.leaves(stacked)))
+    values = jax.lax.all_to_all(wide, CLIENTS, split_axis=axis, concat_axis=0, tiled=True)
+    return values.reshape(len(values), -1)
+
+
+def axis_to_deal(shape: tuple[int, ...], devices: int) -> int | None:
+    """The axis behind the clients' to be cut: the last that the devices divide into whole tiles."""
+    axes = [axis for axis in range(1, len(shape)) if shape[axis] and not shape[axis] % devices]
+    tiles = {len(shape) - 1: 128, len(shape) - 2: 8}
+    whole = [axis for axis in axes if not shape[axis] // devices % tiles.get(axis, 1)]
+    return (whole or axes)[-1] if axes else None
 
 
 def _groups(stacked: PyTree[Array]) -> list[list[int]]:

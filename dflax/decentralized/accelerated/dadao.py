@@ -11,7 +11,7 @@ from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.clients import against
 from dflax.decentralized.accelerated.flow import Real, apply_flow, momenta, propagator
-from dflax.decentralized.framework.rows import put, read, starts, write
+from dflax.decentralized.framework.rows import put, read, starts, take, write
 from dflax.events.law import require_drawn_by
 from dflax.events.node_events import NodeEvent
 from dflax.events.stream import Groups
@@ -219,8 +219,7 @@ def dadao(
         times = jnp.concatenate([event.gradient_times, event.link_times, event.link_times])
 
         # One read of all rows, on which the one write waits: the loop updates the state in place.
-        rows = jax.tree.map(lambda leaf: leaf.at[places].get(mode="clip"), nodes.vectors)
-        rows = jax.vmap(advanced)(rows, gaps)
+        rows = jax.vmap(advanced)(take(nodes.vectors, places), gaps)
         cuts = [at.shape[0], at.shape[0] + links.shape[0]]
         parts = jax.tree.map(lambda leaf: jnp.split(leaf, cuts), rows)
         own, first, second = jax.tree.transpose(jax.tree.structure(rows), None, parts)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dflax.clients import CLIENTS, against, client_devices, everywhere, platform
+from dflax.clients import CLIENTS, against, platform
+from dflax.gossip.products.by_coordinates import by_coordinates
 from dflax.gossip.products.linear import Rows
-from dflax.programs.exchanges import gathered_by, sends, size
 
 # On a CPU, a gather of rows that do not fit the cache runs several times faster in chunks of about
 # this many elements than as one loop over all rows; long rows and small leaves gain nothing.
@@ -24,11 +24,12 @@ def dense_rows(
         matrix = jnp.where(itself | ~(active[:, None] & active), 0, matrix)
         matrix = jnp.where(itself, 1 - matrix.sum(1), matrix)
 
+    def multiply(x: Array, matrix: Array) -> Array:
+        flat, exact = x.reshape(clients, -1), jax.lax.Precision.HIGHEST
+        return jnp.matmul(matrix.astype(x.dtype), flat, precision=exact).reshape(x.shape)
+
     def rows(x: Array) -> Array:
-        flat = x.reshape(clients, -1)
-        with sends(lambda: gathered_by(client_devices(clients), size(x))):
-            product = jnp.matmul(matrix.astype(x.dtype), flat, precision=jax.lax.Precision.HIGHEST)
-        return product.reshape(x.shape)
+        return by_coordinates(multiply, x, matrix)
 
     return rows, count_sent(jnp.where(itself, 0, matrix))
 
@@ -53,13 +54,17 @@ def slot_rows(
         for k in range(neighbours.shape[1]):
             heard = x.at[neighbours[:, k]].get(mode="promise_in_bounds")
             total = total + against(weights[:, k].astype(x.dtype), here) * heard
+            if platform() == "tpu":
+                # It would read the rows of all slots first, and hold them all.
+                x, total = jax.lax.optimization_barrier((x, total))
         return total
 
     def rows(x: Array) -> Array:
         width = x.size // x.shape[0]
         if not _in_chunks(x.size, width):
-            with sends(lambda: gathered_by(client_devices(x.shape[0]), size(x))):
-                return combine(x, x, neighbours, weights, own)
+            return by_coordinates(
+                lambda x, *tables: combine(x, x, *tables), x, neighbours, weights, own
+            )
 
         def one(row: tuple[Array, ...]) -> Array:
             return combine(x, *(part[None] for part in row))[0]
@@ -77,12 +82,14 @@ def edge_rows(
 ) -> Rows:
     """Multiplication by a matrix given as weighted edges sorted by receiver, and its diagonal."""
 
-    def rows(x: Array) -> Array:
-        # Held whole, each model travels once; else a row would travel for every edge.
-        heard = everywhere(x).at[senders].get(mode="promise_in_bounds")
+    def combine(x: Array, senders: Array, receivers: Array, weights: Array, own: Array) -> Array:
+        heard = x.at[senders].get(mode="promise_in_bounds")
         heard = against(weights.astype(x.dtype), heard) * heard
         total = jax.ops.segment_sum(heard, receivers, x.shape[0], indices_are_sorted=True)
         return against(own.astype(x.dtype), x) * x + total
+
+    def rows(x: Array) -> Array:
+        return by_coordinates(combine, x, *map(jnp.asarray, (senders, receivers, weights, own)))
 
     return rows
 

@@ -1,22 +1,18 @@
 """What tells two runs apart: the shapes of their trees, the values in them, and what they compute."""
 
-import hashlib
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import Array, Key, PyTree
 
 from dflax.algorithm import Algorithm, Metrics, Source, State
 from dflax.mesh import collect
+from dflax.programs import hashing
 from dflax.running.settings import SHOWN, settings, shown
 
-# What these parameters of an operation say has no part in its result.
-_COSMETIC = {"name", "debug_info"}
 # What a stored run has in common with the one that resumes it, strict or not.
 ALWAYS = ("start", "state", "metrics", "evaluations")
 # Where the settings lie that tell what a hash hides.
@@ -106,7 +102,7 @@ def layout(tree: PyTree[Array]) -> dict[str, str]:
 
 def structure(tree: PyTree[Array]) -> str:
     """A hash of a tree's node types and static parts."""
-    return _sha256(_plain(jax.tree.structure(tree)))
+    return hashing.of_text(jax.tree.structure(tree))
 
 
 def abstract(tree: PyTree[Array]) -> PyTree[jax.ShapeDtypeStruct]:
@@ -152,7 +148,7 @@ def computation(function: Callable[..., Any], *arguments: Any) -> tuple[str, Any
       *arguments: pytrees of arrays or of `jax.ShapeDtypeStruct`.
     """
     traced, result = jax.make_jaxpr(function, return_shape=True)(*map(abstract, arguments))
-    return _closed(traced, {}), result
+    return hashing.of_program(traced), result
 
 
 def differences(
@@ -211,70 +207,9 @@ def _differing_settings(stored: Any, wanted: dict[str, str]) -> list[str]:
     return list(lines.values())
 
 
-def _closed(traced: ClosedJaxpr, seen: dict[int, str]) -> str:
-    return _sha256([_operations(traced.jaxpr, seen), *map(_constant, traced.consts)])
-
-
-def _operations(program: Jaxpr, seen: dict[int, str]) -> str:
-    """Variables are numbered in the order of their definition, whatever they are called."""
-    if id(program) in seen:
-        return seen[id(program)]
-    numbers: dict[Any, int] = {}
-
-    def define(variables: Any) -> list[str]:
-        for variable in variables:
-            numbers[variable] = len(numbers)
-        return [str(variable.aval) for variable in variables]
-
-    def use(variables: Any) -> list[Any]:
-        return [
-            _constant(variable.val) + str(variable.aval)
-            if isinstance(variable, Literal)
-            else numbers[variable]
-            for variable in variables
-        ]
-
-    def parameter(value: Any) -> Any:
-        if isinstance(value, ClosedJaxpr):
-            return _closed(value, seen)
-        if isinstance(value, Jaxpr):
-            return _operations(value, seen)
-        if isinstance(value, (tuple, list)):
-            return [parameter(item) for item in value]
-        if isinstance(value, (set, frozenset)):
-            return sorted(map(_plain, value))
-        if isinstance(value, (np.ndarray, jax.Array)):
-            return _constant(value)
-        return _plain(value)
-
-    parts: list[Any] = [define(program.constvars), define(program.invars)]
-    for operation in program.eqns:
-        parameters = [
-            [name, parameter(value)]
-            for name, value in sorted(operation.params.items())
-            if name not in _COSMETIC
-        ]
-        used = use(operation.invars)
-        parts.append([operation.primitive.name, used, parameters, define(operation.outvars)])
-    parts.append(use(program.outvars))
-    seen[id(program)] = _sha256(parts)
-    return seen[id(program)]
-
-
 def _numbers(leaf: Any) -> Any:
     is_key = jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
     return jax.random.key_data(leaf) if is_key else leaf
-
-
-def _constant(value: Any) -> str:
-    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
-        value = jax.random.key_data(value)
-    if isinstance(value, jax.Array) and not value.is_fully_addressable:
-        return _plain(jax.typeof(value))
-    if not isinstance(value, (np.ndarray, np.generic, jax.Array, bool, int, float, complex)):
-        return _plain(value)
-    numbers = np.ascontiguousarray(value)
-    return f"{numbers.dtype}{numbers.shape}{hashlib.sha256(numbers.tobytes()).hexdigest()}"
 
 
 @jax.jit
@@ -298,12 +233,3 @@ def _checksum(leaf: Array) -> Array:
     mixed = (bits ^ (position * jnp.uint32(0x9E3779B9))) * jnp.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0xC2B2AE35)
     return jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32)
-
-
-def _plain(value: Any) -> str:
-    """A text that is the same in every process: no addresses in it."""
-    return re.sub(r" ?(at )?0x[0-9a-fA-F]+", "", str(value))
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

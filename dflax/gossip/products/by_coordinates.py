@@ -1,0 +1,54 @@
+"""Functions of all clients' rows that take each coordinate for itself, without all rows on a device."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from dflax.aggregation.rows.coordinates import axis_to_deal
+from dflax.clients import CLIENTS, client_devices
+
+
+def by_coordinates(
+    function: Callable[..., Float[Array, "n ..."]], x: Float[Array, "n ..."], *tables: Array
+) -> Float[Array, "n ..."]:
+    """`function(x, *tables)`, where n clients are dealt over p devices on 1 / p of the coordinates each.
+
+    The rows are dealt over the devices by coordinates, and what the function makes of them by rows
+    again: two all-to-alls, in each of which a device sends its own n / p rows at most once. It never
+    holds more than their size. All n rows on every device would be p times as much to hold.
+
+    Args:
+      function: `(values, *tables) -> [n, ...]` on values `[n, ...]` of any part of the coordinates, each
+        coordinate for itself.
+      x: `[n, ...]`.
+      *tables: what the function reads whole; held by every device.
+    """
+    devices = client_devices(x.shape[0])
+    # Of a few numbers a client, every device may have all.
+    if devices == 1 or x.size < x.shape[0] * devices:
+        return function(x, *tables)
+
+    def dealt(own: Array, *tables: Array) -> Array:
+        axis = axis_to_deal(own.shape, devices)
+        if axis is None:
+            flat = own.reshape(own.shape[0], -1)
+            width = flat.shape[1]
+            padded = jnp.pad(flat, ((0, 0), (0, -width % devices)))
+            return there_and_back(padded, 1, *tables)[:, :width].reshape(own.shape)
+        return there_and_back(own, axis, *tables)
+
+    def there_and_back(own: Array, axis: int, *tables: Array) -> Array:
+        values = jax.lax.all_to_all(own, CLIENTS, split_axis=axis, concat_axis=0, tiled=True)
+        made = function(values, *tables)
+        return jax.lax.all_to_all(made, CLIENTS, split_axis=0, concat_axis=axis, tiled=True)
+
+    return jax.shard_map(
+        dealt,
+        in_specs=(PartitionSpec(CLIENTS), *(PartitionSpec() for _ in tables)),
+        out_specs=PartitionSpec(CLIENTS),
+        axis_names={CLIENTS},
+        check_vma=False,
+    )(x, *tables)
