@@ -67,6 +67,11 @@ def split_cost(split: Split, params: Params, inputs: PyTree[Array]) -> SplitCost
     """
     validation.instance("split", split, Split, "Make one with dflax.models.split_transformer.")
     validation.leading_axis("inputs", inputs, 1)
+    if not jax.tree.leaves(params) or not all(hasattr(x, "shape") for x in jax.tree.leaves(params)):
+        raise TypeError(
+            f"params must be a tree of arrays or shapes, got {validation.shown(params)}. Pass what "
+            "split.divide takes."
+        )
     frozen, trained = _divided(split, params)
     up = jax.eval_shape(split.head, frozen.head, trained.prompts, inputs)
     down = jax.eval_shape(split.body, frozen.body, up)
