@@ -90,8 +90,8 @@ def task(
     turned = np.swapaxes(inputs, 1, 2)
 
     def part(inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> dx.data.Dataset:
-        own = {"inputs": jnp.asarray(inputs[rows]), "labels": jnp.asarray(labels[rows], jnp.int32)}
-        return dataclasses.replace(digits.train, **own)
+        own = jnp.asarray(inputs[rows]), jnp.asarray(labels[rows], jnp.int32)
+        return dataclasses.replace(digits.train, inputs=own[0], labels=own[1])
 
     train_key, head_key, key = jax.random.split(jax.random.key(seed), 3)
     params = trained(model, part(inputs, labels, first), epochs, rate, train_key)
