@@ -43,7 +43,10 @@ def el2n(scores: Float[Array, "B C"], labels: Int[Array, " B"]) -> Float[Array, 
 
 
 def kept_of(share: float | Float[Array, ""], examples: Any) -> Any:
-    """How many of so many examples are kept: floor(share * examples), at least 1."""
+    """How many of so many examples are kept: floor(share * examples), at least 1.
+
+    Products within 1e-6 of the next integer, relatively, count as that integer.
+    """
     if validation.is_traced(share) or validation.is_traced(examples):
         exact = jnp.asarray(share, jnp.float32) * jnp.asarray(examples, jnp.float32)
         return jnp.maximum(jnp.floor(exact * (1 + ROUNDING)), 1).astype(jnp.int32)

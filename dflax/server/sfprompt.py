@@ -79,7 +79,8 @@ def sfprompt(
     prompts, local loss and pruning it is FedAvg of the tail on frozen features.
 
     The local loss trains a tail on inputs it will not have in the whole model. It may do harm: watch
-    "loss", which is the whole model's.
+    "loss", which is the whole model's. Where a body's activations do not fit the memory,
+    `split._replace(body=jax.checkpoint(split.body))` computes them twice.
 
     Args:
       split: the model in parts, for example `dflax.models.split_transformer(model, prompts=4)`.
@@ -107,7 +108,8 @@ def sfprompt(
       sent and products. `clients_reporting`.
 
     Raises:
-      TypeError, ValueError: naming the argument.
+      TypeError, ValueError: naming the argument; from `step`, clients that own a law over classes in
+        place of examples.
 
     References:
       Cao, Zhu and Gong, SFPrompt: Communication-Efficient Split Federated Fine-Tuning for Large

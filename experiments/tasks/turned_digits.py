@@ -11,6 +11,7 @@ import optax
 import dflax as dx
 from dflax.data.laws import dirichlet_laws
 from experiments.tasks.skewed_digits import drawn_by
+from experiments.tools.finished import Stage, in_memory
 
 CLASSES = 10
 
@@ -65,6 +66,7 @@ def task(
     samples: int,
     alpha: float,
     tested: int = 299,
+    stage: Stage = in_memory,
     **federation: Any,
 ) -> Task:
     """The task of one seed.
@@ -78,6 +80,7 @@ def task(
       samples: of each client.
       alpha: of the Dirichlet law of each client's classes.
       tested: how many examples of the other half are held out.
+      stage: of a study, which keeps the trained weights.
       **federation: further arguments of `dflax.Federation`.
     """
     digits = dx.data.digits()
@@ -94,10 +97,13 @@ def task(
         return dataclasses.replace(digits.train, inputs=own[0], labels=own[1])
 
     train_key, head_key, key = jax.random.split(jax.random.key(seed), 3)
-    params = trained(model, part(inputs, labels, first), epochs, rate, train_key)
+    half = part(inputs, labels, first)
+    params = stage(f"weights of seed {seed}", lambda: trained(model, half, epochs, rate, train_key))
     fresh = model.init(head_key, digits.example)["params"]["head"]
     train = part(turned, renumbered, other[tested:])
     laws = dirichlet_laws(seed, clients, CLASSES, alpha)
     owned = drawn_by(laws, np.asarray(train.labels), samples, generator)
     source = dx.Federation(train, dx.data.from_indices(owned, seed=seed), **federation)
-    return Task(params | {"head": fresh}, source, part(turned, renumbered, other[:tested]), key)
+    return Task(
+        dict(params) | {"head": fresh}, source, part(turned, renumbered, other[:tested]), key
+    )

@@ -167,6 +167,7 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
             clients=config.clients,
             samples=config.samples,
             alpha=config.alpha,
+            stage=stage,
             local_epochs=config.local_epochs,
             batch_size=config.batch_size,
             participation=dx.participation.uniform(config.cohort),
