@@ -278,14 +278,13 @@ def _stepped(
 
 
 def _require_event(event: Any, cut: Waves, round: Round) -> None:
-    wanted = (cut.width, cut.most_steps)
     given: Any = "none"
-    if isinstance(event, dict) and "start" in event:
-        given = (event["start"].shape[0], event["first"].shape[0])
-    if given == wanted and round.clients == cut.timetable.population:
+    if isinstance(event, dict) and "room" in event:
+        given = event["room"].shape[:-1]
+    if given == cut.room and round.clients == cut.timetable.population:
         return
     raise ValueError(
-        "the federation must be joined with the algorithm's own timetable, of which a round has "
-        f"{wanted[0]} places and {wanted[1]} steps, got {given}. Say "
-        "dflax.asynchronous.join(federation, timetable)."
+        "the federation must be joined with the algorithm's own timetable, with room for places, steps, "
+        f"arrivals of a step, models and kept changes {cut.room}, got {given}. Say "
+        "dflax.asynchronous.join(federation, timetable); see `alike` for several timetables."
     )

@@ -1,16 +1,17 @@
 """A timetable as rounds: steps of the server whose clients can be trained together share one."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jax.tree_util import Partial
+from jaxtyping import Array, Int, Key
 
 from dflax import participation, validation
 from dflax.asynchronous.timetable import Timetable
 from dflax.federation import Federation
-from dflax.participation import Participation
+from dflax.participation import Cohort, Count, Participation
 
 # How much work of empty places a timetable may cost beside its own.
 WASTE = 0.1
@@ -48,6 +49,11 @@ class Waves(NamedTuple):
     most_steps: int
     most_arrivals: int
     keeps: bool
+
+    @property
+    def room(self) -> tuple[int, int, int, int, int]:
+        """What an algorithm has room for: places, steps, arrivals of a step, models, kept changes."""
+        return self.width, self.most_steps, self.most_arrivals, self.slots, int(self.keeps)
 
     @property
     def rounds(self) -> int:
@@ -172,7 +178,8 @@ def join(federation: Federation, cut: Timetable | Waves) -> Federation:
       cut: a timetable, or its `waves`.
 
     Returns:
-      The federation with its participation replaced; `waves(timetable).rounds` rounds are all of it.
+      The federation with its participation replaced; `waves(timetable).rounds` rounds are all of it,
+      and in those after them nothing happens.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -279,7 +286,7 @@ def _rows(cut: Waves, local_steps: int) -> Participation:
     number = np.minimum(cut.begins[:-1, None] + step, len(table.time) - 1)
     # Half a step less, so that no rounding of the share makes one more of it.
     effort = np.maximum(column(table.steps) - 0.5, 0) / local_steps
-    return participation.from_table(
+    rows = participation.from_table(
         jnp.asarray(_filled(column(table.clients, -1), table.population)),
         reports=jnp.asarray(there, jnp.float32),
         effort=jnp.asarray(effort, jnp.float32),
@@ -293,8 +300,22 @@ def _rows(cut: Waves, local_steps: int) -> Participation:
         write=np.where(happens, cut.write[number], cut.slots).astype(np.int32),
         time=table.time[cut.begins[1:] - 1].astype(np.float32),
         steps_taken=np.diff(moved[cut.begins]).astype(np.int32),
-        number=np.arange(rounds, dtype=np.int32),
+        # No numbers: by its shape an algorithm sees whether it has room for these rows.
+        room=np.zeros((rounds, *cut.room, 0), bool),
     )
+    return Partial(_until_the_end, Count(rounds), rows)
+
+
+def _until_the_end(
+    rounds: int, rows: Participation, key: Key[Array, ""], index: Int[Array, ""], clients: int
+) -> Cohort:
+    """The rows in their order; after the last one nobody comes."""
+    cohort = rows(key, jnp.minimum(index, rounds - 1), clients)
+    event: Any = cohort.event
+    still = jnp.asarray(index < rounds)
+    counts = {name: jnp.where(still, event[name], 0) for name in ("count", "steps_taken")}
+    reports = jnp.where(still, cohort.reports, 0.0)
+    return cohort._replace(reports=reports, event=event | counts)
 
 
 def _filled(clients: Int[np.ndarray, "W m"], population: int) -> Int[np.ndarray, "W m"]:

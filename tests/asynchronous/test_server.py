@@ -131,6 +131,18 @@ def test_momentum_at_the_server_sees_every_step():
     np.testing.assert_allclose(together, alone[cut.begins[1:] - 1], rtol=2e-5)
 
 
+def test_after_the_timetables_end_nothing_happens():
+    cut = asynchronous.waves(TABLES["asynchronous"]())
+    algorithm = asynchronous.asynchronous_server(LOSS, optax.sgd(RATE), cut)
+    state = algorithm.init(KEY, jnp.asarray(START))
+    run = jax.jit(lambda s, f: dx.rollout(algorithm, s, f, KEY, cut.rounds + 3))
+    state, metrics = run(state, asynchronous.join(source(10), cut))
+    np.testing.assert_allclose(state.server.params, expected(cut.timetable)[-1], rtol=2e-5)
+    np.testing.assert_array_equal(metrics["contributors"][-3:], 0)
+    np.testing.assert_array_equal(metrics["server_steps"][-3:], 0)
+    np.testing.assert_allclose(metrics["time"][-4:], cut.timetable.time[-1], rtol=1e-6)
+
+
 def test_rates_and_discounts_are_swept():
     table = TABLES["FedFix"]()
     cut = asynchronous.waves(table)
@@ -267,6 +279,16 @@ def test_what_does_not_fit_is_refused():
     other = asynchronous.join(source(10), asynchronous.fedbuff(F80, 3, 9, weights="importance"))
     with pytest.raises(ValueError, match="joined with the algorithm's own timetable"):
         algorithm.step(state, other.draw(KEY, 0))
+    # Two draws of times whose waves have equal places and steps, but not equally many models to keep.
+    one, two = (
+        asynchronous.waves(asynchronous.arrivals(N, 3, 40, delay=delay, seed=0), 3)
+        for delay in (1, 5)
+    )
+    assert one.room[:3] == two.room[:3]
+    algorithm = asynchronous.asynchronous_server(LOSS, optax.sgd(RATE), one)
+    state = algorithm.init(KEY, jnp.asarray(START))
+    with pytest.raises(ValueError, match=r"joined with the algorithm's own timetable.*see `alike`"):
+        algorithm.step(state, asynchronous.join(source(10), two).draw(KEY, 0))
     with pytest.raises(ValueError, match="local_steps >= 10 for all clients"):
         asynchronous.join(source(3), cut)
     with pytest.raises(ValueError, match="the 3 clients of the timetable, got 10"):
