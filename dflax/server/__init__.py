@@ -35,6 +35,7 @@ from dflax.server.partial_averaging import (
     partial_averaging,
 )
 from dflax.server.scaffold import fedgamma, scaffold
+from dflax.server.sfprompt import Pruned, sfprompt, tuned_parts
 
 __all__ = [
     "Arrived",
@@ -42,6 +43,7 @@ __all__ = [
     "Base",
     "Clients",
     "Heard",
+    "Pruned",
     "Received",
     "Report",
     "Server",
@@ -81,6 +83,8 @@ __all__ = [
     "scaffold",
     "scaffold_m",
     "scaffold_m_vr",
+    "sfprompt",
+    "tuned_parts",
     "with_server",
 ]
 
