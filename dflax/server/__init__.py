@@ -36,6 +36,7 @@ from dflax.server.partial_averaging import (
     partial_averaging,
 )
 from dflax.server.scaffold import fedgamma, scaffold
+from dflax.server.sfprompt import Pruned, sfprompt, tuned_parts
 
 __all__ = [
     "Arrived",
@@ -44,6 +45,7 @@ __all__ = [
     "Clients",
     "Heard",
     "Partner",
+    "Pruned",
     "Received",
     "Report",
     "Server",
@@ -84,6 +86,8 @@ __all__ = [
     "scaffold",
     "scaffold_m",
     "scaffold_m_vr",
+    "sfprompt",
+    "tuned_parts",
     "with_server",
 ]
 

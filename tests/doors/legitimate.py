@@ -96,6 +96,8 @@ LEGITIMATE = [
     ("gossip.bristle(better)", "3", "exponents have no upper bound"),
     ("gossip.bristle(worse)", "3", "exponents have no upper bound"),
     ("gossip.bristle(bound)", "3", "scores have no upper bound"),
+    ("models.apply_lora(scale)", "-1 3", "any factor scales a change"),
+    ("models.split_gradient(inputs)", "any", "a minibatch within a method"),
     ("gossip.bristle(scale)", "3", "scales have no upper bound"),
     ("channel.gaussian_noise(deviation)", "3", "deviations have no upper bound"),
     ("attacks.constant(value)", "nan inf -1 3", "any number, and what is none"),

@@ -18,7 +18,9 @@ from doors.things import (
     PARAMS,
     PARTITION,
     SENDING,
+    SPLIT_MODEL,
     STACKED,
+    STATE,
     N,
     attack,
     score,
@@ -177,6 +179,7 @@ CALLS = {
     "local.clipped": {"loss": LOSS, "norm": 1.0},
     "local.distances": {"first": ROWS, "second": ROWS},
     "local.fast_gradient_sign": {"loss": LOSS, "radius": 0.1},
+    "local.el2n": {"scores": ROWS, "labels": np.zeros(N, np.int32)},
     "local.gradient": {"loss": LOSS},
     "local.large_gradient": {
         "oracle": dx.local.gradient(LOSS),
@@ -248,6 +251,15 @@ CALLS = {
     "server.scaffold": KEEPING,
     "server.scaffold_m": KEEPING,
     "server.scaffold_m_vr": KEEPING,
+    "server.sfprompt": {
+        "split": SPLIT_MODEL,
+        "loss": dx.losses.classification,
+        "optimizer": OPTIMIZER,
+        "keep": 0.5,
+        **OPTIONS,
+        "clients": N,
+    },
+    "server.tuned_parts": {"state": STATE},
     "server.with_server": {
         "start": lambda params: (params, ()),
         "work": lambda *given: given,
