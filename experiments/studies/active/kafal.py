@@ -332,12 +332,15 @@ def _draw(found: dict[tuple[str, str], dict[str, np.ndarray]]) -> Any:
     with figure(12.0, 3.9, ncols=3) as (drawn, axes):
         panels = ((axes[0], SAMPLED), (axes[2], (SAMPLED[0], SAMPLED[3], *UPDATED)))
         for panel, those in panels:
+            # Updates are compared on the seeds that all have.
+            count = min(len(found[how]["accuracy"]) for how in those)
             for how in those:
-                curve, labels = found[how]["accuracy"], found[how]["labels"].mean(0)
+                curve, labels = (found[how][name][:count] for name in ("accuracy", "labels"))
+                labels = labels.mean(0)
                 error = curve.std(0) / max(len(curve) - 1, 1) ** 0.5
                 look = {"color": COLOURS[how[0]], "label": " + ".join(how), "capsize": 2}
                 panel.errorbar(labels, curve.mean(0), error, fmt=f"o{DASHES[how[1]]}", ms=4, **look)
-            panel.set(xlabel="labels of all clients together, of 1,397", ylim=(0.45, 0.88))
+            panel.set(xlabel="labels of all clients together, of 1,397", ylim=(0.45, 0.92))
             panel.set_ylabel("test accuracy of the server's model")
             panel.legend(loc="lower right")
         axes[0].set_title("which labels are bought")
