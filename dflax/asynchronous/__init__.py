@@ -3,6 +3,7 @@
 from dflax.asynchronous.anarchic import arrivals, clocks
 from dflax.asynchronous.compass import Scheduler, fedcompass
 from dflax.asynchronous.durations import exponential, from_csv, hardware, log_normal
+from dflax.asynchronous.join import join
 from dflax.asynchronous.normalised import normalised
 from dflax.asynchronous.schedules import (
     SurrogateWarning,
@@ -14,7 +15,7 @@ from dflax.asynchronous.schedules import (
 from dflax.asynchronous.server import AsyncClients, AsyncServer, Working, asynchronous_server
 from dflax.asynchronous.staleness import constant, hinge, polynomial
 from dflax.asynchronous.timetable import Arrival, Timetable, collected
-from dflax.asynchronous.waves import Waves, alike, join, waves
+from dflax.asynchronous.waves import Waves, alike, waves
 
 __all__ = [
     "Arrival",

@@ -16,6 +16,7 @@ from dflax.server.fedspeed import feddyn, fedspeed
 from dflax.server.framework.averaging import descent, local_change
 from dflax.server.framework.protocol import Arrived, Clients, Heard, Received, Report, Server
 from dflax.server.framework.with_server import with_server
+from dflax.server.kcfu import Partner, kcfu
 from dflax.server.large_batches import anchors
 from dflax.server.large_batches.bvr_l_sgd import bvr_l_sgd
 from dflax.server.large_batches.fedamd import fedamd
@@ -43,6 +44,7 @@ __all__ = [
     "Base",
     "Clients",
     "Heard",
+    "Partner",
     "Pruned",
     "Received",
     "Report",
@@ -71,6 +73,7 @@ __all__ = [
     "fedyogi",
     "fixed_adam",
     "fixed_momentum",
+    "kcfu",
     "layers",
     "local_change",
     "mimelite",

@@ -72,6 +72,8 @@ CALLS = {
     "export.read_metadata": {"path": "nowhere.safetensors"},
     "export.save": {"path": "nowhere/model.safetensors", "params": PARAMS},
     "gather": {"tree": STACKED, "cohort": COHORT},
+    "losses.adjusted": {"scores": np.ones(3, np.float32), "counts": [3, 0, 1]},
+    "losses.balanced": {"model": score, "counts": [3, 0, 1]},
     "losses.absolute_error": {"model": score},
     "losses.classification": {"model": score},
     "losses.from_examples": {"model": score, "per_example": lambda outputs, labels: outputs},

@@ -41,7 +41,23 @@ PERSONAL = dx.server.partial_averaging(
     LOSS, OPTIMIZER, local=lambda path: path == "b", clients=N
 ).init(KEY, PARAMS)
 
+POOLED = dx.Federation(DATA, dx.data.pools(PARTITION, 1), batch_size=2, local_steps=1)
+
 CALLS = {
+    "active.ActiveRounds": {"federation": POOLED},
+    "active.active_learning": {
+        "algorithm": dx.server.kcfu(score, OPTIMIZER, N),
+        "acquisition": dx.active.random(),
+        "budgets": 1,
+        "restart": lambda key: PARAMS,
+        "rounds": 2,
+    },
+    "active.core_set": {"features": score, "picks": 2},
+    "active.divergence": {"model": score},
+    "active.entropy": {"model": score},
+    "active.ksas": {"model": score},
+    "active.margin": {"model": score},
+    "active.random": {},
     "recipes.diloco": {"loss": LOSS, "clients": N, "optimizer": OPTIMIZER, **OPTIONS},
     "recipes.ditto": {**KEEPING, "pull": 0.1},
     "recipes.exact_diffusion": {**METHOD, "mixer": MIXER, "channel": CHANNEL},
@@ -222,6 +238,7 @@ CALLS = {
     "server.fedyogi": {**FORGETTING, "server_rate": 0.1},
     "server.fixed_adam": {},
     "server.fixed_momentum": {},
+    "server.kcfu": {"model": score, "optimizer": OPTIMIZER, "clients": N},
     "server.layers": {"names": "w"},
     "server.local_change": METHOD,
     "server.mimelite": {"loss": LOSS, "optimizer": OPTIMIZER, **OPTIONS, "clients": N},

@@ -77,6 +77,7 @@ ARGUMENTS = {
     "fedsam": (half_square, SGD),
     "fedsmoo": (half_square, SGD, N),
     "fedspeed": (half_square, SGD, N),
+    "kcfu": (lambda params, inputs: params * inputs, SGD, N),
     "fedyogi": (half_square, SGD, 0.1),
     "fedavg_m_vr": (half_square, SGD),
     "mimelite": (half_square, SGD),
@@ -130,9 +131,17 @@ def begin(name):
     return build(name, 0.0).init(KEY, params, *given)
 
 
+def pooled(source):
+    """The same examples with classes, and labels for all."""
+    data = dataclasses.replace(source.data, labels=jnp.arange(N) % D, classes=D)
+    return source.replace(data=data, partition=dx.data.pools(source.partition, 1))
+
+
 @functools.cache
 def drawn(name=""):
     source = task().federation(local_steps=2)
+    if name == "kcfu":
+        source = pooled(source)
     if name in NEEDS_OBJECTIVES:
         source = dx.local.quadratic_federation(objectives(), local_steps=2)
     return source.draw(KEY, 1)

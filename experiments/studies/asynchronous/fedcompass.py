@@ -306,8 +306,8 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
     for classes, one in found.items():
         sooner = one[COMPASS]["seconds"] < one[FEDAVG]["seconds"]
         report.claim(
-            f"{classes} classes: sooner than FedAvg at {TARGET} on most seeds",
-            sooner.mean() > 0.5,
+            f"{classes} classes: sooner than FedAvg at {TARGET} on at least half of the seeds",
+            sooner.mean() >= 0.5,
             f"{sooner.sum()} of {len(sooner)}",
             "not on every seed",
         )
