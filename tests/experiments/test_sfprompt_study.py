@@ -75,6 +75,7 @@ def test_one_example_more_than_the_cost_model_has_is_told(off):
 @pytest.mark.parametrize("good", [True, False])
 def test_claims_of_accuracy_follow_from_the_numbers(good):
     level = dict.fromkeys(sfprompt.LOOKS, 0.6) | {sfprompt.LINEAR: 0.4}
+    level |= {sfprompt.HALF: 0.56, sfprompt.QUARTER: 0.56}
     if not good:
         level |= {sfprompt.LINEAR: 0.65, sfprompt.HALF: 0.7, sfprompt.QUARTER: 0.7}
         level |= {sfprompt.LOCAL: 0.4, sfprompt.GENTLE: 0.7}
@@ -83,7 +84,7 @@ def test_claims_of_accuracy_follow_from_the_numbers(good):
     sent = {name: np.tile(np.arange(1, 5), (3, 1)) for name in found}
     report = Report()
     sfprompt.accuracies(report, found, last, sent)
-    assert [claim.holds for claim in report.claims] == [good] * 5
+    assert [claim.holds for claim in report.claims] == [good] * 6
 
 
 def test_accuracy_at_a_budget_is_of_the_rounds_before_it():
