@@ -38,6 +38,8 @@ def map_in_place(one: Callable[[Any], Any], stacked: Any) -> Any:
             place: jax.lax.dynamic_index_in_dim(leaf, number, 0, keepdims=False)
             for place, leaf in carried.items()
         }
+        # Read before anything is written: a read later in the turn would need a copy of all rows.
+        rows = jax.lax.optimization_barrier(rows)
         row = jax.tree.unflatten(structure, [(rows | others)[i] for i in range(len(given))])
         found = jax.tree.leaves(one(row))
         carried = {

@@ -164,7 +164,24 @@ ALONE = {
 }
 # Whose clients solve their problems instead of taking steps: how many of them at the same time.
 SOLVES = {"msda": 1, "continuized": 2}
-NAMES = (*NETWORKS, *ROBUST, *QUADRATICS, "msda", *EVENTS)
+NAMES = (*NETWORKS, *ROBUST, *QUADRATICS, "bristle", "msda", *EVENTS)
+
+
+def of_a_layer():
+    """Bristle trains one layer without a bias, here of two classes that everyone has."""
+
+    def head(params, inputs):
+        return inputs @ params["kernel"]
+
+    source = federation()
+    labels = jnp.tile(jnp.arange(2, dtype=jnp.int32), N * OWN // 2)
+    tests = gossip.class_tests(
+        dx.data.Dataset(source.data.inputs, labels, classes=2), source.partition
+    )
+    loss = dx.losses.classification(head)
+    algorithm = decentralized.bristle(loss, SGD, topology.ring(N), head, tests)
+    params = {"kernel": jax.ShapeDtypeStruct((FEATURES, 2), jnp.float32)}
+    return Case(algorithm, source, jax.eval_shape(algorithm.init, KEY, params))
 
 
 def case(name, hidden=HIDDEN):
@@ -177,6 +194,8 @@ def case(name, hidden=HIDDEN):
             algorithm = NETWORKS[name](loss_of(hidden))
         given = (per_client(params),) if name in NEEDS_GRADIENTS else ()
         return Case(algorithm, source, jax.eval_shape(algorithm.init, KEY, params, *given))
+    if name == "bristle":
+        return of_a_layer()
     if name in QUADRATICS:
         algorithm, params = QUADRATICS[name](), jax.ShapeDtypeStruct((WIDTH,), jnp.float32)
         clients = objectives(WIDTH)

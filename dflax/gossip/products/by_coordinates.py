@@ -27,8 +27,8 @@ def by_coordinates(
       *tables: what the function reads whole; held by every device.
     """
     devices = client_devices(x.shape[0])
-    # Of a few numbers a client, every device may have all.
-    if devices == 1 or x.size < x.shape[0] * devices:
+    # Of one number a client, every device may have all.
+    if devices == 1 or x.ndim == 1:
         return function(x, *tables)
 
     def dealt(own: Array, *tables: Array) -> Array:
