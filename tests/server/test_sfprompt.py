@@ -132,6 +132,7 @@ def test_without_a_body_and_pruning_the_pass_is_a_step_on_the_local_loss():
     assert "el2n_kept" not in metrics
 
 
+@pytest.mark.slow
 def test_linear_probing_is_fedavg_of_the_tail_on_frozen_features():
     one = split(prompts=0)
     linear = sfprompt(one, CLASSIFICATION, SGD, local_loss=False, keep=1.0)
@@ -172,6 +173,7 @@ def test_one_client_alone_keeps_what_it_found():
     assert_trees_close(state.server.params, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_before_or_after_the_local_loss():
     runs = [
         end(sfprompt(split(), CLASSIFICATION, SGD, prune_when=when), federation(), 1)[2]
@@ -181,6 +183,7 @@ def test_scores_are_those_of_before_or_after_the_local_loss():
     assert abs(before - after) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_swept_share_is_the_share_itself():
     shares, source = (0.5, 1.0), federation(8)
 
@@ -199,6 +202,7 @@ def test_a_swept_share_is_the_share_itself():
         assert_trees_close(one, state.server.params, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_on_devices_it_is_the_same():
     algorithm = sfprompt(split(), CLASSIFICATION, SGD)
     start, expected, _ = pruned()

@@ -257,7 +257,6 @@ def accuracies(
 ) -> None:
     """What prompts, pruning and the local loss do to accuracy."""
     ahead = last[PROMPTS] - last[LINEAR]
-    # A prototype with a class token had 0.13; this network averages its tokens.
     report.claim(
         "prompts without local loss are 0.05 above linear probing, mean over seeds",
         ahead.mean() >= 0.05,
