@@ -31,6 +31,7 @@ NAMES = (
     "collectives",
     "startup",
     "events",
+    "asynchronous",
     "compression",
     "robots",
 )

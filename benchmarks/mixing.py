@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import dflax as dx
 from benchmarks.measure import Row, alternately
-from dflax import topology
+from dflax import gossip, topology
 
 # Name, mixer and numbers in a model.
 WORK: dict[str, tuple[Callable[[], dx.gossip.Mixer], int]] = {
@@ -30,7 +30,23 @@ def rows(quick: bool) -> list[Row]:
     found = []
     for name, (make, width) in WORK.items():
         found += pair(f"mixing, {name}", make(), width, repeats=3 if quick else 12)
-    return found
+    return [*found, suspicious(repeats=3 if quick else 12)]
+
+
+def suspicious(repeats: int, nodes: int = 100, degree: int = 6, width: int = 8_000) -> Row:
+    """SybilWall with full memories of 32 records, beside plain gossip on the same graph."""
+    graph = topology.random_regular(nodes, degree)
+    models = jax.random.normal(jax.random.key(0), (nodes, width))
+    calls = []
+    for mixer in (gossip.by_rule(graph, gossip.sybilwall(32)), gossip.mixer(graph)):
+        apply, state = jax.jit(mixer.apply), mixer.init(models)
+        for t in range(10):
+            mixing = gossip.Mixing(jax.random.key(t), jnp.int32(t))
+            _, state, _ = apply(models, state, mixing)
+        calls.append(functools.partial(apply, models, state, mixing))
+    wall, plain = alternately(*calls, repeats=repeats)
+    name = f"SybilWall, n = {nodes}, {degree} neighbours, 32 records, d = {width // 1000}k"
+    return Row(name, wall, peer="plain gossip", peer_ms=plain)
 
 
 def pair(name: str, mixer: dx.gossip.Mixer, width: int, repeats: int) -> list[Row]:

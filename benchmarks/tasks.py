@@ -77,3 +77,10 @@ def unlike_messages(kind: str, rows: int, columns: int = 20) -> np.ndarray:
 def messages(rows: int, columns: int) -> np.ndarray:
     """The messages of some clients, one row each: standard normal, float32 `[n, d]`."""
     return np.random.default_rng(0).standard_normal((rows, columns), np.float32)
+
+
+def step_seconds(clients: int, seed: int, *, random: bool) -> np.ndarray:
+    """`[n, r]` seconds a local step, 0.02 + Exp(0.1) a client; or times exp(0.3 N(0, 1)) a piece."""
+    generator = np.random.default_rng([clients, seed])
+    speeds = 0.02 + generator.exponential(0.1, (clients, 1))
+    return speeds * np.exp(0.3 * generator.normal(size=(clients, 500))) if random else speeds

@@ -1,6 +1,7 @@
 """dflax: federated and decentralized learning as pure functions, compiled whole."""
 
 from dflax import (
+    active,
     aggregation,
     asynchronous,
     attacks,
@@ -59,6 +60,7 @@ __all__ = [
     "Source",
     "Sweep",
     "__version__",
+    "active",
     "aggregation",
     "asynchronous",
     "attacks",

@@ -524,12 +524,14 @@ def _on_one_device(
         function, at_once = _clients_at_once(function, stacked, shared)
 
     def several(stacked: Any, shared: Any) -> Any:
-        if at_once >= jax.tree.leaves(stacked)[0].shape[0]:
+        here = jax.tree.leaves(stacked)[0].shape[0]
+        if at_once >= here > 1:
             return jax.vmap(lambda row: function(*row, *shared))(stacked)
         # A chunk of one goes without vmap, so that a client's conditionals stay conditionals.
-        if at_once == 1 and platform() != "cpu":
+        alone = min(at_once, here) == 1
+        if alone and platform() != "cpu":
             return map_in_place(lambda row: function(*row, *shared), stacked)
-        batch = None if at_once == 1 else at_once
+        batch = None if alone else at_once
         return jax.lax.map(lambda row: function(*row, *shared), stacked, batch_size=batch)
 
     return (contract_last(several) if platform() == "cpu" else several)(stacked, shared)

@@ -25,8 +25,8 @@ class Federation(Population):
 
     Args:
       data: training examples; of a `Split` the training part.
-      partition: who owns what: a `Partition`, `ClassLaws`, or any pytree with `clients`, `sizes`
-        and `minibatches(seed, clients, start, steps, batch_size, replacement)`.
+      partition: who owns what: a `Partition`, `ClassLaws`, `Pools`, or any pytree with `clients`,
+        `sizes` and `minibatches(seed, clients, start, steps, batch_size, replacement)`.
       batch_size: B >= 1, examples per local step.
       local_steps: K >= 1, local steps per round, the same for every client; or give `local_epochs`.
       local_epochs: E > 0, passes over the client's own data per round: client i does

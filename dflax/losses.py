@@ -55,6 +55,66 @@ def classification(model: Model, *, label_smoothing: float | Array = 0.0) -> Los
     return from_examples(model, per_example)
 
 
+def adjusted(
+    scores: Float[Array, "... C"], counts: Array, strength: float | Array = 1.0
+) -> Float[Array, "... C"]:
+    """Scores moved by the classes' frequencies: `scores_c + strength log n_c`, absent classes masked.
+
+    A class with n_c = 0 gets -1e30, which stands for minus infinity: its probability and its gradient
+    are 0, and nothing is 0 times infinity.
+
+    Args:
+      scores: class scores.
+      counts: n, `[C]` examples of each class, >= 0; traceable.
+      strength: >= 0; traceable.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    if not isinstance(scores, jax.Array):
+        scores = jnp.asarray(validation.array("scores", scores, kind="real"))
+    if not scores.ndim or not scores.shape[-1]:
+        raise ValueError(f"scores must have the shape [..., C], got {scores.shape}.")
+    shape = scores.shape[-1:]
+    counts = jnp.asarray(validation.array("counts", counts, kind="real", shape=shape, low=0.0))
+    validation.real("strength", strength, low=0.0, scalar=True)
+    known = counts > 0
+    moved = _widened(scores) + strength * _widened(jnp.log(jnp.where(known, counts, 1)))
+    return jnp.where(known, moved, -1e30)
+
+
+def balanced(model: Model, counts: Array, *, strength: float | Array = 1.0) -> Loss:
+    """Balanced softmax: the cross-entropy of scores that are moved by the classes' frequencies.
+
+        loss = - mean over examples of log softmax(z + strength log n)_y
+
+    Frequent classes are then no more likely by their number alone, and a class with n_c = 0 takes no
+    part. With equal counts it is `classification`. The loss of a label with n_c = 0 is no number that
+    means anything (about 1e30).
+
+    Args:
+      model: gives scores z `[B, C]`, see `dflax.models.as_apply`.
+      counts: n, `[C]` examples of each class, >= 0; traceable.
+      strength: >= 0; traceable.
+
+    Returns:
+      A loss with the metrics "loss" (as above) and "accuracy" (of the moved scores).
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+
+    References:
+      Ren et al., Balanced Meta-Softmax for Long-Tailed Visual Recognition, arXiv 2007.10740.
+    """
+    counts = jnp.asarray(validation.array("counts", counts, kind="real", shape=("C",), low=0.0))
+    validation.real("strength", strength, low=0.0, scalar=True)
+
+    def per_example(scores: Array, batch: Batch) -> dict[str, Array]:
+        return _cross_entropy(adjusted(scores, counts, strength), batch.labels)
+
+    return from_examples(model, per_example)
+
+
 def language_modelling(model: Model) -> Loss:
     """Mean cross-entropy of the tokens that follow.
 
@@ -288,6 +348,8 @@ def _present(value: Any) -> bool:
 
 __all__ = [
     "absolute_error",
+    "adjusted",
+    "balanced",
     "classification",
     "from_examples",
     "language_modelling",

@@ -50,7 +50,8 @@ def side_by_side(sources: Sequence[Source]) -> SideBySide:
     """S sources of equal structure and shapes as one pytree, for a program over all of them.
 
     A leaf that is the same object in all sources is stored once; the others are stacked to
-    `[S, ...]`. Of federations only the largest client may differ: all get the largest one's bound.
+    `[S, ...]`. Of federations only the largest client may differ, and with `local_epochs` the steps that
+    it takes: all get the largest bound.
 
     Args:
       sources: at least one; for example the federations of several seeds.
@@ -101,11 +102,16 @@ def _with_one_bound(sources: list[Any]) -> list[Any]:
     if not all(isinstance(source, Federation) for source in sources):
         return sources
     largest = max(source.largest for source in sources)
+    # Of given steps a difference is meant, and refused.
+    by_epochs = all(source.local_epochs is not None for source in sources)
+    steps = max(source.local_steps for source in sources)
     alike = []
     for source in sources:
         leaves, structure = jax.tree.flatten(source)
         same = jax.tree.unflatten(structure, leaves)
         same.largest = largest
+        if by_epochs:
+            same.local_steps = steps
         alike.append(same)
     return alike
 

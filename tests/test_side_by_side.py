@@ -59,6 +59,23 @@ def test_one_source_alone_has_an_axis_as_well():
     assert one.source(()).weights is template.weights
 
 
+def test_epochs_take_the_steps_of_the_largest_client_of_all():
+    several = [two(size, local_steps=None, local_epochs=1) for size in (100, 150)]
+    sources = dx.side_by_side(several)
+    key = jax.random.key(0)
+    for place, alone in enumerate(several):
+        own = jax.tree.map(lambda leaf, place=place: leaf[place], sources.own)
+        drawn, expected = sources.source(own).draw(key, 3), alone.draw(key, 3)
+        assert drawn.assignments.minibatches.shape[1] == 50
+        steps = expected.assignments.minibatches.shape[1]
+        np.testing.assert_array_equal(
+            drawn.assignments.minibatches[:, :steps], expected.assignments.minibatches
+        )
+        np.testing.assert_array_equal(
+            drawn.assignments.local_steps, expected.assignments.local_steps
+        )
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

@@ -3,6 +3,8 @@
 from dflax.asynchronous.anarchic import arrivals, clocks
 from dflax.asynchronous.compass import Scheduler, fedcompass
 from dflax.asynchronous.durations import exponential, from_csv, hardware, log_normal
+from dflax.asynchronous.join import join
+from dflax.asynchronous.normalised import normalised
 from dflax.asynchronous.schedules import (
     SurrogateWarning,
     fedbuff,
@@ -13,7 +15,7 @@ from dflax.asynchronous.schedules import (
 from dflax.asynchronous.server import AsyncClients, AsyncServer, Working, asynchronous_server
 from dflax.asynchronous.staleness import constant, hinge, polynomial
 from dflax.asynchronous.timetable import Arrival, Timetable, collected
-from dflax.asynchronous.waves import Waves, join, waves
+from dflax.asynchronous.waves import Waves, alike, waves
 
 __all__ = [
     "Arrival",
@@ -24,6 +26,7 @@ __all__ = [
     "Timetable",
     "Waves",
     "Working",
+    "alike",
     "arrivals",
     "asynchronous_server",
     "clocks",
@@ -39,6 +42,7 @@ __all__ = [
     "immediate",
     "join",
     "log_normal",
+    "normalised",
     "polynomial",
     "synchronous",
     "waves",

@@ -151,10 +151,12 @@ def _local_steps(
     if isinstance(given, tuple):
         if len(given) != 2:
             raise ValueError(f"local_steps must be (least, most), got {given}.")
-        validation.integer("local_steps[0]", given[0], low=1)
-        validation.integer("local_steps[1]", given[1], low=given[0])
+        most = validation.LARGEST_COUNT
+        validation.integer("local_steps[0]", given[0], low=1, high=most)
+        validation.integer("local_steps[1]", given[1], low=given[0], high=most)
         return np.full(clients, given[0]), np.full(clients, given[1])
     shape = (clients,) if np.ndim(given) else ()
-    own = validation.array("local_steps", given, kind="integer", low=1, shape=shape)
+    most = validation.LARGEST_COUNT
+    own = validation.array("local_steps", given, kind="integer", low=1, high=most, shape=shape)
     steps = np.broadcast_to(np.asarray(own), (clients,))
     return steps, steps

@@ -48,10 +48,18 @@ class Scheduler:
       most: Q_max >= Q_min.
       slack: lambda >= 1, how much longer than expected a group waits.
       momentum: mu in (0, 1], the weight of the newest speed.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
     """
 
     def __init__(self, least: int, most: int, slack: float, momentum: float):
-        self.least, self.most, self.slack, self.momentum = least, most, slack, momentum
+        validation.integer("least", least, low=1)
+        validation.integer("most", most, low=least)
+        validation.real("slack", slack, low=1.0, scalar=True)
+        validation.real("momentum", momentum, low=0.0, high=1.0, low_open=True, scalar=True)
+        self.least, self.most = least, most
+        self.slack, self.momentum = float(slack), float(momentum)
         self.speed: dict[int, float] = {}
         self.steps: dict[int, int] = {}
         self.start: dict[int, float] = {}
@@ -59,8 +67,13 @@ class Scheduler:
         self.groups: list[Group] = []
 
     def measure(self, client: int, time: float) -> None:
-        """Learns seconds a local step from an arrival."""
-        seen = (time - self.start.get(client, 0.0)) / self.steps.get(client, self.most)
+        """Learns seconds a local step from an arrival; refuses one that is not after its work began."""
+        began = self.start.get(client, 0.0)
+        if not began < time < math.inf:
+            raise ValueError(
+                f"time must be seconds after {began}, when client {client} began, got {time}."
+            )
+        seen = (time - began) / self.steps.get(client, self.most)
         old = self.speed.get(client)
         self.speed[client] = (
             seen if old is None else (1 - self.momentum) * old + self.momentum * seen
@@ -68,6 +81,8 @@ class Scheduler:
 
     def assign(self, client: int, time: float) -> Group | None:
         """Gives the client its next steps and its group; returns the group if it is a new one."""
+        if client not in self.speed:
+            raise ValueError(f"client must have been measured before, got {client}. Call measure.")
         joined = self._joinable(client, time)
         if joined is not None:
             self.group[client], self.steps[client] = joined
@@ -162,17 +177,13 @@ def fedcompass(
     """
     seconds = require_durations("speeds", speeds)
     validation.real("horizon", horizon, low=0.0, low_open=True, scalar=True)
-    validation.integer("least", least, low=1)
-    validation.integer("most", most, low=least)
-    validation.real("slack", slack, low=1.0, scalar=True)
-    validation.real("momentum", momentum, low=0.0, high=1.0, low_open=True, scalar=True)
     validation.real("alpha", alpha, low=0.0, low_open=True, scalar=True)
-    shares = float(alpha) * scaled(importance, len(seconds))
+    scheduler = Scheduler(least, most, slack, momentum)
+    shares = float(alpha) * scaled(importance, len(seconds), "speeds")
 
     def speed(client: int, piece: int) -> float:
         return float(seconds[client, piece % seconds.shape[1]])
 
-    scheduler = Scheduler(least, most, float(slack), float(momentum))
     steps = _simulated(scheduler, speed, shares, float(horizon) + SLACK)
     return collected(len(seconds), steps)
 

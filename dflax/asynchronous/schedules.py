@@ -254,20 +254,28 @@ def _made(
     times = require_durations("durations", durations)
     validation.real("horizon", horizon, low=0.0, low_open=True, scalar=True)
     validation.integer("local_steps", local_steps, low=1)
-    return _Made(times, float(horizon) + SLACK / 1000, scaled(importance, len(times)))
+    return _Made(times, float(horizon) + SLACK / 1000, scaled(importance, len(times), "durations"))
 
 
-def scaled(importance: Float[AnyArray, " n"] | None, clients: int) -> Float[np.ndarray, " n"]:
-    """Importances that sum to 1, equal ones for None; refused by name."""
+def scaled(
+    importance: Float[AnyArray, " n"] | None, clients: int, counted: str
+) -> Float[np.ndarray, " n"]:
+    """Importances that sum to 1, equal ones for None; refused by name.
+
+    Args:
+      importance: `[n]`, >= 0, or None.
+      clients: n.
+      counted: the argument that says how many clients there are.
+    """
     given = np.ones(clients) if importance is None else importance
     validation.real("importance", given, low=0.0)
-    validation.leading_axis("importance", given, clients)
-    given = np.asarray(given, np.float64)
-    if given.ndim != 1 or given.sum() <= 0:
+    numbers = np.asarray(given, np.float64)
+    if numbers.shape != (clients,) or numbers.sum() <= 0:
         raise ValueError(
-            f"importance must be {clients} numbers that are not all 0, got shape {given.shape}."
+            f"importance must be a number for each of the {clients} clients of {counted}, not all 0, "
+            f"got shape {numbers.shape}."
         )
-    return given / given.sum()
+    return numbers / numbers.sum()
 
 
 def _weights(
@@ -277,8 +285,13 @@ def _weights(
         validation.choice("weights", weights, (IDENTICAL, BY_IMPORTANCE))
         return unbiased if weights == BY_IMPORTANCE else np.ones(len(unbiased))
     validation.real("weights", weights, low=0.0)
-    validation.leading_axis("weights", weights, len(unbiased))
-    return np.asarray(weights, np.float64)
+    numbers = np.asarray(weights, np.float64)
+    if numbers.shape != unbiased.shape or numbers.sum() <= 0:
+        raise ValueError(
+            f"weights must be a number for each of the {len(unbiased)} clients, not all 0, got shape "
+            f"{numbers.shape}."
+        )
+    return numbers
 
 
 def _warn(rates: Float[np.ndarray, " n"], importance: Float[np.ndarray, " n"], name: str) -> None:

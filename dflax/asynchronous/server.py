@@ -87,7 +87,8 @@ def asynchronous_server(
       latest: step along the weighted sum of all clients' latest changes, those of clients that have
         not arrived yet being 0. The memory of a client is its last change.
       channel: of the changes; default perfect.
-      at_once: see `dflax.map_clients`.
+      at_once: see `dflax.map_clients`. Clients at the same time take as many gradients as the one of
+        them with the most steps could; with 1 none is taken in vain, however different their steps.
 
     Returns:
       An `Algorithm` on a `FederatedState`; the model is `state.server.params`. Metrics: the loss's own,
@@ -113,13 +114,13 @@ def asynchronous_server(
         validation.function("discount", discount, "See dflax.asynchronous.polynomial.", takes=1)
     validation.flag("per_step", per_step)
     validation.flag("latest", latest)
-    if latest and cut.timetable.keeps:
+    if latest and cut.keeps:
         raise ValueError("latest must be False with a timetable that keeps changes for later.")
     channel = perfect() if channel is None else channel
     validation.instance("channel", channel, Channel, "For example dflax.channel.finite_only().")
     validation.at_once(at_once)
     solve = solver(loss, optimizer)
-    population, remembers = cut.timetable.population, latest or cut.timetable.keeps
+    population, remembers = cut.timetable.population, latest or cut.keeps
 
     def init(key: Key[Array, ""], params: Params) -> FederatedState:
         validation.typed_key("key", key)
@@ -239,18 +240,16 @@ def _stepped(
 ) -> AsyncServer:
     """The server after the steps of a wave, each over its own arrivals, which lie side by side."""
     room = cut.most_arrivals
-    # So that the last step's window lies within.
-    changes, factor, counted = jax.tree.map(
-        lambda leaf: jnp.pad(leaf, [(0, room)] + [(0, 0)] * (leaf.ndim - 1)),
-        (changes, factor, counted),
-    )
 
     def one(server: AsyncServer, taken: tuple[Array, Array, Array]) -> tuple[AsyncServer, None]:
         first, count, write = taken
-        here = jnp.arange(room) < count
+        # A window that lies within the wave, and which of its places are of this step.
+        begin = jnp.minimum(first, cut.width - room)
+        place = begin + jnp.arange(room)
+        here = (place >= first) & (place < first + count)
 
         def window(leaf: Array) -> Array:
-            return jax.lax.dynamic_slice_in_dim(leaf, first, room)
+            return jax.lax.dynamic_slice_in_dim(leaf, begin, room)
 
         share = jnp.where(here, window(factor), 0.0)
         summed = jax.tree.map(
@@ -279,14 +278,13 @@ def _stepped(
 
 
 def _require_event(event: Any, cut: Waves, round: Round) -> None:
-    wanted = (cut.width, cut.most_steps)
     given: Any = "none"
-    if isinstance(event, dict) and "start" in event:
-        given = (event["start"].shape[0], event["first"].shape[0])
-    if given == wanted and round.clients == cut.timetable.population:
+    if isinstance(event, dict) and "room" in event:
+        given = event["room"].shape[:-1]
+    if given == cut.room and round.clients == cut.timetable.population:
         return
     raise ValueError(
-        "the federation must be joined with the algorithm's own timetable, of which a round has "
-        f"{wanted[0]} places and {wanted[1]} steps, got {given}. Say "
-        "dflax.asynchronous.join(federation, timetable)."
+        "the federation must be joined with the algorithm's own timetable, with room for places, steps, "
+        f"arrivals of a step, models and kept changes {cut.room}, got {given}. Say "
+        "dflax.asynchronous.join(federation, timetable); see `alike` for several timetables."
     )

@@ -1,5 +1,6 @@
 """Timetables: when a server steps, whose changes it applies, and from which models those were made."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dflax import validation
+
+COUNT, REAL = (int, np.integer), (int, float, np.integer, np.floating)
 
 
 class Arrival(NamedTuple):
@@ -128,9 +131,11 @@ def collected(population: int, steps: Iterable[tuple[float, Sequence[Arrival]]])
         finite, or a kept change that was never made; with the number of the step.
     """
     validation.integer("population", population, low=1)
-    given = [(float(time), tuple(arrivals)) for time, arrivals in steps]
+    given = [_as_step(step) for step in _as_steps(steps)]
     if not given:
-        raise ValueError("steps must be at least one step of the server, got none. Run for longer.")
+        raise ValueError(
+            "steps must be at least one step of the server, got none. Run for longer: raise horizon."
+        )
     time = np.array([at for at, _ in given])
     _require_rising(time)
     kept: set[int] = set()
@@ -144,6 +149,26 @@ def collected(population: int, steps: Iterable[tuple[float, Sequence[Arrival]]])
     )
     first = np.cumsum([0] + [len(arrivals) for _, arrivals in given])
     return Timetable(population, time, first, clients, versions, local, weights, later, busy)
+
+
+def _as_steps(steps: Any) -> Iterable[Any]:
+    words = isinstance(steps, (str, bytes, dict))
+    if words or not isinstance(steps, Iterable) or getattr(steps, "shape", None) == ():
+        raise TypeError(
+            f"steps must be (time, arrivals) of each step of the server, got {validation.shown(steps)}."
+        )
+    return steps
+
+
+def _as_step(step: Any) -> tuple[float, tuple[Any, ...]]:
+    if not (isinstance(step, tuple) and len(step) == 2 and isinstance(step[1], (list, tuple))):
+        raise TypeError(
+            "steps must be tuples of a time and a list of arrivals, got "
+            f"{validation.shown(step)} among them."
+        )
+    if not isinstance(step[0], REAL) or isinstance(step[0], bool):
+        raise TypeError(f"steps must have times in seconds, got {validation.shown(step[0])}.")
+    return float(step[0]), tuple(step[1])
 
 
 def _require_rising(time: np.ndarray) -> None:
@@ -160,6 +185,15 @@ def _require(population: int, number: int, arrivals: Sequence[Any], kept: set[in
     """Refuses a step that cannot be; updates who keeps a change."""
     for arrival in arrivals:
         validation.instance(f"an arrival of step {number}", arrival, Arrival)
+        counts = arrival.client, arrival.version, arrival.steps
+        reals = arrival.weight, arrival.busy
+        if not (
+            all(isinstance(c, COUNT) for c in counts) and all(isinstance(r, REAL) for r in reals)
+        ):
+            raise TypeError(
+                f"an arrival of step {number} must have whole numbers of client, version and steps, and "
+                f"real ones of weight and busy, got {validation.shown(arrival)}."
+            )
         if not 0 <= arrival.client < population:
             raise ValueError(
                 f"the clients of step {number} must be numbers in [0, {population}), got "
@@ -170,9 +204,11 @@ def _require(population: int, number: int, arrivals: Sequence[Any], kept: set[in
                 f"step {number} names client {arrival.client} before it was sent its model: versions "
                 f"must be in [0, {number}], the steps taken so far, got {arrival.version}."
             )
-        if arrival.steps < 0 or not np.isfinite(arrival.weight):
+        if arrival.steps < 0 or not (
+            math.isfinite(arrival.weight) and 0 <= arrival.busy < math.inf
+        ):
             raise ValueError(
-                f"step {number} must have local steps >= 0 and finite weights, got {arrival}."
+                f"step {number} must have local steps >= 0, finite weights and busy >= 0, got {arrival}."
             )
         if not arrival.steps and arrival.client not in kept:
             raise ValueError(

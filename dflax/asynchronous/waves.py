@@ -1,15 +1,13 @@
 """A timetable as rounds: steps of the server whose clients can be trained together share one."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from dflax import participation, validation
+from dflax import validation
 from dflax.asynchronous.timetable import Timetable
-from dflax.federation import Federation
-from dflax.participation import Participation
 
 # How much work of empty places a timetable may cost beside its own.
 WASTE = 0.1
@@ -29,18 +27,29 @@ class Waves(NamedTuple):
       chunk: how many clients are trained at the same time; it divides the width. A chunk of a wave in
         which nobody is does nothing.
       begins: `[W + 1]` the number of the first step of each wave, and the number of all steps.
-      slots: S, how many models the server keeps for those who work on them.
-      start: `[A]` in which of them an arrival's model lies.
+      start: `[A]` in which of the server's places for models an arrival's model lies.
       write: `[T]` where the model after each step goes; S for a model that nobody starts from.
+      slots: S, how many models the server keeps for those who work on them; static.
+      most_steps: room for the server's steps of a wave; static.
+      most_arrivals: room for the arrivals of a step; static.
+      keeps: whether clients have room for changes that are kept for later; static.
     """
 
     timetable: Timetable
     width: int
     chunk: int
     begins: Int[np.ndarray, " W+1"]
-    slots: int
     start: Int[np.ndarray, " A"]
     write: Int[np.ndarray, " T"]
+    slots: int
+    most_steps: int
+    most_arrivals: int
+    keeps: bool
+
+    @property
+    def room(self) -> tuple[int, int, int, int, int]:
+        """What an algorithm has room for: places, steps, arrivals of a step, models, kept changes."""
+        return self.width, self.most_steps, self.most_arrivals, self.slots, int(self.keeps)
 
     @property
     def rounds(self) -> int:
@@ -62,26 +71,24 @@ class Waves(NamedTuple):
         """The share of places that cost as much as a client and hold none, of the arrivals."""
         return _spent(self.counts, self.chunk) / max(1, int(self.counts.sum())) - 1.0
 
-    @property
-    def most_steps(self) -> int:
-        """The largest number of server steps in a wave."""
-        return int(np.diff(self.begins).max())
 
-    @property
-    def most_arrivals(self) -> int:
-        """The largest number of arrivals in a step of the server."""
-        return int(np.diff(self.timetable.first).max(initial=1))
-
-
-def waves(timetable: Timetable, width: int | None = None, chunk: int | None = None) -> Waves:
+def waves(
+    timetable: Timetable,
+    width: int | None = None,
+    chunk: int | None = None,
+    *,
+    steps: int | None = None,
+) -> Waves:
     """The waves of a timetable.
 
     Args:
       timetable: see `dflax.asynchronous.fedfix` and its siblings.
       width: how many clients a wave has room for, at least the arrivals of the largest step and at
-        most n. Default the one with the largest chunk, then the fewest waves.
+        most n. Default the one with the largest chunk, then the narrowest.
       chunk: how many are trained at the same time; it divides the width. Default the largest with
         which less than a tenth of the work is of empty places.
+      steps: how many steps of the server a wave has at most; 1 to see the model after every step.
+        Default any number.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -89,59 +96,77 @@ def waves(timetable: Timetable, width: int | None = None, chunk: int | None = No
     validation.instance("timetable", timetable, Timetable, "Make one with dflax.asynchronous.")
     population = timetable.population
     least = max(1, int(np.diff(timetable.first).max()))
+    if steps is not None:
+        validation.integer("steps", steps, low=1)
     if width is not None:
         validation.integer("width", width, low=least, high=population)
         tried = [width]
     else:
         between = range(population, least, -max(1, population // WIDTHS))
         tried = sorted({least, *between}, reverse=True)
-    best: tuple[int, int, int, Int[np.ndarray, " W+1"]] | None = None
+    if chunk is not None:
+        validation.integer("chunk", chunk, low=1, high=tried[0])
+    best: tuple[int, int, Int[np.ndarray, " W+1"]] | None = None
     for room in tried:
-        begins = _cut(timetable, room)
+        begins = _cut(timetable, room, steps)
         counts = np.diff(timetable.first[begins])
         side = _chunk(counts, room) if chunk is None else chunk
-        if best is None or (side, -len(begins)) > (best[1], -best[2]):
-            best = room, side, len(begins), begins
+        if best is None or (side, -room) > (best[1], -best[0]):
+            best = room, side, begins
     assert best is not None
-    room, side, _, begins = best
-    validation.integer("chunk", side, low=1, high=room)
+    room, side, begins = best
     if room % side:
         raise ValueError(f"chunk must divide the width, {room}, got {side}.")
     slots, start, write = _places(timetable, begins)
-    return Waves(timetable, room, side, begins, slots, start, write)
+    most = int(np.diff(begins).max())
+    return Waves(timetable, room, side, begins, start, write, slots, most, least, timetable.keeps)
 
 
-def join(federation: Federation, cut: Timetable | Waves) -> Federation:
-    """The federation whose rounds are a timetable's waves, one after another.
+def alike(cuts: Sequence[Waves]) -> list[Waves]:
+    """The same waves with equal shapes: one program then runs several timetables side by side.
+
+        cuts = alike([waves(table, width=n) for table in tables])
+        sources = [join(federation, cut) for cut in cuts]        # for `dflax.sweep` or `side_by_side`
+        algorithm = asynchronous_server(loss, optimizer, cuts[0])
+
+    Shorter ones get empty waves at their ends, in which nothing happens.
 
     Args:
-      federation: of n clients, with at least as many local steps as any arrival has.
-      cut: a timetable, or its `waves`.
-
-    Returns:
-      The federation with its participation replaced; `waves(timetable).rounds` rounds are all of it.
+      cuts: waves of as many clients and of one width.
 
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.instance("federation", federation, Federation, "Make a dflax.Federation.")
-    cut = waves(cut) if isinstance(cut, Timetable) else cut
-    validation.instance("cut", cut, Waves, "Make it with dflax.asynchronous.waves.")
-    population, most = cut.timetable.population, int(cut.timetable.steps.max(initial=1))
-    if federation.clients != population:
+    given = validation.sequence("cuts", cuts, "waves, see dflax.asynchronous.waves")
+    for cut in given:
+        validation.instance("cuts", cut, Waves, "Make them with dflax.asynchronous.waves.")
+    sizes = {(cut.timetable.population, cut.width) for cut in given}
+    if len(sizes) > 1:
         raise ValueError(
-            f"federation must have the {population} clients of the timetable, got "
-            f"{federation.clients}."
+            f"cuts must have one number of clients and one width, got {sorted(sizes)}. Say the width: "
+            "dflax.asynchronous.waves(timetable, width=n)."
         )
-    if federation.local_steps < most or (np.asarray(federation.steps) < most).any():
-        raise ValueError(
-            f"federation must have local_steps >= {most} for all clients, as many as the timetable's "
-            f"arrivals have, got {federation.local_steps}."
+    counts, width = np.concatenate([cut.counts for cut in given]), given[0].width
+    slots = max(cut.slots for cut in given)
+    shared = {
+        "chunk": _chunk(counts, width),
+        "slots": slots,
+        "most_steps": max(cut.most_steps for cut in given),
+        "most_arrivals": max(cut.most_arrivals for cut in given),
+        "keeps": any(cut.keeps for cut in given),
+    }
+    rounds = max(cut.rounds for cut in given)
+    return [
+        cut._replace(
+            begins=np.pad(cut.begins, (0, rounds - cut.rounds), mode="edge"),
+            write=np.where(cut.write == cut.slots, slots, cut.write).astype(np.int32),
+            **shared,
         )
-    return federation.replace(participation=_rows(cut, federation.local_steps))
+        for cut in given
+    ]
 
 
-def _cut(timetable: Timetable, width: int) -> Int[np.ndarray, " W+1"]:
+def _cut(timetable: Timetable, width: int, steps: int | None) -> Int[np.ndarray, " W+1"]:
     """Greedily: a wave ends where a step's model does not exist before it, or a client comes twice."""
     begins, here, seen = [0], 0, set[int]()
     spans = list(zip(timetable.first[:-1], timetable.first[1:], strict=True))
@@ -150,6 +175,7 @@ def _cut(timetable: Timetable, width: int) -> Int[np.ndarray, " W+1"]:
         arrived = clients[low:high]
         fits = (
             len(seen) + high - low <= width
+            and (steps is None or number - begins[-1] < steps)
             and max(versions[low:high], default=0) <= here
             and seen.isdisjoint(arrived)
         )
@@ -203,51 +229,3 @@ def _places(
             ends.setdefault(int(last[version]), []).append(int(place[version]))
     write = np.where(place[1:] < 0, used, place[1:]).astype(np.int32)
     return used, np.where(trained, place[timetable.versions], 0).astype(np.int32), write
-
-
-def _rows(cut: Waves, local_steps: int) -> Participation:
-    """The table of all waves, see `participation.from_table`."""
-    table, rounds, width = cut.timetable, cut.rounds, cut.width
-    low = table.first[cut.begins[:-1]]
-    counts = table.first[cut.begins[1:]] - low
-    place = np.arange(width)
-    there = place < counts[:, None]
-    index = np.minimum(low[:, None] + place, max(0, len(table.clients) - 1))
-
-    def column(values: np.ndarray, empty: float = 0) -> np.ndarray:
-        taken = values[index] if len(values) else np.zeros(index.shape, values.dtype)
-        return np.where(there, taken, np.asarray(empty, values.dtype))
-
-    steps_there = np.diff(cut.begins)
-    step = np.arange(cut.most_steps)
-    happens = step < steps_there[:, None]
-    number = np.minimum(cut.begins[:-1, None] + step, len(table.time) - 1)
-    # Half a step less, so that no rounding of the share makes one more of it.
-    effort = np.maximum(column(table.steps) - 0.5, 0) / local_steps
-    return participation.from_table(
-        jnp.asarray(_filled(column(table.clients, -1), table.population)),
-        reports=jnp.asarray(there, jnp.float32),
-        effort=jnp.asarray(effort, jnp.float32),
-        start=column(cut.start),
-        weight=column(table.weights).astype(np.float32),
-        staleness=column(table.staleness.astype(np.int32)),
-        kept=there & (column(table.steps) == 0),
-        later=column(table.later),
-        first=np.where(happens, table.first[number] - low[:, None], 0).astype(np.int32),
-        count=np.where(happens, np.diff(table.first)[number], 0).astype(np.int32),
-        write=np.where(happens, cut.write[number], cut.slots).astype(np.int32),
-        time=table.time[cut.begins[1:] - 1].astype(np.float32),
-        steps_taken=np.add.reduceat(table.moves.astype(np.int32), cut.begins[:-1]),
-        number=np.arange(rounds, dtype=np.int32),
-    )
-
-
-def _filled(clients: Int[np.ndarray, "W m"], population: int) -> Int[np.ndarray, "W m"]:
-    """Empty places, -1, filled with clients that are not in the wave."""
-    filled = clients.copy()
-    for place in np.flatnonzero((filled < 0).any(1)):
-        row = clients[place]
-        empty = row < 0
-        absent = np.setdiff1d(np.arange(population), row[~empty])
-        filled[place, empty] = absent[: empty.sum()]
-    return filled

@@ -17,10 +17,11 @@ from dflax.attacks.poisoned import (
     flipped_labels,
     owned,
     rotated_labels,
+    swap_success,
     swapped_labels,
     triggered,
 )
-from dflax.attacks.sybils import with_sybils
+from dflax.attacks.sybils import one_adversary, with_sybils
 
 __all__ = [
     "against_krum",
@@ -38,10 +39,12 @@ __all__ = [
     "mimic",
     "min_max",
     "min_sum",
+    "one_adversary",
     "one_sided",
     "owned",
     "rotated_labels",
     "sign_flipping",
+    "swap_success",
     "swapped_labels",
     "triggered",
     "uniform",

@@ -179,6 +179,41 @@ def backdoor_success(
     return OfModel(Bound(_success, loss, min(batch_size, count), count), patched)
 
 
+def swap_success(
+    loss: Loss, data: Dataset, first: int, second: int, *, batch_size: int = 500
+) -> Measure:
+    """The share of the examples of two classes that a model takes for the other of the two.
+
+    The metric `attack_success`, in [0, 1], of one model: what `swapped_labels` is after.
+
+    Args:
+      loss: as of `backdoor_success`.
+      data: test examples whose labels are class numbers.
+      first: a class in [0, C).
+      second: another one.
+      batch_size: examples at a time, >= 1.
+
+    Returns:
+      A measure, as `backdoor_success`.
+
+    Raises:
+      TypeError, ValueError: naming the argument; no example of either class.
+    """
+    validation.function("loss", loss)
+    _require_classes(data)
+    swapped = swapped_labels(data, np.arange(len(data)), first, second)
+    rows = np.flatnonzero(np.isin(np.asarray(data.labels), (first, second)))
+    if not len(rows):
+        raise ValueError(f"data must hold examples of the classes {first} and {second}, got none.")
+    tried = dataclasses.replace(
+        swapped,
+        inputs=jax.tree.map(lambda leaf: leaf[rows], data.inputs),
+        labels=swapped.labels[rows],
+    )
+    count = verified_count(loss, tried, batch_size, None)
+    return OfModel(Bound(_success, loss, min(batch_size, count), count), tried)
+
+
 def _success(loss: Loss, batch_size: int, count: int, data: Dataset, params: Params) -> Metrics:
     def measured(batch: Batch, number: Array) -> Metrics:
         metrics = metrics_of(loss, params, batch)

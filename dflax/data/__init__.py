@@ -18,6 +18,7 @@ from dflax.data.partitioners import (
     quantity_skew,
     train_test_per_client,
 )
+from dflax.data.pools import Pools, budgets, pools
 from dflax.data.problems.logistic import Logistic, logistic, logistic_loss
 from dflax.data.problems.separated import Separated, separated
 from dflax.data.problems.synthetic import (
@@ -39,10 +40,12 @@ __all__ = [
     "LeastSquares",
     "Logistic",
     "Partition",
+    "Pools",
     "Quadratics",
     "Separated",
     "Split",
     "WeightedLeastSquares",
+    "budgets",
     "by_group",
     "cifar10",
     "cifar100",
@@ -63,6 +66,7 @@ __all__ = [
     "logistic_loss",
     "mnist",
     "partition_figure",
+    "pools",
     "quadratic_loss",
     "quadratics",
     "quantity_skew",

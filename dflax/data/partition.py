@@ -135,7 +135,7 @@ def from_indices(
         jnp.asarray(flat, jnp.int32),
         jnp.asarray(np.concatenate([[0], np.cumsum(sizes)[:-1]]), jnp.int32),
         jnp.asarray(sizes, jnp.int32),
-        jnp.asarray(_strides(sizes), jnp.uint32),
+        jnp.asarray(coprime_strides(sizes), jnp.uint32),
     )
 
 
@@ -155,7 +155,7 @@ def _numbers(client: int, rows: Int[AnyArray, " _"]) -> np.ndarray:
     return numbers.astype(np.int64)
 
 
-def _strides(sizes: np.ndarray) -> np.ndarray:
+def coprime_strides(sizes: np.ndarray) -> np.ndarray:
     """Primes p that divide no client's size and whose product with any size fits 32 bits."""
     largest = int(sizes.max())
     limit = min((1 << 32) // largest - 1, max(8 * largest, 1 << 12))

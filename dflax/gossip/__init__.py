@@ -34,11 +34,14 @@ from dflax.gossip.rules.bristle.draws import Draw, at_random, prioritised
 from dflax.gossip.rules.bristle.rule import Trusted, bristle
 from dflax.gossip.rules.by_rule import by_rule
 from dflax.gossip.rules.calibration import Examples
+from dflax.gossip.rules.foolsgold import local_foolsgold
 from dflax.gossip.rules.joins import Stamped, greatest, join, least, newest, union
+from dflax.gossip.rules.letters import Letters
 from dflax.gossip.rules.mozi import mozi
 from dflax.gossip.rules.nearest import nna
 from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule, stateless
 from dflax.gossip.rules.self_centred import self_centred_clipping
+from dflax.gossip.rules.sybilwall import sybilwall
 from dflax.gossip.rules.w_msr import w_msr
 from dflax.gossip.sampled import partitioned, sampled
 from dflax.gossip.variance import Target, variance_corrected
@@ -55,6 +58,7 @@ __all__ = [
     "Groups",
     "Known",
     "Law",
+    "Letters",
     "Mixer",
     "MixerState",
     "Mixing",
@@ -95,6 +99,7 @@ __all__ = [
     "independent_groups",
     "join",
     "least",
+    "local_foolsgold",
     "matcha",
     "mixer",
     "mozi",
@@ -120,6 +125,7 @@ __all__ = [
     "sometimes",
     "star",
     "stateless",
+    "sybilwall",
     "thinned",
     "torus",
     "union",

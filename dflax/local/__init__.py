@@ -16,6 +16,7 @@ from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.local.per_example import per_example
 from dflax.local.polyak import polyak
+from dflax.local.pruning import el2n
 from dflax.local.quadratic import (
     Quadratic,
     proximal_points,
@@ -55,6 +56,7 @@ __all__ = [
     "client_gradients",
     "clipped",
     "distances",
+    "el2n",
     "fast_gradient_sign",
     "gradient",
     "large_batches",

@@ -9,6 +9,10 @@ from dflax.models.mlp import MLP, Linear
 from dflax.models.normalization import GroupNorm
 from dflax.models.pooling import avg_pool, max_pool
 from dflax.models.resnet import BasicBlock, ResNet18
+from dflax.models.split.cost import SplitCost, split_cost
+from dflax.models.split.lora import LowRank, apply_lora, lora
+from dflax.models.split.split import Exchange, Frozen, Split, Trained, split_gradient
+from dflax.models.split.transformer import DegenerateCut, split_transformer
 from dflax.models.statistics import recalibrate, recalibrate_on, with_statistics
 from dflax.models.transformer import Block, TransformerClassifier, TransformerLM, attention
 from dflax.models.two_layer import TwoLayer
@@ -22,20 +26,32 @@ __all__ = [
     "BasicBlock",
     "Block",
     "Conv",
+    "DegenerateCut",
+    "Exchange",
+    "Frozen",
     "GroupNorm",
     "Linear",
+    "LowRank",
     "ResNet18",
+    "Split",
+    "SplitCost",
+    "Trained",
     "TransformerClassifier",
     "TransformerLM",
     "TwoLayer",
+    "apply_lora",
     "as_apply",
     "attention",
     "avg_pool",
     "convolve",
+    "lora",
     "max_pool",
     "recalibrate",
     "recalibrate_on",
     "rewrite_convolutions",
+    "split_cost",
+    "split_gradient",
+    "split_transformer",
     "variables",
     "with_statistics",
     "with_variables",

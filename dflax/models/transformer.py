@@ -62,7 +62,7 @@ class TransformerClassifier(nn.Module):
             _require_tokens("x", x)
             x = nn.Embed(self.vocabulary, self.width, dtype=self.dtype, name="embedding")(x)
         elif self.patch is not None:
-            x = nn.Dense(self.width, dtype=self.dtype, name="embedding")(_patches(x, self.patch))
+            x = nn.Dense(self.width, dtype=self.dtype, name="embedding")(patches(x, self.patch))
         positions = self.param("positions", nn.initializers.normal(0.02), (x.shape[1], self.width))
         if positions.shape[0] != x.shape[1]:
             raise ValueError(
@@ -198,7 +198,8 @@ def attention(
     return jnp.einsum("bhlm,bmhd->blhd", weights, value)
 
 
-def _patches(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B L P"]:
+def patches(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B L P"]:
+    """The pixels of square patches, row by row."""
     if images.ndim != 4 or images.shape[1] % size or images.shape[2] % size:
         raise ValueError(
             f"inputs must be images [B, H, W, C] whose sides patch = {size} divides, got shape "

@@ -45,6 +45,7 @@ def afa(
     """
     for name, rate in (("worker_rate", worker_rate), ("server_rate", server_rate)):
         validation.real(name, rate, low=0.0, low_open=True, scalar=True)
+    validation.flag("memory", memory)
     step = optax.sgd(server_rate / worker_rate)
     return asynchronous_server(
         loss,

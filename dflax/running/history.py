@@ -37,6 +37,17 @@ class History(NamedTuple):
         """Rounds per second, compilation excluded, evaluations included."""
         return len(self.rounds) / max(self.seconds, 1e-9)
 
+    def at(self, name: str) -> np.ndarray:
+        """A metric after each evaluated round, `[E, ...]`, such as "time" to plot evaluations over.
+
+        Raises:
+          ValueError: no such metric.
+        """
+        known = self.metrics if isinstance(self.metrics, dict) else {}
+        if name not in known:
+            raise ValueError(f"name must be one of the metrics {sorted(known)}, got {name!r}.")
+        return known[name][np.searchsorted(self.rounds, self.evaluated)]
+
 
 class Rows(NamedTuple):
     """Numbered rows: of rounds with their metrics, or of evaluated rounds with their evaluations.

@@ -16,6 +16,7 @@ from dflax.server.fedspeed import feddyn, fedspeed
 from dflax.server.framework.averaging import descent, local_change
 from dflax.server.framework.protocol import Arrived, Clients, Heard, Received, Report, Server
 from dflax.server.framework.with_server import with_server
+from dflax.server.kcfu import Partner, kcfu
 from dflax.server.large_batches import anchors
 from dflax.server.large_batches.bvr_l_sgd import bvr_l_sgd
 from dflax.server.large_batches.fedamd import fedamd
@@ -35,6 +36,7 @@ from dflax.server.partial_averaging import (
     partial_averaging,
 )
 from dflax.server.scaffold import fedgamma, scaffold
+from dflax.server.sfprompt import Pruned, sfprompt, tuned_parts
 
 __all__ = [
     "Arrived",
@@ -42,6 +44,8 @@ __all__ = [
     "Base",
     "Clients",
     "Heard",
+    "Partner",
+    "Pruned",
     "Received",
     "Report",
     "Server",
@@ -69,6 +73,7 @@ __all__ = [
     "fedyogi",
     "fixed_adam",
     "fixed_momentum",
+    "kcfu",
     "layers",
     "local_change",
     "mimelite",
@@ -81,6 +86,8 @@ __all__ = [
     "scaffold",
     "scaffold_m",
     "scaffold_m_vr",
+    "sfprompt",
+    "tuned_parts",
     "with_server",
 ]
 

@@ -17,6 +17,7 @@ def fedavg(
     channel: Channel | None = None,
     clients: int | None = None,
     keep_optimizer: bool = False,
+    keep_model: bool = False,
     at_once: int | None = None,
 ) -> Algorithm:
     """Federated averaging (FedAvg) and, through the server's optimiser, its adaptive relatives.
@@ -40,9 +41,10 @@ def fedavg(
       aggregator: default the weighted mean.
       channel: between clients and server; default perfect. One with memory needs `clients`.
       clients: n, the number of clients of the federation; only read when the channel has memory or
-        clients keep their optimisers.
+        clients keep something.
       keep_optimizer: whether each client keeps its optimiser's state from round to round, as
         `state.clients.memory`; who does not report keeps it as it was. Else it is fresh in every round.
+      keep_model: whether each client keeps its last local model, as `state.clients.params`.
       at_once: see `dflax.map_clients`.
 
     Returns:
@@ -65,5 +67,6 @@ def fedavg(
         channel=channel,
         clients=clients,
         keep_optimizer=keep_optimizer,
+        keep_model=keep_model,
         at_once=at_once,
     )

@@ -30,7 +30,8 @@ def fedprox(
         number that returns one.
       server_optimizer: the server's, applied to the negative mean change; default `optax.sgd(1.0)`.
       pull: the paper's mu > 0, with (local rate) * pull < 1; traceable.
-      **options: `aggregator`, `channel`, `clients`, `at_once`, as for `dflax.server.fedavg`.
+      **options: `aggregator`, `channel`, `clients`, `keep_optimizer`, `keep_model`, `at_once`, as for
+        `dflax.server.fedavg`.
 
     Returns:
       An `Algorithm`; the model is `state.server.params`. Metrics: the loss's own and

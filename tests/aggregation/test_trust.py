@@ -21,10 +21,15 @@ def here(senders=None, clients=None, params=None):
     return Combining(KEY, 0, senders, clients, params)
 
 
+@jax.jit
+def scores_of(rows, known, judged):
+    return similarity_scores(cosines_of(rows @ rows.T), known, judged)
+
+
 def scored(histories, known=None, judged=None):
-    rows = jnp.asarray(histories)
-    known = jnp.ones(len(rows), bool) if known is None else jnp.asarray(known)
-    return jax.jit(similarity_scores)(cosines_of(rows @ rows.T), known, judged)
+    everyone = np.ones(len(histories), bool)
+    known = everyone if known is None else known
+    return scores_of(histories, known, everyone if judged is None else judged)
 
 
 def reference(histories):
@@ -115,6 +120,7 @@ def test_foolsgold_remembers_every_client_by_its_number():
 
 def test_foolsgold_of_few():
     rule = aggregation.foolsgold(3)
+    rule = rule._replace(apply=jax.jit(rule.apply))
     rows = jnp.array([[0.0, 1], [1, 0], [1, -1]])
     out, _, _ = rule.apply(rows, jnp.ones(3), rule.init(rows[0]), here(jnp.arange(3)))
     np.testing.assert_allclose(out, [0, 1], atol=1e-6)

@@ -1,6 +1,8 @@
 """The server that follows a timetable, against its event loop written out in float64 NumPy."""
 
 import functools
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +131,18 @@ def test_momentum_at_the_server_sees_every_step():
     np.testing.assert_allclose(together, alone[cut.begins[1:] - 1], rtol=2e-5)
 
 
+def test_after_the_timetables_end_nothing_happens():
+    cut = asynchronous.waves(TABLES["asynchronous"]())
+    algorithm = asynchronous.asynchronous_server(LOSS, optax.sgd(RATE), cut)
+    state = algorithm.init(KEY, jnp.asarray(START))
+    run = jax.jit(lambda s, f: dx.rollout(algorithm, s, f, KEY, cut.rounds + 3))
+    state, metrics = run(state, asynchronous.join(source(10), cut))
+    np.testing.assert_allclose(state.server.params, expected(cut.timetable)[-1], rtol=2e-5)
+    np.testing.assert_array_equal(metrics["contributors"][-3:], 0)
+    np.testing.assert_array_equal(metrics["server_steps"][-3:], 0)
+    np.testing.assert_allclose(metrics["time"][-4:], cut.timetable.time[-1], rtol=1e-6)
+
+
 def test_rates_and_discounts_are_swept():
     table = TABLES["FedFix"]()
     cut = asynchronous.waves(table)
@@ -145,6 +159,65 @@ def test_rates_and_discounts_are_swept():
     for place, exponent in enumerate(grid["exponent"]):
         wanted = expected(table, lambda u, a=exponent: (1.0 + u) ** -a)[-1]
         np.testing.assert_allclose(result.states.server.params[place, 0], wanted, rtol=5e-5)
+
+
+def test_timetables_of_several_draws_are_one_program():
+    tables = [
+        asynchronous.fedfix(asynchronous.exponential(N, least=0.3, seed=seed), 0.5, 4 + seed)
+        for seed in (0, 1)
+    ]
+    cuts = asynchronous.alike([asynchronous.waves(table, N) for table in tables])
+    assert cuts[0].rounds == cuts[1].rounds
+    algorithm = asynchronous.asynchronous_server(LOSS, optax.sgd(RATE), cuts[0])
+    sources = dx.side_by_side([asynchronous.join(source(1), cut) for cut in cuts])
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None))
+    def run(own, sources):
+        state = algorithm.init(KEY, jnp.asarray(START))
+        return dx.rollout(algorithm, state, sources.source(own), KEY, cuts[0].rounds)
+
+    states, metrics = run(sources.own, sources)
+    for place, table in enumerate(tables):
+        np.testing.assert_allclose(states.server.params[place], expected(table)[-1], rtol=2e-5)
+        assert metrics["server_steps"][place].sum() == table.measures()["server_steps"]
+        np.testing.assert_allclose(metrics["time"][place, -1], table.time[-1], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"cuts must have one number of clients and one width"):
+        asynchronous.alike(
+            [cuts[0], asynchronous.waves(tables[0]._replace(population=N + 1), N + 1)]
+        )
+
+
+def test_normalised_changes_hardly_lean_to_those_who_take_more_steps():
+    """A synchronous cycle of 100, 50 and 25 steps on equal curvatures, against the closed form."""
+    arrivals = [asynchronous.Arrival(i, 0, k, 1 / 3) for i, k in enumerate((100, 50, 25))]
+    steps = [(t + 1.0, [a._replace(version=t) for a in arrivals]) for t in range(60)]
+    table = asynchronous.collected(3, steps)
+    equal = federation(100, 3, np.ones((3, 1, 1)), np.arange(3.0)[:, None])
+    for made, per_step, wanted in (
+        (table, False, 0.6709),
+        (asynchronous.normalised(table), True, 1.1102),
+    ):
+        cut = asynchronous.waves(made, 3)
+        algorithm = asynchronous.asynchronous_server(LOSS, optax.sgd(0.01), cut, per_step=per_step)
+        state = algorithm.init(KEY, jnp.ones(1))
+        rolled = jax.jit(lambda s, f, a=algorithm, c=cut: dx.rollout(a, s, f, KEY, c.rounds))
+        state, _ = rolled(state, asynchronous.join(equal, cut))
+        np.testing.assert_allclose(state.server.params, wanted, atol=1e-4)
+
+
+def test_kept_changes_are_normalised_by_the_steps_with_which_they_were_made():
+    table = late()
+    made = asynchronous.normalised(table)
+    brought = int(np.flatnonzero(table.steps == 0)[0])
+    step, client = table.of_step[brought], table.clients[brought]
+    before = np.flatnonzero(table.later[:brought] & (table.clients[:brought] == client))[-1]
+    of_it = np.flatnonzero(table.of_step == step)
+    steps = np.where(table.steps[of_it] > 0, table.steps[of_it], 0).astype(float)
+    kept = table.steps[of_it] == 0
+    assert kept.sum() == 1
+    steps[kept] = table.steps[before]
+    np.testing.assert_allclose(made.weights[of_it], table.weights[of_it] * steps.mean())
 
 
 def test_on_eight_devices_and_in_two_halves_it_is_the_same_run():
@@ -168,6 +241,27 @@ def test_on_eight_devices_and_in_two_halves_it_is_the_same_run():
     np.testing.assert_array_equal(resumed.server.params, alone.server.params)
 
 
+@pytest.mark.parametrize(
+    ("name", "at_once"),
+    [("FedFix", None), ("asynchronous", None), ("FedCompass with late clients", 1)],
+)
+def test_hardly_a_gradient_is_taken_in_vain(name, at_once):
+    table, taken = TABLES[name](), []
+
+    def loss(params, batch, key):
+        jax.debug.callback(taken.append, params[0])
+        return LOSS(params, batch, key)
+
+    cut = asynchronous.waves(table)
+    algorithm = asynchronous.asynchronous_server(loss, optax.sgd(RATE), cut, at_once=at_once)
+    state = algorithm.init(KEY, jnp.asarray(START))
+    run = jax.jit(lambda state, joined: dx.rollout(algorithm, state, joined, KEY, cut.rounds))
+    jax.block_until_ready(run(state, asynchronous.join(source(10), cut)))
+    jax.effects_barrier()
+    named = int(table.steps.sum())
+    assert named <= len(taken) <= 1.1 * named
+
+
 def test_what_a_channel_loses_is_left_out_and_a_step_without_any_leaves_the_server():
     cut = asynchronous.waves(TABLES["asynchronous"]())
     lossy = dx.channel.lossy(1.0)
@@ -185,9 +279,30 @@ def test_what_does_not_fit_is_refused():
     other = asynchronous.join(source(10), asynchronous.fedbuff(F80, 3, 9, weights="importance"))
     with pytest.raises(ValueError, match="joined with the algorithm's own timetable"):
         algorithm.step(state, other.draw(KEY, 0))
+    # Two draws of times whose waves have equal places and steps, but not equally many models to keep.
+    one, two = (
+        asynchronous.waves(asynchronous.arrivals(N, 3, 40, delay=delay, seed=0), 3)
+        for delay in (1, 5)
+    )
+    assert one.room[:3] == two.room[:3]
+    algorithm = asynchronous.asynchronous_server(LOSS, optax.sgd(RATE), one)
+    state = algorithm.init(KEY, jnp.asarray(START))
+    with pytest.raises(ValueError, match=r"joined with the algorithm's own timetable.*see `alike`"):
+        algorithm.step(state, asynchronous.join(source(10), two).draw(KEY, 0))
     with pytest.raises(ValueError, match="local_steps >= 10 for all clients"):
         asynchronous.join(source(3), cut)
     with pytest.raises(ValueError, match="the 3 clients of the timetable, got 10"):
         asynchronous.join(source(3), asynchronous.synchronous(np.ones(3), 5))
     with pytest.raises(ValueError, match="latest must be False"):
         asynchronous.asynchronous_server(LOSS, optax.sgd(RATE), late(), latest=True)
+
+
+@pytest.mark.slow
+def test_the_pages_program_runs_and_learns():
+    page = pathlib.Path(__file__).parents[2] / "docs" / "asynchronous.md"
+    names = {}
+    for program in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(program, "asynchronous.md", "exec"), names)
+    history = names["history"]
+    np.testing.assert_allclose(history.at("time"), np.arange(5, 41, 5))
+    assert history.evaluations["accuracy"][-1] > 0.9

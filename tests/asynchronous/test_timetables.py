@@ -171,7 +171,25 @@ ARRIVAL = asynchronous.Arrival(0, 0, 1, 1.0)
             lambda: asynchronous.collected(2, [(1.0, [ARRIVAL._replace(steps=0)])]),
             "a change of client 0 that it never kept",
         ),
+        (
+            lambda: asynchronous.collected(2, [(1.0, [ARRIVAL._replace(client="0")])]),
+            "must have whole numbers of client, version and steps",
+        ),
+        (
+            lambda: asynchronous.collected(2, [(1.0, [ARRIVAL._replace(busy=-1.0)])]),
+            "finite weights and busy >= 0",
+        ),
         (lambda: asynchronous.immediate([1.0, 0.0], 5), "durations must be"),
+        (lambda: asynchronous.immediate(np.ones(2), 5, weights=np.zeros(2)), "not all 0"),
+        (
+            lambda: asynchronous.immediate(np.ones(2), 5, importance=np.ones(3)),
+            "each of the 2 clients of durations",
+        ),
+        (
+            lambda: asynchronous.Scheduler(2, 4, 1.2, 0.9).measure(0, 0.0),
+            "time must be seconds after",
+        ),
+        (lambda: asynchronous.Scheduler(2, 4, 1.2, 0.9).assign(0, 1.0), "measured before, got 0"),
         (lambda: asynchronous.fedbuff(np.ones(3), 4, 5), "buffer must be an integer in"),
         (
             lambda: asynchronous.fedbuff(np.array([1.0, 9.0]), 1, 5, weights="importance"),
@@ -183,5 +201,5 @@ ARRIVAL = asynchronous.Arrival(0, 0, 1, 1.0)
     ],
 )
 def test_what_cannot_be_is_refused(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make()

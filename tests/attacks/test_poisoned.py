@@ -77,6 +77,22 @@ def test_success_is_the_share_of_patched_others_taken_for_the_target():
         attacks.backdoor_success(lambda params, batch, key: (jnp.float32(0), {}), DATA, 3)({})
 
 
+def test_success_of_swapped_labels_is_counted_on_the_two_classes_alone():
+    """Of two examples of 1 and two of 3, three are taken for the other; the rest does not count."""
+    answers = jax.nn.one_hot(jnp.asarray([0, 3, 2, 1, 0, 1, 0, 1]), 4)
+
+    def by_number(params, inputs):
+        return answers[inputs.reshape(len(inputs), -1)[:, 0].astype(jnp.int32) // 20]
+
+    loss = dx.losses.classification(by_number)
+    measure = attacks.swap_success(loss, DATA, 1, 3, batch_size=3)
+    assert measure({"none": jnp.float32(0)}) == {"attack_success": 0.75}
+    with pytest.raises(ValueError, match="data must hold examples of the classes 0 and 2"):
+        attacks.swap_success(
+            loss, Dataset(DATA.inputs[:1], jnp.ones(1, jnp.int32), classes=4), 0, 2
+        )
+
+
 def test_a_backdoor_is_learned_from_two_clients_of_ten_and_leaves_the_rest_as_it_was():
     split = dx.data.digits()
     part = dx.data.iid(len(split.train), clients=10, seed=0)

@@ -1,12 +1,17 @@
-"""Sybils spread over a graph."""
+"""Sybils spread over a graph, and the one adversary behind them."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from tasks import assert_trees_close, assert_trees_equal
 
-from dflax import topology
-from dflax.attacks import with_sybils
+import dflax as dx
+from dflax import aggregation, gossip, topology
+from dflax.attacks import one_adversary, with_sybils
+from dflax.gossip import Mixing
 
-HONEST = 20
+HONEST, KEY = 20, jax.random.key(0)
 
 
 @pytest.mark.parametrize("density", [0.25, 1.0, 2.5])
@@ -37,6 +42,69 @@ def test_the_first_sybils_victims_are_a_node_and_those_nearest_to_it():
     apart = np.minimum(apart, HONEST - apart)
     # A run of five on the ring.
     assert np.sort(apart.max(1)).tolist() == [2, 3, 3, 4, 4]
+
+
+PATH = topology.from_edges(9, np.array([[i, i + 1] for i in range(8)]))
+PAIRS = topology.from_edges(4, np.array([[0, 1], [2, 3]]), disconnected=True)
+
+
+@pytest.mark.parametrize(
+    ("graph", "density", "medoids"),
+    [
+        (PATH, 1 / 3, [1, 4, 7]),
+        (PATH, 1 / 9, [4]),
+        (topology.star(7), 1 / 7, [0]),
+        (PAIRS, 0.5, [0, 2]),
+    ],
+)
+def test_edges_of_a_fraction_go_to_those_from_which_the_others_are_nearest(graph, density, medoids):
+    made = with_sybils(graph, density, degree=2)
+    attack = made.links[(made.links >= graph.nodes).any(1)]
+    np.testing.assert_array_equal(np.sort(attack.min(1)), medoids)
+
+
+GRAPH = with_sybils(topology.ring(6), 1.0, degree=3, seed=1)
+ROWS = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+
+
+def mixed(active=None):
+    """One mixing by the median: six honest ones, two Sybils with three victims each."""
+    mixer = one_adversary(gossip.by_rule(GRAPH, gossip.aggregating(aggregation.median())), 6)
+
+    def once(rows, active):
+        return mixer.apply(rows, mixer.init(rows), Mixing(KEY, jnp.int32(0), active))
+
+    found, _, metrics = jax.jit(once)(jnp.asarray(ROWS), active)
+    return np.asarray(found), metrics
+
+
+def test_sybils_send_one_model_and_take_the_mean_of_all_that_they_receive():
+    found, metrics = mixed()
+    sent = np.concatenate([ROWS[:7], ROWS[6:7]])
+    for i in range(6):
+        there = [i, *GRAPH.senders[GRAPH.receivers == i]]
+        np.testing.assert_allclose(found[i], np.median(sent[there], 0), atol=1e-6)
+    np.testing.assert_allclose(found[6:], np.tile(ROWS[:7].mean(0), (2, 1)), atol=1e-6)
+    assert metrics["models_sent"] == len(GRAPH.senders)
+    with jax.set_mesh(dx.client_mesh()):
+        assert_trees_close(mixed()[0], found, atol=1e-6)
+
+
+def test_absent_sybils_and_absent_victims():
+    active = np.ones(8, bool)
+    active[[0, 6]] = False
+    found, _ = mixed(jnp.asarray(active))
+    assert_trees_equal(found[[0, 6]], ROWS[[0, 6]])
+    victims = GRAPH.senders[GRAPH.receivers == 7]
+    received = [j for j in victims if active[j]]
+    np.testing.assert_allclose(found[7], ROWS[[7, *received]].mean(0), atol=1e-6)
+
+
+def test_one_adversary_refuses():
+    with pytest.raises(ValueError, match="mixer must mix along one known graph"):
+        one_adversary(gossip.random_matching(4), 2)
+    with pytest.raises(ValueError, match=r"honest must be an integer in \[1, 3\]"):
+        one_adversary(gossip.ring(4), 4)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dflax.data import Partition, from_indices
-from dflax.data.partition import _strides
+from dflax.data.partition import coprime_strides
 
 SEED = jnp.array([123, 456], jnp.uint32)
 
@@ -82,9 +82,9 @@ def test_orders_differ_between_epochs_clients_and_seeds():
     assert all(np.mean(base == other) < 0.05 for other in others)
 
 
-def test_strides_and_products_fit_32_bits():
+def testcoprime_strides_and_products_fit_32_bits():
     for sizes in ([2**24], [2**24 - 3, 5], [100_003, 60_000], [1], [2, 3, 5, 7, 11, 13]):
-        strides = _strides(np.array(sizes))
+        strides = coprime_strides(np.array(sizes))
         assert np.all(np.gcd.outer(strides, sizes) == 1)
         reduced = strides[:, None] % np.array(sizes)
         assert np.all(reduced * (np.array(sizes) - 1) + np.array(sizes) < 2**32)
@@ -92,7 +92,7 @@ def test_strides_and_products_fit_32_bits():
 
 @pytest.mark.parametrize("size", [2**24, 2**24 - 3])
 def test_the_walk_of_the_largest_clients_is_that_of_python_integers(size):
-    strides = _strides(np.array([size]))
+    strides = coprime_strides(np.array([size]))
     partition = Partition(
         jnp.arange(size, dtype=jnp.int32),
         jnp.zeros(1, jnp.int32),

@@ -190,7 +190,8 @@ def test_the_first_models_to_arrive_are_aggregated(rule):
     finish = jnp.asarray([[1.0, 1.0], [9.0, 2.0], [2.0, 3.0], [3.0, 4.0]])
     heard = jnp.asarray([[1, 0], [1, 0], [1, 1], [1, 0]], bool)
     election = Election(jnp.asarray([5, 2]), heard)
-    options = {"nodes": N, "needed": 3, "least": None, "rule": rule, "key": KEY}
+    combining = aggregation.Combining(KEY)
+    options = {"nodes": N, "needed": 3, "least": None, "rule": rule, "combining": combining}
     made = jax.jit(functools.partial(average, **options))(
         jnp.asarray(models, jnp.float32), finish, election
     )

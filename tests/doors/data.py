@@ -15,6 +15,7 @@ BOWL = dx.data.Batch(
 LOGITS = np.zeros((5, 3), np.float32)
 
 CALLS = {
+    "data.budgets": {"partition": PARTITION, "share": 0.5},
     "data.by_group": {"groups": LABELS},
     "data.cifar10": {"folder": "nowhere"},
     "data.cifar100": {"folder": "nowhere"},
@@ -40,6 +41,7 @@ CALLS = {
     "data.logistic_loss": {"l2": 0.1},
     "data.mnist": {"folder": "nowhere"},
     "data.partition_figure": {"partition": PARTITION, "labels": LABELS},
+    "data.pools": {"partition": PARTITION, "labelled": 1},
     "data.quadratic_loss": {"params": POINT, "batch": BOWL},
     "data.quadratics": {"key": KEY, "clients": N, "dimension": 2},
     "data.quantity_skew": {"examples": 40, "clients": N, "alpha": 1.0},

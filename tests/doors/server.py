@@ -18,7 +18,9 @@ from doors.things import (
     PARAMS,
     PARTITION,
     SENDING,
+    SPLIT_MODEL,
     STACKED,
+    STATE,
     N,
     attack,
     score,
@@ -39,7 +41,23 @@ PERSONAL = dx.server.partial_averaging(
     LOSS, OPTIMIZER, local=lambda path: path == "b", clients=N
 ).init(KEY, PARAMS)
 
+POOLED = dx.Federation(DATA, dx.data.pools(PARTITION, 1), batch_size=2, local_steps=1)
+
 CALLS = {
+    "active.ActiveRounds": {"federation": POOLED},
+    "active.active_learning": {
+        "algorithm": dx.server.kcfu(score, OPTIMIZER, N),
+        "acquisition": dx.active.random(),
+        "budgets": 1,
+        "restart": lambda key: PARAMS,
+        "rounds": 2,
+    },
+    "active.core_set": {"features": score, "picks": 2},
+    "active.divergence": {"model": score},
+    "active.entropy": {"model": score},
+    "active.ksas": {"model": score},
+    "active.margin": {"model": score},
+    "active.random": {},
     "recipes.diloco": {"loss": LOSS, "clients": N, "optimizer": OPTIMIZER, **OPTIONS},
     "recipes.ditto": {**KEEPING, "pull": 0.1},
     "recipes.exact_diffusion": {**METHOD, "mixer": MIXER, "channel": CHANNEL},
@@ -60,8 +78,10 @@ CALLS = {
     "attacks.backdoor": {"data": IMAGES, "examples": [0, 1], "target": 1},
     "attacks.backdoor_success": {"loss": LOSS, "data": IMAGES, "target": 1},
     "attacks.flipped_labels": {"data": IMAGES, "examples": [0, 1]},
+    "attacks.one_adversary": {"mixer": MIXER, "honest": 2},
     "attacks.rotated_labels": {"data": IMAGES, "examples": [0, 1]},
     "attacks.owned": {"partition": PARTITION, "clients": 1},
+    "attacks.swap_success": {"loss": LOSS, "data": IMAGES, "first": 0, "second": 1},
     "attacks.swapped_labels": {"data": IMAGES, "examples": [0, 1], "first": 0, "second": 1},
     "attacks.triggered": {"data": IMAGES, "target": 1},
     "attacks.with_sybils": {"graph": GRAPH, "attack_edges": 1.0, "degree": 2},
@@ -159,6 +179,7 @@ CALLS = {
     "local.clipped": {"loss": LOSS, "norm": 1.0},
     "local.distances": {"first": ROWS, "second": ROWS},
     "local.fast_gradient_sign": {"loss": LOSS, "radius": 0.1},
+    "local.el2n": {"scores": ROWS, "labels": np.zeros(N, np.int32)},
     "local.gradient": {"loss": LOSS},
     "local.large_gradient": {
         "oracle": dx.local.gradient(LOSS),
@@ -217,6 +238,7 @@ CALLS = {
     "server.fedyogi": {**FORGETTING, "server_rate": 0.1},
     "server.fixed_adam": {},
     "server.fixed_momentum": {},
+    "server.kcfu": {"model": score, "optimizer": OPTIMIZER, "clients": N},
     "server.layers": {"names": "w"},
     "server.local_change": METHOD,
     "server.mimelite": {"loss": LOSS, "optimizer": OPTIMIZER, **OPTIONS, "clients": N},
@@ -229,6 +251,15 @@ CALLS = {
     "server.scaffold": KEEPING,
     "server.scaffold_m": KEEPING,
     "server.scaffold_m_vr": KEEPING,
+    "server.sfprompt": {
+        "split": SPLIT_MODEL,
+        "loss": dx.losses.classification,
+        "optimizer": OPTIMIZER,
+        "keep": 0.5,
+        **OPTIONS,
+        "clients": N,
+    },
+    "server.tuned_parts": {"state": STATE},
     "server.with_server": {
         "start": lambda params: (params, ()),
         "work": lambda *given: given,

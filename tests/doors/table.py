@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from doors import data, decentralized, robots, running, server, topology
+from doors import asynchronous, data, decentralized, robots, running, server, topology
 
 CALLS: dict[str, dict[str, Any]] = {
+    **asynchronous.CALLS,
     **topology.CALLS,
     **data.CALLS,
     **server.CALLS,

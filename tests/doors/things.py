@@ -49,6 +49,10 @@ NORMALIZED = Normalized()
 VARIABLES = NORMALIZED.init(KEY, DATA.inputs[:2])
 MODULE = dx.models.MLP((4,), 3)
 WEIGHTS = MODULE.init(KEY, DATA.inputs[:2])["params"]
+TRANSFORMER = dx.models.TransformerClassifier(classes=3, vocabulary=4, width=4, depth=1, heads=1)
+TOKENS = np.zeros((1, 2), np.int32)
+TUNED = jax.eval_shape(TRANSFORMER.init, KEY, TOKENS)["params"]
+SPLIT_MODEL = dx.models.split_transformer(TRANSFORMER)
 SYMMETRIES = {"hidden": (("Dense_0/kernel", 1), ("Dense_0/bias", 0), ("Dense_1/kernel", 0))}
 
 

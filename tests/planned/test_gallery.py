@@ -116,8 +116,10 @@ def test_the_gallery_has_every_method():
         and value.__name__ == name
     }
     frameworks = {"with_server", "adapt_then_combine", "combine_then_adapt"}
+    # They want data of their own: pools, a split model.
+    unplanned = {"kcfu", "sfprompt"}
     methods = set(gallery.NAMES) - set(gallery.ROBUST)
-    assert made - frameworks == {name.partition(",")[0] for name in methods}
+    assert made - frameworks - unplanned == {name.partition(",")[0] for name in methods}
 
 
 @pytest.mark.slow

@@ -44,6 +44,18 @@ def attack(params, batch, key):
     return batch._replace(inputs=batch.inputs + 0.1)
 
 
+# Scores (inputs + prompts) * body * tail, one factor for each class.
+IN_PARTS = dx.models.Split(
+    head=lambda weights, prompts, inputs: inputs + prompts,
+    body=lambda weights, seen: seen * weights,
+    tail=lambda weights, seen: seen * weights,
+    divide=lambda params, key: (
+        dx.models.Frozen((), params),
+        dx.models.Trained(jnp.zeros(D), params),
+    ),
+)
+
+
 # What each needs beside a channel and an aggregator. Those in NEEDS_GRADIENTS and NEEDS_OBJECTIVES get
 # them at `init`.
 ARGUMENTS = {
@@ -65,6 +77,7 @@ ARGUMENTS = {
     "fedsam": (half_square, SGD),
     "fedsmoo": (half_square, SGD, N),
     "fedspeed": (half_square, SGD, N),
+    "kcfu": (lambda params, inputs: params * inputs, SGD, N),
     "fedyogi": (half_square, SGD, 0.1),
     "fedavg_m_vr": (half_square, SGD),
     "mimelite": (half_square, SGD),
@@ -73,6 +86,7 @@ ARGUMENTS = {
     "rerce_fed": (1.0,),
     "rerce_fed_continual": (1.0,),
     "scaffold": (half_square, SGD, N),
+    "sfprompt": (IN_PARTS, dx.losses.classification, SGD),
     "scaffold_m": (half_square, SGD, N),
     "scaffold_m_vr": (half_square, SGD, N),
 }
@@ -82,6 +96,7 @@ TWO_LINKS = NEEDS_OBJECTIVES | {"dual_free_admm"}
 # Said of the round or of what is remembered, whoever reports.
 STATED = {"full", "staleness"}
 COUNTS = {"clients_reporting", "messages_lost", "walk_clients_reporting", "walk_messages_lost"}
+COUNTS |= {"examples_kept", "examples_local", "examples_scored"}
 COUNTS |= {"gradients", "numbers_up", "numbers_down", "anchors", "miners"}
 
 
@@ -116,9 +131,17 @@ def begin(name):
     return build(name, 0.0).init(KEY, params, *given)
 
 
+def pooled(source):
+    """The same examples with classes, and labels for all."""
+    data = dataclasses.replace(source.data, labels=jnp.arange(N) % D, classes=D)
+    return source.replace(data=data, partition=dx.data.pools(source.partition, 1))
+
+
 @functools.cache
 def drawn(name=""):
     source = task().federation(local_steps=2)
+    if name == "kcfu":
+        source = pooled(source)
     if name in NEEDS_OBJECTIVES:
         source = dx.local.quadratic_federation(objectives(), local_steps=2)
     return source.draw(KEY, 1)

@@ -82,4 +82,5 @@ def put(tree: PyTree[Array], nodes: Int[Array, " k"], rows: PyTree[Array]) -> Py
 
 def _dealt(tree: PyTree[Array]) -> bool:
     """Whether the devices divide the nodes, and each owns the rows of some."""
-    return client_devices(jax.tree.leaves(tree)[0].shape[0]) > 1
+    leaves = jax.tree.leaves(tree)
+    return bool(leaves) and client_devices(leaves[0].shape[0]) > 1

@@ -20,6 +20,7 @@ from dflax.gossip.products.stored import count_sent
 from dflax.gossip.rules.by_products import mixed_by_products, own_weight, suits
 from dflax.gossip.rules.calibration import Calibration, draw_calibration
 from dflax.gossip.rules.heard import Heard, heard
+from dflax.gossip.rules.letters import Letters, addresses, come
 from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule
 from dflax.gossip.rules.under_way import nothing_under_way, passed_on
 from dflax.participation import Count
@@ -69,7 +70,7 @@ def by_rule(
     a ring the boundary rows alone; a device holds the neighbours' models of as many clients as it
     computes at once. Where many hear many, a rule that is a combination of models (see `combining`) is
     found for all clients on the n^2 products of their models, and applied as one matrix: nobody's
-    neighbours are copied then.
+    neighbours are copied then. A rule may write letters beside the models, see `NeighbourRule`.
 
     Args:
       topology: a graph, a mixing matrix, an array `[n, n]`, or a `Schedule` of a new graph each time. It
@@ -95,6 +96,8 @@ def by_rule(
     fix = "Make one with gossip.aggregating, gossip.stateless or gossip.join, or write a NeighbourRule."
     validation.instance("rule", rule, NeighbourRule, fix)
     validation.integer("latency", latency, low=0)
+    if latency and rule.letters is not None:
+        raise ValueError(f"latency must be 0 of a rule that writes letters, got {latency}.")
     validation.at_once(at_once)
     clients, graph, tables, hears = _slots(topology, weights)
     shape = _unknown(hears, tables)
@@ -141,6 +144,8 @@ def by_rule(
             metrics = _means(measured, neighbours, given, mask, seen)
             return mixed, state, metrics | {"models_sent": count_sent(given)}
         examples = draw_calibration(rule.examples, state.examples, mixing, clients)
+        address = None if rule.letters is None else addresses(neighbours, given)
+        post = _post(rule, models, state, neighbours, given, mixing, at_once)
 
         def one(
             own: Params,
@@ -150,8 +155,10 @@ def by_rule(
             neighbours: Array,
             weights: Array,
             rows: Array | None,
+            address: tuple[Array, Array] | None,
             models: Heard,
             data: Dataset | None,
+            written: Heard | None,
             key: Array,
             index: Array,
         ) -> tuple[Params, Any, Metrics]:
@@ -163,6 +170,10 @@ def by_rule(
             calibration = Calibration(rows, data)
             left = own_weight(weights)
             here = Neighbourhood(client, neighbours, left, key, index, calibration, private)
+            if written is not None and address is not None:
+                places, comes = address
+                letters = come(written.by(client, neighbours, places), comes)
+                here = here._replace(letters=letters)
             return _ruled(rule, own, others, weights, memory, here)
 
         mixed, memory, measured = map_clients(
@@ -174,14 +185,20 @@ def by_rule(
             neighbours,
             given,
             examples.rows,
-            shared=(heard(sent, graph), examples.data, mixing.key, mixing.index),
+            address,
+            shared=(
+                heard(sent, graph),
+                examples.data,
+                None if post is None else heard(post, graph),
+                mixing.key,
+                mixing.index,
+            ),
             at_once=at_once,
         )
         if mask is not None:
             mixed, memory = select(mask, (mixed, memory), (models, state.memory.rows))
-        metrics = _means(measured, neighbours, given, mask, seen) | {
-            "models_sent": count_sent(given)
-        }
+        traffic = count_sent(given) + _sent(post, neighbours, address)
+        metrics = _means(measured, neighbours, given, mask, seen) | {"models_sent": traffic}
         after = state._replace(memory=PerClient(memory), under_way=PerClient(late))
         return mixed, after, metrics
 
@@ -246,6 +263,53 @@ def _mask(name: str, clients: Clients, count: int) -> Bool[Array, " n"]:
     """Which of so many clients are named."""
     everyone = Sending(jax.random.key(0), jnp.int32(0), jnp.arange(count), Count(count))
     return membership(clients, name)(everyone)
+
+
+def _post(
+    rule: NeighbourRule,
+    models: Models,
+    state: RuleState,
+    neighbours: Int[Array, "n k"],
+    given: Float[Array, "n k"],
+    mixing: Mixing,
+    at_once: int | None,
+) -> Letters | None:
+    """What all clients write, leaves `[n, k, ...]`; None of a rule without letters."""
+    write = rule.letters
+    if write is None:
+        return None
+    name = "the rule's letters(own, memory, weights, here)"
+
+    def one(
+        own: Params,
+        memory: Any,
+        private: Any,
+        client: Array,
+        neighbours: Array,
+        weights: Array,
+        key: Array,
+        index: Array,
+    ) -> Letters:
+        left, nothing = own_weight(weights), Calibration(None, None)
+        here = Neighbourhood(client, neighbours, left, key, index, nothing, private)
+        written = write(own, memory, weights, here)
+        validation.instance(name, written, Letters, "Return gossip.Letters(content, models).")
+        validation.leading_axis(f"the letters of {name}", written, len(neighbours))
+        return written._replace(models=jnp.where(weights > 0, written.models, 0))
+
+    clients = jnp.arange(len(neighbours), dtype=jnp.int32)
+    stacked = (models, state.memory.rows, state.private.rows, clients, neighbours, given)
+    return map_clients(one, *stacked, shared=(mixing.key, mixing.index), at_once=at_once)
+
+
+def _sent(
+    post: Letters | None, neighbours: Int[Array, "n k"], address: tuple[Array, Array] | None
+) -> Array | float:
+    """How many models' worth of letters arrive."""
+    if post is None or address is None:
+        return 0.0
+    places, comes = address
+    return jnp.where(comes, post.models[neighbours, places], 0).sum()
 
 
 def _ruled(

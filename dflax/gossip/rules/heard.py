@@ -41,11 +41,20 @@ class Heard(DealtWithClients):
         whole: Any = PartitionSpec()
         return dataclasses.replace(self, rows=rows, starts=whole)
 
-    def by(self, client: Int[Array, ""], neighbours: Int[Array, " k"]) -> PyTree[Array]:
-        """The neighbours' models, leaves `[k, ...]`; any for who is no neighbour of the client."""
+    def by(
+        self,
+        client: Int[Array, ""],
+        neighbours: Int[Array, " k"],
+        entries: Int[Array, " k"] | None = None,
+    ) -> PyTree[Array]:
+        """The neighbours' models, leaves `[k, ...]`; any for who is no neighbour of the client.
+
+        With `entries` one entry of each neighbour's row, of rows `[n, j, ...]`.
+        """
         blocks_before = (client // self.block - neighbours // self.block) % self.devices
         place = self.starts[blocks_before] + neighbours % self.block
-        return jax.tree.map(lambda leaf: leaf.at[place].get(mode="clip"), self.rows)
+        where = place if entries is None else (place, entries)
+        return jax.tree.map(lambda leaf: leaf.at[where].get(mode="clip"), self.rows)
 
 
 def heard(models: PyTree[Array], graph: Graph | None) -> Heard:

@@ -9,6 +9,7 @@ from dflax import returned, validation
 from dflax.algorithm import Metrics, Params
 from dflax.gossip.mixer import Known
 from dflax.gossip.rules.calibration import Calibration, Examples
+from dflax.gossip.rules.letters import Letters
 
 # From products and weights of a client's model, first, and of those it hears, to shares of them.
 Shares = Callable[
@@ -28,6 +29,7 @@ class Neighbourhood(NamedTuple):
       index: `[]` int32, number of the round.
       examples: what the client may look at, where the rule asks for `Examples`.
       private: the client's row of what the rule's `private` holds; () for nothing.
+      letters: what the neighbours wrote to it, of a rule with letters; None in writing them.
     """
 
     client: Int[Array, ""]
@@ -37,6 +39,7 @@ class Neighbourhood(NamedTuple):
     index: Int[Array, ""]  # type: ignore[assignment]  # over the method of tuples
     examples: Calibration
     private: Any = ()
+    letters: Letters | None = None
 
 
 class NeighbourRule(NamedTuple):
@@ -60,6 +63,9 @@ class NeighbourRule(NamedTuple):
         combinations of all clients on one table of products, and no neighbour's model is ever copied.
       private: what each client has for itself from the start, leaves `[n, ...]`: a test set, its
         classes. A client's row is `here.private`; the rows are dealt over devices with the clients.
+      letters: `letters(own, memory, weights, here) -> Letters`, what a client writes to its neighbours
+        beside its model, one letter for each slot, from what it remembers before the mixing; read by
+        them as `here.letters`. It travels where both hear each other. None for no letters.
     """
 
     init: Callable[[Params, Int[Array, " k"]], Any]
@@ -72,6 +78,7 @@ class NeighbourRule(NamedTuple):
     least: int = 1
     shares: Shares | None = None
     private: PyTree[Array] = ()
+    letters: Callable[[Params, Any, Float[Array, " k"], Neighbourhood], Letters] | None = None
 
 
 def stateless(

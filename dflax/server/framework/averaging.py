@@ -1,7 +1,7 @@
 """FedAvg's three lines: local work around the model, the mean change, a step of the server along it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,18 @@ Start = Callable[[Key[Array, ""], Params], tuple[PyTree[Array], tuple[()]]]
 Update = Callable[[Server, Received], tuple[Params, PyTree[Array], Metrics]]
 
 
+class Kept(NamedTuple):
+    """What a client keeps that remembers its last local model.
+
+    Attributes:
+      params: the model that it ended its last round with; at first that of the server.
+      optimizer: the optimiser's state; () for one that is fresh in every round.
+    """
+
+    params: Params
+    optimizer: PyTree[Array] = ()
+
+
 def averaging(
     loss: Loss | Oracle,
     optimizer: Optimizer,
@@ -31,6 +43,7 @@ def averaging(
     problem: Callable[[Params], Subproblem] = lambda params: Subproblem(),
     *,
     keep_optimizer: bool = False,
+    keep_model: bool = False,
     clients: int | None = None,
     **options: Any,
 ) -> Algorithm:
@@ -46,25 +59,24 @@ def averaging(
       problem: from the server's model to what the clients minimise.
       keep_optimizer: whether each client keeps its optimiser's state from round to round; needs
         `clients`. Else it is fresh in every round.
+      keep_model: whether each client keeps its last local model, as `state.clients.params`; needs
+        `clients`.
       clients: n.
       **options: of `with_server`.
 
     Returns:
       An `Algorithm`; the server's optimiser is `state.server.memory`.
     """
-    work = local_change(loss, optimizer, problem, keep_optimizer=keep_optimizer)
+    kept = {"keep_optimizer": keep_optimizer, "keep_model": keep_model}
+    work = local_change(loss, optimizer, problem, **kept)
     begin, update = descent(server_optimizer)
-    if keep_optimizer:
-        validation.integer(
-            "clients", clients, low=1, fix="Each of them keeps an optimiser's state."
-        )
+    if keep_optimizer or keep_model:
+        what = "an optimiser's state" if keep_optimizer else "a model"
+        validation.integer("clients", clients, low=1, fix=f"Each of them keeps {what}.")
 
     def start(key: Key[Array, ""], params: Params) -> tuple[PyTree[Array], PyTree[Array]]:
-        memory, nothing = begin(key, params)
-        if not keep_optimizer:
-            return memory, nothing
-        own = optimizer_at(optimizer, jnp.int32(0)).init(params)
-        return memory, replicate(own, clients or 1)
+        memory, _ = begin(key, params)
+        return memory, replicate(memory_of(optimizer, params, **kept), clients or 1)
 
     return with_server(start, work, update, clients=clients, **options)
 
@@ -75,6 +87,7 @@ def local_change(
     problem: Callable[[Params], Subproblem] = lambda params: Subproblem(),
     *,
     keep_optimizer: bool = False,
+    keep_model: bool = False,
 ) -> Work:
     """A client's work: `message = y - x`, with y from K local steps that start at the server's x.
 
@@ -83,19 +96,22 @@ def local_change(
       optimizer: an optax optimiser; or a function of the round's number that returns one.
       keep_optimizer: whether the client's memory is its optimiser's state; else it has none, and the
         optimiser is fresh in every round.
+      keep_model: whether it remembers its last local model as well; the memory is then `Kept`.
       problem: from the server's model to what the clients minimise.
 
     Raises:
       TypeError: naming the argument.
     """
     validation.flag("keep_optimizer", keep_optimizer)
+    validation.flag("keep_model", keep_model)
     solve = solver(loss, optimizer)
     validation.function("problem", problem, "From the model to a Subproblem.", takes=1)
 
     def work(
         assignment: Assignment, own: Any, server: Server, data: Dataset, index: Int[Array, ""]
     ) -> Report:
-        state = own if keep_optimizer else None
+        state = own.optimizer if keep_model else own
+        state = state if keep_optimizer else None
         solution = solve(
             problem(server.params),
             server.params,
@@ -105,9 +121,20 @@ def local_change(
             optimizer_state=state,
         )
         change = jax.tree.map(jnp.subtract, solution.params, server.params)
-        return Report(change, solution.optimizer if keep_optimizer else own, solution.metrics)
+        memory = solution.optimizer if keep_optimizer else own
+        if keep_model:
+            memory = Kept(solution.params, solution.optimizer if keep_optimizer else ())
+        return Report(change, memory, solution.metrics)
 
     return work
+
+
+def memory_of(
+    optimizer: Optimizer, params: Params, *, keep_optimizer: bool, keep_model: bool
+) -> Any:
+    """What one client remembers before its first round."""
+    own = optimizer_at(optimizer, jnp.int32(0)).init(params) if keep_optimizer else ()
+    return Kept(params, own) if keep_model else own
 
 
 def descent(server_optimizer: Optimizer | None = None) -> tuple[Start, Update]:

@@ -53,7 +53,8 @@ def begun(
                 "channel keeps a memory for each of them; got None."
             )
         memory = replicate(memory, method.clients)
-    warn_of_averaging(one, remedies=LOCAL)
+    # Whoever calls `init`, which calls this.
+    warn_of_averaging(one, remedies=LOCAL, stacklevel=4)
     combine = method.aggregator
     combining = {name: combine.init(one) for name in method.kinds} or combine.init(one)
     server = Server(params, server_memory, combining)

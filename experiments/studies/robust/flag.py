@@ -312,12 +312,12 @@ def images(config: Config, stage: Stage = in_memory) -> Summary:
         name: stage(f"augmented images, {name}", functools.partial(on_images, config, rule, True))
         for name, rule in chosen.items()
     }
-    found["mean, clean images"] = stage(
+    found["mean, all images clean"] = stage(
         "clean images, mean", functools.partial(on_images, config, chosen[MEAN], False)
     )
     best = {name: one[one.mean(1).argmax()] for name, one in found.items()}
     rows = {
-        name: {
+        f"augmented images, {name}": {
             "accuracy": float(one.mean()),
             "std": float(one.std()),
             "best rate": float(config.image_rates[found[name].mean(1).argmax()]),

@@ -1,0 +1,1 @@
+"""Models in parts: head, body and tail on different machines, soft prompts, low-rank adapters."""

@@ -1,0 +1,1 @@
+"""Studies of servers that do not wait."""

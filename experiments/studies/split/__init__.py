@@ -1,0 +1,1 @@
+"""Studies of models whose parts lie on different machines."""
