@@ -72,7 +72,8 @@ def asynchronous_server(
     its `waves` are. A round trains the clients of one wave together and takes the wave's steps one
     after another.
 
-    A message that a channel loses is left out of its step, and a step without any leaves the server.
+    A message that a channel loses is left out of its step, whatever it holds, and a step without any
+    leaves the server. A NaN that arrives is applied: `dflax.channel.finite_only` drops it.
     The server keeps S models, one for each that somebody works on, on every device.
 
     Args:
@@ -177,24 +178,12 @@ def asynchronous_server(
         arrived = everywhere(weights) > 0
         kept, counted = clients.kept, (arrived | event["kept"]) & (reports > 0) & ~event["later"]
         if remembers:
-            own = gather(kept, round.cohort)
-            kept = scatter(kept, round.cohort, changes, arrived & (latest | event["later"]))
-            if latest:
-                changes = jax.tree.map(jnp.subtract, changes, own)
-            else:
-                changes = _where(event["kept"], own, changes)
+            kept, changes = _remembered(kept, round, changes, arrived, latest)
         factor = event["weight"] * jnp.where(counted, 1.0, 0.0)
         if discount is not None:
             factor = factor * discount(event["staleness"])
         server = _stepped(made, cut, latest, server, changes, factor, counted, event)
-        stale = jnp.where(counted, event["staleness"], 0)
-        metrics = {
-            "time": event["time"],
-            "server_steps": event["steps_taken"],
-            "contributors": counted.sum(),
-            "staleness": stale.sum() / counted.sum(),
-            "largest_staleness": stale.max(),
-        }
+        metrics = _measured(event, counted)
         after = AsyncClients(kept, scatter(clients.channel, round.cohort, sending, trained))
         own_metrics = mean_metrics(measured, jnp.where(trained, 1.0, 0.0))
         parts = disjoint(**{"the clients' work": own_metrics, "time": metrics, "channel": sent})
@@ -224,6 +213,28 @@ def _where_somebody_is(
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
 
 
+def _remembered(
+    kept: PyTree[Array], round: Round, changes: PyTree[Array], arrived: Array, latest: bool
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    """What clients keep now, and what the server applies: differences, or what was kept before."""
+    own, event = gather(kept, round.cohort), round.event
+    after = scatter(kept, round.cohort, changes, arrived & (latest | event["later"]))
+    if latest:
+        return after, jax.tree.map(jnp.subtract, changes, own)
+    return after, _where(event["kept"], own, changes)
+
+
+def _measured(event: dict[str, Array], counted: Bool[Array, " m"]) -> Metrics:
+    stale = jnp.where(counted, event["staleness"], 0)
+    return {
+        "time": event["time"],
+        "server_steps": event["steps_taken"],
+        "contributors": counted.sum(),
+        "staleness": stale.sum() / counted.sum(),
+        "largest_staleness": stale.max(),
+    }
+
+
 def _where(chosen: Array, one: PyTree[Array], other: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(lambda a, b: jnp.where(against(chosen, a), a, b), one, other)
 
@@ -251,11 +262,15 @@ def _stepped(
         def window(leaf: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(leaf, begin, room)
 
-        share = jnp.where(here, window(factor), 0.0)
-        summed = jax.tree.map(
-            lambda leaf: jnp.einsum("c,c...->...", share, window(leaf).astype(share.dtype)), changes
-        )
-        happened = (here & window(counted)).any()
+        there = here & window(counted)
+        share = jnp.where(there, window(factor), 0.0)
+
+        def total_of(leaf: Array) -> Array:
+            # Who does not count may hold a NaN, and 0 times NaN is NaN.
+            rows = window(leaf).astype(share.dtype)
+            return jnp.einsum("c,c...->...", share, jnp.where(against(there, rows), rows, 0))
+
+        summed, happened = jax.tree.map(total_of, changes), there.any()
         state, total = server.memory.optimizer
         if latest:
             total = jax.tree.map(jnp.add, total, summed)

@@ -270,6 +270,41 @@ def test_what_a_channel_loses_is_left_out_and_a_step_without_any_leaves_the_serv
     assert not metrics["contributors"].any()
 
 
+@pytest.mark.parametrize("name", ["asynchronous", "FedFix"])
+def test_what_is_lost_or_dropped_may_hold_nan(name):
+    """Client 3 sends NaN: unless it arrives, the others' run is the one in which its weight is 0."""
+    table = TABLES[name]()
+    cut = asynchronous.waves(table)
+    broken = TARGETS.copy()
+    broken[3] = np.nan
+    joined = asynchronous.join(federation(10, N, CURVATURE[:, None, None], broken[:, None]), cut)
+    silent = table._replace(weights=np.where(table.clients == 3, 0.0, table.weights))
+    wanted = expected(silent)[cut.begins[1:] - 1]
+
+    def lose(messages, weights, state, sending):
+        return messages, jnp.where(sending.senders == 3, 0.0, weights), state, {}
+
+    lossy = dx.channel.Channel(lambda message: (), lose)
+    for link in (lossy, dx.channel.finite_only()):
+        algorithm = asynchronous.asynchronous_server(LOSS, optax.sgd(RATE), cut, channel=link)
+        run = jax.jit(lambda source, a=algorithm: rolled(a, source, cut.rounds))
+        np.testing.assert_allclose(run(joined), wanted, rtol=2e-5, atol=2e-5)
+    plain = asynchronous.asynchronous_server(LOSS, optax.sgd(RATE), cut)
+    params = jax.jit(lambda source: rolled(plain, source, cut.rounds))(joined)
+    first = int(table.of_step[table.clients == 3][0])
+    spoilt = cut.begins[1:] > first
+    assert np.isnan(params[spoilt]).all()
+    assert np.isfinite(params[~spoilt]).all()
+
+
+def rolled(algorithm, source, rounds):
+    def one(state, index):
+        state, _ = algorithm.step(state, source.draw(KEY, index))
+        return state, state.server.params
+
+    return jax.lax.scan(one, algorithm.init(KEY, jnp.asarray(START)), jnp.arange(rounds))[1]
+
+
 def test_what_does_not_fit_is_refused():
     cut = asynchronous.waves(TABLES["FedAvg"]())
     algorithm = asynchronous.asynchronous_server(LOSS, optax.sgd(RATE), cut)
