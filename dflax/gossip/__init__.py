@@ -41,7 +41,7 @@ from dflax.gossip.rules.mozi import mozi
 from dflax.gossip.rules.nearest import nna
 from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule, stateless
 from dflax.gossip.rules.self_centred import self_centred_clipping
-from dflax.gossip.rules.sybilwall import sybilwall
+from dflax.gossip.rules.sybilwall.rule import sybilwall
 from dflax.gossip.rules.w_msr import w_msr
 from dflax.gossip.sampled import partitioned, sampled
 from dflax.gossip.variance import Target, variance_corrected

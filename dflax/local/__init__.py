@@ -12,17 +12,17 @@ from dflax.local.adversarial_training.trades import trades
 from dflax.local.change_on import change_on
 from dflax.local.client_gradients import client_gradients
 from dflax.local.clipping import clipped
-from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
-from dflax.local.oracle import Loss, Oracle, gradient
-from dflax.local.per_example import per_example
-from dflax.local.polyak import polyak
-from dflax.local.pruning import el2n
-from dflax.local.quadratic import (
+from dflax.local.convex.quadratic import (
     Quadratic,
     proximal_points,
     quadratic_federation,
     quadratic_objectives,
 )
+from dflax.local.large_batch import LargeBatch, large_batches, large_gradient
+from dflax.local.oracle import Loss, Oracle, gradient
+from dflax.local.per_example import per_example
+from dflax.local.polyak import polyak
+from dflax.local.pruning import el2n
 from dflax.local.recursive import Estimate, recursive
 from dflax.local.sam import perturbed, sam
 from dflax.local.solver import (

@@ -15,7 +15,7 @@ from dflax import channel, decentralized, gossip, topology
 from dflax.data.dataset import Dataset
 from dflax.decentralized import Client
 from dflax.gossip import NodeEvents, poisson_stream, thinned
-from dflax.local.conjugate import least_squares_conjugate
+from dflax.local.convex.conjugate import least_squares_conjugate
 
 KEY = jax.random.key(0)
 N, D, ROWS, GONE = 6, 3, 4, 2

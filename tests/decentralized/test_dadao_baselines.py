@@ -10,7 +10,7 @@ import dflax as dx
 from dflax.data.dataset import Dataset
 from dflax.decentralized import adom_plus, continuized, gossip_steps, msda, unit_rates
 from dflax.gossip import NodeEvents, independent_groups, poisson_stream
-from dflax.local.conjugate import least_squares_conjugate
+from dflax.local.convex.conjugate import least_squares_conjugate
 from dflax.topology import uniform_rates
 
 KEY = jax.random.key(0)

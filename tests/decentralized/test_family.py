@@ -11,7 +11,7 @@ import dflax as dx
 from dflax import decentralized, gossip, topology
 from dflax.data.dataset import Dataset
 from dflax.gossip import NodeEvents, poisson_stream
-from dflax.local.conjugate import least_squares_conjugate
+from dflax.local.convex.conjugate import least_squares_conjugate
 
 KEY = jax.random.key(0)
 N, D, ROWS = 8, 3, 6

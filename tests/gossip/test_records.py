@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from dflax.gossip.rules.letters import addresses
-from dflax.gossip.rules.records import About, Incoming, Records, drawn, none_known, place_of, stored
+from dflax.gossip.rules.sybilwall.records import (
+    About,
+    Incoming,
+    Records,
+    drawn,
+    none_known,
+    place_of,
+    stored,
+)
 
 
 def records(*rows, places=6):

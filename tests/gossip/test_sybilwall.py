@@ -15,8 +15,8 @@ from tasks import assert_trees_close, assert_trees_equal
 import dflax as dx
 from dflax import gossip, topology
 from dflax.gossip import Mixing
-from dflax.gossip.rules.records import About, Records
-from dflax.gossip.rules.sybilwall import COMBINED, Memory
+from dflax.gossip.rules.sybilwall.records import About, Records
+from dflax.gossip.rules.sybilwall.rule import COMBINED, Memory
 
 KEY, N, D = jax.random.key(3), 12, 5
 GRAPH = topology.erdos_renyi(N, 0.3, seed=4)

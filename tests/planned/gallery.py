@@ -10,7 +10,7 @@ import optax
 import dflax as dx
 from dflax import decentralized, gossip, server, topology
 from dflax.gossip import NodeEvents, poisson_stream
-from dflax.local.conjugate import least_squares_conjugate
+from dflax.local.convex.conjugate import least_squares_conjugate
 
 N, STEPS, BATCH, OWN, FEATURES, HIDDEN = 8, 2, 4, 8, 784, 64
 KEY = jax.random.key(0)

@@ -13,7 +13,7 @@ from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
 from dflax.decentralized.framework.protocol import Client, Number, adapt_then_combine, of_type
 from dflax.gossip.choose import mixer
-from dflax.local.conditioning import verify_conditioning
+from dflax.local.convex.conditioning import verify_conditioning
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.population import Assignment
 from dflax.topology.graph import Graph, require_undirected

@@ -14,8 +14,8 @@ from dflax.decentralized.framework.rows import read, starts, write
 from dflax.events.law import require_drawn_by
 from dflax.events.node_events import NodeEvent
 from dflax.events.stream import Stream
-from dflax.local.conditioning import verify_conditioning
-from dflax.local.conjugate import Conjugate
+from dflax.local.convex.conditioning import verify_conditioning
+from dflax.local.convex.conjugate import Conjugate
 from dflax.topology.gossip_rates import GossipRates, given_rates
 from dflax.topology.graph import Graph, require_undirected
 from dflax.topology.laplacian import effective_resistances

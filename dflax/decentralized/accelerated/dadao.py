@@ -15,7 +15,7 @@ from dflax.decentralized.framework.rows import put, read, starts, take, write
 from dflax.events.law import require_drawn_by
 from dflax.events.node_events import NodeEvent
 from dflax.events.stream import Groups
-from dflax.local.conditioning import verify_conditioning
+from dflax.local.convex.conditioning import verify_conditioning
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.topology.gossip_rates import GossipRates
 

@@ -14,8 +14,8 @@ from dflax.data.dataset import Dataset
 from dflax.decentralized.framework.protocol import Client, Number, adapt_then_combine, of_type
 from dflax.gossip.chebyshev import chebyshev
 from dflax.gossip.fixed import complete
-from dflax.local.conditioning import verify_conditioning
-from dflax.local.conjugate import Conjugate
+from dflax.local.convex.conditioning import verify_conditioning
+from dflax.local.convex.conjugate import Conjugate
 from dflax.population import Assignment
 from dflax.topology.graph import Graph, require_undirected
 from dflax.topology.laplacian_mixing import extremes, laplacian_mixing

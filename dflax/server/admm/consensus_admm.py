@@ -12,7 +12,7 @@ from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
 from dflax.clients import select
 from dflax.data.dataset import Dataset
-from dflax.local.quadratic import Quadratic, objective_of, proximal_points
+from dflax.local.convex.quadratic import Quadratic, objective_of, proximal_points
 from dflax.population import Assignment
 from dflax.server.framework.protocol import Arrived, Heard, Received, Report, Server
 from dflax.server.framework.with_server import with_server

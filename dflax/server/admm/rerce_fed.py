@@ -11,7 +11,7 @@ from dflax.algorithm import Algorithm
 from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
-from dflax.local.quadratic import Quadratic, objective_of, proximal_points
+from dflax.local.convex.quadratic import Quadratic, objective_of, proximal_points
 from dflax.population import Assignment
 from dflax.server.framework.extrapolated import Extrapolated, extrapolate, not_started, publish
 from dflax.server.framework.protocol import Heard, Report

@@ -13,7 +13,7 @@ from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
 from dflax.clients import map_clients, replicate
 from dflax.data.dataset import Dataset
-from dflax.local.quadratic import Quadratic, objective_of, objectives_of, proximal_points
+from dflax.local.convex.quadratic import Quadratic, objective_of, objectives_of, proximal_points
 from dflax.population import Assignment, Round
 from dflax.server.framework.asked import either, everyone
 from dflax.server.framework.protocol import Arrived, Heard, Received, Report, Server

@@ -10,7 +10,7 @@ import numpy as np
 
 import dflax as dx
 from dflax.decentralized import adom_plus, continuized, dadao, gossip_steps, msda, unit_rates
-from dflax.local.conjugate import least_squares_conjugate
+from dflax.local.convex.conjugate import least_squares_conjugate
 from dflax.topology import GossipRates, Graph, geometric, optimal_rates, switching, uniform_rates
 from experiments.tasks.dadao_runs import (
     Cost,

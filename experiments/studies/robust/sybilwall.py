@@ -10,7 +10,7 @@ import numpy as np
 
 from dflax import aggregation, gossip
 from dflax.gossip.mixer import reunited
-from dflax.gossip.rules.sybilwall import Memory
+from dflax.gossip.rules.sybilwall.rule import Memory
 from experiments.tasks.inputs import DIGITS
 from experiments.tasks.sybils import Attack, Peers, Setting
 from experiments.tools.command import main

@@ -21,7 +21,7 @@ from dflax.clients import against
 from dflax.gossip.rules.foolsgold import beside
 from dflax.gossip.rules.letters import Letters
 from dflax.gossip.rules.neighbour_rule import Neighbourhood, NeighbourRule
-from dflax.gossip.rules.records import (
+from dflax.gossip.rules.sybilwall.records import (
     NOBODY,
     About,
     Incoming,

@@ -1,0 +1,1 @@
+"""SybilWall: what it makes of its neighbours, and the records that it passes on."""

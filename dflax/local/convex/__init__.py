@@ -1,0 +1,1 @@
+"""Convex objectives of clients: their curvature, their conjugates, quadratics in their eigenbases."""
