@@ -61,7 +61,7 @@ def asynchronous_server(
     channel: Channel | None = None,
     at_once: int | None = None,
 ) -> Algorithm:
-    """A server that steps when its timetable says, by whose changes have arrived.
+    """A server that steps when its timetable says, by the changes that have arrived.
 
         y_i = K_i local steps from x^v_i                   the model after the server's first v_i steps
         x = server_optimizer(x, -sum_i d_i s(u_i) (y_i - x^v_i))      over the arrivals i of a step
