@@ -9,7 +9,7 @@ from dflax.clients.devices import (
     platform,
 )
 from dflax.clients.mapping import map_clients, map_cohort
-from dflax.clients.reductions import mean_metrics, weighted_mean, weighted_sum
+from dflax.clients.reductions import mean_metrics, sum_clients, weighted_mean, weighted_sum
 from dflax.clients.rows import against, gather, replicate, require_structure, scatter, select
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "require_structure",
     "scatter",
     "select",
+    "sum_clients",
     "weighted_mean",
     "weighted_sum",
 ]
