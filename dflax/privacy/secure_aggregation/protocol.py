@@ -33,11 +33,13 @@ class SecureAggregation(NamedTuple):
         It makes float32. Give a method both ends.
       mean: both as one `Aggregator` of plain messages, for rules that are made of others. It decodes to
         the messages' dtype. In a round whose masks cannot be taken off it makes 0.
+      encoding: of the numbers.
     """
 
     channel: Channel
     aggregator: Aggregator
     mean: Aggregator
+    encoding: FixedPoint
 
 
 class _Protocol(NamedTuple):
@@ -167,6 +169,7 @@ def secure_aggregation(
         _sending_end(protocol, clients),
         _receiving_end(protocol),
         _fused(protocol, clients) if fused else _joined(protocol, clients),
+        encoding,
     )
 
 
