@@ -1,0 +1,194 @@
+"""Digits of 20 clients, of which some lie, learned privately: the setting of DP-BREM's study.
+
+1397 of the 1797 images train, 400 test, drawn anew for every seed. Softmax regression from 0 on 64 pixels
+and a constant 1. Each class is split over 20 clients by a Dirichlet law of parameter 1; records are Poisson
+samples. Clients 0 to 4 are the Byzantine ones.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+import dflax as dx
+from dflax import attacks, channel, privacy
+from experiments.tools.lanes import each
+
+CLIENTS, LIARS, TESTED, IMAGES = 20, 5, 400, 1797
+HOSTILE = np.arange(CLIENTS) < LIARS
+Scale = Literal["standardised", "sixteenths"]
+
+
+class Attack(NamedTuple):
+    """What the liars do; one program has all of it.
+
+    Attributes:
+      factor: of an inner product on what the others send; 0: none.
+      deviations: of ALIE; 0: none.
+      flipped: 1 where they learn labels 9 - y instead, and are honest otherwise.
+    """
+
+    factor: float = 0.0
+    deviations: float = 0.0
+    flipped: int = 0
+
+
+ATTACKS = {
+    "none": Attack(),
+    "IPM 2": Attack(factor=2.0),
+    "IPM 20": Attack(factor=20.0),
+    "label flip": Attack(flipped=1),
+    "ALIE": Attack(deviations=-1.5),
+}
+Method = Callable[[Any, Any, channel.Channel], dx.Algorithm]
+
+
+class Task(NamedTuple):
+    """The clients of several seeds.
+
+    Attributes:
+      sources: S honest ones, then S whose liars have flipped labels.
+      tests: inputs `[S, 400, 65]` and labels `[S, 400]`.
+      keys: `[S]` of the runs.
+      sizes: `[S, 20]` examples of every client.
+      probability: p of a record.
+    """
+
+    sources: dx.SideBySide
+    tests: tuple[Array, Array]
+    keys: Array
+    sizes: np.ndarray
+    probability: float
+
+
+def task(seeds: Sequence[int], scale: Scale = "standardised", probability: float = 0.3) -> Task:
+    """The clients of these seeds.
+
+    Args:
+      seeds: of splits, clients and everything random in a run.
+      scale: of the pixels: mean 0 and deviation 1 over all images, or divided by 16.
+      probability: p.
+    """
+    pixels, labels = _pixels(scale)
+    # Every image twice, the second time with the label that liars learn.
+    both = np.concatenate([pixels, pixels]), np.concatenate([labels, 9 - labels])
+    data = dx.data.Dataset(jnp.asarray(both[0]), jnp.asarray(both[1]), classes=10, name="digits")
+    honest, flipped, tests, sizes = [], [], [], []
+    for seed in seeds:
+        generator = np.random.default_rng(seed)
+        order = generator.permutation(IMAGES)
+        tests.append(order[:TESTED])
+        owned = _dealt(order[TESTED:], labels, generator)
+        sizes.append([len(own) for own in owned])
+        lies = [own + IMAGES if i < LIARS else own for i, own in enumerate(owned)]
+        for kind, lists in ((honest, owned), (flipped, lies)):
+            kind.append(dx.data.from_indices(lists, seed=seed))
+    partitions = [privacy.poisson_sampled(one, probability) for one in honest + flipped]
+    most = max(one.largest for one in partitions)
+    places = max(privacy.places(one, probability) for one in partitions)
+    alike = [dataclasses.replace(one, largest=most) for one in partitions]
+    first = dx.Federation(data, alike[0], batch_size=places, local_steps=1)
+    chosen = np.stack(tests)
+    return Task(
+        dx.side_by_side([first.replace(partition=one) for one in alike]),
+        (jnp.asarray(pixels[chosen]), jnp.asarray(labels[chosen])),
+        jax.vmap(jax.random.key)(jnp.asarray(seeds)),
+        np.array(sizes),
+        probability,
+    )
+
+
+def _pixels(scale: Scale) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    raw, labels = load_digits(return_X_y=True)
+    if scale == "standardised":
+        deviation = raw.std(0)
+        raw = (raw - raw.mean(0)) / np.where(deviation > 0, deviation, 1)
+    else:
+        raw = raw / 16
+    inputs = np.concatenate([raw, np.ones((len(raw), 1))], axis=1)
+    return inputs.astype(np.float32), labels.astype(np.int32)
+
+
+def _dealt(
+    images: np.ndarray, labels: np.ndarray, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """Each class split over the clients in proportions from a Dirichlet law; nobody has nothing."""
+    while True:
+        owned: list[list[int]] = [[] for _ in range(CLIENTS)]
+        for digit in range(10):
+            members = generator.permutation(images[labels[images] == digit])
+            cuts = np.cumsum(generator.dirichlet(np.ones(CLIENTS)))[:-1] * len(members)
+            for own, part in zip(owned, np.split(members, cuts.astype(int)), strict=True):
+                own.extend(part)
+        if min(map(len, owned)) >= 30:
+            return [np.array(own) for own in owned]
+
+
+def loss(params: Array, batch: dx.data.Batch, key: Any) -> Any:
+    """Softmax regression; params are `[65, 10]`."""
+    scores = batch.inputs @ params
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(scores), batch.labels[:, None], 1)[:, 0]
+    value = losses.mean()
+    return value, {"loss": value}
+
+
+def run(
+    given: Task,
+    method: Method,
+    points: Sequence[tuple[int, Any, Attack]],
+    rounds: int,
+) -> dict[str, Float[np.ndarray, "lanes ..."]]:
+    """Runs of one method, as one program.
+
+    Args:
+      given: the clients.
+      method: `(loss, value, channel) -> algorithm`.
+      points: for every lane the place of its seed, the method's value, and the attack.
+      rounds: T, a multiple of ten.
+
+    Returns:
+      Test accuracy after every tenth round, `[lanes, T / 10]`, and the means over rounds of metrics.
+    """
+    seeds = given.tests[0].shape[0]
+    sources = np.array([seed + seeds * attack.flipped for seed, _, attack in points])
+    place = np.array([seed for seed, _, _ in points])
+    numbers = np.array([(a.factor, a.deviations) for _, _, a in points], np.float32)
+    lanes = (
+        jax.tree.map(lambda leaf: leaf[sources], given.sources.own),
+        given.keys[place],
+        jnp.asarray(place),
+        jnp.asarray(numbers),
+        jnp.asarray([value for _, value, _ in points], jnp.float32),
+    )
+
+    def one(lane: Any, sources: dx.SideBySide, tests: Any) -> Any:
+        own, key, seed, (factor, deviations), value = lane
+        algorithm = method(loss, value, liars(factor, deviations))
+        state = algorithm.init(key, jnp.zeros((65, 10)))
+        source = sources.source(own)
+        inputs, labels = tests[0][seed], tests[1][seed]
+
+        def some(state: Any, first: Array) -> Any:
+            state, metrics = dx.rollout(algorithm, state, source, key, 10, first)
+            hits = (inputs @ state.server.params).argmax(-1) == labels
+            return state, (hits.mean(), {k: v.mean() for k, v in metrics.items()})
+
+        _, (accuracy, metrics) = jax.lax.scan(some, state, 10 * jnp.arange(rounds // 10))
+        return {"accuracy": accuracy, **{k: v.mean() for k, v in metrics.items()}}
+
+    program = jax.jit(lambda *a: each(one, *a))
+    return jax.device_get(program(lanes, given.sources, given.tests))
+
+
+def liars(factor: Array, deviations: Array) -> channel.Channel:
+    """Inner product manipulation of that factor where it is positive, ALIE where there are deviations."""
+    return channel.chain(
+        attacks.inner_product(HOSTILE & (factor > 0), jnp.where(factor > 0, factor, 1)),
+        attacks.little_is_enough(HOSTILE & (deviations != 0), deviations),
+    )
