@@ -26,7 +26,7 @@ class PoissonSampled(Partition):
     largest: int = dataclasses.field(default=0, metadata={"static": True})
     leaves_places_empty = True
 
-    def sampled(
+    def minibatches_and_left_out(
         self,
         seed: UInt32[Array, "2"],
         clients: Int[Array, " m"],
@@ -78,7 +78,8 @@ class PoissonSampled(Partition):
         Arguments are those of `Partition.minibatches`. Samples are independent, whatever
         `replacement` says. Of a sample of more than B examples, B at random stay.
         """
-        return self.sampled(seed, clients, start, steps, batch_size, replacement)[0]
+        asked = (seed, clients, start, steps, batch_size, replacement)
+        return self.minibatches_and_left_out(*asked)[0]
 
 
 def poisson_sampled(
