@@ -21,11 +21,13 @@ MOST_ROUNDS = 2**24
 
 
 class LargeDelta(UserWarning):
-    """delta is at least one over the number of units, so that releasing one whole unit would be allowed."""
+    """delta is not below one over the number of units: releasing one of them whole would be allowed."""
 
 
 def epsilon(plan: Plan, delta: float, *, accountant: str = "rdp") -> float:
-    """The epsilon of the whole run: for all neighbours D, D', `P[run(D) in S] <= e^eps P[run(D') in S] + delta`.
+    """The epsilon of the whole run.
+
+        P[run(D) in S] <= e^epsilon P[run(D') in S] + delta          for all neighbours D, D' and sets S
 
     Computed by `dp_accounting`, an upper bound. Where the mechanism may do something else with the
     probability f in all (`Plan.failure`), the accountant is asked for `delta - (1 + e^eps) f`.
@@ -171,7 +173,9 @@ def budget(plan: Plan, epsilon: float, delta: float, *, accountant: str = "rdp")
 def epsilon_after(
     plan: Plan, rounds: Int[np.ndarray, " E"], delta: float, *, accountant: str = "rdp"
 ) -> Float[np.ndarray, " E"]:
-    """Epsilon spent after each of several rounds, for a `History`: `epsilon_after(plan, history.evaluated, 1e-5)`.
+    """Epsilon spent after each of several rounds.
+
+    Beside a `History` that is `epsilon_after(plan, history.evaluated, 1e-5)`.
 
     Args:
       plan: what a round releases; its own number of rounds is not read.
@@ -230,8 +234,8 @@ def _left(plan: Plan, epsilon: float, delta: float) -> float:
     left = delta - _lost(plan, epsilon)
     if not left > 0:
         raise ValueError(
-            f"plan must fail less often for delta={delta:g} at epsilon={epsilon:g}, got a probability of "
-            f"{plan.failure * plan.rounds:g} that samples overflow their places or rounds are empty. "
+            f"plan must fail less often for delta={delta:g} at epsilon={epsilon:g}, got a probability "
+            f"of {plan.failure * plan.rounds:g} that samples overflow or rounds are empty. "
             "Give minibatches more places, or cohorts more clients."
         )
     return left

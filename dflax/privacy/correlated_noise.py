@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 from dflax.aggregation.aggregator import Aggregator, Combining, Message, counted_sum
@@ -173,10 +173,8 @@ def banded_noise(
     separation, participations = _participation(steps, separation, participations)
     validation.integer("bands", bands, low=1, high=steps)
     toeplitz = imported("jax_privacy.matrix_factorization.toeplitz")
-    if bands == 1:
-        coefficients = jnp.ones(1)
-    else:
-        coefficients = toeplitz.optimize_banded_toeplitz(steps, bands)
+    one = bands == 1
+    coefficients = jnp.ones(1) if one else toeplitz.optimize_banded_toeplitz(steps, bands)
     return _of_matrix(
         toeplitz.inverse_as_streaming_matrix(coefficients),
         coefficients,
@@ -226,9 +224,12 @@ def buffered_noise(
             min_buffers=1,
             max_buffers=buffers,
         )
-        coefficients = found.toeplitz_coefs(steps)
+        coefficients = np.asarray(found.toeplitz_coefs(steps))
+        parts = np.asarray(found.buf_decay), np.asarray(found.output_scale)
+    # Found in double precision; the recurrences of the noise run in that of the noise.
+    narrow = blt.BufferedToeplitz.build(*parts, dtype=jnp.float32)
     return _of_matrix(
-        found.inverse_as_streaming_matrix(), coefficients, steps, separation, participations
+        narrow.inverse_as_streaming_matrix(), coefficients, steps, separation, participations
     )
 
 
