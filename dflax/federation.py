@@ -28,7 +28,8 @@ class Federation(Population):
       data: training examples; of a `Split` the training part.
       partition: who owns what: a `Partition`, `ClassLaws`, `Pools`, or any pytree with `clients`,
         `sizes` and `minibatches(seed, clients, start, steps, batch_size, replacement)`. One with
-        `leaves_places_empty` may return -1 for places without an example.
+        `leaves_places_empty` may return -1 for places without an example; with
+        `minibatches_and_left_out`, which says so beside them, `[m, K]` how many examples had no place.
       batch_size: B >= 1, examples per local step.
       local_steps: K >= 1, local steps per round, the same for every client; or give `local_epochs`.
       local_epochs: E > 0, passes over the client's own data per round: client i does

@@ -9,15 +9,17 @@ from jaxtyping import Array, Bool, Float, Key
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
-from dflax.clients import against
+from dflax.clients import against, platform
 from dflax.data.dataset import Batch
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.models.averaged import STATISTICS, holds_statistics
 from dflax.privacy.products import Product, multiplied, products, squares, total
 
 Groups = Callable[[str], str]
-# Bytes of gradients example by example that are held at the same time, where nobody says how many.
-HELD = 1 << 24
+# Bytes of gradients example by example that are held at the same time, where nobody says how many: on
+# a CPU what its caches hold.
+HELD = {"cpu": 1 << 20}
+HELD_ELSEWHERE = 1 << 24
 
 
 def layer(path: str) -> str:
@@ -56,8 +58,8 @@ def clipped_per_example(
       groups: from a weight's path, as `jax.tree_util.keystr` shows it, to the name of its group, such
         as `layer`. Every one of G groups is then cut by itself, to R / sqrt(G), so that the whole is no
         longer than R. None: one group.
-      at_once: examples whose gradients are held at the same time, >= 1; None: as many as fill 16 MiB.
-        Results differ by rounding alone.
+      at_once: examples whose gradients are held at the same time, >= 1; None: as many as fill 16 MiB,
+        or 1 MiB on a CPU. Results differ by rounding alone.
 
     Returns:
       An `Oracle`. Metrics: the loss's own, means over the examples that are there (0 without any);
@@ -93,6 +95,8 @@ def clipped_per_example(
         one = jax.tree.map(lambda leaf: leaf[:1], batch._replace(mask=None))
         ghosts = _ghosts(oracle, params, one, None if keys is None else keys[0])
         held = min(_fitting(params, ghosts) if at_once is None else at_once, size)
+        # As many chunks, filled alike.
+        held = -(-size // -(-size // held))
         mask = jnp.ones(size) if batch.mask is None else (batch.mask > 0).astype(jnp.float32)
         chunks = -(-size // held)
         fill = chunks * held - size
@@ -161,7 +165,7 @@ def _ghosts(oracle: Oracle, params: Params, one: Batch, key: Any) -> dict[int, P
 def _fitting(params: Params, ghosts: dict[int, Product]) -> int:
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)]
     bytes_each = sum(size for leaf, size in enumerate(sizes) if leaf not in ghosts)
-    return max(HELD // max(bytes_each, 1), 1)
+    return max(HELD.get(platform(), HELD_ELSEWHERE) // max(bytes_each, 1), 1)
 
 
 def _seen(

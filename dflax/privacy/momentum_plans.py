@@ -1,5 +1,6 @@
 """What releasing the noisy momenta of clients costs: a bound that always holds, and a smaller one."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,33 +10,92 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dflax import validation
+from dflax.federation import Federation
+from dflax.privacy.plans import Plan, examples_plan
+from dflax.privacy.poisson import PoissonSampled
 
 Schedule = float | Float[Array, ""] | Callable[[Array], float | Array]
 
 
-class MomentumCost(NamedTuple):
-    """The privacy of one record after T rounds, by two bounds.
+class MomentumPlans(NamedTuple):
+    """The same run as two plans for `epsilon`.
 
     Attributes:
-      rho: of zero-concentrated differential privacy, whatever the clients' clip does.
-      epsilon: that follows from `rho`: the bound that always holds.
-      unclipped_epsilon: where no client is ever clipped: that of DP-SGD with the same sampling and
-        `multiplier`. It is proved for that case alone.
-      multiplier: the noise multiplier of that DP-SGD, sigma b or a little more.
-      delta: that both are for.
+      always: whatever the clients' clip does.
+      unclipped: where no client is ever clipped; proved for that case alone.
     """
 
-    rho: float
-    epsilon: float
-    unclipped_epsilon: float
-    multiplier: float
-    delta: float
+    always: Plan
+    unclipped: Plan
+
+
+def momentum_plans(
+    federation: Federation,
+    noise: float,
+    rounds: int,
+    *,
+    beta: float,
+    record_clip: Schedule = 1.0,
+) -> MomentumPlans:
+    """What T rounds of `server.dp_brem` release of one record, added or removed.
+
+    Client i has the noise multiplier z = sigma b_i with b_i = p_i n_i, so the smallest client's records
+    are told apart most easily, and both plans are about them. With
+
+        a_ts = (1 - beta) beta^(t - s) R_s / R_t        of round s in the momentum of round t >= s
+
+    - Always: a record moves the sum of round t by (R_t / b) sum_s a_ts at most, since the centre is
+      public and a clip moves no two points apart. So rho = sum_t (sum_s a_ts)^2 / (2 z^2), as of T
+      releases of multiplier sqrt(T / (2 rho)). Sampling does not help: the rounds that a record is in
+      overlap in every momentum.
+    - Without clipping: the noise of round t is a sum of independent parts, of variances in proportion to
+      a_ts, each of which hides the gradient of one round. The momenta follow from those, so all of them
+      cost no more than DP-SGD of multiplier z / sqrt(max_s sum_t a_ts sum_u a_tu), sampled with
+      probability p. For a constant R that is z or more. Report it as the epsilon of the DP-SGD that it
+      is, and not as the run's.
+
+    Args:
+      federation: whose partition is `poisson_sampled`. Give its minibatches as many places as the
+        largest client has examples: then none is ever left out, which costs much at a large epsilon.
+      noise: sigma > 0.
+      rounds: T in [1, 20,000].
+      beta: of the clients' momentum, in [0, 1).
+      record_clip: R > 0, or a function of the round's number; only its ratios count.
+
+    Returns:
+      Two plans: `epsilon(plans.always, delta)` is the bound that holds.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    fix = "The unit is a record, which a federation has."
+    validation.instance("federation", federation, Federation, fix)
+    validation.real("noise", noise, low=0.0, low_open=True, scalar=True)
+    validation.real("beta", beta, low=0.0, high=1.0, high_open=True, scalar=True)
+    validation.integer("rounds", rounds, low=1, high=20_000)
+    if not callable(record_clip):
+        validation.real("record_clip", record_clip, low=0.0, low_open=True, scalar=True)
+    if not isinstance(federation.partition, PoissonSampled):
+        raise ValueError(
+            "federation must have Poisson-sampled minibatches, whose expected sizes do not depend on a "
+            "record, got another partition. Make it with privacy.poisson_sampled(partition, p)."
+        )
+    multiplier = float(noise) * float(np.min(np.asarray(federation.partition.expected)))
+    weights = momentum_weights(rounds, float(beta), record_clip)
+    sums = weights.sum(1)
+    rho = float(np.sum(np.square(sums))) / (2 * multiplier**2)
+    equivalent = multiplier / float(np.sqrt(np.max(sums @ weights)))
+    always = examples_plan(federation, None, rounds, amplified=False)
+    return MomentumPlans(
+        dataclasses.replace(always, noise_multiplier=float(np.sqrt(rounds / (2 * rho)))),
+        examples_plan(federation, equivalent, rounds),
+    )
 
 
 def momentum_weights(
     rounds: int, beta: float, record_clip: Schedule = 1.0
 ) -> Float[np.ndarray, "T T"]:
-    """`a_ts = (1 - beta) beta^(t - s) R_s / R_t` for s <= t, else 0: round s in the momentum of round t."""
+    """`a_ts = (1 - beta) beta^(t - s) R_s / R_t` for s <= t, else 0."""
     clip = record_clip
     if callable(clip):
         norms = np.asarray(jax.vmap(clip)(jnp.arange(rounds, dtype=jnp.int32)), np.float64)
@@ -44,76 +104,3 @@ def momentum_weights(
     lag = np.subtract.outer(np.arange(rounds), np.arange(rounds))
     kept = np.where(lag >= 0, (1 - beta) * float(beta) ** np.maximum(lag, 0), 0.0)
     return kept * norms / norms[:, None]
-
-
-def momentum_cost(
-    noise_multiplier: float,
-    *,
-    beta: float,
-    probability: float,
-    rounds: int,
-    delta: float,
-    record_clip: Schedule = 1.0,
-) -> MomentumCost:
-    """What T rounds of `server.dp_brem` cost one record of a client with noise multiplier z = sigma b.
-
-    b = p n_i, so the smallest client has the smallest z, and the federation's cost is that client's.
-    With a_ts the weight of round s in the momentum of round t:
-
-    - Always: a record moves the sum of round t by (R_t / b) sum_s a_ts at most, since the centre is
-      public and a clip moves no two points apart. So rho = sum_t (sum_s a_ts)^2 / (2 z^2). Sampling
-      does not help: which rounds a record is in cannot be told apart.
-    - Without clipping: the noise of round t is a sum of independent parts, of variances in proportion to
-      a_ts, each of which hides the gradient of one round. The momenta follow from those, so all of them
-      cost no more than DP-SGD of noise multiplier z / sqrt(max_s sum_t a_ts sum_u a_tu), sampled with
-      probability p. For a constant R that is z or more.
-
-    Args:
-      noise_multiplier: z > 0.
-      beta: of the clients' momentum, in [0, 1).
-      probability: p in (0, 1] of the Poisson sample of records.
-      rounds: T >= 1.
-      delta: in (0, 1).
-      record_clip: R, or a function of the round's number; only its ratios count.
-
-    Raises:
-      TypeError, ValueError: naming the argument.
-      ImportError: without the package dp-accounting.
-    """
-    validation.real("noise_multiplier", noise_multiplier, low=0.0, low_open=True, scalar=True)
-    validation.real("beta", beta, low=0.0, high=1.0, high_open=True, scalar=True)
-    validation.probability("probability", probability, low_open=True)
-    validation.integer("rounds", rounds, low=1, high=20_000)
-    validation.probability("delta", delta, low_open=True, high_open=True)
-    if not callable(record_clip):
-        validation.real("record_clip", record_clip, low=0.0, low_open=True, scalar=True)
-    weights = momentum_weights(rounds, float(beta), record_clip)
-    sums = weights.sum(1)
-    z = float(noise_multiplier)
-    rho = float(np.sum(np.square(sums)) / (2 * z**2))
-    multiplier = float(z / np.sqrt(np.max(sums @ weights)))
-    return MomentumCost(
-        rho,
-        _epsilon(lambda event: event.ZCDpEvent(rho), delta),
-        _epsilon(
-            lambda event: event.SelfComposedDpEvent(
-                event.PoissonSampledDpEvent(probability, event.GaussianDpEvent(multiplier)), rounds
-            ),
-            delta,
-        ),
-        multiplier,
-        float(delta),
-    )
-
-
-def _epsilon(event: Callable[..., object], delta: float) -> float:
-    """Epsilon of an event by its Renyi divergences."""
-    try:
-        from dp_accounting import dp_event, rdp
-    except ImportError as error:
-        raise ImportError(
-            "momentum_cost needs dp-accounting. Install dflax[privacy], or dp-accounting itself."
-        ) from error
-    accountant = rdp.RdpAccountant()
-    accountant.compose(event(dp_event))
-    return float(accountant.get_epsilon(delta))

@@ -31,7 +31,7 @@ class PoissonSampled(Partition):
         """The clients' expected numbers of examples in a minibatch, `b_i = p_i n_i`, float32."""
         return self.probability * self.sizes.astype(jnp.float32)
 
-    def sampled(
+    def minibatches_and_left_out(
         self,
         seed: UInt32[Array, "2"],
         clients: Int[Array, " m"],
@@ -83,7 +83,8 @@ class PoissonSampled(Partition):
         Arguments are those of `Partition.minibatches`. Samples are independent, whatever
         `replacement` says. Of a sample of more than B examples, B at random stay.
         """
-        return self.sampled(seed, clients, start, steps, batch_size, replacement)[0]
+        asked = (seed, clients, start, steps, batch_size, replacement)
+        return self.minibatches_and_left_out(*asked)[0]
 
 
 def poisson_sampled(

@@ -5,7 +5,7 @@ from jaxtyping import Array
 from dflax import aggregation, validation
 from dflax.algorithm import Algorithm
 from dflax.local import Loss, Oracle
-from dflax.privacy import clipped_per_example, noisy, noisy_gradient
+from dflax.privacy import clipped_per_example, noisy, noisy_gradient, noisy_mean
 from dflax.server import client_momentum
 
 Rate = float | Array
@@ -49,7 +49,7 @@ def dp_momentum(
         clients,
         rate=rate,
         beta=beta,
-        aggregator=noisy(aggregation.mean(), noise * record_clip),
+        aggregator=noisy_mean(aggregation.mean(), noise * record_clip),
         **options,
     )
 
@@ -90,7 +90,7 @@ def dp_fedsgd(
         clients,
         rate=rate,
         beta=0.0,
-        aggregator=noisy(aggregation.norm_bounding(radius), noise * record_clip),
+        aggregator=noisy_mean(aggregation.norm_bounding(radius), noise * record_clip),
         **options,
     )
 
@@ -125,7 +125,7 @@ def dp_median(
         clients,
         rate=rate,
         beta=0.0,
-        aggregator=noisy(aggregation.median(), noise * record_clip, divided=False),
+        aggregator=noisy(aggregation.median(), noise * record_clip),
         **options,
     )
 

@@ -16,7 +16,7 @@ from dflax.aggregation.scheduled import scheduled
 from dflax.algorithm import Algorithm, Metrics
 from dflax.local.oracle import Loss, Oracle
 from dflax.privacy.clipped_gradients import clipped_per_example
-from dflax.privacy.noise import noisy
+from dflax.privacy.noisy_mean import noisy_mean
 from dflax.privacy.proved_norms import proved_norms
 from dflax.privacy.secure_aggregation.protocol import SecureAggregation
 from dflax.server.framework.client_momentum import client_momentum
@@ -53,8 +53,8 @@ def dp_brem(
     rate may follow the round, as `optax.linear_schedule(R, 0.3 R, T)` does.
 
     The unit of privacy is one record of one client, added or removed. The server is trusted to add the
-    noise. The noise multiplier of client i is sigma b_i; `privacy.momentum_cost` has what T rounds
-    cost, and what of it rests on what. The norm of the noise, sigma R sqrt(d) / n, must stay well below C,
+    noise. The noise multiplier of client i is sigma b_i; `privacy.momentum_plans` has what
+    T rounds cost, and what of it rests on what. The norm of the noise, sigma R sqrt(d) / n, must stay well below C,
     or C is used up to follow it. An arbitrary client moves phi by 2 C / |I| at most.
 
     Args:
@@ -66,7 +66,7 @@ def dp_brem(
       noise: sigma >= 0, in units of R, on a sum of averaged gradients; traceable.
       beta: in [0, 1), traceable.
       sampling: q in (0, 1], traceable.
-      joint: whether the noise comes from everybody's random words, see `privacy.noisy`.
+      joint: whether the noise comes from everybody's random words, see `privacy.noisy_mean`.
       examples_at_once: see `privacy.clipped_per_example`.
       **options: `channel`, where hostile clients lie in place of phi_i, and `at_once`, as for
         `server.with_server`.
@@ -87,7 +87,7 @@ def dp_brem(
     _check(record_clip, radius, noise)
 
     def rule(number: Int[Array, ""]) -> Aggregator:
-        return noisy(
+        return noisy_mean(
             norm_bounding(rate_at(radius, number)),
             noise * rate_at(record_clip, number),
             joint=joint,
@@ -128,7 +128,7 @@ def dp_brem_plus(
     secure aggregation drops nothing is opened, and phi stays.
 
     This simulates what comes out, and what is sent. It protects nobody: see
-    `privacy.secure_aggregation`, `privacy.proved_norms`, and `privacy.noisy` for joint noise. An attack on
+    `privacy.secure_aggregation`, `privacy.proved_norms`, and `privacy.noisy_mean` for joint noise. An attack on
     the paper's joint noise has been reported (arXiv 2608.27766); do not take it for a guarantee.
 
     Args:
@@ -162,7 +162,7 @@ def dp_brem_plus(
         )
 
     def rule(number: Int[Array, ""]) -> Aggregator:
-        opened = _opened(noisy(secure.mean, noise * rate_at(record_clip, number), joint=True))
+        opened = _opened(noisy_mean(secure.mean, noise * rate_at(record_clip, number), joint=True))
         return proved_norms(opened, rate_at(radius, number), secure.encoding, uncut=uncut)
 
     return client_momentum(

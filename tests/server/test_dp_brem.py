@@ -273,7 +273,7 @@ def test_in_a_round_that_secure_aggregation_drops_nothing_is_opened():
 def test_noise_is_on_the_sum_of_those_who_count():
     """Deviation sigma R / |I|, where a message that is not finite does not count."""
     d = 20_000
-    rule = privacy.noisy(aggregation.norm_bounding(1.0), 0.6)
+    rule = privacy.noisy_mean(aggregation.norm_bounding(1.0), 0.6)
     messages = jnp.zeros((4, d)).at[1].set(jnp.nan)
     weights = jnp.asarray([1.0, 1.0, 1.0, 0.0])
     out, _, metrics = jax.jit(rule.apply)(messages, weights, (), Combining(KEY))
@@ -281,7 +281,7 @@ def test_noise_is_on_the_sum_of_those_who_count():
     assert metrics["messages_dropped"] == 1
     nobody, _, _ = jax.jit(rule.apply)(messages, jnp.zeros(4), (), Combining(KEY))
     np.testing.assert_array_equal(nobody, 0)
-    joint = privacy.noisy(aggregation.mean(), 0.6, joint=True)
+    joint = privacy.noisy_mean(aggregation.mean(), 0.6, joint=True)
     run = jax.jit(joint.apply)
     first = run(jnp.zeros((4, d)), jnp.ones(4), (), Combining(KEY))[0]
     other = run(jnp.zeros((4, d)), weights, (), Combining(KEY))[0]

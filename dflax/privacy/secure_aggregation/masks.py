@@ -124,7 +124,9 @@ def unmasking(key: Key[Array, ""], ring: Ring, sent: Bool[Array, " m"], words: W
 def _self_masks(key: Key[Array, ""], words: Words) -> Words:
     m = len(jax.tree.leaves(words)[0])
     rows = jnp.arange(m)
-    return _drawn(jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), i))(rows), words)
+    return _drawn(
+        jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), i))(rows), words
+    )
 
 
 def _pair_masks(
@@ -149,5 +151,3 @@ def _drawn(keys: Key[Array, " m"], words: Words) -> Words:
 
     drawn: Iterator[Array] = (draw(n, leaf.shape) for n, leaf in enumerate(leaves))
     return jax.tree.unflatten(structure, list(drawn))
-
-

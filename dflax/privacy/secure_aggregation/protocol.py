@@ -348,9 +348,7 @@ def _mean(
 
 
 def _ring(protocol: _Protocol, round_key: Key[Array, ""], participates: Bool[Array, " m"]) -> Ring:
-    return ring(
-        jax.random.fold_in(round_key, OF_NEIGHBOURS), participates, protocol.neighbours
-    )
+    return ring(jax.random.fold_in(round_key, OF_NEIGHBOURS), participates, protocol.neighbours)
 
 
 def _shares(protocol: _Protocol, weights: Float[Array, " m"]) -> Float[Array, " m"]:
