@@ -8,6 +8,7 @@ from dflax.privacy.accounting import (
     noise_for,
     rounds_within,
 )
+from dflax.privacy.audit import Canaries, canary_scores, epsilon_lower_bound, with_canaries
 from dflax.privacy.clipped_gradients import clipped_per_example, layer
 from dflax.privacy.correlated_noise import (
     CorrelatedNoise,
@@ -22,6 +23,7 @@ from dflax.privacy.poisson import PoissonSampled, places, poisson_sampled
 from dflax.privacy.private_means import adaptive_private_mean, clipped_updates, private_mean
 
 __all__ = [
+    "Canaries",
     "CorrelatedNoise",
     "LargeDelta",
     "Plan",
@@ -30,6 +32,7 @@ __all__ = [
     "banded_noise",
     "budget",
     "buffered_noise",
+    "canary_scores",
     "clients_plan",
     "clipped_per_example",
     "clipped_updates",
@@ -37,6 +40,7 @@ __all__ = [
     "correlated_plan",
     "epsilon",
     "epsilon_after",
+    "epsilon_lower_bound",
     "examples_plan",
     "joint_noise",
     "layer",
@@ -48,6 +52,7 @@ __all__ = [
     "private_mean",
     "rounds_within",
     "tree_noise",
+    "with_canaries",
 ]
 
 
