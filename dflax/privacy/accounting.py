@@ -198,6 +198,7 @@ def epsilon_after(
     Warns:
       LargeDelta: see `dflax.privacy.epsilon`.
     """
+    _check(plan, delta, accountant)
     numbers = validation.array("rounds", rounds, kind="integer", shape=("E",), low=0)
     known: dict[int, float] = {0: 0.0}
     for number in np.unique(numbers).tolist():

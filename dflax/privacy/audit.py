@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dflax import validation
 from dflax.algorithm import Params
-from dflax.clients import require_structure
 from dflax.data.dataset import AnyArray, Batch, Dataset, Split
 from dflax.data.partition import Partition, from_indices
 from dflax.local.oracle import Loss
@@ -128,7 +127,10 @@ def canary_scores(
     validation.function("loss", loss, "Make one with dflax.losses.")
     validation.model("start", start)
     validation.model("params", params)
-    require_structure("params", params, start)
+    if jax.tree.structure(start) != jax.tree.structure(params):
+        raise ValueError(
+            "start must have the structure of params, got another. Give the same model."
+        )
     validation.instance("canaries", canaries, Dataset, "Give Canaries.examples.")
 
     @jax.jit

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from doors import asynchronous, data, decentralized, robots, running, server, topology
+from doors import asynchronous, data, decentralized, privacy, robots, running, server, topology
 
 CALLS: dict[str, dict[str, Any]] = {
     **asynchronous.CALLS,
@@ -10,6 +10,7 @@ CALLS: dict[str, dict[str, Any]] = {
     **data.CALLS,
     **server.CALLS,
     **decentralized.CALLS,
+    **privacy.CALLS,
     **robots.CALLS,
     **running.CALLS,
 }
