@@ -8,6 +8,7 @@ from dflax.privacy.accounting import (
     noise_for,
     rounds_within,
 )
+from dflax.privacy.audit import Canaries, canary_scores, epsilon_lower_bound, with_canaries
 from dflax.privacy.clipped_gradients import clipped_per_example, layer
 from dflax.privacy.correlated_noise import (
     CorrelatedNoise,
@@ -28,6 +29,7 @@ from dflax.privacy.secure_aggregation.message_sizes import MessageBytes, message
 from dflax.privacy.secure_aggregation.protocol import SecureAggregation, secure_aggregation
 
 __all__ = [
+    "Canaries",
     "CorrelatedNoise",
     "FixedPoint",
     "LargeDelta",
@@ -40,6 +42,7 @@ __all__ = [
     "banded_noise",
     "budget",
     "buffered_noise",
+    "canary_scores",
     "clients_plan",
     "clipped_per_example",
     "clipped_updates",
@@ -47,6 +50,7 @@ __all__ = [
     "correlated_plan",
     "epsilon",
     "epsilon_after",
+    "epsilon_lower_bound",
     "examples_plan",
     "fixed_point",
     "joint_noise",
@@ -64,6 +68,7 @@ __all__ = [
     "rounds_within",
     "secure_aggregation",
     "tree_noise",
+    "with_canaries",
 ]
 
 

@@ -1,9 +1,12 @@
 """Epsilon of a plan, noise for an epsilon, rounds within an epsilon: by `dp_accounting`."""
 
+import contextlib
 import dataclasses
 import functools
+import logging
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -87,14 +90,15 @@ def noise_for(plan: Plan, epsilon: float, delta: float, *, accountant: str = "rd
     _warn(plan, delta)
     accounting = imported("dp_accounting")
     left = _left(plan, float(epsilon), float(delta))
-    found = accounting.calibrate_dp_mechanism(
-        functools.partial(_accountant, plan, accountant),
-        lambda z: dataclasses.replace(plan, noise_multiplier=z).event(),
-        float(epsilon),
-        left,
-        accounting.LowerEndpointAndGuess(0.05, 1.0),
-        tol=1e-4,
-    )
+    with _quiet():
+        found = accounting.calibrate_dp_mechanism(
+            functools.partial(_accountant, plan, accountant),
+            lambda z: dataclasses.replace(plan, noise_multiplier=z).event(),
+            float(epsilon),
+            left,
+            accounting.LowerEndpointAndGuess(0.05, 1.0),
+            tol=1e-4,
+        )
     return float(found)
 
 
@@ -194,6 +198,7 @@ def epsilon_after(
     Warns:
       LargeDelta: see `dflax.privacy.epsilon`.
     """
+    _check(plan, delta, accountant)
     numbers = validation.array("rounds", rounds, kind="integer", shape=("E",), low=0)
     known: dict[int, float] = {0: 0.0}
     for number in np.unique(numbers).tolist():
@@ -208,7 +213,8 @@ def epsilon_after(
 def _epsilon(plan: Plan, delta: float, accountant: str) -> float:
     if plan.noise_multiplier == 0:
         return math.inf
-    accounted = _accountant(plan, accountant).compose(plan.event())
+    with _quiet():
+        accounted = _accountant(plan, accountant).compose(plan.event())
     found = float(accounted.get_epsilon(float(delta)))
     # Epsilon and what is left of delta depend on each other; from below, until they agree.
     for _ in range(60 if plan.failure else 0):
@@ -223,6 +229,21 @@ def _epsilon(plan: Plan, delta: float, accountant: str) -> float:
         if plan.failure:
             return math.inf
     return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a warning for each Rényi order whose series is too long: it is left out, no more."""
+
+    def tells(record: logging.LogRecord) -> bool:
+        return "failed to converge" not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(tells)
+    try:
+        yield
+    finally:
+        logger.removeFilter(tells)
 
 
 def _lost(plan: Plan, found: float) -> float:

@@ -24,6 +24,7 @@ HELD_ELSEWHERE = 1 << 24
 
 def layer(path: str) -> str:
     """The layer of a weight: its path without the last name."""
+    validation.text("path", path)
     return path.rpartition("[")[0]
 
 

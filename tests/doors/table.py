@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from doors import asynchronous, data, decentralized, robots, running, server, topology
+from doors import (
+    asynchronous,
+    data,
+    decentralized,
+    privacy,
+    robots,
+    robust_privacy,
+    running,
+    server,
+    topology,
+)
 
 CALLS: dict[str, dict[str, Any]] = {
     **asynchronous.CALLS,
@@ -10,6 +20,8 @@ CALLS: dict[str, dict[str, Any]] = {
     **data.CALLS,
     **server.CALLS,
     **decentralized.CALLS,
+    **privacy.CALLS,
     **robots.CALLS,
+    **robust_privacy.CALLS,
     **running.CALLS,
 }
