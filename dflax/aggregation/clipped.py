@@ -17,7 +17,7 @@ from dflax.clients import select
 FIX = "For example dflax.aggregation.median()."
 
 
-def static_clipping(rule: Aggregator, radius: float = 2.0) -> Aggregator:
+def static_clipping(rule: Aggregator, radius: float | Float[Array, ""] = 2.0) -> Aggregator:
     """A rule that sees messages of length c at most.
 
         out = rule(x_i min(1, c / |x_i|))                    norms over all parameters, c = radius
@@ -41,7 +41,7 @@ def static_clipping(rule: Aggregator, radius: float = 2.0) -> Aggregator:
     return _clipped(rule, lambda norms, present: jnp.asarray(radius, norms.dtype))
 
 
-def coordinate_clipping(rule: Aggregator, limit: float) -> Aggregator:
+def coordinate_clipping(rule: Aggregator, limit: float | Float[Array, ""]) -> Aggregator:
     """A rule that sees messages whose every number lies in [-limit, limit]; others are cut.
 
     Unlike a norm this bounds how far a message moves each coordinate, but of all d of them together
@@ -71,7 +71,7 @@ def coordinate_clipping(rule: Aggregator, limit: float) -> Aggregator:
     return Aggregator(rule.init, apply)
 
 
-def norm_bounding(radius: float) -> Aggregator:
+def norm_bounding(radius: float | Float[Array, ""]) -> Aggregator:
     """The mean by weight of messages cut to the length c.
 
         out = sum_i w_i x_i min(1, c / |x_i|) / sum_i w_i                                  c = radius

@@ -73,7 +73,9 @@ def momentum_plans(
     validation.real("noise", noise, low=0.0, low_open=True, scalar=True)
     validation.real("beta", beta, low=0.0, high=1.0, high_open=True, scalar=True)
     validation.integer("rounds", rounds, low=1, high=20_000)
-    if not callable(record_clip):
+    if callable(record_clip):
+        validation.function("record_clip", record_clip, "It gets the round's number.", takes=1)
+    else:
         validation.real("record_clip", record_clip, low=0.0, low_open=True, scalar=True)
     if not isinstance(federation.partition, PoissonSampled):
         raise ValueError(

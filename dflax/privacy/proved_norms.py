@@ -29,7 +29,7 @@ def proved_norms(
 ) -> Aggregator:
     """A rule of messages that nobody sees, each cut by its sender, who proves it.
 
-        c_i = x_i min(1, C / |x_i|)                        by client i; those in `uncut` leave x_i as it is
+        c_i = x_i min(1, C / |x_i|)                      by client i; those in `uncut` leave x_i as it is
         out = rule(c_i of those whose encoded message is no longer than C + 2^-(s + 1) sqrt(d))
 
     Norms are over all d numbers of a message. Rounding to fixed point may add the second term. The proof

@@ -43,7 +43,7 @@ def dp_momentum(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    require_noise(noise, record_clip)
+    require_records(loss, noise, record_clip)
     return client_momentum(
         lambda number, expected: clipped_per_example(loss, record_clip, expected=expected),
         clients,
@@ -84,7 +84,7 @@ def dp_fedsgd(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    require_noise(noise, record_clip)
+    require_records(loss, noise, record_clip)
     return client_momentum(
         lambda number, expected: clipped_per_example(loss, record_clip, expected=expected),
         clients,
@@ -119,7 +119,7 @@ def dp_median(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    require_noise(noise, record_clip)
+    require_records(loss, noise, record_clip)
     return client_momentum(
         lambda number, expected: clipped_per_example(loss, record_clip, expected=expected),
         clients,
@@ -164,7 +164,7 @@ def local_dp_momentum(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    require_noise(noise, record_clip)
+    require_records(loss, noise, record_clip)
 
     def seen(number, expected):
         clipped = clipped_per_example(loss, record_clip, expected=expected)
@@ -205,7 +205,7 @@ def distributed_dp(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    require_noise(noise, record_clip)
+    require_records(loss, noise, record_clip)
 
     def seen(number, expected):
         clipped = clipped_per_example(loss, record_clip, expected=expected)
@@ -215,7 +215,8 @@ def distributed_dp(
     return client_momentum(seen, clients, rate=rate, beta=0.0, aggregator=rule, **options)
 
 
-def require_noise(noise: Rate, record_clip: Rate) -> None:
-    """Refuses what is no noise multiplier, or no length to clip records to."""
+def require_records(loss: Loss | Oracle, noise: Rate, record_clip: Rate) -> None:
+    """Refuses what is no loss, no noise, or no length to clip records to."""
+    clipped_per_example(loss, 1.0)
     validation.real("noise", noise, low=0.0, scalar=True)
     validation.real("record_clip", record_clip, low=0.0, low_open=True, scalar=True)

@@ -53,9 +53,10 @@ def dp_brem(
     rate may follow the round, as `optax.linear_schedule(R, 0.3 R, T)` does.
 
     The unit of privacy is one record of one client, added or removed. The server is trusted to add the
-    noise. The noise multiplier of client i is sigma b_i; `privacy.momentum_plans` has what
-    T rounds cost, and what of it rests on what. The norm of the noise, sigma R sqrt(d) / n, must stay well below C,
-    or C is used up to follow it. An arbitrary client moves phi by 2 C / |I| at most.
+    noise. The noise multiplier of client i is sigma b_i; `privacy.momentum_plans` has what T rounds
+    cost, by a bound that always holds and by one that rests on no client being clipped. The norm of the
+    noise, sigma R sqrt(d) / n, must stay well below C, or C is used up to follow it. An arbitrary client
+    moves phi by 2 C / |I| at most.
 
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
@@ -84,7 +85,7 @@ def dp_brem(
       Gu, Li and Xiong, DP-BREM: Differentially-Private and Byzantine-Robust Federated Learning with
       Client Momentum, USENIX Security 2025, arXiv 2306.12608.
     """
-    _check(record_clip, radius, noise)
+    _check(record_clip, radius, noise, sampling)
 
     def rule(number: Int[Array, ""]) -> Aggregator:
         return noisy_mean(
@@ -120,7 +121,7 @@ def dp_brem_plus(
 ) -> Algorithm:
     """DP-BREM+: `dp_brem` without a trusted server, by secure aggregation and noise made jointly.
 
-        c_i   = (phi_i - phi) min(1, C / |phi_i - phi|)                 by client i, who proves |c_i| <= C
+        c_i   = (phi_i - phi) min(1, C / |phi_i - phi|)               by client i, who proves |c_i| <= C
         phi   <- phi + (secure sum of round(c_i 2^s) 2^-s + N(0, (sigma R)^2 I)) / |I|
 
     In a round of the same state, messages and noise phi differs from that of `dp_brem(joint=True)` by
@@ -128,8 +129,8 @@ def dp_brem_plus(
     secure aggregation drops nothing is opened, and phi stays.
 
     This simulates what comes out, and what is sent. It protects nobody: see
-    `privacy.secure_aggregation`, `privacy.proved_norms`, and `privacy.noisy_mean` for joint noise. An attack on
-    the paper's joint noise has been reported (arXiv 2608.27766); do not take it for a guarantee.
+    `privacy.secure_aggregation`, `privacy.proved_norms`, and `privacy.noisy_mean` for joint noise. An
+    attack on the paper's joint noise has been reported (arXiv 2608.27766): take it for no guarantee.
 
     Args:
       loss: see `dp_brem`, as all arguments that are not here.
@@ -151,7 +152,7 @@ def dp_brem_plus(
     Raises:
       TypeError, ValueError: naming the argument; a bound below C.
     """
-    _check(record_clip, radius, noise)
+    _check(record_clip, radius, noise, sampling)
     validation.instance(
         "secure", secure, SecureAggregation, "Make one with privacy.secure_aggregation."
     )
@@ -190,7 +191,9 @@ def _opened(rule: Aggregator) -> Aggregator:
 
 def records_of(loss: Loss | Oracle, record_clip: Rate, at_once: int | None) -> Any:
     """From the round and b_i to the oracle of clipped records."""
-    clipped_per_example(loss, 1.0, at_once=at_once)
+    if at_once is not None:
+        validation.integer("examples_at_once", at_once, low=1, fix="None takes all at once.")
+    clipped_per_example(loss, 1.0)
     check_rate("record_clip", record_clip, low=0.0, low_open=True)
 
     def seen(number: Int[Array, ""], expected: Float[Array, ""]) -> Oracle:
@@ -200,7 +203,8 @@ def records_of(loss: Loss | Oracle, record_clip: Rate, at_once: int | None) -> A
     return seen
 
 
-def _check(record_clip: Rate, radius: Rate, noise: float | Float[Array, ""]) -> None:
+def _check(record_clip: Rate, radius: Rate, noise: Any, sampling: Any) -> None:
     check_rate("record_clip", record_clip, low=0.0, low_open=True)
     check_rate("radius", radius, low=0.0, low_open=True)
     validation.real("noise", noise, low=0.0, scalar=True)
+    validation.probability("sampling", sampling, low_open=True)

@@ -1,9 +1,9 @@
 """Images of 20 clients, of which some lie, learned privately: the setting of DP-BREM's study.
 
-Softmax regression from 0 on pixels and a constant 1. Each class is split over 20 clients by a Dirichlet law
-of parameter 1; records are Poisson samples, and no minibatch overflows that an accountant would notice.
-Clients 0 to 4 are the Byzantine ones. Of digits 1397 images train and 400 test, drawn anew for every seed;
-Fashion-MNIST has its own test images.
+Softmax regression from 0 on pixels and a constant 1. Each class is split over 20 clients by a Dirichlet
+law of parameter 1; records are Poisson samples, and no minibatch overflows that an accountant would
+notice. Clients 0 to 4 are the Byzantine ones. Of digits 1397 images train and 400 test, drawn anew for
+every seed; Fashion-MNIST has its own test images.
 """
 
 import dataclasses
@@ -68,13 +68,11 @@ class Task(NamedTuple):
 
     @property
     def smallest(self) -> Float[np.ndarray, " S"]:
-        """b of the smallest client."""
+        """B of the smallest client."""
         return np.array([np.asarray(f.partition.expected).min() for f in self.federations])
 
 
-def digits(
-    seeds: Sequence[int], scale: Scale = "standardised", probability: float = 0.3
-) -> Task:
+def digits(seeds: Sequence[int], scale: Scale = "standardised", probability: float = 0.3) -> Task:
     """The digits of clients of these seeds.
 
     Args:
@@ -94,9 +92,7 @@ def digits(
         owned = _dealt(order[TESTED:], labels, generator)
         honest.append(owned)
         flipped.append([own + IMAGES if i < LIARS else own for i, own in enumerate(owned)])
-    return _together(
-        data, honest + flipped, seeds, probability, (pixels, labels), np.stack(tests)
-    )
+    return _together(data, honest + flipped, seeds, probability, (pixels, labels), np.stack(tests))
 
 
 def fashion(seeds: Sequence[int], images: int = 12_000, probability: float = 0.05) -> Task:
@@ -241,8 +237,9 @@ def run(
 
 
 def liars(factor: Array, deviations: Array) -> channel.Channel:
-    """Inner product manipulation of that factor where it is positive, ALIE where there are deviations."""
+    """Inner product manipulation where the factor is positive, ALIE where there are deviations."""
+    hostile = jnp.asarray(HOSTILE)
     return channel.chain(
-        attacks.inner_product(HOSTILE & (factor > 0), jnp.where(factor > 0, factor, 1)),
-        attacks.little_is_enough(HOSTILE & (deviations != 0), deviations),
+        attacks.inner_product(hostile & (factor > 0), jnp.where(factor > 0, factor, 1)),
+        attacks.little_is_enough(hostile & (deviations != 0), deviations),
     )

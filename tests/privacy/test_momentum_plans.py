@@ -59,7 +59,7 @@ def test_the_bound_that_always_holds_is_the_printed_one():
 
 
 def test_at_small_noise_the_orders_that_the_accountant_leaves_out_are_found_by_quadrature():
-    """z = 0.6: orders below 1.6 do not converge in dp-accounting, so its epsilons are 3 and 6 % above."""
+    """z = 0.6: orders below 1.6 do not converge in dp-accounting: its epsilons are 3 and 6 % above."""
     z, p = 0.6, 0.05
     x = np.linspace(-14, 16, 400_001)
     density = np.exp(-(x**2) / (2 * z**2)) / math.sqrt(2 * math.pi) / z
@@ -93,7 +93,7 @@ def test_weights_are_those_of_the_recursion_and_their_products_stay_below_one():
 
 
 def test_the_split_of_the_noise_bounds_what_the_momenta_tell():
-    """Without clipping the momenta are A g + noise. For any record d, |A d|^2 is at most what |d|^2 pays."""
+    """Without clipping the momenta are A g + noise. For any d, |A d|^2 is at most what |d|^2 pays."""
     rng = np.random.default_rng(0)
     fading = np.linspace(1.0, 0.3, 40)
     for beta in (0.0, 0.6, 0.9):

@@ -1,4 +1,4 @@
-"""Secure aggregation: modular sums are the integers' sums, masks cancel, and rounds are dropped by rule."""
+"""Secure aggregation: modular sums are exact, masks cancel, and rounds are dropped by rule."""
 
 import functools
 import itertools
@@ -153,7 +153,9 @@ def test_a_round_is_dropped_where_too_few_shares_of_a_wanted_secret_answer(neigh
 
     rows = np.flatnonzero(participates)
     friends = {i: {j for j in rows if j != i and near(i, j)} for i in rows}
-    assert all(len(f) == (count - 1 if neighbours is None else neighbours) for f in friends.values())
+    assert all(
+        len(f) == (count - 1 if neighbours is None else neighbours) for f in friends.values()
+    )
     found = jax.jit(lambda sent, answer: removable(around, sent, answer, threshold))
     seen = set()
     for pattern in itertools.product([False, True], repeat=len(rows)):
@@ -172,9 +174,7 @@ def test_a_round_is_dropped_where_too_few_shares_of_a_wanted_secret_answer(neigh
 
 def test_a_dropped_round_leaves_the_server_bit_for_bit_and_is_counted():
     task = quadratics(6)
-    pair = privacy.secure_aggregation(
-        KEY, 6, bound=8.0, threshold=5, transport=channel.lossy(0.25)
-    )
+    pair = privacy.secure_aggregation(KEY, 6, bound=8.0, threshold=5, transport=channel.lossy(0.25))
     method = dx.server.fedavg(
         half_square,
         optax.sgd(0.1),
@@ -271,9 +271,11 @@ def test_on_devices_sums_are_the_same_bit_for_bit(literal):
         sending = Sending(KEY, 0, jnp.arange(8))
         words, weights, _, told = pair.channel.apply(tree, jnp.ones(8), (), sending)
         here = Combining(KEY)
-        return pair.aggregator.apply(words, weights, (), here)[0], pair.mean.apply(
-            tree, jnp.ones(8), (), here
-        )[0], told
+        return (
+            pair.aggregator.apply(words, weights, (), here)[0],
+            pair.mean.apply(tree, jnp.ones(8), (), here)[0],
+            told,
+        )
 
     alone = jax.jit(run)(tree)
     mesh = dx.client_mesh()

@@ -1,4 +1,4 @@
-"""DP-BREM by its oracles, against its pseudo-code in float64 NumPy, and what a liar or a record can move."""
+"""DP-BREM by its oracles and in float64 NumPy, and what a liar or a record can move."""
 
 import dataclasses
 import functools
@@ -189,7 +189,7 @@ def test_8_with_secure_aggregation_one_round_is_the_same_up_to_rounding(sampling
 
 
 def test_a_trajectory_is_that_of_the_pseudo_code_in_float64():
-    """Poisson samples, per-example clip, momentum, clip, schedules; noise is drawn as the rule draws it."""
+    """Poisson samples, clipped records, momentum, the clients' clip, schedules; without noise."""
     task, federation = poisson()
     rounds, beta = 8, 0.7
     rate = optax.linear_schedule(0.8, 0.1, rounds)
@@ -442,9 +442,7 @@ def test_a_schedule_follows_the_round():
 
 def test_numbers_beyond_a_limit_are_cut_one_by_one():
     rule = aggregation.coordinate_clipping(aggregation.mean(), 2.0)
-    out, _, _ = rule.apply(
-        jnp.asarray([[0.0, 3.0], [2.0, 1.0]]), jnp.ones(2), (), Combining(KEY)
-    )
+    out, _, _ = rule.apply(jnp.asarray([[0.0, 3.0], [2.0, 1.0]]), jnp.ones(2), (), Combining(KEY))
     np.testing.assert_allclose(out, [1, 1.5])
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt32
+from jaxtyping import Array, Bool, Int, Key, PyTree, UInt32
 
 from dflax.clients import against
 
@@ -20,25 +20,27 @@ class Ring(NamedTuple):
     Attributes:
       place: `[m]` int32, the place of every row's client; participants have the first ones.
       row: `[m]` int32, the row at every place.
-      count: `[]` int32, how many participate.
+      participants: `[]` int32, how many there are.
       reach: static.
     """
 
     place: Int[Array, " m"]
     row: Int[Array, " m"]
-    count: Int[Array, ""]
+    participants: Int[Array, ""]
     reach: int
 
     def ahead(self, steps: Int[Array, ""] | int) -> tuple[Int[Array, " m"], Bool[Array, " m"]]:
         """The row so many places ahead of each, and whether the two share a mask, each pair once."""
-        other = self.row[(self.place + steps) % jnp.maximum(self.count, 1)]
-        pairs = (2 * steps < self.count) | ((2 * steps == self.count) & (self.place < steps))
-        return other, pairs & (self.place < self.count)
+        other = self.row[(self.place + steps) % jnp.maximum(self.participants, 1)]
+        pairs = (2 * steps < self.participants) | (
+            (2 * steps == self.participants) & (self.place < steps)
+        )
+        return other, pairs & (self.place < self.participants)
 
     def neighbours_among(self, there: Bool[Array, " m"]) -> Int[Array, " m"]:
         """How many neighbours of each are among these, `[m]` int32; 0 for who does not participate."""
         if 2 * self.reach >= len(there) - 1:
-            inside = self.place < self.count
+            inside = self.place < self.participants
             return jnp.where(inside, jnp.sum(there & inside) - there, 0).astype(jnp.int32)
 
         def add(count: Array, steps: Array) -> tuple[Array, None]:
@@ -72,7 +74,7 @@ def removable(
     everybody who participates, did not send, and has a neighbour that did. The shares of a secret lie
     with its owner and its neighbours. None: more than half of them.
     """
-    participates = ring.place < ring.count
+    participates = ring.place < ring.participants
     holders = ring.neighbours_among(participates) + 1
     needed = holders // 2 + 1 if threshold is None else jnp.asarray(threshold, jnp.int32)
     shares = ring.neighbours_among(answer) + answer
@@ -87,7 +89,7 @@ def masked(key: Key[Array, ""], ring: Ring, words: Words) -> Words:
 
     `+` where i comes first in the pair, `-` for the other one.
     """
-    participates = ring.place < ring.count
+    participates = ring.place < ring.participants
     own = _self_masks(key, words)
     out = jax.tree.map(lambda k, b: k + jnp.where(against(participates, b), b, 0), words, own)
 

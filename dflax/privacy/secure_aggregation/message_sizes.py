@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dflax import validation
 
 
@@ -62,15 +64,17 @@ def message_bytes(
       CCS 2020, ePrint 2020/704.
     """
     validation.integer("numbers", numbers, low=1)
-    validation.real("neighbours", neighbours, low=0.0)
+    held = validation.array("neighbours", neighbours, kind="integer", low=0, high=2**31 - 2)
+    if not np.size(held):
+        raise ValueError("neighbours must be one number, or one of each client, got none.")
     validation.integer("modulus_bits", modulus_bits, low=2, high=32)
     validation.integer("key_bits", key_bits, low=1)
     validation.integer("share_bits", share_bits, low=1)
     return MessageBytes(
         keys_sent=2 * key_bits / 8,
-        keys_received=neighbours * (2 * key_bits / 8),
-        shares_sent=neighbours * (2 * share_bits / 8),
-        shares_received=neighbours * (2 * share_bits / 8),
+        keys_received=held * (2 * key_bits / 8),
+        shares_sent=held * (2 * share_bits / 8),
+        shares_received=held * (2 * share_bits / 8),
         vector=numbers * modulus_bits / 8,
-        answer=(neighbours + 1) * (share_bits / 8),
+        answer=(held + 1) * (share_bits / 8),
     )

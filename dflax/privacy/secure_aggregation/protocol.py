@@ -1,6 +1,6 @@
 """Secure aggregation: a server that learns the sum of its clients' messages, exactly."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class _Protocol(NamedTuple):
     largest_weight: float | None
     neighbours: int | None
     threshold: int | None
-    answering: float
+    answering: float | Float[Array, ""]
     transport: Channel
     literal: bool
 
@@ -77,8 +77,8 @@ def secure_aggregation(
         mean = sum_i k_i / sum_i round(w_i 2^s / W)
 
     i and j add and subtract the same mask, so the masks of those who send cancel. Of a client that
-    participated and did not send, the server learns the pair secrets from t shares; of one that sent, the
-    self-mask. Shares lie with the owner and its neighbours. Where fewer than t holders of a wanted
+    participated and did not send, the server learns the pair secrets from t shares; of one that sent,
+    the self-mask. Shares lie with the owner and its neighbours. Where fewer than t holders of a wanted
     secret answer, the round is dropped: no message counts, and `rounds_dropped` is 1. Otherwise the sum
     of the integers k_i is exact, whoever dropped out, and the mean is off by rounding alone:
     2^-(s + 1) per coordinate where all count the same.
@@ -95,9 +95,9 @@ def secure_aggregation(
 
     **What the simulation does not protect.** One process computes both ends, so nobody is kept from
     anything: keys are agreed by nobody, shares are counted and not made, a mask is `jax.random`, and
-    without `literal` the words are in the clear. Neighbours, weights and who dropped out are known to the
-    server, as in the protocol. A client that lies about its message is not found out, and no server can
-    cut or compare messages behind the masks: put norms on the clients' side. The sum itself is not
+    without `literal` the words are in the clear. Neighbours, weights and who dropped out are known to
+    the server, as in the protocol. A client that lies about its message is not found out, and no server
+    can cut or compare messages behind the masks: let clients cut them (`proved_norms`). The sum itself is not
     private: add noise before it, `bound` far above its standard deviation. With too few neighbours or
     too low a threshold a server that colludes with clients can learn more; the papers say how many.
 
@@ -112,7 +112,8 @@ def secure_aggregation(
       neighbours: k, even and >= 2, on a random ring (Bell et al.); of the order of log n. None:
         everybody (Bonawitz et al.).
       threshold: t >= 1 shares. None: more than half of a secret's holders.
-      answering: probability in [0, 1] that a client whose message arrived answers with shares; traceable.
+      answering: probability in [0, 1], traceable, that a client whose message arrived answers with
+        shares.
       transport: what happens to masked messages, for example `dflax.channel.lossy(0.1)`; without
         memory. None: all arrive.
       literal: whether masks are drawn.
@@ -128,6 +129,7 @@ def secure_aggregation(
       See `message_bytes`.
     """
     validation.typed_key("key", key)
+    validation.integer("clients", clients, low=1)
     encoding = fixed_point(clients, bound=bound, scale_bits=scale_bits, modulus_bits=modulus_bits)
     if largest_weight is not None:
         if validation.is_traced(largest_weight):
@@ -188,7 +190,8 @@ def _sending_end(protocol: _Protocol, clients: int) -> Channel:
         words = jax.tree.map(
             lambda leaf: protocol.encoding.encode(_scaled(leaf, against(shares, leaf))), clean
         )
-        clipped = sum(protocol.encoding.outside(leaf) for leaf in jax.tree.leaves(clean))
+        outside = [protocol.encoding.outside(leaf) for leaf in jax.tree.leaves(clean)]
+        clipped = sum(outside, jnp.float32(0))
         round_key = jax.random.fold_in(protocol.key, sending.index)
         around = _ring(protocol, round_key, participates)
         if protocol.literal:
@@ -207,7 +210,7 @@ def _sending_end(protocol: _Protocol, clients: int) -> Channel:
         off, told = _concluded(
             protocol, around, participates, sends, arrived, answer_key, numbers(_one(messages))
         )
-        told["numbers_clipped"] = jnp.float32(clipped)
+        told["numbers_clipped"] = clipped
         told |= _weights_clipped(protocol, arrived, weights)
         return words, jnp.where(off, weights, 0), state, {**metrics, **told}
 
@@ -279,7 +282,8 @@ def _fused(protocol: _Protocol, clients: int) -> Aggregator:
         def term(message: Message, share: Array, there: Array) -> tuple[Message, Array]:
             clean = jax.tree.map(lambda leaf: jnp.where(there, leaf, 0), message)
             words = jax.tree.map(lambda leaf: encoding.encode(_scaled(leaf, share)), clean)
-            return words, sum(encoding.outside(leaf) for leaf in jax.tree.leaves(clean))
+            outside = [encoding.outside(leaf) for leaf in jax.tree.leaves(clean)]
+            return words, sum(outside, jnp.float32(0))
 
         total, clipped = sum_clients(term, messages, _shares(protocol, weights), sends)
         round_key = jax.random.fold_in(protocol.key, combining.index)
@@ -313,7 +317,7 @@ def _concluded(
     size += protocol.largest_weight is not None
     each = message_bytes(
         size,
-        around.neighbours_among(participates).astype(jnp.float32),
+        around.neighbours_among(participates),
         modulus_bits=protocol.encoding.modulus_bits,
     )
     begun = jnp.where(participates, each.keys_sent + each.shares_sent, 0)

@@ -50,7 +50,7 @@ def client_momentum(
     aggregator: Aggregator,
     **options: Any,
 ) -> Algorithm:
-    """Client momentum: every client averages its gradients over rounds, the server combines the averages.
+    """Client momentum: each client averages its gradients over rounds, the server combines the averages.
 
         g_i   = gradient of client i on its minibatch
         phi_i <- (1 - beta) g_i + beta phi_i                           phi_i = 0 at first, and is sent
@@ -103,9 +103,7 @@ def client_momentum(
     def update(server: Server, received: Received) -> tuple[Params, Params, Metrics]:
         momentum = received.message
         step = rate_at(rate, received.number)
-        params = jax.tree.map(
-            lambda x, m: (x - step * m).astype(x.dtype), server.params, momentum
-        )
+        params = jax.tree.map(lambda x, m: (x - step * m).astype(x.dtype), server.params, momentum)
         return params, momentum, {"momentum_norm": optax.tree.norm(momentum)}
 
     return with_server(
