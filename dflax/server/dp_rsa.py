@@ -40,6 +40,10 @@ def dp_rsa(
     g_i is client i's mean gradient of clipped records at its own model, see `server.dp_brem`; everybody
     starts at x. Each coordinate moves by eta lambda n at most, whatever is sent.
 
+    Its privacy is not that of the other methods with this sigma. x_i is never made private, and every
+    d_i holds all of its steps: after t rounds a record moves d_i by up to t eta R / b_i, t times what
+    one round's noise is meant for. (The paper charges each round for its own gradient alone.)
+
     Args:
       loss: `(params, batch, key) -> (loss, metrics)`, or an `Oracle`.
       clients: n.
