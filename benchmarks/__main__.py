@@ -33,6 +33,7 @@ NAMES = (
     "events",
     "asynchronous",
     "compression",
+    "secure_aggregation",
     "robots",
 )
 RESULTS = pathlib.Path("results")
