@@ -1,11 +1,14 @@
 """Algorithms with a server."""
 
 from dflax.server.adaptive import fedadagrad, fedadam, fedyogi
+from dflax.server.admm.consensus import consensus
 from dflax.server.admm.consensus_admm import consensus_admm
 from dflax.server.admm.dual_free_admm import dual_free_admm
 from dflax.server.admm.fedadmm import fedadmm
 from dflax.server.admm.rerce_fed import rerce_fed
 from dflax.server.admm.rerce_fed_continual import rerce_fed_continual
+from dflax.server.admm.residuals import Residuals, residual_balancing, residuals_within
+from dflax.server.admm.rounds import Minimised, Nearby, Splitting
 from dflax.server.fal import Attacked, fal
 from dflax.server.fedavg import fedavg
 from dflax.server.fednova import fednova
@@ -44,13 +47,18 @@ __all__ = [
     "Base",
     "Clients",
     "Heard",
+    "Minimised",
+    "Nearby",
     "Partner",
     "Pruned",
     "Received",
     "Report",
+    "Residuals",
     "Server",
+    "Splitting",
     "anchors",
     "bvr_l_sgd",
+    "consensus",
     "consensus_admm",
     "descent",
     "dual_free_admm",
@@ -83,6 +91,8 @@ __all__ = [
     "partial_averaging",
     "rerce_fed",
     "rerce_fed_continual",
+    "residual_balancing",
+    "residuals_within",
     "scaffold",
     "scaffold_m",
     "scaffold_m_vr",
