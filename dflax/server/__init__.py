@@ -8,7 +8,6 @@ from dflax.server.admm.fedadmm import fedadmm
 from dflax.server.admm.rerce_fed import rerce_fed
 from dflax.server.admm.rerce_fed_continual import rerce_fed_continual
 from dflax.server.admm.residuals import Residuals, residual_balancing, residuals_within
-from dflax.server.admm.rounds import Minimised, Nearby, Splitting
 from dflax.server.fal import Attacked, fal
 from dflax.server.fedavg import fedavg
 from dflax.server.fednova import fednova
@@ -47,15 +46,12 @@ __all__ = [
     "Base",
     "Clients",
     "Heard",
-    "Minimised",
-    "Nearby",
     "Partner",
     "Pruned",
     "Received",
     "Report",
     "Residuals",
     "Server",
-    "Splitting",
     "anchors",
     "bvr_l_sgd",
     "consensus",

@@ -121,7 +121,7 @@ LEGITIMATE = [
     ("server.fixed_adam(*)", "3", "small terms have no upper bound"),
     ("server.*(tau)", "3", "small terms have no upper bound"),
     ("server.residual*", "3", "factors, penalties and tolerances have no upper bound"),
-    ("server.consensus(start)", "function", "a function of z and whatever `init` is given"),
+    ("*.consensus(start)", "function", "a function of z and whatever `init` is given"),
     ("*(penalty)", "3", "penalties have no upper bound"),
     ("*(pull)", "3", "penalties have no upper bound"),
     ("*(radius)", "3", "radii of attacks have no upper bound"),

@@ -45,7 +45,7 @@ POOLED = dx.Federation(DATA, dx.data.pools(PARTITION, 1), batch_size=2, local_st
 
 
 def minimise(assignment, own, nearby, data, index):
-    return dx.server.Minimised(nearby.center)
+    return dx.local.Minimised(nearby.center)
 
 
 CALLS = {

@@ -10,7 +10,8 @@ from quadratic_rounds import CLIENTS, KEY, ROUNDS, START, A, B, advance, cohorts
 from tasks import assert_trees_close, assert_trees_equal
 
 import dflax as dx
-from dflax.server import Minimised, consensus, residual_balancing, residuals_within
+from dflax.local import Minimised
+from dflax.server import consensus, residual_balancing, residuals_within
 
 RHO, SPARSITY = 0.7, 0.9
 ALL = federation(1, CLIENTS)
@@ -47,8 +48,8 @@ def thirds(messages, weights, state, sending):
 
 def ran(algorithm, source, rounds=ROUNDS):
     with jax.enable_x64(True):
-        source = jax.tree.map(lambda x: x, source)
-        return jax.jit(functools.partial(advance, algorithm, rounds=rounds))(source)
+        found = jax.jit(functools.partial(advance, algorithm, rounds=rounds))(source)
+        return jax.tree.map(np.asarray, found)
 
 
 def agree(state, z, x, y):

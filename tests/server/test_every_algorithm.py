@@ -60,7 +60,7 @@ def nearest(assignment, own, nearby, data, index):
     """The minimiser of half the squared distance from the client's example, near the center."""
     example = data.fetch(assignment.minibatches[0]).inputs[0]
     found = (example + nearby.penalty * nearby.center) / (1 + nearby.penalty)
-    return dx.server.Minimised(found.astype(own.params.dtype), metrics={"loss": example.sum()})
+    return dx.local.Minimised(found.astype(own.params.dtype), metrics={"loss": example.sum()})
 
 
 # What each needs beside a channel and an aggregator. Those in NEEDS_GRADIENTS and NEEDS_OBJECTIVES get

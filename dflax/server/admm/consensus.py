@@ -12,10 +12,11 @@ from dflax.aggregation.aggregator import Aggregator
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.clients import select
+from dflax.local.consensus import Minimise, identity
 from dflax.metrics import disjoint
 from dflax.population import Round
 from dflax.server.admm.residuals import Stop, residuals_of
-from dflax.server.admm.rounds import Adapt, Combine, Minimise, Rounds, identity
+from dflax.server.admm.rounds import Adapt, Combine, Rounds
 from dflax.server.framework.rates import Rate, check_rate
 from dflax.server.framework.with_server import with_server
 

@@ -7,10 +7,10 @@ from dflax.algorithm import Algorithm
 from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
 from dflax.data.dataset import Dataset
+from dflax.local.consensus import Minimised, Nearby, Splitting
 from dflax.local.convex.quadratic import Quadratic, objective_of, proximal_points
 from dflax.population import Assignment
 from dflax.server.admm.consensus import consensus
-from dflax.server.admm.rounds import Minimised, Nearby, Splitting
 
 
 def consensus_admm(

@@ -10,12 +10,12 @@ from jaxtyping import Array
 from dflax import validation
 from dflax.algorithm import Algorithm
 from dflax.data.dataset import Dataset
+from dflax.local.consensus import Minimised, Nearby, Splitting
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_pull, solver
 from dflax.local.subproblem import Subproblem
 from dflax.population import Assignment
 from dflax.server.admm.consensus import consensus
-from dflax.server.admm.rounds import Minimised, Nearby, Splitting
 from dflax.server.framework.rates import Rate, check_rate
 
 

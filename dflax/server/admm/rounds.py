@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from dflax import returned, validation
 from dflax.algorithm import Metrics, Params
 from dflax.clients import replicate, select
 from dflax.data.dataset import Dataset
+from dflax.local.consensus import Minimise, Nearby, Splitting, identity, minimised
 from dflax.models.averaged import of_weights
 from dflax.population import Assignment
 from dflax.server.admm.residuals import Residuals
@@ -35,61 +36,11 @@ class Coordinator(NamedTuple):
     done: Bool[Array, ""] | tuple[()]
 
 
-class Splitting(NamedTuple):
-    """What each client remembers, leaves `[n, ...]`.
-
-    Attributes:
-      params: x_i.
-      dual: lambda_i, unscaled, so that rho may change: a gradient in the units of E x_i.
-      penalty: `[]` rho as the client knows it, where it adapts; () where it is fixed.
-      memory: the method's own: slacks, constraint duals, a warm start; () for none.
-    """
-
-    params: Params
-    dual: PyTree[Array]
-    penalty: Float[Array, ""] | tuple[()] = ()
-    memory: Any = ()
-
-
-class Nearby(NamedTuple):
-    """What a client's minimisation is around.
-
-    Attributes:
-      center: z - lambda_i / rho.
-      penalty: `[]` rho.
-      shared: z as the client has it.
-    """
-
-    center: PyTree[Array]
-    penalty: Float[Array, ""]
-    shared: PyTree[Array]
-
-
-class Minimised(NamedTuple):
-    """What comes out of it.
-
-    Attributes:
-      params: x_i.
-      memory: as `Splitting.memory`.
-      metrics: what was measured.
-    """
-
-    params: Params
-    memory: Any = ()
-    metrics: Metrics = {}  # noqa: RUF012
-
-
-Minimise = Callable[[Assignment, Splitting, Nearby, Dataset, Int[Array, ""]], Minimised]
 Combine = Callable[[PyTree[Array], Float[Array, ""], Key[Array, ""]], PyTree[Array]]
 
 
 Combine = Callable[[PyTree[Array], Float[Array, ""], Key[Array, ""]], PyTree[Array]]
 Adapt = Callable[[Array, Residuals], Array]
-
-
-def identity(params: Params) -> Params:
-    """All of a client's variable is shared."""
-    return params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,12 +111,8 @@ class Rounds:
         z, arrived = self.heard(seen)
         rho = self.known(own)
         center = jax.tree.map(lambda z, y: (z - y / rho).astype(z.dtype), z, own.dual)
-        found = self.minimise(assignment, own, Nearby(center, rho, z), data, index)
-        if not isinstance(found, Minimised):
-            raise TypeError(f"minimise must return a Minimised, got {type(found).__name__}.")
-        returned.alike("the params of Minimised", found.params, own.params, "those it got")
-        returned.alike("the memory of Minimised", found.memory, own.memory, "the one it got")
-        after = own._replace(params=found.params, memory=found.memory)
+        nearby = Nearby(center, rho, z)
+        after, metrics = minimised(self.minimise, assignment, own, nearby, data, index)
         if self.ascends_first:
             after = after._replace(dual=self.risen(own, self.view(after.params), z))
         if self.proximal_start or self.listens:
@@ -176,7 +123,7 @@ class Rounds:
         if self.remember:
             before = self.with_dual(self.view(own.params), own)
             message = jax.tree.map(jnp.subtract, message, before)
-        return Report(message, after, found.metrics)
+        return Report(message, after, metrics)
 
     def read(self, own: Splitting, arrived: Arrived) -> PyTree[Array]:
         """The message with the dual that the server mirrors."""
