@@ -11,6 +11,9 @@ from jaxtyping import Array, Float
 from dflax import validation
 from dflax.robots.coverage.dynamics import Dynamics
 
+# Of the way to the best plan for the linearised model.
+SHARES = (1.0, 0.5, 0.25, 0.0625, 0.0)
+
 
 class Controller(NamedTuple):
     """A law from an agent's state and target to its input.
@@ -113,8 +116,9 @@ def iterated(
 ) -> Controller:
     """The objective of `linear_quadratic` for any model, by sweeps of iterated linear regulators.
 
-    A sweep linearises the model along the plan, finds the best feedback backwards in time, and rolls it
-    out. The plan is kept, a step later, for the next time. For a linear model one sweep is exact.
+    A sweep linearises the model along the plan, finds the best feedback backwards in time, and goes as
+    far towards it as is cheapest of 1, 1/2, 1/4, 1/16 and 0 of the way, within the model's limits. The
+    plan is kept, a step later, for the next time. For a linear model without limits a sweep is exact.
 
     Args:
       dynamics: any; derivatives are JAX's.
@@ -131,42 +135,55 @@ def iterated(
     """
     Q = _costs(dynamics, horizon, input_cost, state_cost)
     validation.integer("sweeps", sweeps, low=1)
-    C = dynamics.position
-    model = dynamics.step
+    C, model = dynamics.position, dynamics.step
 
-    def rolled(x: Array, plan: Array) -> Array:
-        return jax.lax.scan(lambda x, u: (model(x, u), x), x, plan)[1]
+    def flown(x: Array, gains: tuple[Array, Array, Array], share: Array) -> tuple[Array, Array]:
+        """States and inputs within all limits, so far along the way from the old plan to the new one."""
+
+        def one(x: Array, gain: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+            K, begun, change = gain
+            u = jnp.clip(begun + share * change + K @ x, -dynamics.bound, dynamics.bound)
+            return dynamics.limited(model(x, u)), (x, u)
+
+        last, (xs, us) = jax.lax.scan(one, x, gains)
+        return jnp.concatenate([xs, last[None]]), us
+
+    def cost(xs: Array, us: Array, target: Array, alpha: Array) -> Array:
+        away = xs[1:] @ jnp.asarray(C.T, xs.dtype) - target
+        states = jnp.sum(jnp.square(xs[1:]) * (jnp.asarray(Q, xs.dtype) / alpha))
+        total = jnp.sum(jnp.square(away)) + states + input_cost / alpha * jnp.sum(jnp.square(us))
+        return jnp.where(jnp.isfinite(total), total, jnp.inf)
 
     def sweep(x: Array, plan: Array, target: Array, alpha: Array) -> Array:
-        along = rolled(x, plan)
-        As, Bs = jax.vmap(jax.jacfwd(model, (0, 1)))(along, plan)
+        open_loop = jnp.zeros((horizon, dynamics.inputs, x.shape[0]), x.dtype)
+        xs, us = flown(x, (open_loop, plan, jnp.zeros_like(plan)), jnp.zeros((), x.dtype))
+        along = xs[:-1]
+        As, Bs = jax.vmap(jax.jacfwd(model, (0, 1)))(along, us)
+        offsets = jax.vmap(model)(along, us) - (
+            jnp.einsum("hij,hj->hi", As, along) + jnp.einsum("hij,hj->hi", Bs, us)
+        )
         weight = jnp.asarray(C.T @ C, x.dtype) + jnp.diag(jnp.asarray(Q, x.dtype) / alpha)
         pull = jnp.asarray(C.T, x.dtype) @ target
-        cost = jnp.asarray(input_cost / alpha, x.dtype) * jnp.eye(plan.shape[1], dtype=x.dtype)
-        offsets = jax.vmap(model)(along, plan) - (
-            jnp.einsum("hij,hj->hi", As, along) + jnp.einsum("hij,hj->hi", Bs, plan)
-        )
+        price = jnp.asarray(input_cost / alpha, x.dtype) * jnp.eye(us.shape[1], dtype=x.dtype)
 
         def backward(value: tuple[Array, Array], at: tuple[Array, Array, Array]) -> Any:
             # The cost to go from the next state on: x' P x / 2 - p' x.
             P, p = value
             A, B, c = at
             P, p = P + weight, p + pull
-            inner = B.T @ P @ B + cost
+            inner = B.T @ P @ B + price
             K = -jnp.linalg.solve(inner, B.T @ P @ A)
             k = jnp.linalg.solve(inner, B.T @ (p - P @ c))
             closed = A + B @ K
             return (A.T @ P @ closed, closed.T @ (p - P @ c)), (K, k)
 
-        d = x.shape[0]
-        last = jnp.zeros((d, d), x.dtype), jnp.zeros(d, x.dtype)
+        last = jnp.zeros_like(weight), jnp.zeros_like(x)
         _, (Ks, ks) = jax.lax.scan(backward, last, (As, Bs, offsets), reverse=True)
-
-        def forward(x: Array, gain: tuple[Array, Array]) -> tuple[Array, Array]:
-            u = gain[0] @ x + gain[1]
-            return model(x, u), u
-
-        return jax.lax.scan(forward, x, (Ks, ks))[1]
+        begun = us - jnp.einsum("hij,hj->hi", Ks, along)
+        shares = jnp.asarray(SHARES, x.dtype)
+        tried = jax.vmap(lambda share: flown(x, (Ks, begun, ks - begun), share))(shares)
+        costs = jax.vmap(lambda xs, us: cost(xs, us, target, alpha))(*tried)
+        return tried[1][jnp.argmin(costs)]
 
     def law(
         gains: tuple[()], plan: Array, x: Array, target: Array, alpha: Array

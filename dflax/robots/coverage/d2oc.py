@@ -46,7 +46,7 @@ class Agents(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """What a step did with one agent: its state, plan, place, what it has taken, its input, if it was cut."""
+    """What a step did with one agent: `saturated` is whether its input was cut."""
 
     state: Array
     plan: Any
@@ -72,7 +72,7 @@ def d2oc(
     2-Wasserstein distance. A visit carries the mass alpha = 1 / (n T) away. Agent i believes w_ij to be
     left of sample j, and in a step
 
-        A   y_i = the mean of the samples that hold the next alpha, in the order of |z_j - p_i|^2 / w_ij^2
+        A   y_i = the mean of the samples that hold the next alpha, by |z_j - p_i|^2 / w_ij^2
             u_i = controller(x_i, y_i), cut to its bound;   x_i <- dynamics(x_i, u_i), within its limits
         B   takes alpha from the samples nearest to its new place, and notes it in its ledger
         C   of the ledgers within reach the newest record of every agent wins;
@@ -185,10 +185,8 @@ def d2oc(
 
         def one(carry: tuple[Ledger, Array], number: Array) -> tuple[tuple[Ledger, Array], Moved]:
             ledger, places = carry
-            mass = left(Ledger(ledger.taken[number][None], ()), count)[0]
-            row: Any = jax.tree.map(
-                lambda leaf: leaf[number], own._replace(ledger=(), visited=())
-            )
+            mass = left(jax.tree.map(lambda leaf: leaf[number][None], ledger), count)[0]
+            row: Any = jax.tree.map(lambda leaf: leaf[number], own._replace(ledger=(), visited=()))
             gains = jax.tree.map(lambda leaf: leaf[number], reference.gains)
             flies = active[number] & (mass.sum() > 0)
             moved = fly(row, mass, alphas[number], gains, reference.samples, flies)

@@ -28,20 +28,21 @@ def wasserstein(
       TypeError, ValueError: naming the argument.
       ImportError: without POT.
     """
-    validation.arrays("visited", visited)
+    places = np.asarray(visited)
     points = validation.array("samples", samples, kind="real", shape=("N", 2))
-    places = np.asarray(visited, np.float64)
-    if places.ndim < 2 or places.shape[-1] != 2 or len(points) < 1:
-        raise ValueError(
-            f"visited and samples must be points [..., 2] and [N, 2], got shapes {places.shape} and "
-            f"{points.shape}."
+    if places.dtype.kind not in "fiu" or places.ndim < 2 or places.shape[-1] != 2:
+        raise TypeError(
+            "visited must be real numbers of shape [..., 2], got an array of shape "
+            f"{places.shape} and dtype {places.dtype}."
         )
-    places = places.reshape(-1, 2)
-    mass = np.ones(len(places)) if weights is None else np.asarray(weights, np.float64).reshape(-1)
-    if mass.shape != (len(places),):
-        raise ValueError(
-            f"weights must be one for each of the {len(places)} places, got {mass.shape}."
-        )
+    if len(points) < 1:
+        raise ValueError("samples must hold at least one point, got none.")
+    given = np.ones(places.shape[:-1]) if weights is None else weights
+    mass = validation.array("weights", given, kind="real", shape=places.shape[:-1], low=0.0)
+    places, mass = (
+        places.reshape(-1, 2).astype(np.float64),
+        np.asarray(mass, np.float64).reshape(-1),
+    )
     there = np.isfinite(places).all(1) & (mass > 0)
     if not there.any():
         raise ValueError("visited must hold a place that was visited, got none.")

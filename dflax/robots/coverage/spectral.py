@@ -1,4 +1,4 @@
-"""Spectral multiscale coverage (SMC): agents smooth the difference between time averages and a density."""
+"""Spectral multiscale coverage (SMC): agents even out where they have been against a density."""
 
 from typing import NamedTuple
 
@@ -116,7 +116,9 @@ def spectral_coverage(
         done = jnp.minimum(state.round + 1, steps)
         apart = reached / (agents * done) - wanted
         metrics = {"ergodicity": jnp.sum(weight * jnp.square(apart))}
-        after_round = FederatedState(state.round + 1, Modes(wanted, reached), Points(after, visited))
+        after_round = FederatedState(
+            state.round + 1, Modes(wanted, reached), Points(after, visited)
+        )
         return after_round, metrics
 
     return Algorithm(init, step)
