@@ -1,4 +1,4 @@
-"""Secure aggregation of a cohort's messages: encoded, added up modulo 2^32 and decoded, against a copy."""
+"""Secure aggregation: messages encoded, added up modulo 2^32 and decoded, against a copy."""
 
 import jax
 import jax.numpy as jnp
