@@ -79,13 +79,13 @@ def test_rows_of_a_sequence_share_a_weight():
     """A transformer: products over tokens, gathers, tied and stacked weights, its own keys."""
     with jax.enable_x64(True):
         tokens = jax.random.randint(jax.random.key(3), (7, 4), 0, 50)
-        params = jax.tree.map(
-            lambda x: x.astype(float), TOKENS.init(jax.random.key(2), tokens[:1])
-        )
+        params = jax.tree.map(lambda x: x.astype(float), TOKENS.init(jax.random.key(2), tokens[:1]))
         loss = dx.losses.classification(TOKENS)
         batch = Batch(tokens, jnp.arange(7) % 3, jnp.asarray(MASK))
         one = jax.tree.map(lambda leaf: leaf[:1], batch._replace(mask=None))
-        assert any(p.shape[-2] > 1 for p in _ghosts(dx.local.gradient(loss), params, one, KEY).values())
+        assert any(
+            p.shape[-2] > 1 for p in _ghosts(dx.local.gradient(loss), params, one, KEY).values()
+        )
         seen, _ = jax.jit(dx.privacy.clipped_per_example(loss, 0.5, expected=5.0).evaluate)(
             params, batch, KEY
         )

@@ -251,13 +251,12 @@ def test_client_shares_of_noise_add_up_to_the_deviation_that_is_wanted():
     """n shares of N(0, sigma^2 / n) before the encoding: the sum has deviation sigma."""
     d, sigma = 20_000, 3.0
     pair = privacy.secure_aggregation(KEY, M, bound=64.0, scale_bits=16)
-    noise = channel.gaussian_noise(sigma / np.sqrt(M))
-    link = channel.chain(noise, pair.channel)
+    link = channel.chain(privacy.joint_noise(sigma), pair.channel)
     words, weights, _, metrics = jax.jit(link.apply)(
         jnp.zeros((M, d)), jnp.ones(M), ((), ()), Sending(KEY, 0, jnp.arange(M))
     )
     total = M * pair.aggregator.apply(words, weights, (), Combining(KEY))[0]
-    assert metrics["numbers_clipped"] == 0
+    assert metrics["numbers_clipped"] == metrics["noise_short"] == 0
     np.testing.assert_allclose(np.std(total), sigma, rtol=3 / np.sqrt(2 * d))
     np.testing.assert_allclose(np.mean(total), 0, atol=4 * sigma / np.sqrt(d))
 

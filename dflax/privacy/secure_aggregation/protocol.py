@@ -98,13 +98,13 @@ def secure_aggregation(
     without `literal` the words are in the clear. Neighbours, weights and who dropped out are known to
     the server, as in the protocol. A client that lies about its message is not found out, and no server
     can cut or compare messages behind the masks: let clients cut them (`proved_norms`). The sum itself
-    is not private: add noise before it, `bound` far above its standard deviation. With too few
+    is not private: add noise before it (`joint_noise`), with a `bound` far above its deviation. With too few
     neighbours or too low a threshold a server that colludes with clients can learn more; the papers say
     how many.
 
     Args:
       key: a typed key that all clients' secrets come from; round t uses what is folded in of t.
-      clients: the most that send in one round, >= 1.
+      clients: the most rows of a round, >= 1: n, or the size of a cohort.
       bound: B > 0, of every coordinate, before the weight; known when the program is traced.
       scale_bits: s in [0, 30].
       modulus_bits: m in [2, 32].
