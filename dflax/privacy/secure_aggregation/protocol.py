@@ -98,9 +98,9 @@ def secure_aggregation(
     without `literal` the words are in the clear. Neighbours, weights and who dropped out are known to
     the server, as in the protocol. A client that lies about its message is not found out, and no server
     can cut or compare messages behind the masks: let clients cut them (`proved_norms`). The sum itself
-    is not private: add noise before it (`joint_noise`), with a `bound` far above its deviation. With too few
-    neighbours or too low a threshold a server that colludes with clients can learn more; the papers say
-    how many.
+    is not private: add noise before it (`joint_noise`), with a `bound` far above its deviation. With too
+    few neighbours or too low a threshold a server that colludes with clients can learn more; the papers
+    say how many.
 
     Args:
       key: a typed key that all clients' secrets come from; round t uses what is folded in of t.
