@@ -117,7 +117,7 @@ def fashion(seeds: Sequence[int], images: int = 12_000, probability: float = 0.0
     for seed in seeds:
         generator = np.random.default_rng(seed)
         chosen = generator.permutation(len(labels))[:images]
-        owned.append(_dealt(chosen, labels, generator, images // (3 * CLIENTS)))
+        owned.append(_dealt(chosen, labels, generator, len(chosen) // (3 * CLIENTS)))
     tests = halved(split.test)
     everything = np.tile(np.arange(len(tests[1])), (len(seeds), 1))
     return _together(data, owned, seeds, probability, tests, everything)

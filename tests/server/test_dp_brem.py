@@ -453,7 +453,7 @@ def test_numbers_beyond_a_limit_are_cut_one_by_one():
         ({"record_clip": 0.0}, "record_clip must be"),
         ({"radius": lambda t: -1.0}, "radius must be"),
         ({"beta": 1.0}, "beta must be"),
-        ({"sampling": 0.0}, "probability must be"),
+        ({"sampling": 0.0}, "sampling must be"),
     ],
 )
 def test_wrong_numbers_are_refused(change, words):
