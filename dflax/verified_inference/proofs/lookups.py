@@ -1,0 +1,81 @@
+"""Range checks by a lookup argument: that values are in a table, by one rational identity."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, UInt32
+
+from dflax import validation
+from dflax.verified_inference.proofs.field import (
+    MERSENNE,
+    add,
+    inverse,
+    multiply,
+    require_modulus,
+    subtract,
+    to_field,
+    total,
+)
+
+
+def multiplicities(values: Int[Array, "..."], size: int) -> UInt32[Array, " size"]:
+    """How often each of 0, ..., size - 1 is among the values: the prover's message in a range lookup.
+
+    Args:
+      values: integers; others than in [0, size) are not counted, and the lookup then fails.
+      size: of the table, >= 1.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.integer("size", size, low=1, high=MERSENNE - 1)
+    given = jnp.asarray(validation.array("values", values, kind="integer")).reshape(-1)
+    inside = (given >= 0) & (given < size)
+    place = jnp.where(inside, given, size)
+    return jnp.zeros(size, jnp.uint32).at[place].add(1, mode="drop")
+
+
+def verify_range(
+    values: Int[Array, "..."],
+    counts: UInt32[Array, " size"],
+    point: Int[Array, ""],
+    *,
+    modulus: int = MERSENNE,
+) -> Bool[Array, ""]:
+    """Whether all values are in [0, size), as far as one random point tells (LogUp).
+
+        sum over values 1 / (point - value) = sum over the table t of count_t / (point - t)   mod p
+
+    With right counts values in range are always accepted, unless the point is one of the table. Values out
+    of range are accepted with probability at most `(values + size) / p`, whatever the counts: the
+    point must be drawn after both are fixed, uniformly in the field.
+
+    Args:
+      values: integers.
+      counts: `[size]`, of `multiplicities`.
+      point: `[]` field element.
+      modulus: p, 2^31 - 1 or a prime below 2^16, above the size of the table.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+
+    References:
+      Haboeck, Multivariate lookups based on logarithmic derivatives, ePrint 2022/1530.
+    """
+    modulus = require_modulus(modulus)
+    given = to_field(jnp.asarray(validation.array("values", values, kind="integer")), modulus)
+    held = jnp.asarray(validation.array("counts", counts, kind="integer", shape=("size",), low=0))
+    at = jnp.asarray(
+        validation.array("point", point, kind="integer", shape=(), low=0, high=modulus - 1)
+    )
+    size = held.shape[0]
+    if size >= modulus:
+        raise ValueError(f"modulus must be above the table's size, {size}, got {modulus}.")
+    at = at.astype(jnp.uint32)
+    reached = subtract(at, given.reshape(-1), modulus)
+    table = subtract(at, jnp.arange(size, dtype=jnp.uint32), modulus)
+    left = total(inverse(reached, modulus), 0, modulus)
+    right = total(
+        multiply(to_field(held, modulus), inverse(table, modulus), modulus), 0, modulus
+    )
+    # 1 / 0 is no fraction: a point that meets a value says nothing.
+    defined = jnp.all(reached != 0) & jnp.all(table != 0)
+    return defined & (add(left, jnp.uint32(0), modulus) == right)
