@@ -1,12 +1,14 @@
 """Range checks by a lookup argument: that values are in a table, by one rational identity."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, UInt32
 
 from dflax import validation
 from dflax.verified_inference.proofs.field import (
     MERSENNE,
-    add,
     inverse,
     multiply,
     require_modulus,
@@ -69,13 +71,14 @@ def verify_range(
     size = held.shape[0]
     if size >= modulus:
         raise ValueError(f"modulus must be above the table's size, {size}, got {modulus}.")
-    at = at.astype(jnp.uint32)
-    reached = subtract(at, given.reshape(-1), modulus)
-    table = subtract(at, jnp.arange(size, dtype=jnp.uint32), modulus)
+    return _identity(given.reshape(-1), held, at.astype(jnp.uint32), modulus)
+
+
+@functools.partial(jax.jit, static_argnames="modulus")
+def _identity(given: Array, held: Array, at: Array, modulus: int) -> Bool[Array, ""]:
+    reached = subtract(at, given, modulus)
+    table = subtract(at, jnp.arange(held.shape[0], dtype=jnp.uint32), modulus)
     left = total(inverse(reached, modulus), 0, modulus)
-    right = total(
-        multiply(to_field(held, modulus), inverse(table, modulus), modulus), 0, modulus
-    )
+    right = total(multiply(to_field(held, modulus), inverse(table, modulus), modulus), 0, modulus)
     # 1 / 0 is no fraction: a point that meets a value says nothing.
-    defined = jnp.all(reached != 0) & jnp.all(table != 0)
-    return defined & (add(left, jnp.uint32(0), modulus) == right)
+    return jnp.all(reached != 0) & jnp.all(table != 0) & (left == right)

@@ -1,7 +1,8 @@
 """The sum-check protocol for a matrix product, on multilinear extensions over a prime field."""
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,8 +101,14 @@ def prove_product(
     modulus = require_modulus(modulus)
     a, b = require_factors(a, b, modulus)
     coins = require_coins(coins, (*a.shape, b.shape[1]))
-    messages, _ = rounds_of(a, b, coins.rows, coins.columns, lambda i, _: coins.rounds[i], modulus)
-    return messages
+    start = opened(a, b, coins.rows, coins.columns, modulus)
+
+    def round_(carry: tuple[Array, Array], known: tuple[Array, Array]) -> tuple[Any, Array]:
+        half, at = known
+        message = message_of(*carry, half, modulus)
+        return tuple(folded(one, half, at, modulus) for one in carry), message
+
+    return jax.lax.scan(round_, start, (halves(a.shape[1]), coins.rounds))[1]
 
 
 def rounds_of(
@@ -113,28 +120,59 @@ def rounds_of(
     modulus: int,
 ) -> tuple[UInt32[Array, "v 3"], UInt32[Array, " v"]]:
     """The messages, and the challenges; `draw(i, message)` gives that of round i once it is sent."""
-    first, second = (to_field(one, modulus) for one in (a, b))
-    left = matmul(lagrange(rows, a.shape[0], modulus)[None], first, modulus)[0]
-    right = matmul(second, lagrange(columns, b.shape[1], modulus)[:, None], modulus)[:, 0]
-    count = variables(a.shape[1])
-    padding = (0, (1 << count) - a.shape[1])
-    left, right = jnp.pad(left, padding), jnp.pad(right, padding)
+    left, right = opened(a, b, rows, columns, modulus)
     messages, drawn = [], []
-    for place in range(count):
-        half = left.shape[0] // 2
-        (l0, l1), (r0, r1) = (left[:half], left[half:]), (right[:half], right[half:])
-        l2 = subtract(add(l1, l1, modulus), l0, modulus)
-        r2 = subtract(add(r1, r1, modulus), r0, modulus)
-        products = [multiply(x, y, modulus) for x, y in ((l0, r0), (l1, r1), (l2, r2))]
-        message = total(jnp.stack(products), -1, modulus)
-        messages.append(message)
+    for place, half in enumerate(halves(a.shape[1])):
+        message = message_of(left, right, half, modulus)
         at = jnp.asarray(draw(place, message), jnp.uint32)
+        left, right = (folded(one, half, at, modulus) for one in (left, right))
+        messages.append(message)
         drawn.append(at)
-        left = add(l0, multiply(at, subtract(l1, l0, modulus), modulus), modulus)
-        right = add(r0, multiply(at, subtract(r1, r0, modulus), modulus), modulus)
     if not messages:
         return jnp.zeros((0, 3), jnp.uint32), jnp.zeros(0, jnp.uint32)
     return jnp.stack(messages), jnp.stack(drawn)
+
+
+@functools.partial(jax.jit, static_argnames="modulus")
+def opened(
+    a: Array, b: Array, rows: Array, columns: Array, modulus: int
+) -> tuple[UInt32[Array, " n"], UInt32[Array, " n"]]:
+    """A~(u, .) and B~(., w) on the inner index."""
+    first, second = (to_field(one, modulus) for one in (a, b))
+    left = matmul(lagrange(rows, a.shape[0], modulus)[None], first, modulus)[0]
+    right = matmul(second, lagrange(columns, b.shape[1], modulus)[:, None], modulus)[:, 0]
+    return left, right
+
+
+@functools.partial(jax.jit, static_argnames="modulus")
+def message_of(left: Array, right: Array, half: Array, modulus: int) -> UInt32[Array, "3"]:
+    """g(0), g(1) and g(2) of the round in which so many indices have the first bit left at 0."""
+    (l0, l1), (r0, r1) = cut(left, half), cut(right, half)
+    l2, r2 = (subtract(add(y, y, modulus), x, modulus) for x, y in ((l0, l1), (r0, r1)))
+    products = multiply(jnp.stack([l0, l1, l2]), jnp.stack([r0, r1, r2]), modulus)
+    return total(products, -1, modulus)
+
+
+@functools.partial(jax.jit, static_argnames="modulus")
+def folded(values: Array, half: Array, at: Array, modulus: int) -> UInt32[Array, " n"]:
+    """The extension with its first bit set to a field element, in the first entries."""
+    zero, one = cut(values, half)
+    return add(zero, multiply(at, subtract(one, zero, modulus), modulus), modulus)
+
+
+def cut(values: Array, half: Array) -> tuple[Array, Array]:
+    """The entries whose first bit is 0, and those where it is 1, each behind the other's index."""
+    size = values.shape[0]
+    doubled = jnp.pad(values, (0, size))
+    low = jnp.arange(size) < half
+    other = jax.lax.dynamic_slice_in_dim(doubled, half, size)
+    return jnp.where(low, values, 0), jnp.where(low, other, 0)
+
+
+def halves(length: int) -> Int[Array, " v"]:
+    """Half the number of entries that are left, for each round."""
+    count = variables(length)
+    return 2 ** jnp.arange(count - 1, -1, -1, dtype=jnp.int32)
 
 
 def verify_product(
@@ -190,9 +228,14 @@ def accepted(a: Array, b: Array, c: Array, messages: Array, coins: Challenges, p
     right = lagrange(coins.columns, b.shape[1], p)[:, None]
     claim = matmul(matmul(left, claims, p), right, p)[0, 0]
     fits = in_range(c, p) & jnp.all(messages < p)
-    for message, at in zip(messages, coins.rounds, strict=True):
+
+    def check(carry: tuple[Array, Array], told: tuple[Array, Array]) -> tuple[Any, None]:
+        claim, fits = carry
+        message, at = told
         fits &= add(message[0], message[1], p) == claim
-        claim = through_three(message, at, p)
+        return (through_three(message, at, p), fits), None
+
+    (claim, fits), _ = jax.lax.scan(check, (claim, fits), (messages, coins.rounds))
     inner = lagrange(coins.rounds, a.shape[1], p)
     own = matmul(matmul(left, first, p), inner[:, None], p)[0, 0]
     other = matmul(inner[None], matmul(second, right, p), p)[0, 0]
@@ -212,12 +255,15 @@ def through_three(values: UInt32[Array, "3"], at: Array, p: int) -> UInt32[Array
 
 def lagrange(point: UInt32[Array, " v"], length: int, p: int) -> UInt32[Array, " length"]:
     """The weight of each index in the multilinear extension at a point: the first bit is the highest."""
-    weights = jnp.ones(1, jnp.uint32)
-    for one in point:
-        zero = subtract(jnp.uint32(1), one, p)
-        both = jnp.stack([multiply(weights, zero, p), multiply(weights, one, p)], axis=-1)
-        weights = both.reshape(-1)
-    return weights[:length]
+    numbers = jnp.arange(length, dtype=jnp.uint32)
+    places = jnp.arange(point.shape[0] - 1, -1, -1, dtype=jnp.uint32)
+
+    def times(weights: Array, bit: tuple[Array, Array]) -> tuple[Array, None]:
+        one, place = bit
+        own = jnp.where((numbers >> place) & 1, one, subtract(jnp.uint32(1), one, p))
+        return multiply(weights, own, p), None
+
+    return jax.lax.scan(times, jnp.ones(length, jnp.uint32), (point, places))[0]
 
 
 def sum_check(
