@@ -21,6 +21,7 @@ from dflax import (
     robots,
     server,
     topology,
+    verified_inference,
 )
 from dflax.algorithm import Algorithm, Events, FederatedState, Source, rollout
 from dflax.clients import (
@@ -100,6 +101,7 @@ __all__ = [
     "stretches",
     "sweep",
     "topology",
+    "verified_inference",
     "weighted_mean",
 ]
 

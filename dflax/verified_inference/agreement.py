@@ -63,8 +63,9 @@ def jensen_shannon() -> Measure:
 
 
 def labels() -> Measure:
-    """0 where two nodes have the same labels, argmax over the last axis, for all of a query's examples; else 1.
+    """0 where two nodes have the same labels for all of a query's examples, else 1.
 
+    A label is the argmax over the last axis.
     With it consensus is the vote of the majority: the quorum is what the most frequent answer needs. Any
     tolerance below 1 will do. A result is wrong if a label is.
     """
@@ -83,16 +84,17 @@ def two_sample_test(
 ) -> Measure:
     """A test whether two nodes sample from one distribution: for models whose outputs are drawn.
 
-    A node reveals so many labels for each example, drawn from softmax(y) by its own key. Of two nodes the
-    statistic of their one-hot samples is compared with that after exchanging samples between them:
+    A node reveals so many labels for each example, drawn from softmax(y) by its own key. Of two
+    nodes the statistic of their one-hot samples is compared with that after exchanging samples
+    between them:
 
         energy   2 E|X - Y| - E|X - X'| - E|Y - Y'|
         mmd      E k(X, X') + E k(Y, Y') - 2 E k(X, Y),   k(x, y) = exp(-|x - y|^2 / B)
         p        (1 + number of permutations with at least the statistic) / (1 + permutations)
 
     The distance is 1 - p, so that a tolerance of 0.99 is the level 0.01: honest nodes then disagree in
-    one pair of a hundred. The result is the share of each label among the samples of the consensus set. It
-    is wrong if its label of any example is not the right one.
+    one pair of a hundred. The result is the share of each label among the samples of the consensus
+    set. It is wrong if its label of any example is not the right one.
 
     Args:
       statistic: "energy" or "mmd".
@@ -103,7 +105,8 @@ def two_sample_test(
       TypeError, ValueError: naming the argument.
 
     References:
-      Szekely and Rizzo, Energy statistics, JSPI 2013. Gretton et al., A kernel two-sample test, JMLR 2012.
+      Szekely and Rizzo, Energy statistics, JSPI 2013. Gretton et al., A kernel two-sample test,
+      JMLR 2012.
     """
     validation.choice("statistic", statistic, ("energy", "mmd"))
     validation.integer("samples", samples, low=2)
@@ -147,7 +150,7 @@ def two_sample_test(
 
 
 def on_subset(measure: Measure, size: int) -> Measure:
-    """A measure on so many outputs alone, drawn anew for each query: cheaper to compare, easier to cheat.
+    """A measure on so many outputs alone, drawn anew for each query: cheaper, and easier to cheat.
 
     Args:
       measure: of what nodes reveal, with classes on the last axis.

@@ -37,7 +37,8 @@ def committee(
       size: k in [1, n].
 
     Returns:
-      `[k]` int32 numbers of nodes, and `[k]` whether each was drawn: False where fewer than k have weight.
+      `[k]` int32 numbers of nodes, and `[k]` whether each was drawn: False where fewer than k have
+      weight.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -48,8 +49,15 @@ def committee(
     validation.typed_key("key", key)
     given = validation.array("weights", weights, kind="real", shape=("n",), low=0.0)
     validation.integer("size", size, low=1, high=given.shape[0])
-    w = jnp.asarray(given, jnp.float32)
-    scores = jnp.where(w > 0, jnp.log(w) + jax.random.gumbel(key, w.shape), -jnp.inf)
+    own = jnp.asarray(given, jnp.float32)
+    return heaviest(own, jax.random.gumbel(key, own.shape), size)
+
+
+def heaviest(
+    weights: Float[Array, " n"], gumbel: Float[Array, " n"], size: int
+) -> tuple[Int[Array, " k"], Bool[Array, " k"]]:
+    """`committee` with its noise given."""
+    scores = jnp.where(weights > 0, jnp.log(weights) + gumbel, -jnp.inf)
     found, members = jax.lax.top_k(scores, size)
     return members.astype(jnp.int32), found > -jnp.inf
 

@@ -51,8 +51,9 @@ def nodes(
 ) -> Nodes:
     """Honest and faulty nodes.
 
-    With `kinds` of ones and a rate f every node is faulty with probability f at each query, independently:
-    the number of faulty ones in a committee is binomial. With fixed kinds it is hypergeometric.
+    With `kinds` of ones and a rate f every node is faulty with probability f at each query,
+    independently: the number of faulty ones in a committee is binomial. With fixed kinds it is
+      hypergeometric.
 
     Args:
       kinds: `[n]` integers in [0, number of faults]; 0 is honest.
@@ -79,8 +80,9 @@ def nodes(
 
 
 def fewer_bits(bits: int) -> Fault:
-    """Runs weights of so many bits: each array rounded to `2^(bits - 1) - 1` steps up to its largest entry.
+    """Runs weights of so many bits.
 
+    Each array is rounded to `2^(bits - 1) - 1` steps up to its largest entry.
     Nodes with the same bits have the same outputs, as if they colluded.
 
     Args:

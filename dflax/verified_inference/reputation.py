@@ -1,4 +1,4 @@
-"""What is remembered of nodes: reputation, a sequential test that removes them, what they earn and lose."""
+"""What is remembered of nodes: reputation, a sequential test, what they earn and lose."""
 
 import math
 from typing import Any, NamedTuple
@@ -84,7 +84,8 @@ def sequential_test(
         statistic += ln((1 - p1) / (1 - p0))  on a pass
         removed at >= ln((1 - error) / error), from 0 again at <= -that
 
-    With p0 = 0.01, p1 = 0.3 and errors of 0.001: 3.401, -0.347 and 6.907; three straight failures remove.
+    With p0 = 0.01, p1 = 0.3 and errors of 0.001: 3.401, -0.347 and 6.907; three straight failures
+    remove.
 
     Args:
       p0: rate of failures of an honest node, in (0, 1); traceable.

@@ -45,7 +45,7 @@ def merkle_root(leaves: Sequence[Any]) -> bytes:
 
 
 def merkle_path(leaves: Sequence[Any], place: int) -> list[tuple[bool, bytes]]:
-    """What shows that a leaf is in the tree: the hashes beside its way up, and whether each is on the left.
+    """The hashes beside a leaf's way up the tree, and whether each is on the left.
 
     Args:
       leaves: as for `merkle_root`.
@@ -99,7 +99,9 @@ def require_leaf(name: str, leaf: Any) -> None:
         return
     array = np.asarray(leaf) if hasattr(leaf, "dtype") else None
     if array is None or array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must be an array of numbers or bytes, got {validation.shown(leaf)}.")
+        raise TypeError(
+            f"{name} must be an array of numbers or bytes, got {validation.shown(leaf)}."
+        )
 
 
 def _hashes(leaves: Sequence[Any]) -> list[bytes]:

@@ -99,9 +99,7 @@ def total(values: UInt32[Array, "..."], axis: int, modulus: int) -> UInt32[Array
     return add(low, multiply(high, jnp.uint32(2**16 % modulus), modulus), modulus)
 
 
-def matmul(
-    a: UInt32[Array, "m n"], b: UInt32[Array, "n k"], modulus: int
-) -> UInt32[Array, "m k"]:
+def matmul(a: UInt32[Array, "m n"], b: UInt32[Array, "n k"], modulus: int) -> UInt32[Array, "m k"]:
     """`A B mod p`: floating-point products of 8-bit digits, exact since their sums stay below 2^24.
 
     A product of p < 2^31 is 16 of digits, so that it runs at a sixteenth of the speed at which the

@@ -46,9 +46,9 @@ def verify_range(
 
         sum over values 1 / (point - value) = sum over the table t of count_t / (point - t)   mod p
 
-    With right counts values in range are always accepted, unless the point is one of the table. Values out
-    of range are accepted with probability at most `(values + size) / p`, whatever the counts: the
-    point must be drawn after both are fixed, uniformly in the field.
+    With right counts values in range are always accepted, unless the point is one of the table.
+    Values out of range are accepted with probability at most `(values + size) / p`, whatever the
+    counts: the point must be drawn after both are fixed, uniformly in the field.
 
     Args:
       values: integers.

@@ -74,10 +74,10 @@ def prove_inference(
     """A proof that a committed network has these outputs for these inputs.
 
     It holds the commitment, the integer inputs, the products of every layer, and for each product a
-    sum-check whose coins are hashes of everything before (Fiat-Shamir). What lies between products, bias,
-    rounding shift and ReLU, the verifier does again, or with `lookups` checks by a range argument: that
-    each remainder of the shift is in [0, 2^shift). It is not zero knowledge: who verifies knows the
-    weights, and reads activations in the proof.
+    sum-check whose coins are hashes of everything before (Fiat-Shamir). What lies between products,
+    bias, rounding shift and ReLU, the verifier does again, or with `lookups` checks by a range
+    argument: that each remainder of the shift is in [0, 2^shift). It is not zero knowledge: who
+    verifies knows the weights, and reads activations in the proof.
 
     Args:
       network: from `quantise`.

@@ -40,7 +40,7 @@ def require_factors(a: Any, b: Any, modulus: int) -> tuple[Array, Array]:
         if 2 * bound >= modulus:
             raise ValueError(
                 f"modulus must be above 2 n max|a| max|b| = {2 * bound}, {(2 * bound).bit_length()} "
-                f"bits, got {modulus}. Use a larger one, fewer bits in a and b, or fewer columns at once."
+                f"bits, got {modulus}. Use a larger one, or fewer bits in a and b."
             )
     return jnp.asarray(first), jnp.asarray(second)
 
@@ -49,7 +49,9 @@ def in_range(c: Int[Array, "..."], modulus: int) -> Bool[Array, ""]:
     """Whether all entries are below p / 2: another integer of the same residue is no answer."""
     half = jnp.asarray((modulus - 1) // 2, c.dtype)
     inside = c <= half
-    return jnp.all(inside if jnp.issubdtype(c.dtype, jnp.unsignedinteger) else inside & (c >= -half))
+    return jnp.all(
+        inside if jnp.issubdtype(c.dtype, jnp.unsignedinteger) else inside & (c >= -half)
+    )
 
 
 def modular_product(

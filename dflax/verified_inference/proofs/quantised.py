@@ -45,14 +45,13 @@ class QuantisedNetwork(NamedTuple):
         return merkle_root([scales, *self.kernels, *self.biases])
 
 
-def quantise(
-    layers: Layers, inputs: Float[Array, "B d"], *, bits: int = 8
-) -> QuantisedNetwork:
+def quantise(layers: Layers, inputs: Float[Array, "B d"], *, bits: int = 8) -> QuantisedNetwork:
     """A network of dense layers in integers of few bits, with scales fitted to some inputs.
 
         weights      W -> round(W 2^w),   w the largest with max |W| 2^w <= 2^(bits - 1) - 1
         activations  h -> round(h 2^a),   a likewise, of the largest activation that `inputs` cause
-        layer        acc = W h + b in units of 2^-(a + w), exact;  h' = clip(round(acc 2^-shift), 0, largest)
+        layer        acc = W h + b in units of 2^-(a + w), exact;  h' = clip(round(acc 2^-shift), 0,
+        largest)
 
     Args:
       layers: pairs (kernel `[d_in, d_out]`, bias `[d_out]`); ReLU stands between them.
@@ -170,9 +169,7 @@ def rescaled(
     return quotient, shifted - (quotient << shift)
 
 
-def quantised_apply(
-    network: QuantisedNetwork, inputs: Float[Array, "B d"]
-) -> Float[Array, "B o"]:
+def quantised_apply(network: QuantisedNetwork, inputs: Float[Array, "B d"]) -> Float[Array, "B o"]:
     """Outputs of a quantised network for real inputs.
 
     Raises:

@@ -29,7 +29,8 @@ class Challenges(NamedTuple):
     Attributes:
       rows: `[ceil(log2 m)]`, the point at which rows of the claim are looked at.
       columns: `[ceil(log2 k)]`, that of its columns.
-      rounds: `[ceil(log2 n)]`, one for each round; each must be unknown until that round's message is in.
+      rounds: `[ceil(log2 n)]`, one for each round; each must be unknown until that round's message
+        is in.
     """
 
     rows: UInt32[Array, " a"]
@@ -77,7 +78,8 @@ def prove_product(
     """The prover's messages in the sum-check for `C = A B`.
 
         claim:    C~(u, w) = sum over z in {0, 1}^v of A~(u, z) B~(z, w)
-        round i:  g_i(t) = sum over what is left of z of A~(u, r_1..r_(i-1), t, z) B~(r_1..r_(i-1), t, z, w)
+        round i:  g_i(t) = sum over what is left of z of A~(u, r_1..r_(i-1), t, z) B~(r_1..r_(i-1),
+        t, z, w)
 
     with ~ the multilinear extension of a matrix in the bits of its indices, the first bit the highest,
     padded by zeros to powers of two. A message is g_i(0), g_i(1), g_i(2).

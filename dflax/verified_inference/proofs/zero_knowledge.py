@@ -181,9 +181,7 @@ def _set_up(
             *(data, paths["network.onnx"], paths["settings.json"], "resources"),
             scales=[scale],
         )
-    _called(
-        ezkl.compile_circuit, paths["network.onnx"], paths["compiled"], paths["settings.json"]
-    )
+    _called(ezkl.compile_circuit, paths["network.onnx"], paths["compiled"], paths["settings.json"])
     settings = json.loads(pathlib.Path(paths["settings.json"]).read_text())
     rows = settings["run_args"]["logrows"]
     _called(ezkl.gen_srs, paths["reference"], rows)
