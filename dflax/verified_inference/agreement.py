@@ -99,7 +99,7 @@ def two_sample_test(
     Args:
       statistic: "energy" or "mmd".
       samples: of a node for each example, >= 2.
-      permutations: >= 19; 1 / (1 + permutations) is the least p.
+      permutations: >= 19; 1 / (1 + permutations) is the least p, which must be below the level.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -168,7 +168,7 @@ def on_subset(measure: Measure, size: int) -> Measure:
         if size > length:
             raise ValueError(f"size must be at most the {length} outputs, got {size}.")
         chosen = jax.random.permutation(own, length)[:size]
-        return measure.distances(key, answers[..., chosen])
+        return measure.distances(key, jnp.asarray(answers)[..., chosen])
 
     return measure._replace(distances=distances)
 

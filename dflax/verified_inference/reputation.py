@@ -123,11 +123,14 @@ def incentives(
 ) -> Incentives:
     """What nodes are paid.
 
-    A node that cheats saves `saved` in a query. If it is audited in a share p of its queries and always
-    found, cheating pays unless
+    A node that cheats saves `saved` in each execution. If a share a of its executions is audited and
+    it is always found, cheating does not pay where
 
-        p (fine + reward) > saved                      where each failed audit is fined
-        p (slash / 3 + reward) > saved                 where three of them remove it and cost its stake
+        a (fine + reward) > saved         each failed audit is fined
+        a (slash / 3 + reward) > saved    three of them remove it, and cost `slash` once
+
+    With a committee of k and audits of a share p of the queries `a = p k / (1 + p (k - 1))`: auditors
+    run the model, too, and are judged. Where others audit, a = p.
 
     Args:
       reward: for each answer that is taken, >= 0; traceable, as all.

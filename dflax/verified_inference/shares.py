@@ -1,5 +1,6 @@
 """Linear layers on additive secret shares: integers modulo 2^32 that say nothing alone."""
 
+import functools
 from typing import Any
 
 import jax
@@ -50,22 +51,27 @@ def shared_linear(
     bias: Float[Array, " o"],
     inputs: Float[Array, "B i"],
     *,
-    fraction: int = 12,
+    fraction: int = 10,
+    local: bool = False,
 ) -> Float[Array, "B o"]:
     """`x W + b` by two parties of whom neither sees x, in fixed point modulo 2^32.
 
-        x = x_1 + x_2,   y_p = x_p W   mod 2^32,   y = trunc(y_1) + trunc(y_2) + b,   units 2^-fraction
+        x = x_1 + x_2,   y_p = x_p W   mod 2^32,   y = round(y_1 + y_2, fraction bits less) + b
 
-    The weights are known to both; the key holder shares x and adds up. Each party truncates its own
-    share (the second one minus the truncation of what it lacks), which is wrong by at most one unit, but
-    for the probability `|y| 2^(2 fraction) / 2^31` of an entry to be off by 2^(32 - fraction) units.
+    The weights are known to both parties. The key holder shares x, adds up what comes back, and takes off
+    the bits that the product has too many: exact, up to the rounding of x, W and half a unit 2^-fraction.
+
+    With `local` each party truncates its own share, as where layers follow without a key holder between
+    them. That is wrong by at most one unit more, but for the probability `|y| 2^(2 fraction) / 2^32` of an
+    entry to be off by 2^(32 - fraction) units: 32 bits have little place for it.
 
     Args:
       key: of the shares.
       kernel: `[i, o]`.
       bias: `[o]`.
       inputs: `[B, i]`.
-      fraction: bits after the point, in [1, 15]: entries must stay below 2^(30 - 2 fraction).
+      fraction: bits after the point, in [1, 15]: entries must stay below 2^(31 - 2 fraction).
+      local: whether parties truncate.
 
     Raises:
       TypeError, ValueError: naming the argument; entries that may be too large.
@@ -76,19 +82,22 @@ def shared_linear(
     weights = validation.array("kernel", kernel, kind="real", shape=shape)
     added = validation.array("bias", bias, kind="real", shape=(weights.shape[1],))
     validation.integer("fraction", fraction, low=1, high=15)
+    validation.flag("local", local)
     traced = any(map(validation.is_traced, (given, weights)))
     if not traced:
         most = (np.abs(weights).sum(0) * np.abs(given).max()).max()
-        if most >= 2.0 ** (30 - 2 * fraction):
+        if most >= 2.0 ** (31 - 2 * fraction):
             raise ValueError(
-                f"fraction must leave place for entries up to {most:.3g}, below 2^(30 - 2 fraction), "
+                f"fraction must leave place for entries up to {most:.3g}, below 2^(31 - 2 fraction), "
                 f"got {fraction}. Use fewer bits after the point."
             )
-    return _linear(key, jnp.asarray(weights), jnp.asarray(added), jnp.asarray(given), fraction)
+    return _linear(
+        key, jnp.asarray(weights), jnp.asarray(added), jnp.asarray(given), fraction, local
+    )
 
 
 def shared_forward(
-    key: Key[Array, ""], layers: Layers, inputs: Float[Array, "B i"], *, fraction: int = 12
+    key: Key[Array, ""], layers: Layers, inputs: Float[Array, "B i"], *, fraction: int = 10
 ) -> Float[Array, "B o"]:
     """Dense layers, each on fresh shares; the key holder does ReLU between them, and sees activations.
 
@@ -120,14 +129,21 @@ def truncated(shares: UInt32[Array, "2 ..."], fraction: int) -> UInt32[Array, "2
     return jnp.stack([shares[0] >> places, -((-shares[1]) >> places)])
 
 
-def _linear(key: Array, kernel: Array, bias: Array, inputs: Array, fraction: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("fraction", "local"))
+def _linear(
+    key: Array, kernel: Array, bias: Array, inputs: Array, fraction: int, local: bool
+) -> Array:
     unit = 2.0**fraction
     whole = jnp.round(inputs * unit).astype(jnp.int32)
     weights = jnp.round(kernel * unit).astype(jnp.int32).astype(jnp.uint32)
     shares = shared(key, whole)
     products = jnp.einsum("pbi,io->pbo", shares, weights, preferred_element_type=jnp.uint32)
-    found = _added(truncated(products, fraction)) + jnp.round(bias * unit).astype(jnp.int32)
-    return found.astype(jnp.float32) / unit
+    if local:
+        found = _added(truncated(products, fraction))
+    else:
+        half = jnp.int32((1 << fraction) >> 1)
+        found = jax.lax.shift_right_arithmetic(_added(products) + half, jnp.int32(fraction))
+    return (found + jnp.round(bias * unit).astype(jnp.int32)).astype(jnp.float32) / unit
 
 
 def _added(shares: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from doors import asynchronous, data, decentralized, robots, running, server, topology
+from doors import asynchronous, data, decentralized, robots, running, server, topology, verified
 
 CALLS: dict[str, dict[str, Any]] = {
     **asynchronous.CALLS,
@@ -12,4 +12,5 @@ CALLS: dict[str, dict[str, Any]] = {
     **decentralized.CALLS,
     **robots.CALLS,
     **running.CALLS,
+    **verified.CALLS,
 }

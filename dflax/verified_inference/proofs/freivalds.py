@@ -1,5 +1,7 @@
 """Freivalds' check of a matrix product by random vectors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
@@ -49,6 +51,13 @@ def freivalds(
     validation.integer("trials", trials, low=1)
     validation.flag("binary", binary)
     a, b, c, modulus = require_product(a, b, c, modulus)
+    return _accepted(key, a, b, c, int(trials), modulus, bool(binary))
+
+
+@functools.partial(jax.jit, static_argnames=("trials", "modulus", "binary"))
+def _accepted(
+    key: Array, a: Array, b: Array, c: Array, trials: int, modulus: int, binary: bool
+) -> Bool[Array, ""]:
     shape = (b.shape[1], trials)
     if binary:
         vectors = jax.random.bernoulli(key, 0.5, shape).astype(jnp.uint32)

@@ -4,7 +4,6 @@ import hashlib
 import io
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -152,7 +151,7 @@ def verify_inference(network: QuantisedNetwork, proof: bytes) -> bool:
             transcript.hear(message)
             drawn.append(transcript.coins(1)[0])
         coins = Challenges(rows, columns, jnp.asarray(np.array(drawn, np.uint32)))
-        held &= bool(_accepted(h, kernel, products, jnp.asarray(messages), coins))
+        held &= bool(accepted(h, kernel, products, jnp.asarray(messages), coins, MERSENNE))
         if place < len(network.shifts):
             if bool(parts["lookups"]) and _by_lookup(network, place):
                 h, fits = _looked_up(network, place, parts, transcript)
@@ -188,9 +187,6 @@ def soundness_error(network: QuantisedNetwork, examples: int) -> float:
         inputs, outputs = kernel.shape
         total += variables(examples) + variables(outputs) + 2 * variables(inputs)
     return total / MERSENNE
-
-
-_accepted = jax.jit(lambda a, b, c, messages, coins: accepted(a, b, c, messages, coins, MERSENNE))
 
 
 def _looked_up(

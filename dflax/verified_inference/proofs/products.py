@@ -1,7 +1,9 @@
 """Claims that a matrix is the product of two others, and what they have to be to be checked."""
 
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -73,6 +75,11 @@ def modular_product(
     """
     modulus = require_modulus(modulus)
     a, b = require_factors(a, b, modulus)
+    return _signed(a, b, modulus)
+
+
+@functools.partial(jax.jit, static_argnames="modulus")
+def _signed(a: Array, b: Array, modulus: int) -> Int[Array, "m k"]:
     product = matmul(to_field(a, modulus), to_field(b, modulus), modulus).astype(jnp.int32)
     return jnp.where(product > (modulus - 1) // 2, product - jnp.int32(modulus), product)
 

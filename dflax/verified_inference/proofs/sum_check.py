@@ -223,6 +223,7 @@ def verify_product(
     return accepted(a, b, c, jnp.asarray(given, jnp.uint32), coins, modulus)
 
 
+@functools.partial(jax.jit, static_argnames="p")
 def accepted(a: Array, b: Array, c: Array, messages: Array, coins: Challenges, p: int) -> Array:
     """What `verify_product` computes, on arguments that fit."""
     first, second, claims = (to_field(one, p) for one in (a, b, c))

@@ -1,0 +1,139 @@
+"""Digits served by nodes that nobody trusts: a network trained on them, lazy and lying nodes."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import dflax as dx
+from dflax import verified_inference as vi
+from experiments.tasks.turned_digits import trained
+
+NODES = 20
+WIDTHS = (64, 32, 16)
+CLASSES = 10
+MODEL = dx.models.MLP(WIDTHS, CLASSES)
+SMALL = dx.models.MLP((16, 16, 16), CLASSES)
+
+
+class Served(NamedTuple):
+    """One seed's.
+
+    Attributes:
+      params: trained weights.
+      small: those of a network of 16 units a layer, padded by zeros.
+      known: `[1437, 64]` inputs of the training set.
+      inputs: `[360, 64]` of the test set.
+      labels: `[360]` theirs.
+      key: of what follows.
+    """
+
+    params: Any
+    small: Any
+    known: Any
+    inputs: Any
+    labels: Any
+    key: Any
+
+
+def served(seed: int, epochs: int) -> Served:
+    """Networks trained by Adam on the seed's split of the digits."""
+    digits = dx.data.digits(seed=seed)
+    large_key, small_key, key = jax.random.split(jax.random.key(seed), 3)
+    params = trained(MODEL, digits.train, epochs, 3e-3, large_key)
+    small = trained(SMALL, digits.train, epochs, 3e-3, small_key)
+    known, inputs = (flat(part) for part in (digits.train, digits.test))
+    labels = jnp.asarray(digits.test.labels, jnp.int32)
+    return Served(params, vi.zero_padded(small, params), known, inputs, labels, key)
+
+
+def flat(data: dx.data.Dataset) -> jax.Array:
+    """All inputs as vectors of real numbers."""
+    return data.fetch(jnp.arange(len(data))).inputs.reshape(len(data), -1)
+
+
+def scores(params: Any, inputs: Any) -> jax.Array:
+    """The network."""
+    return MODEL.apply({"params": params}, inputs)
+
+
+@functools.cache
+def flipped(queries: int, largest: int, escalations: int) -> Any:
+    """A compiled run of nodes that flip labels: of weights, queries, rate, k, quorum, key."""
+
+    def run(
+        params: Any, source: vi.Queries, rate: Any, size: Any, quorum: Any, key: Any
+    ) -> dict[str, Any]:
+        everyone = jnp.ones(NODES, jnp.int32)
+        algorithm = vi.verified_inference(
+            scores,
+            vi.Nodes(everyone, (vi.label_flip(1),), rate),
+            committee=size,
+            quorum=quorum,
+            largest=largest,
+            escalations=escalations,
+            by_reputation=False,
+            test=vi.never_removed(),
+        )
+        _, metrics = dx.rollout(algorithm, algorithm.init(key, params), source, key, queries)
+        return {
+            name: jnp.mean(metrics[name].astype(jnp.float32))
+            for name in ("wrong", "rejected", "proved", "executions", "cost")
+        }
+
+    return jax.jit(
+        jax.vmap(run, in_axes=(None, None, 0, 0, 0, 0)),
+    )
+
+
+@functools.cache
+def lazy(queries: int, committee: int, removing: bool) -> Any:
+    """A compiled run with nodes of 4 bits and of 16 units: of a task, kinds, rates, payments, key."""
+
+    def run(
+        served: Served, kinds: Any, audit: Any, fine: Any, slash: Any, key: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        faults = (vi.fewer_bits(4), vi.other_weights(served.small))
+        algorithm = vi.verified_inference(
+            scores,
+            vi.Nodes(kinds, faults, jnp.float32(1)),
+            committee=committee,
+            audit=audit,
+            by_reputation=False,
+            test=vi.sequential_test() if removing else vi.never_removed(),
+            pay=vi.incentives(1.0, cost=0.5, saved=0.4, fine=fine, slash=slash),
+        )
+        source = vi.Queries(served.inputs, served.labels)
+        state = algorithm.init(key, served.params)
+        state, metrics = dx.rollout(algorithm, state, source, key, queries)
+        kept = {
+            name: jnp.mean(metrics[name].astype(jnp.float32))
+            for name in ("executions", "wrong", "accuracy")
+        }
+        return state.clients, kept
+
+    return jax.jit(jax.vmap(run, in_axes=(None, None, 0, None, None, 0)))
+
+
+@functools.cache
+def leaking(cut: int, steps: int) -> Any:
+    """What a cut leaks, compiled: of a seed's task, the noise and a key."""
+    split = dx.models.split_mlp(MODEL, (cut, 0))
+
+    def measure(task: Served, sigma: Any, key: Any) -> dict[str, Any]:
+        parts = split.divide(task.params, key)
+        infer = vi.split_inference(split, sigma=sigma)
+        known_key, seen_key, probe_key = jax.random.split(key, 3)
+        _, known = infer(parts, task.known, known_key)
+        found, seen = infer(parts, task.inputs, seen_key)
+        ridge = vi.ridge_inverse(known, task.known)
+        network = vi.mlp_inverse(probe_key, known, task.known, steps=steps)
+        return {
+            "ridge": vi.reconstruction_error(ridge(seen), task.inputs),
+            "network": vi.reconstruction_error(network(seen), task.inputs),
+            "correlation": vi.distance_correlation(task.inputs, seen),
+            "accuracy": jnp.mean(jnp.argmax(found, -1) == task.labels),
+        }
+
+    return jax.jit(measure)
