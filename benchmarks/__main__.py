@@ -34,6 +34,7 @@ NAMES = (
     "asynchronous",
     "compression",
     "robots",
+    "verified",
 )
 RESULTS = pathlib.Path("results")
 

@@ -58,12 +58,13 @@ def shared_linear(
 
         x = x_1 + x_2,   y_p = x_p W   mod 2^32,   y = round(y_1 + y_2, fraction bits less) + b
 
-    The weights are known to both parties. The key holder shares x, adds up what comes back, and takes off
-    the bits that the product has too many: exact, up to the rounding of x, W and half a unit 2^-fraction.
+    The weights are known to both parties. The key holder shares x, adds up what comes back, and
+    takes off the bits that the product has too many: exact, up to the rounding of x, W and half a unit
+    2^-fraction.
 
     With `local` each party truncates its own share, as where layers follow without a key holder between
-    them. That is wrong by at most one unit more, but for the probability `|y| 2^(2 fraction) / 2^32` of an
-    entry to be off by 2^(32 - fraction) units: 32 bits have little place for it.
+    them. That is wrong by at most one unit more, but for the probability `|y| 2^(2 fraction) /
+    2^32` of an entry to be off by 2^(32 - fraction) units: 32 bits have little place for it.
 
     Args:
       key: of the shares.

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import dflax as dx
 from dflax import verified_inference as vi
-from experiments.tasks.turned_digits import trained
+from experiments.tools.lanes import each
 
 NODES = 20
 WIDTHS = (64, 32, 16)
@@ -37,18 +38,58 @@ class Served(NamedTuple):
     key: Any
 
 
-def served(seed: int, epochs: int) -> Served:
-    """Networks trained by Adam on the seed's split of the digits."""
-    digits = dx.data.digits(seed=seed)
-    large_key, small_key, key = jax.random.split(jax.random.key(seed), 3)
-    params = trained(MODEL, digits.train, epochs, 3e-3, large_key)
-    small = trained(SMALL, digits.train, epochs, 3e-3, small_key)
-    known, inputs = (flat(part) for part in (digits.train, digits.test))
-    labels = jnp.asarray(digits.test.labels, jnp.int32)
-    return Served(params, vi.zero_padded(small, params), known, inputs, labels, key)
+def served(seeds: range, epochs: int) -> list[Served]:
+    """Networks trained by Adam on each seed's split of the digits, all by two programs."""
+    parts = [dx.data.digits(seed=seed) for seed in seeds]
+    known, inputs = (
+        jnp.stack([_flat(getattr(part, name)) for part in parts]) for name in ("train", "test")
+    )
+    known_labels, labels = (
+        jnp.stack([jnp.asarray(getattr(part, name).labels, jnp.int32) for part in parts])
+        for name in ("train", "test")
+    )
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    trained = [
+        each(functools.partial(_trained, model, epochs), (known, known_labels, keys))
+        for model in (MODEL, SMALL)
+    ]
+
+    def of(tree: Any, place: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[place], tree)
+
+    found = []
+    for place, seed in enumerate(seeds):
+        params, small = (of(tree, place) for tree in trained)
+        arrays = known[place], inputs[place], labels[place]
+        padded = vi.zero_padded(small, params)
+        found.append(Served(params, padded, *arrays, jax.random.key(1000 + seed)))
+    return found
 
 
-def flat(data: dx.data.Dataset) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _trained(model: Any, epochs: int, task: tuple[Any, Any, Any]) -> Any:
+    """Weights after Adam, 32 examples at a time in a new order each epoch."""
+    inputs, labels, key = task
+    adam = optax.adam(3e-3)
+    start_key, order_key = jax.random.split(key)
+    params = model.init(start_key, inputs[:1])["params"]
+    batches = len(inputs) // 32
+
+    def loss(params: Any, rows: Any) -> Any:
+        found = model.apply({"params": params}, inputs[rows])
+        return optax.softmax_cross_entropy_with_integer_labels(found, labels[rows]).mean()
+
+    def step(carry: Any, rows: Any) -> tuple[Any, None]:
+        params, state = carry
+        updates, state = adam.update(jax.grad(loss)(params, rows), state)
+        return (optax.apply_updates(params, updates), state), None
+
+    keys = jax.random.split(order_key, epochs)
+    orders = jax.vmap(lambda key: jax.random.permutation(key, len(inputs))[: batches * 32])(keys)
+    return jax.lax.scan(step, (params, adam.init(params)), orders.reshape(-1, 32))[0][0]
+
+
+def _flat(data: dx.data.Dataset) -> jax.Array:
     """All inputs as vectors of real numbers."""
     return data.fetch(jnp.arange(len(data))).inputs.reshape(len(data), -1)
 

@@ -86,15 +86,12 @@ class Config:
 
 def _tasks(config: Config, stage: Stage) -> list[Served]:
     """The seeds' networks."""
-    found = []
-    for seed in range(config.seed, config.seed + config.seeds):
-        parts = stage(f"networks of seed {seed}", lambda seed=seed: _arrays(seed, config.epochs))
-        found.append(Served(*parts, jax.random.key(1000 + seed)))
-    return found
-
-
-def _arrays(seed: int, epochs: int) -> tuple[Any, ...]:
-    return tuple(served(seed, epochs)[:-1])
+    seeds = range(config.seed, config.seed + config.seeds)
+    found = stage("networks", lambda: [tuple(one[:-1]) for one in served(seeds, config.epochs)])
+    return [
+        Served(*arrays, jax.random.key(1000 + seed))
+        for seed, arrays in zip(seeds, found, strict=True)
+    ]
 
 
 def committees(config: Config, stage: Stage = in_memory) -> Summary:
