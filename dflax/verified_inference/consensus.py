@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 
 
 class Consensus(NamedTuple):
@@ -25,7 +26,7 @@ class Consensus(NamedTuple):
 
 
 def committee(
-    key: Key[Array, ""], weights: Float[Array, " n"], size: int
+    key: Key[Array, ""], weights: Float[AnyArray, " n"], size: int
 ) -> tuple[Int[Array, " k"], Bool[Array, " k"]]:
     """A committee drawn without replacement, each next member with probability as its weight.
 
@@ -63,11 +64,11 @@ def heaviest(
 
 
 def consensus(
-    agreement: Bool[Array, "k k"],
-    present: Bool[Array, " k"],
+    agreement: Bool[AnyArray, "k k"],
+    present: Bool[AnyArray, " k"],
     quorum: float | Float[Array, ""],
     *,
-    weights: Float[Array, " k"] | None = None,
+    weights: Float[AnyArray, " k"] | None = None,
 ) -> Consensus:
     """The largest set of members that agree with one of them, accepted if it is a quorum.
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 
 
 class Enclaves(NamedTuple):
@@ -29,7 +30,7 @@ class Enclaves(NamedTuple):
 
 
 def enclaves(
-    attested: Bool[Array, " n"],
+    attested: Bool[AnyArray, " n"],
     *,
     p_break: float | Float[Array, ""] = 0.0,
     slowdown: float | Float[Array, ""] = 1.07,

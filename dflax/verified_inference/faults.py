@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Params
+from dflax.data.dataset import AnyArray
 
 
 class Fault(NamedTuple):
@@ -44,7 +45,7 @@ class Nodes(NamedTuple):
 
 
 def nodes(
-    kinds: Int[Array, " n"],
+    kinds: Int[AnyArray, " n"],
     faults: Sequence[Fault] = (),
     *,
     rate: float | Float[Array, "..."] = 1.0,
@@ -114,8 +115,8 @@ def other_weights(params: Params) -> Fault:
     validation.model("params", params)
 
     def alter(right: Params) -> Params:
-        shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, right)]
-        if shapes[0] != shapes[1]:
+        own: Any = jax.tree.map(jnp.shape, params)
+        if own != jax.tree.map(jnp.shape, right):
             raise ValueError(
                 "params of other_weights must have the shapes of the model's weights, see zero_padded."
             )
@@ -138,7 +139,8 @@ def zero_padded(small: Params, like: Params) -> Params:
     """
     validation.model("small", small)
     validation.model("like", like)
-    if jax.tree.structure(small) != jax.tree.structure(like):
+    wanted: Any = jax.tree.structure(like)
+    if jax.tree.structure(small) != wanted:
         raise ValueError("like must have the structure of small: the same layers, by name.")
 
     def padded(path: Any, own: Array, wide: Array) -> Array:

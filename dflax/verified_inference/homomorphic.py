@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.verified_inference.proofs.quantised import Layers, require_layers
 
 # Degree and bits of the moduli: 128 bits of security, one product deep.
@@ -27,12 +28,14 @@ class HomomorphicLinear(NamedTuple):
     """
 
     public: bytes
-    encrypt: Callable[[Float[Array, " i"]], bytes]
+    encrypt: Callable[[Float[AnyArray, " i"]], bytes]
     evaluate: Callable[[bytes], bytes]
     decrypt: Callable[[bytes], Float[np.ndarray, " o"]]
 
 
-def homomorphic_linear(kernel: Float[Array, "i o"], bias: Float[Array, " o"]) -> HomomorphicLinear:
+def homomorphic_linear(
+    kernel: Float[AnyArray, "i o"], bias: Float[AnyArray, " o"]
+) -> HomomorphicLinear:
     """`x W + b` of encrypted x, in CKKS: real numbers with an error of about 1e-6.
 
     Args:
@@ -49,7 +52,8 @@ def homomorphic_linear(kernel: Float[Array, "i o"], bias: Float[Array, " o"]) ->
     """
     weights = np.asarray(validation.array("kernel", kernel, kind="real", shape=("i", "o")))
     shape = (weights.shape[1],)
-    added = np.asarray(validation.array("bias", bias, kind="real", shape=shape))
+    fix = "One number for each column of kernel."
+    added = np.asarray(validation.array("bias", bias, kind="real", shape=shape, fix=fix))
     if max(weights.shape) > DEGREE // 2:
         raise ValueError(
             f"kernel must have at most {DEGREE // 2} rows and columns, got shape {weights.shape}."
@@ -64,7 +68,7 @@ def homomorphic_linear(kernel: Float[Array, "i o"], bias: Float[Array, " o"]) ->
     theirs = tenseal.context_from(public)
     rows, offsets = weights.astype(float).tolist(), added.astype(float).tolist()
 
-    def encrypt(x: Float[Array, " i"]) -> bytes:
+    def encrypt(x: Float[AnyArray, " i"]) -> bytes:
         given = validation.array("x", x, kind="real", shape=(weights.shape[0],))
         return tenseal.ckks_vector(context, np.asarray(given, np.float64)).serialize()
 
@@ -78,7 +82,7 @@ def homomorphic_linear(kernel: Float[Array, "i o"], bias: Float[Array, " o"]) ->
     return HomomorphicLinear(public, encrypt, evaluate, decrypt)
 
 
-def homomorphic_forward(layers: Layers, x: Float[Array, " i"]) -> Float[np.ndarray, " o"]:
+def homomorphic_forward(layers: Layers, x: Float[AnyArray, " i"]) -> Float[np.ndarray, " o"]:
     """Dense layers one by one on encrypted activations; the key's holder does ReLU between them.
 
     Args:

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.models import Split
 
 Inverse = Callable[[Array], Array]
@@ -50,7 +51,7 @@ def split_inference(
 
 
 def ridge_inverse(
-    sent: Float[Array, "A u"], inputs: Float[Array, "A d"], *, penalty: float | Array = 1e-3
+    sent: Float[AnyArray, "A u"], inputs: Float[AnyArray, "A d"], *, penalty: float | Array = 1e-3
 ) -> Inverse:
     """The affine map from activations to inputs that fits an attacker's own pairs best.
 
@@ -78,8 +79,8 @@ def ridge_inverse(
 
 def mlp_inverse(
     key: Key[Array, ""],
-    sent: Float[Array, "A u"],
-    inputs: Float[Array, "A d"],
+    sent: Float[AnyArray, "A u"],
+    inputs: Float[AnyArray, "A d"],
     *,
     width: int = 128,
     steps: int = 1000,
@@ -135,7 +136,7 @@ def mlp_inverse(
 
 
 def reconstruction_error(
-    reconstructed: Float[Array, "B d"], inputs: Float[Array, "B d"]
+    reconstructed: Float[AnyArray, "B d"], inputs: Float[AnyArray, "B d"]
 ) -> Float[Array, ""]:
     """`MSE / Var`: 0 for inputs found exactly, 1 for who knows only their mean.
 
@@ -150,13 +151,16 @@ def reconstruction_error(
     """
     right = _rows("inputs", inputs, least=2)
     given = jnp.asarray(
-        validation.array("reconstructed", reconstructed, kind="real", shape=right.shape), float
+        validation.array(
+            "reconstructed", reconstructed, kind="real", shape=right.shape, fix="As inputs are."
+        ),
+        float,
     )
     return jnp.sum((given - right) ** 2) / jnp.sum((right - jnp.mean(right, 0)) ** 2)
 
 
 def distance_correlation(
-    inputs: Float[Array, "B d"], sent: Float[Array, "B u"]
+    inputs: Float[AnyArray, "B d"], sent: Float[AnyArray, "B u"]
 ) -> Float[Array, ""]:
     """How far the activations depend on the inputs, in any way: 0 iff not at all, in the limit of many.
 

@@ -257,8 +257,11 @@ def _chance(key: Key[Array, ""], count: int) -> _Chance:
     numbers, *keys = jax.random.split(key, 4)
     drawn = jax.random.uniform(numbers, (5 * count + 2,), minval=jnp.finfo(jnp.float32).tiny)
     scores = -jnp.log(-jnp.log(drawn[: 2 * count])).reshape(2, count)
-    others = drawn[2 * count : 5 * count].reshape(3, count)
-    return _Chance(*scores, *others, drawn[-2], drawn[-1], *keys)
+    lies, broken, absent = drawn[2 * count : 5 * count].reshape(3, count)
+    own, noise, compared = keys
+    return _Chance(
+        *(scores[0], scores[1], lies, broken, absent), drawn[-2], drawn[-1], own, noise, compared
+    )
 
 
 def _drawn(rules: _Rules, chance: _Chance, ledger: Ledger, size: int) -> _Drawn:
@@ -526,10 +529,12 @@ def _require_memory(trusted: Enclaves, size: int) -> None:
     if validation.is_traced(trusted.attested) or validation.is_traced(trusted.memory):
         return
     attested = np.asarray(trusted.attested)
-    if attested.any() and not np.asarray(capable(trusted, size)).any():
+    # On the host: within a trace even an operation on known numbers is traced.
+    memory = np.broadcast_to(np.asarray(trusted.memory), attested.shape)
+    if attested.any() and not (memory[attested] >= size).any():
         raise ValueError(
             f"params must fit in an attested node's memory: they take {size} bytes, got "
-            f"{float(np.max(np.asarray(trusted.memory))):.0f} at most. Give trusted more memory."
+            f"{memory[attested].max():.0f} at most. Give trusted more memory."
         )
 
 

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.verified_inference.proofs.quantised import Layers, require_layers
 
 
 def shared(
-    key: Key[Array, ""], values: Int[Array, "..."], *, parties: int = 2
+    key: Key[Array, ""], values: Int[AnyArray, "..."], *, parties: int = 2
 ) -> UInt32[Array, "parties ..."]:
     """Integers as shares that add up to them modulo 2^32: any parties - 1 of them are uniform.
 
@@ -26,14 +27,14 @@ def shared(
       TypeError, ValueError: naming the argument.
     """
     validation.typed_key("key", key)
-    given = jnp.asarray(validation.array("values", values, kind="integer"))
+    given = validation.array("values", values, kind="integer", low=-(2**31), high=2**32 - 1)
     validation.integer("parties", parties, low=2)
-    own = given.astype(jnp.uint32)
+    own = jnp.asarray(given).astype(jnp.uint32)
     drawn = jax.random.bits(key, (parties - 1, *own.shape), jnp.uint32)
     return jnp.concatenate([drawn, (own - drawn.sum(0, dtype=jnp.uint32))[None]])
 
 
-def reconstructed(shares: UInt32[Array, "parties ..."]) -> Int[Array, "..."]:
+def reconstructed(shares: UInt32[AnyArray, "parties ..."]) -> Int[Array, "..."]:
     """The integers whose shares these are, with sign, `[-2^31, 2^31)`.
 
     Raises:
@@ -47,9 +48,9 @@ def reconstructed(shares: UInt32[Array, "parties ..."]) -> Int[Array, "..."]:
 
 def shared_linear(
     key: Key[Array, ""],
-    kernel: Float[Array, "i o"],
-    bias: Float[Array, " o"],
-    inputs: Float[Array, "B i"],
+    kernel: Float[AnyArray, "i o"],
+    bias: Float[AnyArray, " o"],
+    inputs: Float[AnyArray, "B i"],
     *,
     fraction: int = 10,
     local: bool = False,
@@ -80,7 +81,8 @@ def shared_linear(
     validation.typed_key("key", key)
     given = validation.array("inputs", inputs, kind="real", shape=("B", "i"))
     shape = (given.shape[1], "o")
-    weights = validation.array("kernel", kernel, kind="real", shape=shape)
+    fix = "A row for each column of inputs."
+    weights = validation.array("kernel", kernel, kind="real", shape=shape, fix=fix)
     added = validation.array("bias", bias, kind="real", shape=(weights.shape[1],))
     validation.integer("fraction", fraction, low=1, high=15)
     validation.flag("local", local)
@@ -98,7 +100,7 @@ def shared_linear(
 
 
 def shared_forward(
-    key: Key[Array, ""], layers: Layers, inputs: Float[Array, "B i"], *, fraction: int = 10
+    key: Key[Array, ""], layers: Layers, inputs: Float[AnyArray, "B i"], *, fraction: int = 10
 ) -> Float[Array, "B o"]:
     """Dense layers, each on fresh shares; the key holder does ReLU between them, and sees activations.
 

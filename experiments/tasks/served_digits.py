@@ -14,6 +14,8 @@ from experiments.tools.lanes import each
 NODES = 20
 WIDTHS = (64, 32, 16)
 CLASSES = 10
+# Of an attacker, to train a network by.
+PAIRS = 512
 MODEL = dx.models.MLP(WIDTHS, CLASSES)
 SMALL = dx.models.MLP((16, 16, 16), CLASSES)
 
@@ -94,7 +96,7 @@ def _flat(data: dx.data.Dataset) -> jax.Array:
     return data.fetch(jnp.arange(len(data))).inputs.reshape(len(data), -1)
 
 
-def scores(params: Any, inputs: Any) -> jax.Array:
+def scores(params: Any, inputs: Any) -> Any:
     """The network."""
     return MODEL.apply({"params": params}, inputs)
 
@@ -169,7 +171,7 @@ def leaking(cut: int, steps: int) -> Any:
         _, known = infer(parts, task.known, known_key)
         found, seen = infer(parts, task.inputs, seen_key)
         ridge = vi.ridge_inverse(known, task.known)
-        network = vi.mlp_inverse(probe_key, known, task.known, steps=steps)
+        network = vi.mlp_inverse(probe_key, known[:PAIRS], task.known[:PAIRS], steps=steps)
         return {
             "ridge": vi.reconstruction_error(ridge(seen), task.inputs),
             "network": vi.reconstruction_error(network(seen), task.inputs),

@@ -7,15 +7,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.verified_inference.proofs.field import MERSENNE, matmul, to_field, uniform
 from dflax.verified_inference.proofs.products import in_range, require_product
 
 
 def freivalds(
     key: Key[Array, ""],
-    a: Int[Array, "m n"],
-    b: Int[Array, "n k"],
-    c: Int[Array, "m k"],
+    a: Int[AnyArray, "m n"],
+    b: Int[AnyArray, "n k"],
+    c: Int[AnyArray, "m k"],
     *,
     trials: int = 1,
     modulus: int = MERSENNE,

@@ -1,12 +1,14 @@
 """Range checks by a lookup argument: that values are in a table, by one rational identity."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, UInt32
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.verified_inference.proofs.field import (
     MERSENNE,
     inverse,
@@ -18,7 +20,7 @@ from dflax.verified_inference.proofs.field import (
 )
 
 
-def multiplicities(values: Int[Array, "..."], size: int) -> UInt32[Array, " size"]:
+def multiplicities(values: Int[AnyArray, "..."], size: int) -> UInt32[Array, " size"]:
     """How often each of 0, ..., size - 1 is among the values: the prover's message in a range lookup.
 
     Args:
@@ -29,16 +31,16 @@ def multiplicities(values: Int[Array, "..."], size: int) -> UInt32[Array, " size
       TypeError, ValueError: naming the argument.
     """
     validation.integer("size", size, low=1, high=MERSENNE - 1)
-    given = jnp.asarray(validation.array("values", values, kind="integer")).reshape(-1)
+    given = _integers(values)
     inside = (given >= 0) & (given < size)
     place = jnp.where(inside, given, size)
     return jnp.zeros(size, jnp.uint32).at[place].add(1, mode="drop")
 
 
 def verify_range(
-    values: Int[Array, "..."],
-    counts: UInt32[Array, " size"],
-    point: Int[Array, ""],
+    values: Int[AnyArray, "..."],
+    counts: Int[AnyArray, " size"],
+    point: int | Int[AnyArray, ""],
     *,
     modulus: int = MERSENNE,
 ) -> Bool[Array, ""]:
@@ -63,7 +65,7 @@ def verify_range(
       Haboeck, Multivariate lookups based on logarithmic derivatives, ePrint 2022/1530.
     """
     modulus = require_modulus(modulus)
-    given = to_field(jnp.asarray(validation.array("values", values, kind="integer")), modulus)
+    given = to_field(_integers(values), modulus)
     held = jnp.asarray(validation.array("counts", counts, kind="integer", shape=("size",), low=0))
     at = jnp.asarray(
         validation.array("point", point, kind="integer", shape=(), low=0, high=modulus - 1)
@@ -71,7 +73,14 @@ def verify_range(
     size = held.shape[0]
     if size >= modulus:
         raise ValueError(f"modulus must be above the table's size, {size}, got {modulus}.")
-    return _identity(given.reshape(-1), held, at.astype(jnp.uint32), modulus)
+    return _identity(given, held, at.astype(jnp.uint32), modulus)
+
+
+def _integers(values: Any) -> Int[Array, " n"]:
+    given = validation.array("values", values, kind="integer", low=-(2**31), high=2**31 - 1)
+    if given.size == 0:
+        raise ValueError("values must be at least one integer, got none.")
+    return jnp.asarray(given, jnp.int32).reshape(-1)
 
 
 @functools.partial(jax.jit, static_argnames="modulus")

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.verified_inference.proofs.commitment import leaf_hash
 from dflax.verified_inference.proofs.field import MERSENNE
 from dflax.verified_inference.proofs.lookups import multiplicities, verify_range
@@ -68,7 +69,7 @@ class Transcript:
 
 
 def prove_inference(
-    network: QuantisedNetwork, inputs: Float[Array, "B d"], *, lookups: bool = False
+    network: QuantisedNetwork, inputs: Float[AnyArray, "B d"], *, lookups: bool = False
 ) -> bytes:
     """A proof that a committed network has these outputs for these inputs.
 

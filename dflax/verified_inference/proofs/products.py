@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.verified_inference.proofs.field import MERSENNE, matmul, require_modulus, to_field
 
 FIX = "Quantise them first, see dflax.verified_inference.quantise."
@@ -47,7 +48,7 @@ def require_factors(a: Any, b: Any, modulus: int) -> tuple[Array, Array]:
     return jnp.asarray(first), jnp.asarray(second)
 
 
-def in_range(c: Int[Array, "..."], modulus: int) -> Bool[Array, ""]:
+def in_range(c: Int[AnyArray, "..."], modulus: int) -> Bool[Array, ""]:
     """Whether all entries are below p / 2: another integer of the same residue is no answer."""
     half = jnp.asarray((modulus - 1) // 2, c.dtype)
     inside = c <= half
@@ -57,7 +58,7 @@ def in_range(c: Int[Array, "..."], modulus: int) -> Bool[Array, ""]:
 
 
 def modular_product(
-    a: Int[Array, "m n"], b: Int[Array, "n k"], *, modulus: int = MERSENNE
+    a: Int[AnyArray, "m n"], b: Int[AnyArray, "n k"], *, modulus: int = MERSENNE
 ) -> Int[Array, "m k"]:
     """`A B` of integer matrices, exact, computed modulo a prime.
 

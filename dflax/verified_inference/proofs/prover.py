@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.verified_inference.proofs.commitment import leaf_hash, require_root
 from dflax.verified_inference.proofs.network_proof import (
     OtherModelError,
@@ -37,7 +38,7 @@ class Prover(NamedTuple):
     """
 
     model: bytes
-    prove: Callable[[bytes, Array, Array], bytes]
+    prove: Callable[[bytes, AnyArray, AnyArray], bytes]
     verify: Callable[[bytes], bool]
     cost: Any = 0.0
     verification: Any = 0.0
@@ -46,7 +47,7 @@ class Prover(NamedTuple):
 
 
 def mock_prover(
-    apply: Callable[[Any], Array],
+    apply: Callable[[Any], AnyArray],
     model: bytes,
     *,
     cost: float | Float[Array, ""] = 1000.0,
@@ -83,7 +84,7 @@ def mock_prover(
     validation.real("tolerance", tolerance, low=0.0, scalar=True)
     validation.seed("seed", seed)
 
-    def prove(model_: bytes, inputs: Array, outputs: Array) -> bytes:
+    def prove(model_: bytes, inputs: AnyArray, outputs: AnyArray) -> bytes:
         require_root("model", model_)
         claim = {
             "model": model_.hex(),
@@ -134,7 +135,7 @@ def sum_check_prover(
     validation.real("cost", cost, low=0.0, scalar=True)
     validation.real("verification", verification, low=0.0, scalar=True)
 
-    def prove(model: bytes, inputs: Array, outputs: Array) -> bytes:
+    def prove(model: bytes, inputs: AnyArray, outputs: AnyArray) -> bytes:
         if model != network.commitment:
             raise OtherModelError("model must be the commitment of network, got another.")
         own = np.asarray(quantised_apply(network, inputs))

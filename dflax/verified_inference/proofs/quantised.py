@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.verified_inference.proofs.commitment import merkle_root
 
-Layers = Sequence[tuple[Array, Array]]
+Layers = Sequence[tuple[AnyArray, AnyArray]]
 
 
 class QuantisedNetwork(NamedTuple):
@@ -45,7 +46,7 @@ class QuantisedNetwork(NamedTuple):
         return merkle_root([scales, *self.kernels, *self.biases])
 
 
-def quantise(layers: Layers, inputs: Float[Array, "B d"], *, bits: int = 8) -> QuantisedNetwork:
+def quantise(layers: Layers, inputs: Float[AnyArray, "B d"], *, bits: int = 8) -> QuantisedNetwork:
     """A network of dense layers in integers of few bits, with scales fitted to some inputs.
 
         weights      W -> round(W 2^w),   w the largest with max |W| 2^w <= 2^(bits - 1) - 1
@@ -68,7 +69,8 @@ def quantise(layers: Layers, inputs: Float[Array, "B d"], *, bits: int = 8) -> Q
     largest = 2 ** (bits - 1) - 1
     h = np.asarray(given, np.float64)
     scale = _fitting(h, largest)
-    first, whole, wide, shifts = scale, [], [], []
+    first, shifts = scale, list[int]()
+    whole, wide = list[np.ndarray](), list[np.ndarray]()
     for place, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
         own = _fitting(kernel, largest)
         whole.append(np.round(kernel * 2.0**own))
@@ -97,7 +99,7 @@ def quantise(layers: Layers, inputs: Float[Array, "B d"], *, bits: int = 8) -> Q
 
 def require_layers(layers: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Kernels and biases in float64, refused where they make no network."""
-    kernels, biases = [], []
+    kernels, biases = list[np.ndarray](), list[np.ndarray]()
     for place, pair in enumerate(
         validation.sequence("layers", layers, "pairs (kernel, bias)", fix="See layers_of.")
     ):
@@ -133,7 +135,7 @@ def layers_of(params: Any) -> list[tuple[Array, Array]]:
     return [(params[name]["kernel"], params[name]["bias"]) for name in wanted]
 
 
-def integers(network: QuantisedNetwork, inputs: Float[Array, "B d"]) -> Int[Array, "B d"]:
+def integers(network: QuantisedNetwork, inputs: Float[AnyArray, "B d"]) -> Int[Array, "B d"]:
     """Inputs as the integers that a network computes with."""
     scaled = jnp.round(jnp.asarray(inputs, jnp.float32) * 2.0**network.input_bits)
     return jnp.clip(scaled, -network.largest, network.largest).astype(jnp.int32)
@@ -169,7 +171,9 @@ def rescaled(
     return quotient, shifted - (quotient << shift)
 
 
-def quantised_apply(network: QuantisedNetwork, inputs: Float[Array, "B d"]) -> Float[Array, "B o"]:
+def quantised_apply(
+    network: QuantisedNetwork, inputs: Float[AnyArray, "B d"]
+) -> Float[Array, "B o"]:
     """Outputs of a quantised network for real inputs.
 
     Raises:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.verified_inference.proofs.field import (
     MERSENNE,
     add,
@@ -69,8 +70,8 @@ def challenges(
 
 
 def prove_product(
-    a: Int[Array, "m n"],
-    b: Int[Array, "n k"],
+    a: Int[AnyArray, "m n"],
+    b: Int[AnyArray, "n k"],
     coins: Challenges,
     *,
     modulus: int = MERSENNE,
@@ -102,7 +103,7 @@ def prove_product(
     """
     modulus = require_modulus(modulus)
     a, b = require_factors(a, b, modulus)
-    coins = require_coins(coins, (*a.shape, b.shape[1]))
+    coins = require_coins(coins, (a.shape[0], a.shape[1], b.shape[1]))
     start = opened(a, b, coins.rows, coins.columns, modulus)
 
     def round_(carry: tuple[Array, Array], known: tuple[Array, Array]) -> tuple[Any, Array]:
@@ -178,10 +179,10 @@ def halves(length: int) -> Int[Array, " v"]:
 
 
 def verify_product(
-    a: Int[Array, "m n"],
-    b: Int[Array, "n k"],
-    c: Int[Array, "m k"],
-    messages: UInt32[Array, "v 3"],
+    a: Int[AnyArray, "m n"],
+    b: Int[AnyArray, "n k"],
+    c: Int[AnyArray, "m k"],
+    messages: UInt32[AnyArray, "v 3"],
     coins: Challenges,
     *,
     modulus: int = MERSENNE,
@@ -212,11 +213,13 @@ def verify_product(
     """
     a, b, c, modulus = require_product(a, b, c, modulus)
     count = variables(a.shape[1])
-    coins = require_coins(coins, (*a.shape, b.shape[1]))
+    coins = require_coins(coins, (a.shape[0], a.shape[1], b.shape[1]))
     if count:
         fix = "They come from prove_product."
-        given = validation.array("messages", messages, kind="integer", shape=(count, 3), fix=fix)
-    elif np_size(messages):
+        given: Any = validation.array(
+            "messages", messages, kind="integer", shape=(count, 3), fix=fix
+        )
+    elif _entries(messages):
         raise ValueError("messages must be empty for a product over one index.")
     else:
         given = messages
@@ -271,9 +274,9 @@ def lagrange(point: UInt32[Array, " v"], length: int, p: int) -> UInt32[Array, "
 
 def sum_check(
     key: Key[Array, ""],
-    a: Int[Array, "m n"],
-    b: Int[Array, "n k"],
-    c: Int[Array, "m k"],
+    a: Int[AnyArray, "m n"],
+    b: Int[AnyArray, "n k"],
+    c: Int[AnyArray, "m k"],
     *,
     modulus: int = MERSENNE,
 ) -> Bool[Array, ""]:
@@ -283,7 +286,7 @@ def sum_check(
     of the verifier's coins.
     """
     a, b, c, modulus = require_product(a, b, c, modulus)
-    coins = challenges(key, (*a.shape, b.shape[1]), modulus=modulus)
+    coins = challenges(key, (a.shape[0], a.shape[1], b.shape[1]), modulus=modulus)
     messages = prove_product(a, b, coins, modulus=modulus)
     return accepted(a, b, c, messages, coins, modulus)
 
@@ -302,6 +305,6 @@ def require_coins(coins: object, shape: tuple[int, int, int]) -> Challenges:
     return jax.tree.map(lambda part: jnp.asarray(part, jnp.uint32), coins)
 
 
-def np_size(values: object) -> int:
+def _entries(values: object) -> int:
     """How many entries there are."""
     return int(jnp.size(jnp.asarray(values))) if values is not None else 1

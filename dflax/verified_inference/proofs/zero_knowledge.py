@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.verified_inference.proofs.network_proof import OtherModelError
 from dflax.verified_inference.proofs.prover import Prover
 from dflax.verified_inference.proofs.quantised import Layers, require_layers
@@ -61,7 +62,7 @@ def onnx_bytes(layers: Layers, examples: int = 1) -> bytes:
 
 def zero_knowledge_prover(
     layers: Layers,
-    inputs: Float[Array, "B d"],
+    inputs: Float[AnyArray, "B d"],
     *,
     folder: str | os.PathLike[str] | None = None,
     hidden_inputs: bool = False,
@@ -117,7 +118,7 @@ def zero_knowledge_prover(
     _set_up(ezkl, paths, examples[:1], hidden_inputs, scale)
     commitment = hashlib.sha256(pathlib.Path(paths["verification"]).read_bytes()).digest()
 
-    def prove(model_: bytes, inputs: Array, outputs: Array) -> bytes:
+    def prove(model_: bytes, inputs: AnyArray, outputs: AnyArray) -> bytes:
         # The folder lives as long as what needs it.
         assert held is None or held.name
         if model_ != commitment:
@@ -192,7 +193,7 @@ def _set_up(
     )
 
 
-def _proof(ezkl: Any, paths: dict[str, str], inputs: Array) -> bytes:
+def _proof(ezkl: Any, paths: dict[str, str], inputs: AnyArray) -> bytes:
     """A proof for one input."""
     given = np.asarray(jnp.asarray(inputs), np.float64)
     if given.ndim != 2 or given.shape[0] != 1:
