@@ -131,11 +131,11 @@ def flipped(queries: int, largest: int, escalations: int) -> Any:
 
 
 @functools.cache
-def lazy(queries: int, committee: int, removing: bool) -> Any:
-    """A compiled run with nodes of 4 bits and of 16 units: of a task, kinds, rates, payments, key."""
+def lazy(queries: int, committee: int) -> Any:
+    """A compiled run with nodes of 4 bits and 16 units: of a task, kinds, rates, test, payments, key."""
 
     def run(
-        served: Served, kinds: Any, audit: Any, fine: Any, slash: Any, key: Any
+        served: Served, kinds: Any, audit: Any, test: Any, fine: Any, slash: Any, key: Any
     ) -> tuple[Any, dict[str, Any]]:
         faults = (vi.fewer_bits(4), vi.other_weights(served.small))
         algorithm = vi.verified_inference(
@@ -144,7 +144,7 @@ def lazy(queries: int, committee: int, removing: bool) -> Any:
             committee=committee,
             audit=audit,
             by_reputation=False,
-            test=vi.sequential_test() if removing else vi.never_removed(),
+            test=test,
             pay=vi.incentives(1.0, cost=0.5, saved=0.4, fine=fine, slash=slash),
         )
         source = vi.Queries(served.inputs, served.labels)
@@ -156,7 +156,7 @@ def lazy(queries: int, committee: int, removing: bool) -> Any:
         }
         return state.clients, kept
 
-    return jax.jit(jax.vmap(run, in_axes=(None, None, 0, None, None, 0)))
+    return jax.jit(jax.vmap(run, in_axes=(None, None, 0, None, None, None, 0)))
 
 
 @functools.cache

@@ -175,10 +175,11 @@ def audits(config: Config, stage: Stage = in_memory) -> Summary:
     tasks = _tasks(config, stage)
     kinds = np.zeros(NODES, np.int32)
     kinds[:LAZY] = (1, 1, 2, 2)
+    run = lazy(config.audited, AUDITORS)
 
     def removed() -> dict[str, np.ndarray]:
-        run = lazy(config.audited, AUDITORS, True)
-        return _over(run, tasks, kinds, np.array(AUDITS), 0.0, 1.0)
+        rule = vi.sequential_test()
+        return _over(run, tasks, kinds, np.array(AUDITS), rule, 0.0, 1.0)
 
     found = stage("lazy nodes", removed)
     delay = np.where(found["removed"] >= 0, found["removed"] + 1.0, np.nan)
@@ -203,7 +204,7 @@ def audits(config: Config, stage: Stage = in_memory) -> Summary:
     rates = np.array(AUDITED) / (AUDITORS - np.array(AUDITED) * (AUDITORS - 1))
 
     def paid() -> dict[str, np.ndarray]:
-        return _over(lazy(config.audited, AUDITORS, False), tasks, kinds, rates, FINE, 0.0)
+        return _over(run, tasks, kinds, rates, vi.never_removed(), FINE, 0.0)
 
     ledgers = stage("payments", paid)
     gain = _gain(ledgers)
@@ -224,24 +225,30 @@ def audits(config: Config, stage: Stage = in_memory) -> Summary:
 
 
 def _over(
-    run: Any, tasks: list[Served], kinds: Any, audit: np.ndarray, fine: float, slash: float
+    run: Any,
+    tasks: list[Served],
+    kinds: np.ndarray,
+    audit: np.ndarray,
+    rule: vi.SequentialTest,
+    fine: float,
+    slash: float,
 ) -> dict[str, np.ndarray]:
-    """Ledgers and means of the metrics, `[seeds, audit rates, ...]`."""
+    """Ledgers and means of the metrics, `[seeds, audit rates, ...]`; `done` are a node's executions."""
     each = []
+    # As many rates in both uses, so that they are one program.
+    rates = np.resize(audit, len(AUDITED))
     for task in tasks:
-        keys = jax.random.split(task.key, len(audit))
-        arrays = task._replace(key=None)
+        keys = jax.random.split(task.key, len(rates))
         ledger, means = run(
-            arrays, jnp.asarray(kinds), jnp.asarray(audit, jnp.float32), fine, slash, keys
+            *(task._replace(key=None), jnp.asarray(kinds), jnp.asarray(rates, jnp.float32), rule),
+            *(jnp.float32(fine), jnp.float32(slash), keys),
         )
-        each.append(
-            {
-                **ledger._asdict(),
-                **{f"{k}" if k != "executions" else "a_query": v for k, v in means.items()},
-            }
-        )
-    stacked = {name: np.stack([np.asarray(e[name]) for e in each]) for name in each[0]}
-    return stacked | {"done": stacked["executions"], "executions": stacked["a_query"]}
+        own = ledger._asdict()
+        each.append(own | {"done": own["executions"]} | means)
+    return {
+        name: np.stack([np.asarray(found[name])[: len(audit)] for found in each])
+        for name in each[0]
+    }
 
 
 def _gain(found: dict[str, np.ndarray]) -> np.ndarray:
