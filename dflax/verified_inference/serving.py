@@ -305,9 +305,10 @@ def _answers(
     )
     _require_outputs(outputs)
     right, outputs = outputs[0], outputs[own]
-    levels = jnp.broadcast_to(rules.noise, rules.held.kinds.shape)[drawn.nodes]
-    rounding = jax.random.uniform(chance.noise, outputs.shape, outputs.dtype, -1.0, 1.0)
-    outputs = outputs * (1.0 + levels.reshape(-1, *(1,) * (outputs.ndim - 1)) * rounding)
+    if rules.noise is not None:
+        levels = jnp.broadcast_to(rules.noise, rules.held.kinds.shape)[drawn.nodes]
+        rounding = jax.random.uniform(chance.noise, outputs.shape, outputs.dtype, -1.0, 1.0)
+        outputs = outputs * (1.0 + levels.reshape(-1, *(1,) * (outputs.ndim - 1)) * rounding)
     lying = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(chance.told, drawn.nodes)
     outputs = told(rules.held.faults, drawn.kinds, lying, chance.told, outputs)
     if not rules.commit_first:
@@ -479,7 +480,7 @@ def _rules(
         proof = (prover.cost, prover.verification, prover.soundness_error, prover.proof_bytes)
     return _Rules(
         *(apply, nodes, measure, committee, quorum, tolerance, escalations, most),
-        *(by_reputation, weighted, audit, commit_first, jnp.asarray(noise, jnp.float32), absent),
+        *(by_reputation, weighted, audit, commit_first, _none_if_zero(noise), absent),
         eta,
         sequential_test() if test is None else test,
         incentives() if pay is None else pay,
@@ -515,6 +516,13 @@ def _largest(size: Any, largest: Any, count: int, escalations: int) -> int:
     for _ in range(escalations):
         most = min(2 * most + 1, count)
     return most
+
+
+def _none_if_zero(noise: Any) -> Any:
+    """None for no noise at all, which need not be drawn."""
+    if not validation.is_traced(noise) and not np.any(np.asarray(noise)):
+        return None
+    return jnp.asarray(noise, jnp.float32)
 
 
 def _require_one_or_each(name: str, value: Any, count: int) -> None:

@@ -66,7 +66,7 @@ def zero_knowledge_prover(
     *,
     folder: str | os.PathLike[str] | None = None,
     hidden_inputs: bool = False,
-    scale: int = 7,
+    scale: int = 8,
     cost: float | Float[Array, ""] = 1e6,
     verification: float | Float[Array, ""] = 1e4,
 ) -> Prover:
