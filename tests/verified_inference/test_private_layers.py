@@ -127,7 +127,7 @@ def test_a_network_finds_what_a_linear_probe_does_not():
     x = RNG.uniform(-1, 1, (300, 2)).astype(np.float32)
     h = np.stack([np.maximum(x[:, 0], 0), np.maximum(-x[:, 0], 0) ** 3, x[:, 1]], 1)
     ridge = vi.ridge_inverse(h, x)
-    deep = jax.jit(lambda key: vi.mlp_inverse(key, h, x, width=32, steps=400, rate=1e-2)(h))(KEY)
+    deep = jax.jit(lambda key: vi.mlp_inverse(key, h, x, width=32, steps=200, rate=2e-2)(h))(KEY)
     assert vi.reconstruction_error(deep, x) < 0.5 * vi.reconstruction_error(ridge(h), x)
 
 

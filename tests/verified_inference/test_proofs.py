@@ -239,7 +239,7 @@ def test_a_quantised_network_is_the_real_one_up_to_its_bits():
     assert np.array_equal(vi.quantised_apply(quantised, inputs), last * 2.0**-quantised.output_bits)
 
 
-@pytest.mark.parametrize("lookups", [False, True])
+@pytest.mark.parametrize("lookups", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_proof_of_a_network_holds_and_no_altered_part_does(lookups):
     _, inputs, quantised = network()
     proof = vi.prove_inference(quantised, inputs, lookups=lookups)

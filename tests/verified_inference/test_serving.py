@@ -226,6 +226,7 @@ def test_cheating_pays_up_to_the_predicted_audit_rate():
         np.testing.assert_allclose(each[2:], 0.5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_weights_alone_carry_a_quorum():
     run = program((FLIP,), weighted=True, escalations=0, queries=600)
     _, metrics = run(np.arange(N) < 6, committee=7, quorum=2 / 3)
@@ -234,7 +235,12 @@ def test_weights_alone_carry_a_quorum():
 
 
 @pytest.mark.parametrize(
-    "measure", [vi.labels(), vi.jensen_shannon(), vi.two_sample_test(samples=16, permutations=99)]
+    "measure",
+    [
+        vi.labels(),
+        pytest.param(vi.jensen_shannon(), marks=pytest.mark.slow),
+        vi.two_sample_test(samples=16, permutations=99),
+    ],
 )
 def test_other_measures_find_the_flipped(measure):
     run = program((FLIP,), queries=200, measure=measure, **ONE_SHOT)
@@ -245,6 +251,7 @@ def test_other_measures_find_the_flipped(measure):
     assert rate[:4].min() > rate[4:].max()
 
 
+@pytest.mark.slow
 def test_more_kinds_than_members_have_only_theirs_run():
     """Nine kinds of weights and a committee of three: the same answers as with all of them run."""
     faults = tuple(vi.fewer_bits(bits) for bits in range(2, 10))
