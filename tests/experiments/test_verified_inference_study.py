@@ -47,6 +47,12 @@ def test_claims_of_audits(good):
     assert judged(study._claims_of_deterrence, gain, line, crossing) == [good] * 2
 
 
+def test_the_claim_of_executions():
+    wanted = np.tile(1 + 6 * np.array(study.AUDITS), (3, 1))
+    assert judged(study._claim_of_executions, wanted, 2000) == [True]
+    assert judged(study._claim_of_executions, wanted + 0.5, 2000) == [False]
+
+
 @pytest.mark.parametrize("good", [True, False])
 def test_claims_of_leakage(good):
     found = {}

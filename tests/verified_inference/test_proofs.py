@@ -55,6 +55,13 @@ def test_matrix_products_are_those_of_integers(p, n):
     assert np.all(objects(found) == objects(a) @ objects(b) % p)
 
 
+def test_a_product_in_several_parts_is_the_same(monkeypatch):
+    monkeypatch.setattr(field, "MOST_PARTS", 40)
+    a, b = RNG.integers(0, P, (5, 300)), RNG.integers(0, P, (300, 2))
+    found = field.matmul(jnp.asarray(a, jnp.uint32), jnp.asarray(b, jnp.uint32), P)
+    assert np.all(objects(found) == objects(a) @ objects(b) % P)
+
+
 def test_a_long_sum_does_not_overflow():
     values = jnp.full(70_000, P - 1, jnp.uint32)
     assert int(field.total(values, 0, P)) == -70_000 % P

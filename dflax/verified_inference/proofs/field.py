@@ -14,6 +14,8 @@ LARGEST_SMALL = 2**16
 # Digits of 8 bits are exact even in bfloat16, and a sum of so many products of two is in float32.
 DIGIT = 8
 BLOCK = 256
+# Products of digits that are held at once.
+MOST_PARTS = 1 << 22
 # Halves of 16 bits: so many of them add up within 32.
 MOST_TERMS = 1 << 16
 
@@ -105,25 +107,42 @@ def matmul(a: UInt32[Array, "m n"], b: UInt32[Array, "n k"], modulus: int) -> UI
     A product of p < 2^31 is 16 of digits, so that it runs at a sixteenth of the speed at which the
     machine multiplies float32 matrices, where integers have no such units.
     """
+    m, k = a.shape[0], b.shape[1]
     digits = -(-modulus.bit_length() // DIGIT)
+    rows = max(1, MOST_PARTS // (digits**2 * k))
+    if m <= rows:
+        return _some_rows(a, b, modulus)
+    chunks = jnp.pad(a, ((0, -m % rows), (0, 0))).reshape(-1, rows, a.shape[1])
+    return jax.lax.map(lambda part: _some_rows(part, b, modulus), chunks).reshape(-1, k)[:m]
+
+
+def _some_rows(a: Array, b: Array, modulus: int) -> UInt32[Array, "m k"]:
+    """So many rows that the products of all pairs of digits are held at once."""
     n = a.shape[1]
-    block = min(BLOCK, n)
-    padding = -n % block
-    a = jnp.pad(a, ((0, 0), (0, padding))).reshape(a.shape[0], -1, block)
-    b = jnp.pad(b, ((0, padding), (0, 0))).reshape(-1, block, b.shape[1])
+    if n <= BLOCK:
+        return _one_block(a, b, modulus)
+    padding = -n % BLOCK
+    left = jnp.pad(a, ((0, 0), (0, padding))).reshape(a.shape[0], -1, BLOCK).swapaxes(0, 1)
+    right = jnp.pad(b, ((0, padding), (0, 0))).reshape(-1, BLOCK, b.shape[1])
+
+    def another(sum_: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+        return add(sum_, _one_block(*block, modulus), modulus), None
+
+    start = jnp.zeros((a.shape[0], b.shape[1]), jnp.uint32)
+    return jax.lax.scan(another, start, (left, right))[0]
+
+
+def _one_block(a: Array, b: Array, modulus: int) -> UInt32[Array, "m k"]:
+    digits = -(-modulus.bit_length() // DIGIT)
     left, right = _digits(a, digits), _digits(b, digits)
-    # [digits of a, digits of b, blocks, m, k]
-    parts = jnp.einsum("xmcn,ycnk->xycmk", left, right, preferred_element_type=jnp.float32)
+    parts = jnp.einsum("xmn,ynk->xymk", left, right, preferred_element_type=jnp.float32)
     places = np.array(
         [[pow(2, DIGIT * (x + y), modulus) for y in range(digits)] for x in range(digits)],
         np.uint32,
     )
-    weighed = multiply(
-        parts.astype(jnp.uint32) % jnp.uint32(modulus),
-        jnp.asarray(places)[:, :, None, None, None],
-        modulus,
-    )
-    return total(weighed.reshape(-1, *weighed.shape[3:]), 0, modulus)
+    reduced = parts.astype(jnp.uint32) % jnp.uint32(modulus)
+    weighed = multiply(reduced, jnp.asarray(places)[:, :, None, None], modulus)
+    return total(weighed.reshape(-1, *weighed.shape[2:]), 0, modulus)
 
 
 def _digits(values: Array, count: int) -> Array:

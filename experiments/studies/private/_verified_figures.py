@@ -31,7 +31,7 @@ def committees(
                 fmt=MARKS[place],
                 color=color,
                 capsize=3,
-                label=f"{k} nodes, {needed[place]} must agree",
+                label=f"k = {k}, {needed[place]} must agree",
             )
         axes.set(
             yscale="log",

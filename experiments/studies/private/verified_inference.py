@@ -200,6 +200,7 @@ def audits(config: Config, stage: Stage = in_memory) -> Summary:
             executions=found["executions"][:, place],
         )
     _claims_of_delay(report, delay[..., :LAZY], found["removed"][..., LAZY:], predicted)
+    _claim_of_executions(report, found["executions"], config.audited)
 
     rates = np.array(AUDITED) / (AUDITORS - np.array(AUDITED) * (AUDITORS - 1))
 
@@ -289,6 +290,19 @@ def _claims_of_delay(
         not np.any(honest >= 0),
         int((honest >= 0).sum()),
         0,
+    )
+
+
+def _claim_of_executions(report: Report, executions: np.ndarray, queries: int) -> None:
+    p = np.array(AUDITS)
+    wanted, error = 1 + p * (AUDITORS - 1), (AUDITORS - 1) * np.sqrt(p * (1 - p) / queries)
+    off = np.abs(executions - wanted) - 4.5 * error
+    report.claim(
+        "a query takes 1 + p_audit (k - 1) executions, up to 0.1 for committees that grew (each rate, "
+        "seed)",
+        np.all(off <= 0.1),
+        executions.mean(0).tolist(),
+        wanted.tolist(),
     )
 
 
