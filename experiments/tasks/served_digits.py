@@ -16,8 +16,6 @@ from experiments.tools.lanes import each, stacked
 NODES = 20
 WIDTHS = (64, 32, 16)
 CLASSES = 10
-# Of an attacker, to train a network by.
-PAIRS = 512
 MODEL = dx.models.MLP(WIDTHS, CLASSES)
 SMALL = dx.models.MLP((16, 16, 16), CLASSES)
 
@@ -191,7 +189,7 @@ def leaking(cut: int, steps: int) -> Any:
         _, known = infer(parts, task.known, known_key)
         found, seen = infer(parts, task.inputs, seen_key)
         ridge = vi.ridge_inverse(known, task.known)
-        network = vi.mlp_inverse(probe_key, known[:PAIRS], task.known[:PAIRS], steps=steps)
+        network = vi.mlp_inverse(probe_key, known, task.known, steps=steps)
         return {
             "ridge": vi.reconstruction_error(ridge(seen), task.inputs),
             "network": vi.reconstruction_error(network(seen), task.inputs),

@@ -17,6 +17,7 @@ HONEST = vi.nodes(np.zeros(N, int))
 SHARES = vi.shared(KEY, np.array([1, 2]))
 PRODUCT = {"a": A, "b": B, "c": A @ B}
 PAIR = {"sent": ROWS, "inputs": ROWS}
+EIGHT = {"sent": np.ones((8, 3)), "inputs": np.ones((8, 3))}
 
 CALLS = {
     "models.split_mlp": {"model": MODULE},
@@ -49,7 +50,7 @@ CALLS = {
     },
     "verified_inference.merkle_path": {"leaves": LEAVES, "place": 0},
     "verified_inference.merkle_root": {"leaves": LEAVES},
-    "verified_inference.mlp_inverse": {"key": KEY, **PAIR, "steps": 2},
+    "verified_inference.mlp_inverse": {"key": KEY, **EIGHT, "steps": 2},
     "verified_inference.mock_prover": {"apply": lambda x: x, "model": bytes(32)},
     "verified_inference.modular_product": {"a": A, "b": B},
     "verified_inference.multiplicities": {"values": A, "size": 4},

@@ -98,7 +98,7 @@ def audits(
 def leakage(noises: tuple[float, ...], found: dict[int, dict[str, np.ndarray]]) -> Any:
     """Accuracy against the error of reconstructed inputs, by cut and noise."""
     with figure(9.4, 3.9, ncols=2, sharey=True) as (drawn, axes):
-        named = (("ridge", "ridge regression"), ("network", "a network of 128 units"))
+        named = (("ridge", "ridge regression"), ("network", "a ridge and a network of 128 units"))
         for panel, (probe, title) in zip(axes, named, strict=True):
             for place, (cut, own) in enumerate(found.items()):
                 error, accuracy = own[probe], own["accuracy"]
