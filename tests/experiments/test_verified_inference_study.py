@@ -84,3 +84,15 @@ def test_an_altered_output_changes_nothing_else():
     before, after = (vi.claim_of(network, one) for one in (proof, altered))
     assert np.array_equal(before.inputs, after.inputs)
     assert np.flatnonzero(before.outputs != after.outputs).tolist() == [0]
+
+
+def test_parts_have_tables_of_their_own():
+    import inspect
+    import re
+
+    titles = [
+        set(re.findall(r'"(costs of [^"]+)"', inspect.getsource(part.run)))
+        for part in study.STUDY.parts[3:]
+    ]
+    assert [len(own) for own in titles] == [1, 1, 1]
+    assert len(set.union(*titles)) == 3

@@ -553,7 +553,10 @@ def zero_knowledge(config: Config, stage: Stage = in_memory) -> Summary:
     task = _tasks(config, stage)[0]
     costs = stage("zero-knowledge proof", lambda: _zero_knowledge(task))
     report.row(
-        "costs of one answer, in milliseconds", "zero-knowledge proof", None, **_named(costs, "zk")
+        "costs of one answer in zero knowledge, in milliseconds",
+        "zero-knowledge proof",
+        None,
+        **_named(costs, "zk"),
     )
     held, altered = bool(costs["held"]), [bool(one) for one in costs["altered"]]
     report.claim(
@@ -604,7 +607,10 @@ def homomorphic(config: Config, stage: Stage = in_memory) -> Summary:
     task = _tasks(config, stage)[0]
     costs = stage("encrypted layers", lambda: _homomorphic(task))
     report.row(
-        "costs of one answer, in milliseconds", "homomorphic layers", None, **_named(costs, "he")
+        "costs of one answer on ciphertexts, in milliseconds",
+        "homomorphic layers",
+        None,
+        **_named(costs, "he"),
     )
     report.claim(HOMOMORPHIC[0], costs["he/error"] < 1e-3, float(costs["he/error"]), 1e-3)
     return report.summary({})
