@@ -47,17 +47,20 @@ def test_arithmetic_is_that_of_integers(p):
     assert totals.tolist() == [x.sum() % p, y.sum() % p]
 
 
-@pytest.mark.parametrize(("p", "n"), [(P, 1), (P, 300), (101, 70)])
-def test_matrix_products_are_those_of_integers(p, n):
-    a, b = RNG.integers(0, p, (3, n)), RNG.integers(0, p, (n, 2))
+@pytest.mark.parametrize("shape", [(6, 300, 7), (6, 1, 7), (6, 300, 2), (3, 20, 6)])
+@pytest.mark.parametrize("p", [P, 101])
+def test_matrix_products_are_those_of_integers(p, shape):
+    """By digits, in one block and in two, and entry by entry where one factor is a vector or two."""
+    m, n, k = shape
+    a, b = RNG.integers(0, p, (m, n)), RNG.integers(0, p, (n, k))
     a[0], b[:, 0] = p - 1, p - 1
     found = field.matmul(jnp.asarray(a, jnp.uint32), jnp.asarray(b, jnp.uint32), p)
     assert np.all(objects(found) == objects(a) @ objects(b) % p)
 
 
 def test_a_product_in_several_parts_is_the_same(monkeypatch):
-    monkeypatch.setattr(field, "MOST_PARTS", 40)
-    a, b = RNG.integers(0, P, (5, 300)), RNG.integers(0, P, (300, 2))
+    monkeypatch.setattr(field, "MOST_PARTS", 300)
+    a, b = RNG.integers(0, P, (8, 300)), RNG.integers(0, P, (300, 5))
     found = field.matmul(jnp.asarray(a, jnp.uint32), jnp.asarray(b, jnp.uint32), P)
     assert np.all(objects(found) == objects(a) @ objects(b) % P)
 

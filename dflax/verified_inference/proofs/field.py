@@ -14,6 +14,7 @@ LARGEST_SMALL = 2**16
 # Digits of 8 bits are exact even in bfloat16, and a sum of so many products of two is in float32.
 DIGIT = 8
 BLOCK = 256
+FEW = 4
 # Products of digits that are held at once.
 MOST_PARTS = 1 << 22
 # Halves of 16 bits: so many of them add up within 32.
@@ -108,6 +109,11 @@ def matmul(a: UInt32[Array, "m n"], b: UInt32[Array, "n k"], modulus: int) -> UI
     machine multiplies float32 matrices, where integers have no such units.
     """
     m, k = a.shape[0], b.shape[1]
+    # Few vectors are quicker entry by entry: each entry of the matrix is read once, and in no digits.
+    if k <= FEW:
+        return jnp.stack([total(multiply(a, v[None], modulus), 1, modulus) for v in b.T], axis=1)
+    if m <= FEW:
+        return jnp.stack([total(multiply(v[:, None], b, modulus), 0, modulus) for v in a])
     digits = -(-modulus.bit_length() // DIGIT)
     rows = max(1, MOST_PARTS // (digits**2 * k))
     if m <= rows:
