@@ -2,11 +2,14 @@
 
 from dflax.clients.devices import (
     CLIENTS,
+    MODEL,
     DealtWithClients,
     client_devices,
     everywhere,
     is_planned,
+    model_devices,
     platform,
+    with_their_clients,
 )
 from dflax.clients.mapping import map_clients, map_cohort
 from dflax.clients.reductions import mean_metrics, weighted_mean, weighted_sum
@@ -14,6 +17,7 @@ from dflax.clients.rows import against, gather, replicate, require_structure, sc
 
 __all__ = [
     "CLIENTS",
+    "MODEL",
     "DealtWithClients",
     "against",
     "client_devices",
@@ -23,6 +27,7 @@ __all__ = [
     "map_clients",
     "map_cohort",
     "mean_metrics",
+    "model_devices",
     "platform",
     "replicate",
     "require_structure",
@@ -30,6 +35,7 @@ __all__ = [
     "select",
     "weighted_mean",
     "weighted_sum",
+    "with_their_clients",
 ]
 
 

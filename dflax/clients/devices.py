@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from dflax.programs.exchanges import gathered_by, sends, size
 
-CLIENTS = "clients"
+CLIENTS, MODEL = "clients", "model"
 
 
 class DealtWithClients(abc.ABC):
@@ -48,10 +48,23 @@ def client_devices(count: int | None = None) -> int:
     return devices if count is None or count % devices == 0 else 1
 
 
+def model_devices() -> int:
+    """How many devices of the ambient mesh share each model."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get(MODEL, 1)
+
+
 def everywhere(tree: PyTree[Array]) -> PyTree[Array]:
     """The tree held whole by every device of the ambient mesh; the tree itself where there is none."""
     with sends(lambda: gathered_by(client_devices(), size(tree))):
         return known_to_all(tree)
+
+
+def with_their_clients(leaf: Array) -> Array:
+    """The rows `[n, ...]` on the devices of their clients, however the rest of the leaf is laid out."""
+    if client_devices(leaf.shape[0]) == 1:
+        return leaf
+    others = (PartitionSpec.UNCONSTRAINED,) * (leaf.ndim - 1)
+    return jax.lax.with_sharding_constraint(leaf, PartitionSpec(CLIENTS, *others))
 
 
 def known_to_all(tree: Any) -> Any:

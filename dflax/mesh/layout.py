@@ -11,9 +11,7 @@ from jaxtyping import Array, PyTree
 
 from dflax import validation
 from dflax.algorithm import FederatedState
-from dflax.clients import CLIENTS, is_planned
-
-MODEL = "model"
+from dflax.clients import CLIENTS, MODEL, is_planned
 
 
 def start_hosts(

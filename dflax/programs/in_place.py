@@ -1,4 +1,4 @@
-"""A map one row after another whose results take the places of what they were made of."""
+"""Maps of one row, or one block, after another whose results take the places of what they were made of."""
 
 from collections.abc import Callable
 from typing import Any
@@ -53,3 +53,30 @@ def map_in_place(one: Callable[[Any], Any], stacked: Any) -> Any:
     end, others = jax.lax.scan(body, start, (count, {i: given[i] for i in free}))
     results = {result: end[place] for result, place in over.items()} | others
     return jax.tree.unflatten(form, [results[i] for i in range(len(made))])
+
+
+def blocks_in_place(
+    function: Callable[[Array], Array], x: Array, axis: int, width: int
+) -> Array:
+    """`function(x)` for one that takes each index of an axis for itself, a block of them at a time.
+
+    The result takes the place of x, if nothing else reads x later, and temporaries are those of a block.
+
+    Args:
+      function: from any block of x to one of its shape and dtype.
+      x: an array.
+      axis: of x.
+      width: of a block, >= 1; what is left at the end is a block of its own.
+    """
+    count = x.shape[axis] // width
+
+    def at(x: Array, start: Any, width: int) -> Array:
+        made = function(jax.lax.dynamic_slice_in_dim(x, start, width, axis))
+        return jax.lax.dynamic_update_slice_in_dim(x, made, start, axis)
+
+    def one(x: Array, number: Array) -> tuple[Array, None]:
+        return at(x, number * width, width), None
+
+    x, _ = jax.lax.scan(one, x, jnp.arange(count))
+    rest = x.shape[axis] - count * width
+    return at(x, count * width, rest) if rest else x

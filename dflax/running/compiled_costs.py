@@ -10,8 +10,7 @@ import jax
 
 from dflax.algorithm import State
 from dflax.blame import blamed
-from dflax.clients import client_devices
-from dflax.mesh import MODEL
+from dflax.clients import client_devices, model_devices
 from dflax.mesh.machines import Memory, memory_of, seconds_of
 from dflax.mesh.planned import without_noise
 from dflax.programs.arithmetic import operations
@@ -71,7 +70,7 @@ def measured(
         estimated_seconds=seconds_of(one, estimated_cycles(text)),
     )
     # The compiler may find that nobody reads what is noted.
-    least = min(least_sent(traced.jaxpr, along) / _sharing(), found.sent_bytes)
+    least = min(least_sent(traced.jaxpr, along) / model_devices(), found.sent_bytes)
     found = found._replace(least_sent_bytes=least)
     if memory is not None and found.peak_bytes > memory.usable:
         raise TooLargeError(
@@ -133,8 +132,3 @@ def _undivided(state: State, devices: int) -> int | None:
         if leaf.shape[0] % devices:
             return leaf.shape[0]
     return None
-
-
-def _sharing() -> int:
-    """Devices that share each model."""
-    return dict(jax.sharding.get_abstract_mesh().shape).get(MODEL, 1)
