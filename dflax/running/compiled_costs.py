@@ -40,7 +40,7 @@ def measured(
         raise TooLargeError(_refusal(held, machine, devices, memory, held), held, memory.usable)
     with without_noise():
         try:
-            program = traced.lower().compile()
+            program = _compiled(traced.lower(), one)
         except jax.errors.JaxRuntimeError as error:
             raise _too_large(error, machine, devices, memory, held) from error
     seconds = time.perf_counter() - began
@@ -80,6 +80,20 @@ def measured(
             found,
         )
     return found
+
+
+def _compiled(lowered: Any, device: jax.Device) -> Any:
+    """The program for devices like this one.
+
+    NVIDIA's products with kernels of Triton are tiled by rules where they cannot be timed, and those know
+    no tiles for some shapes; cuBLAS multiplies any.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if device.platform not in ("gpu", "cuda") or "output tile sizes" not in str(error):
+            raise
+    return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
 
 
 def _devices(arguments: Any) -> tuple[int, jax.Device]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from planned import others
 
 import dflax as dx
 from dflax import decentralized, gossip, server, topology
@@ -164,7 +165,7 @@ ALONE = {
 }
 # Whose clients solve their problems instead of taking steps: how many of them at the same time.
 SOLVES = {"msda": 1, "continuized": 2}
-NAMES = (*NETWORKS, *ROBUST, *QUADRATICS, "bristle", "msda", *EVENTS)
+NAMES = (*NETWORKS, *ROBUST, *QUADRATICS, "bristle", "msda", *EVENTS, *others.NAMES)
 
 
 def of_a_layer():
@@ -196,6 +197,10 @@ def case(name, hidden=HIDDEN):
         return Case(algorithm, source, jax.eval_shape(algorithm.init, KEY, params, *given))
     if name == "bristle":
         return of_a_layer()
+    if name in others.NAMES:
+        return Case(
+            *others.case(name, loss_of(hidden), network(hidden), params_of(hidden), federation())
+        )
     if name in QUADRATICS:
         algorithm, params = QUADRATICS[name](), jax.ShapeDtypeStruct((WIDTH,), jnp.float32)
         clients = objectives(WIDTH)
