@@ -9,6 +9,7 @@ from dflax.clients.devices import (
     is_planned,
     model_devices,
     platform,
+    shared_axis,
     with_their_clients,
 )
 from dflax.clients.mapping import map_clients, map_cohort
@@ -33,6 +34,7 @@ __all__ = [
     "require_structure",
     "scatter",
     "select",
+    "shared_axis",
     "weighted_mean",
     "weighted_sum",
     "with_their_clients",

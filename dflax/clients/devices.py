@@ -53,6 +53,17 @@ def model_devices() -> int:
     return dict(jax.sharding.get_abstract_mesh().shape).get(MODEL, 1)
 
 
+def shared_axis(shape: tuple[int, ...], sharing: int) -> int | None:
+    """The axis of one client's leaf that is split over the devices that share a model; None: whole.
+
+    Args:
+      shape: of the leaf, without the clients' axis.
+      sharing: how many devices share each model.
+    """
+    fitting = [axis for axis, size in enumerate(shape) if size and size % sharing == 0]
+    return fitting[-1] if sharing > 1 and fitting else None
+
+
 def everywhere(tree: PyTree[Array]) -> PyTree[Array]:
     """The tree held whole by every device of the ambient mesh; the tree itself where there is none."""
     with sends(lambda: gathered_by(client_devices(), size(tree))):

@@ -89,7 +89,8 @@ def least_sent(program: Program, devices: int) -> float:
         total += _exchange(operation, devices)
         one_device = operation.primitive.name == "shard_map"
         for part in inner(operation):
-            times = 1 if one_device else part.times
+            # Of the devices among which it is written out, those that share a model count together.
+            times = max(1, part.times // devices) if one_device else part.times
             total += times * least_sent(part.program, devices)
     return total
 

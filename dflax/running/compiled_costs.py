@@ -67,10 +67,12 @@ def measured(
         places=None if members is None else along * -(-members // along),
         undivided=_undivided(state, along),
         least_sent_bytes=0.0,
+        sharing=model_devices(),
         estimated_seconds=seconds_of(one, estimated_cycles(text)),
     )
     # The compiler may find that nobody reads what is noted.
-    least = min(least_sent(traced.jaxpr, along) / model_devices(), found.sent_bytes)
+    between = found.sent_bytes - found.sent_within_models
+    least = min(least_sent(traced.jaxpr, along) / model_devices(), between)
     found = found._replace(least_sent_bytes=least)
     if memory is not None and found.peak_bytes > memory.usable:
         raise TooLargeError(

@@ -193,6 +193,8 @@ def test_models_shared_by_two_devices_and_dealt_data(where):
     both = profile.round(case.algorithm, case.state, case.source, mesh=half)
     assert half.shape == {"clients": 4, "model": 2}
     assert both.devices == 8
+    between = both.sent_bytes - both.sent_within_models
+    assert 0 < both.least_sent_bytes <= between <= 1.06 * both.least_sent_bytes + SMALL
     # Half of every model, of twice as many clients.
     assert both.argument_bytes <= 1.1 * alone.argument_bytes
     source = gallery.federation(gallery.N)
@@ -204,6 +206,15 @@ def test_models_shared_by_two_devices_and_dealt_data(where):
     examples = source.data.inputs.nbytes
     assert saved >= 0.8 * examples * 7 / 8
     assert spread.sent_bytes <= alone.sent_bytes + SMALL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", MACHINES)
+def test_shared_models_without_structure_are_dealt_in_parts(where):
+    case, mesh = gallery.case("dfedavg, random neighbours"), machine(where, model=2)
+    cost = profile.round(case.algorithm, case.state, case.source, mesh=mesh)
+    between = cost.sent_bytes - cost.sent_within_models
+    assert between <= 1.06 * cost.least_sent_bytes + SMALL
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from dflax.clients import (
     client_devices,
     model_devices,
     platform,
+    shared_axis,
     with_their_clients,
 )
 from dflax.gossip.mixer import Known, Mixer, MixerState, Mixing, Models
@@ -96,9 +97,9 @@ def axis_to_cut(leaf: Array) -> tuple[int, int] | None:
     """
     devices, sharing = client_devices(leaf.shape[0]), model_devices()
     most = min(MOST_BLOCKS, leaf.size * leaf.dtype.itemsize // (devices * sharing * BLOCK))
-    axes = range(1, leaf.ndim)
-    split = [a for a in axes if sharing > 1 and leaf.shape[a] % sharing == 0][-1:]
-    tiles = {a: TILES.get(a - leaf.ndim, 1) for a in axes if a not in split}
+    shared = shared_axis(leaf.shape[1:], sharing)
+    axes = [axis for axis in range(1, leaf.ndim) if axis - 1 != shared]
+    tiles = {axis: TILES.get(axis - leaf.ndim, 1) for axis in axes}
     blocks = {axis: min(most, leaf.shape[axis] // tile) for axis, tile in tiles.items()}
     best = max(blocks, key=lambda axis: blocks[axis], default=0)
     if blocks.get(best, 0) < 2:
