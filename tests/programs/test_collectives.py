@@ -17,7 +17,7 @@ from tasks import assert_trees_close, assert_trees_equal, half_square, quadratic
 import dflax as dx
 from benchmarks.collectives import refuse_excess, rows, rows_that_leave
 from dflax import profile, topology
-from dflax.aggregation.rows.coordinates import gram, map_coordinates
+from dflax.aggregation.rows.coordinates import gram, map_coordinates, mix_rows
 from dflax.gossip.products.rolls import are_blocks, roll_flat
 
 DEVICES = 8
@@ -520,3 +520,29 @@ def test_a_plan_tells_what_the_layers_of_shared_models_exchange(mesh):
     assert "for layers" in str(both)
     between = both.sent_bytes - both.sent_within_models
     assert both.least_sent_bytes <= between <= 1.06 * both.least_sent_bytes + SMALL
+
+
+def test_coordinate_rules_deal_shared_models_in_parts():
+    clients, halves = 12, dx.client_mesh(model=2)
+    models = {
+        "kernel": jax.random.normal(KEY, (clients, 24, 16)),
+        "bias": jax.random.normal(jax.random.key(1), (clients, 5)),
+    }
+
+    def found(models):
+        rows = jnp.arange(2.0 * clients).reshape(2, clients) / clients
+        median = map_coordinates(lambda values: jnp.median(values, 0), models)
+        return gram(models), median, mix_rows(rows, models), dx.weighted_mean(models)
+
+    own = {
+        "kernel": NamedSharding(halves, PartitionSpec("clients", None, "model")),
+        "bias": NamedSharding(halves, PartitionSpec("clients")),
+    }
+    alone, spread = jax.jit(found)(models), jax.device_put(models, own)
+    with jax.set_mesh(halves):
+        compiled = jax.jit(found).lower(spread).compile()
+    assert_trees_close(compiled(spread), alone, rtol=1e-5, atol=1e-5)
+    kept = [one for one in profile.collectives(compiled) if one.bytes > SMALL]
+    assert not [one for one in kept if one.kind == "all-to-all" and one.stays_within(2)]
+    most = max(one.bytes for one in kept if one.kind == "all-to-all")
+    assert most <= 3 * 4 * (24 * 8 + 5 + 3)
