@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array
 
 
@@ -34,12 +35,13 @@ def map_in_place(one: Callable[[Any], Any], stacked: Any) -> Any:
 
     def body(carried: dict[int, Array], turn: tuple[Array, dict[int, Array]]) -> Any:
         number, others = turn
+        carried = {place: _as_given(leaf) for place, leaf in carried.items()}
         rows = {
             place: jax.lax.dynamic_index_in_dim(leaf, number, 0, keepdims=False)
             for place, leaf in carried.items()
         }
         # Read before anything is written: a read later in the turn would need a copy of all rows.
-        rows = jax.lax.optimization_barrier(rows)
+        rows = jax.lax.optimization_barrier(jax.tree.map(_as_given, rows))
         row = jax.tree.unflatten(structure, [(rows | others)[i] for i in range(len(given))])
         found = jax.tree.leaves(one(row))
         carried = {
@@ -53,6 +55,16 @@ def map_in_place(one: Callable[[Any], Any], stacked: Any) -> Any:
     end, others = jax.lax.scan(body, start, (count, {i: given[i] for i in free}))
     results = {result: end[place] for result, place in over.items()} | others
     return jax.tree.unflatten(form, [results[i] for i in range(len(made))])
+
+
+def _as_given(leaf: Array) -> Array:
+    """The array in the layout of a program's arguments.
+
+    A convolution would have its kernels in another one, and the compiler then all rows in it, copied.
+    """
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
+    return with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim))))
 
 
 def blocks_in_place(
