@@ -322,7 +322,9 @@ def _members(groups: str) -> list[tuple[int, ...]]:
         return [tuple(map(int, group.split(","))) for group in listed]
     counted = re.fullmatch(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", groups)
     if counted is not None:
-        sides, order = ([int(n) for n in part.split(",")] for part in (counted[3], counted[4] or "0"))
+        sides, order = (
+            [int(n) for n in part.split(",")] for part in (counted[3], counted[4] or "0")
+        )
         numbers = np.arange(math.prod(sides)).reshape(sides)
         if counted[4]:
             numbers = numbers.transpose(order)

@@ -1,4 +1,4 @@
-"""Maps of one row, or one block, after another whose results take the places of what they were made of."""
+"""Maps whose results take the places of what they were made of, a row or a block at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -67,9 +67,7 @@ def _as_given(leaf: Array) -> Array:
     return with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim))))
 
 
-def blocks_in_place(
-    function: Callable[[Array], Array], x: Array, axis: int, width: int
-) -> Array:
+def blocks_in_place(function: Callable[[Array], Array], x: Array, axis: int, width: int) -> Array:
     """`function(x)` for one that takes each index of an axis for itself, a block of them at a time.
 
     The result takes the place of x, if nothing else reads x later, and temporaries are those of a block.

@@ -87,7 +87,7 @@ def measured(
 def _compiled(lowered: Any, device: jax.Device) -> Any:
     """The program for devices like this one.
 
-    NVIDIA's products with kernels of Triton are tiled by rules where they cannot be timed, and those know
+    Where kernels of Triton cannot be timed, products are tiled by rules, and those know
     no tiles for some shapes; cuBLAS multiplies any.
     """
     try:

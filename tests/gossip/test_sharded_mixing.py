@@ -117,8 +117,14 @@ def test_models_dealt_by_coordinates_and_back_are_mixed_as_on_one_device(name, c
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=0 if name in EXACT else 1e-6)
 
 
-# Leaves `[n, ...]` that are cut along their first, second or last axis, evenly or not, and one that is not.
-LARGE = {"kernel": (3, 3, 64, 32), "matrix": (80, 16), "wide": (1000,), "short": (200, 3), "bias": (8,)}
+# Leaves that are cut along one axis or another, evenly or not, and one that stays whole.
+LARGE = {
+    "kernel": (3, 3, 64, 32),
+    "matrix": (80, 16),
+    "wide": (1000,),
+    "short": (200, 3),
+    "bias": (8,),
+}
 
 
 @pytest.mark.parametrize("name", ["ring", "wide torus", "random neighbours", "average"])

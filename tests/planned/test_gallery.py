@@ -103,7 +103,9 @@ def alone(name, where, hidden):
 
 def working_set(name, case, where, hidden=gallery.HIDDEN):
     """What a client needs beside state and data: its work's own, its new state and its message."""
-    one = alone(name if name in {*gallery.ALONE, *gallery.SOLVES, "sfprompt"} else "", where, hidden)
+    one = alone(
+        name if name in {*gallery.ALONE, *gallery.SOLVES, "sfprompt"} else "", where, hidden
+    )
     own = sum(
         leaf.size * leaf.dtype.itemsize / gallery.N for leaf in jax.tree.leaves(case.state.clients)
     )

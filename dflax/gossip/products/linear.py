@@ -20,7 +20,7 @@ from dflax.clients import (
 from dflax.gossip.mixer import Known, Mixer, MixerState, Mixing, Models
 from dflax.programs.in_place import blocks_in_place
 
-# A device's part of a leaf is mixed in blocks of so many bytes, if it is two of them, or in so many blocks.
+# A device's part of a leaf is mixed in blocks of so many bytes, if it is two of them or more.
 BLOCK, MOST_BLOCKS = 8 << 20, 16
 # A TPU's tiles, to which it would fill up narrower blocks, of the last axis and the one before.
 TILES = {-1: 128, -2: 16}
@@ -87,7 +87,9 @@ def mix_leaf(rows: Rows, leaf: Array, mask: Bool[Array, " n"] | None) -> Array:
     if cut is None:
         return mixed(leaf)
     # The compiler would deal what is left at the end by coordinates.
-    return blocks_in_place(lambda part: with_their_clients(mixed(with_their_clients(part))), leaf, *cut)
+    return blocks_in_place(
+        lambda part: with_their_clients(mixed(with_their_clients(part))), leaf, *cut
+    )
 
 
 def axis_to_cut(leaf: Array) -> tuple[int, int] | None:
