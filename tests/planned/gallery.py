@@ -69,6 +69,23 @@ def per_client(params):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((N, *leaf.shape), leaf.dtype), params)
 
 
+def a_step(loss):
+    """One gradient step of the augmented Lagrangian, for consensus ADMM."""
+
+    def minimise(assignment, own, nearby, data, index):
+        batch = data.fetch(assignment.minibatches[0])
+        slope = jax.grad(lambda params: loss(params, batch, assignment.key)[0])(own.params)
+        moved = jax.tree.map(
+            lambda x, g, c: x - 0.1 * (g + nearby.penalty * (x - c)),
+            own.params,
+            slope,
+            nearby.center,
+        )
+        return dx.local.Minimised(moved)
+
+    return minimise
+
+
 def objectives(width):
     return dx.local.Quadratic(jnp.zeros((N, 4, width)), jnp.zeros((N, 4)), jnp.zeros((N, 4)))
 
@@ -101,6 +118,8 @@ NETWORKS = {
     "fedyogi": lambda loss: server.fedyogi(loss, SGD, 0.1),
     "mimelite": lambda loss: server.mimelite(loss, SGD),
     "mofedsam": lambda loss: server.mofedsam(loss, SGD),
+    "consensus": lambda loss: server.consensus(a_step(loss), 1.0, N),
+    "consensus, ring": lambda loss: decentralized.consensus(a_step(loss), 1.0, RING),
     "dual_free_admm": lambda loss: server.dual_free_admm(loss, SGD, 1.0, N),
     "partial_averaging": lambda loss: server.partial_averaging(
         loss, SGD, local=server.layers("Dense_1"), clients=N
