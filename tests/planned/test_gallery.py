@@ -17,6 +17,7 @@ from planned import gallery, others
 import dflax as dx
 from dflax import profile
 from dflax.clients import platform
+from dflax.programs.in_place import map_in_place
 
 ROOT = pathlib.Path(dx.__file__).parent
 KEPT = ROOT.parent / ".cache" / "planned"
@@ -161,6 +162,30 @@ def test_clients_in_turn_write_over_their_old_state(where):
     # A GPU has no memory of its own for one client's gradients and its steps.
     assert cost.peak_bytes <= {"v5e:2x4": 1.05, "8xH100": 1.33}[where] * held
     assert cost.sent_bytes <= 1.06 * cost.least_sent_bytes + SMALL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["v5e:1x1", "1xH100"])
+def test_a_stack_of_kernels_is_copied_to_no_other_layout(where):
+    mesh, count, width = machine(where), 32, 128
+    place = jax.NamedSharding(mesh, jax.P())
+    stack = jax.ShapeDtypeStruct((count, 3, 3, width, width), jnp.float32, sharding=place)
+    images = jax.ShapeDtypeStruct((4, 8, 8, width), jnp.float32, sharding=place)
+
+    def trained(kernels, images):
+        def loss(kernel):
+            layout = ("NHWC", "HWIO", "NHWC")
+            out = jax.lax.conv_general_dilated(
+                images, kernel, (1, 1), "SAME", dimension_numbers=layout
+            )
+            return jnp.mean(out**2)
+
+        return map_in_place(lambda kernel: kernel - 0.1 * jax.grad(loss)(kernel), kernels)
+
+    with jax.set_mesh(mesh):
+        program = jax.jit(trained, donate_argnums=0).lower(stack, images).compile()
+    of_all = 4 * count * 9 * width**2
+    assert program.memory_analysis().temp_size_in_bytes <= of_all / 2
 
 
 @pytest.mark.slow
