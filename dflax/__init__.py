@@ -20,6 +20,7 @@ from dflax import (
     recipes,
     robots,
     server,
+    sparse_coding,
     topology,
 )
 from dflax.algorithm import Algorithm, Events, FederatedState, Source, rollout
@@ -97,6 +98,7 @@ __all__ = [
     "server",
     "side_by_side",
     "sinks",
+    "sparse_coding",
     "stretches",
     "sweep",
     "topology",
