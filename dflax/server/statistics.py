@@ -60,7 +60,8 @@ def expectation_maximisation(
     Args:
       nothing: `model -> statistics`, the statistics of no example: zeros.
       expect: `(model, batch, threshold, number) -> statistics`, sums over a batch weighted by
-        `batch.mask`; `number` is the round's. The threshold is -inf without a `cut`.
+        `batch.mask`; `number` is the round's. Without a `cut` the threshold
+        is the least number.
       maximise: `(model, statistics, number) -> (model, metrics)`; the statistics are the sum over the
         clients whose message arrived: the mean that the aggregator makes times their number.
       cut: which examples count.
@@ -88,14 +89,16 @@ def expectation_maximisation(
         validation.instance("cut", cut, Cut, "For example dflax.server.Cut(score, threshold).")
 
     def start(key: Key[Array, ""], params: Params) -> tuple[Float[Array, ""], tuple[()]]:
-        return jnp.asarray(-jnp.inf, jnp.result_type(float)), ()
+        kind = jnp.result_type(float)
+        return jnp.asarray(jnp.finfo(kind).min, kind), ()
 
     def assign(round: Round, key: Key[Array, ""]) -> LargeBatch:
         return large_batches(round, round.key, batch_size=batch_size)
 
     def work(task: LargeBatch, own: Any, server: Server, data: Dataset, index: Array) -> Report:
         def piece(total: Statistics, number: Array) -> tuple[Statistics, None]:
-            found = expect(server.params, piece_of(task, data, number), server.memory, index)
+            batch, _ = piece_of(task, data, number)
+            found = expect(server.params, batch, server.memory, index)
             returned.alike("what expect returns", found, total, "nothing(model)", dtypes=False)
             return jax.tree.map(lambda t, s: t + s.astype(t.dtype), total, found), None
 
@@ -124,11 +127,12 @@ def expectation_maximisation(
     return rounds if cut is None else _cut(rounds, cut, assign)
 
 
-def piece_of(task: LargeBatch, data: Dataset, piece: int | Array) -> Batch:
-    """The examples of one piece of a large batch, those beyond its end masked."""
+def piece_of(task: LargeBatch, data: Dataset, piece: int | Array) -> tuple[Batch, Array]:
+    """The examples of one piece of a large batch, those beyond its end masked; which count."""
     width = task.minibatches.shape[1]
     counted = jnp.arange(width) < task.examples - piece * width
-    return data.fetch(task.minibatches[piece])._replace(mask=counted.astype(jnp.float32))
+    batch = data.fetch(task.minibatches[piece])._replace(mask=counted.astype(jnp.float32))
+    return batch, counted
 
 
 def _cut(
@@ -143,8 +147,8 @@ def _cut(
             own: Any, task: LargeBatch, weight: Array, model: Params, data: Dataset, index: Array
         ) -> tuple[Array, Array]:
             def piece(number: Array) -> tuple[Array, Array]:
-                batch = piece_of(task, data, number)
-                return cut.score(model, batch, index), (batch.mask > 0) & (weight > 0)
+                batch, counted = piece_of(task, data, number)
+                return cut.score(model, batch, index), counted & (weight > 0)
 
             pieces = jnp.arange(task.minibatches.shape[0], dtype=jnp.int32)
             return jax.lax.map(piece, pieces)

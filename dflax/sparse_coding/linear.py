@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.sparse_coding.expectation_truncation import Joints, Model
 from dflax.sparse_coding.states import mass_within, truncation
 
@@ -102,7 +103,7 @@ def dsc(latents: int, candidates: int, most: int, values: Sequence[float]) -> Mo
     return _linear(latents, candidates, most, given, tied=False)
 
 
-def discrete_start(key: Key[Array, ""], data: Float[Array, "N D"], model: Model) -> Discrete:
+def discrete_start(key: Key[Array, ""], data: Float[AnyArray, "N D"], model: Model) -> Discrete:
     """The usual start: the data's mean with noise of a quarter of their deviation in every column.
 
     The prior gives 1 / H to all values other than 0 together, and sigma is the mean deviation of a
@@ -123,7 +124,7 @@ def discrete_start(key: Key[Array, ""], data: Float[Array, "N D"], model: Model)
 
 
 def examples_of(
-    key: Key[Array, ""], data: Float[Array, "N D"], model: Model
+    key: Key[Array, ""], data: Float[AnyArray, "N D"], model: Model
 ) -> Float[Array, "N D"]:
     """The examples that a start is made from, after all checks."""
     validation.typed_key("key", key)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.sparse_coding.expectation_truncation import Joints, Model
 from dflax.sparse_coding.linear import examples_of
 from dflax.sparse_coding.states import truncation
@@ -217,7 +218,7 @@ def gsc(latents: int, candidates: int, most: int, *, diagonal: bool = True) -> M
     )
 
 
-def slab_start(key: Key[Array, ""], data: Float[Array, "N D"], model: Model) -> SpikeAndSlab:
+def slab_start(key: Key[Array, ""], data: Float[AnyArray, "N D"], model: Model) -> SpikeAndSlab:
     """The usual start: columns near the data's mean, random spikes and slabs, their mean variance.
 
     Args:

@@ -83,8 +83,14 @@ def mass_within(
 
     Args:
       truncation: H and gamma.
-      active: pi, the probability that a latent is not 0, in (0, 1).
+      active: pi, the probability that a latent is not 0, in [0, 1]; traceable.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
     """
+    fix = "Make one with dflax.sparse_coding.truncation(10, 8, 5)."
+    validation.instance("truncation", truncation, Truncation, fix)
+    validation.probability("active", active)
     H = truncation.latents
     g = np.arange(truncation.most + 1)
     weights = np.array([_choose(H, int(k)) for k in g])

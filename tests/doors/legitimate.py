@@ -144,6 +144,8 @@ LEGITIMATE = [
     ("matching.verify(tolerance)", "3", "tolerances have no upper bound"),
     ("local.quadratic_objectives(scale)", "3", "factors have no upper bound"),
     ("gossip.*(gradient_rate)", "3", "rates have no upper bound"),
+    ("sparse_coding.*(temperature)", "3", "temperatures have no upper bound"),
+    ("sparse_coding.*(sharpest)", "3", "temperatures have no upper bound"),
     ("robots.*", "3", "distances, times and counts have no upper bound"),
     ("robots.d2oc(radio)", "inf", "everybody hears everybody"),
     ("robots.double_integrator(*)", "inf", "no limit"),
