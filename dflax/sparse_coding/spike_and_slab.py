@@ -62,6 +62,26 @@ class Slabs(NamedTuple):
     evidence: Array
 
 
+def inverse(
+    matrices: Float[Array, "... g g"],
+) -> tuple[Float[Array, "... g g"], Float[Array, "..."]]:
+    """Inverses of small positive definite matrices, and the logarithms of their determinants.
+
+    By g sweeps over all of them at once, elementwise: a library call a matrix is many times slower.
+    """
+    logs = jnp.zeros(matrices.shape[:-2], matrices.dtype)
+    swept = matrices
+    for k in range(matrices.shape[-1]):
+        pivot = swept[..., k, k]
+        logs = logs + jnp.log(pivot)
+        row = swept[..., k, :] / pivot[..., None]
+        column = swept[..., :, k]
+        swept = swept - column[..., :, None] * row[..., None, :]
+        swept = swept.at[..., k, :].set(row).at[..., :, k].set(column / pivot[..., None])
+        swept = swept.at[..., k, k].set(-1 / pivot)
+    return -swept, logs
+
+
 def gsc(latents: int, candidates: int, most: int, *, diagonal: bool = True) -> Model:
     """Gaussian sparse coding: `y = W (s z) + noise`, s_h 1 with probability pi_h, z ~ N(mu, Psi).
 
@@ -99,51 +119,51 @@ def gsc(latents: int, candidates: int, most: int, *, diagonal: bool = True) -> M
         places[row, : len(active)] = active
         real[row, : len(active)] = True
 
-    def slabs(coding: SpikeAndSlab, y: Array, members: Array, there: Array) -> Slabs:
-        """The slabs of one example and one support `[g]`."""
-        W = jnp.where(there, coding.dictionary[:, members], 0)
-        mu = jnp.where(there, coding.mean[members], 0)
-        both = there[:, None] & there
-        eye = jnp.eye(len(members), dtype=y.dtype)
-        Psi = jnp.where(both, coding.covariance[members[:, None], members], eye)
-        away = y - W @ mu
-        precision = W.T @ W / coding.variance + jnp.linalg.inv(Psi)
-        precision = jnp.where(both, precision, eye)
-        along = W.T @ away / coding.variance
-        covariance = jnp.where(both, jnp.linalg.inv(precision), 0)
-        fit = away @ away / coding.variance - along @ covariance @ along
-        logs = jnp.linalg.slogdet(Psi)[1] + jnp.linalg.slogdet(precision)[1]
-        return Slabs(mu + covariance @ along, covariance, -0.5 * (logs + fit))
+    single = np.arange(H)[:, None]
 
-    def of_supports(coding: SpikeAndSlab, y: Array, chosen: Array) -> tuple[Slabs, Slabs]:
-        """Those of each latent alone, `[B, H, 1]`, and of the patterns, `[B, S, g]`."""
-        single = jnp.arange(H)[:, None]
-        truth = jnp.ones((H, 1), bool)
-        alone = jax.vmap(lambda y: jax.vmap(lambda m, t: slabs(coding, y, m, t))(single, truth))(y)
-        supports = chosen[:, jnp.asarray(places)]
-        together = jax.vmap(
-            lambda y, rows: jax.vmap(lambda m, t: slabs(coding, y, m, t))(rows, jnp.asarray(real))
-        )(y, supports)
-        return alone, together
+    def slabs(coding: SpikeAndSlab, y: Array, members: Array, there: np.ndarray) -> Slabs:
+        """The slabs of supports `[B, R, g]`, of which the places `there [R, g]` are real."""
+        W, _, mean, covariance, variance = coding
+        rows = jnp.arange(len(y))[:, None, None]
+        both = there[:, :, None] & there[:, None]
+        eye = jnp.eye(members.shape[-1], dtype=y.dtype)
+        pairs = members[..., :, None], members[..., None, :]
+        gram = jnp.where(both, (W.T @ W)[pairs], 0)
+        mu = jnp.where(there, mean[members], 0)
+        along = jnp.where(there, (y @ W)[rows, members], 0)
+        prior, log_prior = inverse(jnp.where(both, covariance[pairs], eye))
+        precision = jnp.where(both, gram / variance + prior, eye)
+        posterior, log_precision = inverse(precision)
+        posterior = jnp.where(both, posterior, 0)
+        away = along - jnp.einsum("brij,brj->bri", gram, mu)
+        gain = jnp.einsum("brij,brj->bri", posterior, away) / variance
+        # |y - W mu|^2, of which the slabs explain a part.
+        left = jnp.sum(y * y, 1)[:, None] - jnp.sum(mu * (along + away), -1)
+        fit = (left - jnp.sum(away * gain, -1)) / variance
+        return Slabs(mu + gain, posterior, -0.5 * (log_prior + log_precision + fit))
+
+    def alone(coding: SpikeAndSlab, y: Array) -> Slabs:
+        """Those of each latent alone, `[B, H, 1]`."""
+        members = jnp.broadcast_to(jnp.asarray(single), (len(y), H, 1))
+        return slabs(coding, y, members, np.ones((H, 1), bool))
+
+    def of_patterns(coding: SpikeAndSlab, y: Array, chosen: Array) -> Slabs:
+        """Those of the patterns of each example's candidates, `[B, S, g]`."""
+        return slabs(coding, y, chosen[:, jnp.asarray(places)], real)
 
     def odds(coding: SpikeAndSlab) -> Array:
         return jnp.log(coding.prior) - jnp.log1p(-coding.prior)
 
     def best(coding: SpikeAndSlab, y: Array) -> Array:
-        single, truth = jnp.arange(H)[:, None], jnp.ones((H, 1), bool)
-        scores = jax.vmap(
-            lambda y: jax.vmap(lambda m, t: slabs(coding, y, m, t).evidence)(single, truth)
-        )(y)
-        return jax.lax.top_k(scores, C)[1]
+        return jax.lax.top_k(alone(coding, y).evidence, C)[1]
 
     def joints(coding: SpikeAndSlab, y: Array, chosen: Array, temperature: Array) -> Joints:
-        alone, together = of_supports(coding, y, chosen)
         none = -0.5 * jnp.sum(y * y, 1) / coding.variance
         active = odds(coding)[chosen] @ jnp.asarray(kept.patterns, y.dtype).T
         return Joints(
             none / temperature,
-            ((odds(coding) + alone.evidence) / temperature)[:, None],
-            (active + together.evidence) / temperature,
+            ((odds(coding) + alone(coding, y).evidence) / temperature)[:, None],
+            (active + of_patterns(coding, y, chosen).evidence) / temperature,
         )
 
     def nothing(coding: SpikeAndSlab) -> SlabSums:
@@ -162,12 +182,12 @@ def gsc(latents: int, candidates: int, most: int, *, diagonal: bool = True) -> M
     def statistics(
         coding: SpikeAndSlab, y: Array, chosen: Array, found: Joints, temperature: Array
     ) -> SlabSums:
-        alone, together = of_supports(coding, y, chosen)
+        ones, together = alone(coding, y), of_patterns(coding, y, chosen)
         weight = found.none + found.alone.sum((1, 2)) + found.together.sum(1)
         q = found.alone[:, 0]
-        first = q * alone.mean[..., 0]
+        first = q * ones.mean[..., 0]
         first_sum = first.sum(0)
-        second = jnp.einsum("bh,bh->h", q, alone.covariance[..., 0, 0] + alone.mean[..., 0] ** 2)
+        second = jnp.einsum("bh,bh->h", q, ones.covariance[..., 0, 0] + ones.mean[..., 0] ** 2)
         supports = chosen[:, jnp.asarray(places)]
         there = jnp.asarray(real, y.dtype)
         p = found.together

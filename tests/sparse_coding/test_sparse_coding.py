@@ -14,6 +14,7 @@ from tasks import assert_trees_close
 import dflax as dx
 from dflax import sparse_coding as sc
 from dflax.sparse_coding.expectation_truncation import evidence
+from dflax.sparse_coding.spike_and_slab import inverse
 
 KEY = jax.random.key(0)
 D, H, N = 6, 4, 40
@@ -347,3 +348,12 @@ def test_bars_are_found():
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+def test_small_inverses():
+    roots = np.random.default_rng(0).normal(size=(7, 3, 4, 4))
+    matrices = roots @ np.swapaxes(roots, -1, -2) + np.eye(4)
+    with jax.enable_x64(True):
+        found, logs = inverse(jnp.asarray(matrices))
+    np.testing.assert_allclose(found, np.linalg.inv(matrices), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(logs, np.linalg.slogdet(matrices)[1], rtol=1e-10)
