@@ -78,7 +78,7 @@ def owned(images: np.ndarray, clients: int) -> dx.Federation:
 
 
 def patches(count: int, size: int, seed: int) -> Float[np.ndarray, "N D"]:
-    """Patches of scikit-learn's sample photographs, whitened: unit variance each way."""
+    """Patches of scikit-learn's sample photographs in their 40 % strongest directions, whitened."""
     from sklearn.datasets import load_sample_images
 
     rng = np.random.default_rng(seed)
@@ -91,7 +91,8 @@ def patches(count: int, size: int, seed: int) -> Float[np.ndarray, "N D"]:
     found -= found.mean(1, keepdims=True)
     found -= found.mean(0)
     values, vectors = np.linalg.eigh(np.cov(found.T))
-    kept = values > 1e-3 * values.max()
+    # Of the weakest directions, the finest, whitening would make noise.
+    kept = np.arange(size * size) >= round(0.6 * size * size)
     whitening = (vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T
     return (found @ whitening).astype(np.float32)
 

@@ -41,8 +41,8 @@ class Config:
       clients: who own them.
       steps: EM steps on bars that add up.
       other_steps: on the other kinds.
-      starts: of each of them; the best by its last bound counts.
-      patches: of photographs.
+      starts: of each model; the best by its last bound counts.
+      patches: of photographs, for each of three seeds.
       fields: H on them.
       patch_steps: EM steps on them.
     """
@@ -54,8 +54,8 @@ class Config:
     steps: int = 60
     other_steps: int = 40
     starts: int = 3
-    patches: int = 6000
-    fields: int = 48
+    patches: int = 10000
+    fields: int = 60
     patch_steps: int = 60
 
 
@@ -132,28 +132,34 @@ def bars_that_add_up(config: Config, stage: Stage = in_memory) -> Summary:
             rows = []
             for seed in seeds:
                 truth, images = bars(seed, count=config.images)
-                coding, _ = learned(
-                    "BSC",
-                    images,
-                    key_of(seed, 0),
-                    config,
-                    candidates=6,
-                    most=4,
-                    steps=config.steps,
-                    temperature=temperature,
-                    cut=cut,
-                )
-                error = errors(coding.dictionary, truth)
-                active = 1 - coding.prior[0]
-                rows.append(((error < FOUND).sum(), error.mean(), active, coding.noise))
-            bars_found, error, active, sigma = np.array(rows, float).T
-            return {"bars": bars_found, "error": error, "active": active, "sigma": sigma}
+                runs = [
+                    learned(
+                        "BSC",
+                        images,
+                        key_of(seed, start),
+                        config,
+                        candidates=6,
+                        most=4,
+                        steps=config.steps,
+                        temperature=temperature,
+                        cut=cut,
+                    )
+                    for start in range(config.starts)
+                ]
+                each = [errors(coding.dictionary, truth) for coding, _ in runs]
+                best = int(np.argmax([bound for _, bound in runs]))
+                coding, error = runs[best][0], each[best]
+                full = np.mean([(e < FOUND).all() for e in each])
+                found = (error < FOUND).sum(), error.mean(), 1 - coding.prior[0], coding.noise
+                rows.append((*found, full))
+            names = ("bars", "error", "active", "sigma", "single_runs_with_all")
+            return dict(zip(names, np.array(rows, float).T, strict=True))
 
         found[way] = stage(f"BSC, {way}", run)
         report.row("bars that add up, BSC", way, None, **found[way])
     best, uncut = found["annealed and cut"], found["annealed"]
     report.claim(
-        "BSC, annealed and cut: all 10 bars, pi within 6 % and sigma within 3 % (each seed)",
+        "BSC, best of its starts: all 10 bars, pi within 6 % and sigma within 3 % (each seed)",
         np.all(best["bars"] == H)
         and np.all(np.abs(best["active"] / 0.2 - 1) < 0.06)
         and np.all(np.abs(best["sigma"] / 2 - 1) < 0.03),
@@ -248,28 +254,55 @@ def _claims_of_others(report: Report, found: dict[str, dict[str, np.ndarray]], s
 def photographs(config: Config, stage: Stage = in_memory) -> Summary:
     """Fields that BSC learns from whitened patches of photographs."""
     size = 8
-
-    def run() -> np.ndarray:
-        images = patches(config.patches, size, config.seed)
-        model, learn = learner("BSC", 7, 4, config.patch_steps, 3.0, True, config.fields)
-        key = jax.random.key(config.seed)
-        start = sparse_coding.discrete_start(key, images, model)
-        # Whitened patches have no mean to start from.
-        columns = 0.5 * jax.random.normal(key, start.dictionary.shape)
-        coding, _ = learn(start._replace(dictionary=columns), owned(images, config.clients))
-        return np.asarray(coding.dictionary)
-
-    fields = stage("patches", run)
     report = Report()
-    share = float(np.mean([_localised(column, size) for column in fields.T]))
-    report.row("photographs", "BSC", None, localised=np.array(share))
+    shown, local, ours, random = None, [], [], []
+    for seed in range(config.seed, config.seed + min(config.seeds, 3)):
+
+        def run(seed: int = seed) -> dict[str, np.ndarray]:
+            images = patches(config.patches, size, seed)
+            model, learn = learner("BSC", 7, 4, config.patch_steps, 2.0, True, config.fields)
+            key = jax.random.key(seed)
+            start = sparse_coding.discrete_start(key, images, model)
+            # Whitened patches have no mean to start from.
+            columns = 0.5 * jax.random.normal(key, start.dictionary.shape)
+            coding, _ = learn(start._replace(dictionary=columns), owned(images, config.clients))
+            mixed = np.random.default_rng(seed).normal(size=(500, len(images))) @ images
+            return {"fields": np.asarray(coding.dictionary), "random": mixed}
+
+        result = stage(f"patches, seed {seed}", run)
+        shown = result["fields"] if shown is None else shown
+        local.append(np.mean([_localised(column, size) for column in result["fields"].T]))
+        ours.append(np.median(_peaks(result["fields"].T, size)))
+        random.append(np.median(_peaks(result["random"], size)))
+    report.row(
+        "photographs",
+        "BSC",
+        None,
+        localised=np.array(local),
+        spectral_peak=np.array(ours),
+        of_random=np.array(random),
+    )
     report.claim(
-        "more than half of the fields are localised: half of their energy in a quarter of the patch",
-        share > 0.5,
-        share,
+        "more than half of the fields are localised: half of their energy in a quarter (each seed)",
+        np.all(np.array(local) > 0.5),
+        [float(x) for x in local],
         0.5,
     )
-    return report.summary({"prosper_fields": _fields_figure(fields, size)})
+    report.claim(
+        "one frequency holds more of a field's power than of random mixtures' (median, each seed)",
+        np.all(np.array(ours) > 1.1 * np.array(random)),
+        [float(x) for x in ours],
+        [float(x) for x in random],
+    )
+    return report.summary({"prosper_fields": _fields_figure(shown, size)})
+
+
+def _peaks(rows: np.ndarray, size: int) -> np.ndarray:
+    """Of each image the share of its spectrum's power that its largest frequency has."""
+    power = np.abs(np.fft.fft2(rows.reshape(-1, size, size))) ** 2
+    power = power.reshape(len(rows), -1)
+    # A frequency and its mirror.
+    return 2 * power.max(1) / power.sum(1)
 
 
 def _localised(column: np.ndarray, size: int) -> bool:
@@ -300,7 +333,7 @@ def _dictionaries(shown: dict[str, np.ndarray]) -> Any:
     return canvas
 
 
-def _fields_figure(fields: np.ndarray, size: int) -> Any:
+def _fields_figure(fields: Any, size: int) -> Any:
     columns = 12
     rows = -(-fields.shape[1] // columns)
     with figure(8.0, 0.75 * rows + 0.4, nrows=rows, ncols=columns) as (canvas, axes):
