@@ -20,6 +20,7 @@ from dflax import (
     recipes,
     robots,
     server,
+    sparse_coding,
     topology,
     verified_inference,
 )
@@ -98,6 +99,7 @@ __all__ = [
     "server",
     "side_by_side",
     "sinks",
+    "sparse_coding",
     "stretches",
     "sweep",
     "topology",

@@ -39,12 +39,14 @@ from dflax.server.partial_averaging import (
 )
 from dflax.server.scaffold import fedgamma, scaffold
 from dflax.server.sfprompt import Pruned, sfprompt, tuned_parts
+from dflax.server.statistics import Cut, expectation_maximisation
 
 __all__ = [
     "Arrived",
     "Attacked",
     "Base",
     "Clients",
+    "Cut",
     "Heard",
     "Partner",
     "Pruned",
@@ -58,6 +60,7 @@ __all__ = [
     "consensus_admm",
     "descent",
     "dual_free_admm",
+    "expectation_maximisation",
     "fal",
     "fedadagrad",
     "fedadam",

@@ -169,6 +169,8 @@ LEGITIMATE = [
     ("verified_inference.split_inference(sigma)", "3", "noise has no upper bound"),
     ("verified_inference.verified_inference(largest)", "3", "an integer, None by default"),
     ("verified_inference.verified_inference(noise)", "3", "noise has no upper bound"),
+    ("sparse_coding.*(temperature)", "3", "temperatures have no upper bound"),
+    ("sparse_coding.*(sharpest)", "3", "temperatures have no upper bound"),
     ("robots.*", "3", "distances, times and counts have no upper bound"),
     ("robots.d2oc(radio)", "inf", "everybody hears everybody"),
     ("robots.double_integrator(*)", "inf", "no limit"),

@@ -2,15 +2,26 @@
 
 from typing import Any
 
-from doors import asynchronous, data, decentralized, robots, running, server, topology, verified
+from doors import (
+    asynchronous,
+    data,
+    decentralized,
+    robots,
+    running,
+    server,
+    sparse_coding,
+    topology,
+    verified,
+)
 
 CALLS: dict[str, dict[str, Any]] = {
     **asynchronous.CALLS,
-    **topology.CALLS,
     **data.CALLS,
-    **server.CALLS,
     **decentralized.CALLS,
     **robots.CALLS,
     **running.CALLS,
+    **server.CALLS,
+    **sparse_coding.CALLS,
+    **topology.CALLS,
     **verified.CALLS,
 }
