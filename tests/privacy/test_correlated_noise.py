@@ -91,7 +91,7 @@ def test_dp_ftrl_is_the_noisy_sum_of_its_changes(tmp_path):
     start = method.init(KEY, jnp.zeros(3))
     state, _ = dx.run(method, start, source, rounds=8, key=KEY)
     held = jax.random.wrap_key_data(state.server.aggregator[1])
-    added = [noise.step((), held, t, jnp.zeros(3))[0] for t in range(8)]
+    added = [noise.step((), held, t, jnp.zeros(3))[0] for t in jnp.arange(8)]
     x = np.zeros(3)
     for t in range(8):
         change = 0.5 * (task.centers[2 * t % 8 : 2 * t % 8 + 2] - x)

@@ -132,7 +132,7 @@ def test_shares_of_noise_add_up():
     def total(channel):
         def one(key):
             sent, _, _, metrics = channel.apply(rows, weights, (), sending._replace(key=key))
-            noise = jax.tree.map(lambda s, r: (s - r)[weights > 0].sum(0), sent, rows)
+            noise = jax.tree.map(lambda s, r: (s - r)[WEIGHTS > 0].sum(0), sent, rows)
             return noise, metrics["noise_short"]
 
         return one

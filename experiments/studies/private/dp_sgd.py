@@ -147,7 +147,7 @@ def of_examples(config: Config, stage: Stage) -> dict[str, np.ndarray]:
 def tables(clients: int, cohort: int, seed: int) -> participation.Participation:
     """Everybody once in every `clients / cohort` rounds, in an order drawn once."""
     order = np.random.default_rng(seed).permutation(clients)
-    return participation.from_table(order.reshape(-1, cohort))
+    return participation.from_table(jnp.asarray(order.reshape(-1, cohort)))
 
 
 def of_clients(
@@ -157,7 +157,11 @@ def of_clients(
     cohort = clients // (CLIENTS // COHORT)
     seeds = range(config.seed, config.seed + config.seeds)
     parts = [dx.data.iid(data.labels, clients, seed=seed) for seed in seeds]
-    options = {"batch_size": 5, "local_steps": LOCAL_STEPS, "weights": jnp.ones(clients)}
+    options: dict[str, Any] = {
+        "batch_size": 5,
+        "local_steps": LOCAL_STEPS,
+        "weights": jnp.ones(clients),
+    }
     sampled = [
         dx.Federation(
             data,
