@@ -107,7 +107,9 @@ def multiplied(
         others[leaf] = bare[1 - places[0]]
         return [computed[0] + probes[leaf]]
 
-    inputs = [Weight(leaf, value) if leaf in probes else value for leaf, value in enumerate(leaves)]
+    inputs: list[Any] = [
+        Weight(leaf, value) if leaf in probes else value for leaf, value in enumerate(leaves)
+    ]
     return evaluate(program, [*inputs, *rest], carry_out), others
 
 
