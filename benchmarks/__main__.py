@@ -35,6 +35,7 @@ NAMES = (
     "asynchronous",
     "compression",
     "robots",
+    "verified",
 )
 RESULTS = pathlib.Path("results")
 

@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from doors import asynchronous, data, decentralized, privacy, robots, running, server, topology
+from doors import (
+    asynchronous,
+    data,
+    decentralized,
+    privacy,
+    robots,
+    running,
+    server,
+    topology,
+    verified,
+)
 
 CALLS: dict[str, dict[str, Any]] = {
     **asynchronous.CALLS,
@@ -13,4 +23,5 @@ CALLS: dict[str, dict[str, Any]] = {
     **privacy.CALLS,
     **robots.CALLS,
     **running.CALLS,
+    **verified.CALLS,
 }
