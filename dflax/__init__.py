@@ -17,6 +17,7 @@ from dflax import (
     mesh,
     models,
     participation,
+    privacy,
     recipes,
     robots,
     server,
@@ -24,7 +25,7 @@ from dflax import (
     topology,
     verified_inference,
 )
-from dflax.algorithm import Algorithm, Events, FederatedState, Source, rollout
+from dflax.algorithm import Algorithm, Events, FederatedState, Limit, Source, rollout
 from dflax.clients import (
     gather,
     map_clients,
@@ -56,6 +57,7 @@ __all__ = [
     "FederatedState",
     "Federation",
     "History",
+    "Limit",
     "Population",
     "Round",
     "SideBySide",
@@ -88,6 +90,7 @@ __all__ = [
     "models",
     "participation",
     "plan",
+    "privacy",
     "profile",
     "recipes",
     "replicate",

@@ -1,1 +1,5 @@
+<<<<<<< HEAD
+"""Studies of training that keeps secrets."""
+=======
 """Studies of learning and inference that keep something from somebody."""
+>>>>>>> main
