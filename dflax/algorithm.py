@@ -139,10 +139,30 @@ def rollout(
     validation.arrays("state", state, "Make one with algorithm.init(key, params).", some=True)
 
     def one_round(state: State, index: Int[Array, ""]) -> tuple[State, Metrics]:
-        return algorithm.step(state, source.draw(key, index))
+        return stepped(algorithm, state, source.draw(key, index))
 
     indices = start + jnp.arange(rounds, dtype=jnp.int32)
     return blamed("algorithm.step", jax.lax.scan, one_round, state, indices)
+
+
+def stepped(algorithm: Algorithm, state: State, round: Any) -> tuple[State, Metrics]:
+    """`algorithm.step(state, round)`, its metrics joined by what was counted while the round was drawn.
+
+    Whatever runs rounds runs them by this.
+    """
+    returned = algorithm.step(state, round)
+    counted = getattr(round, "counted", {})
+    # What is no pair of a state and metrics is for whoever checks it.
+    if not counted or len(returned) != 2 or not isinstance(returned[1], dict):
+        return returned
+    after, metrics = returned
+    twice = metrics.keys() & counted.keys()
+    if twice:
+        raise ValueError(
+            f"metrics must have names of their own, got {min(twice)!r} from both algorithm.step and "
+            "the round that was drawn. Rename that of algorithm.step."
+        )
+    return after, metrics | counted
 
 
 def verify_algorithm(name: str, value: Any) -> None:

@@ -1,5 +1,6 @@
 """A federation: a population whose clients own examples."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -26,7 +27,9 @@ class Federation(Population):
     Args:
       data: training examples; of a `Split` the training part.
       partition: who owns what: a `Partition`, `ClassLaws`, `Pools`, or any pytree with `clients`,
-        `sizes` and `minibatches(seed, clients, start, steps, batch_size, replacement)`.
+        `sizes` and `minibatches(seed, clients, start, steps, batch_size, replacement)`. One with
+        `leaves_places_empty` may return -1 for places without an example; with
+        `minibatches_and_left_out`, which says so beside them, `[m, K]` how many examples had no place.
       batch_size: B >= 1, examples per local step.
       local_steps: K >= 1, local steps per round, the same for every client; or give `local_epochs`.
       local_epochs: E > 0, passes over the client's own data per round: client i does
@@ -80,7 +83,9 @@ class Federation(Population):
                 f"local_steps * batch_size must be at most 2^31 - 1 examples a round, got "
                 f"{int(steps.max())} * {batch_size}. Use fewer local steps or epochs."
             )
-        self.data = data
+        # Who reads the data has to know that some places of a minibatch hold no example.
+        masked = data.masked or getattr(partition, "leaves_places_empty", False)
+        self.data = dataclasses.replace(data, masked=masked) if masked else data
         self.partition = partition
         # How far every client's stream moves on from round to round: whole epochs where they count.
         self.strides = jnp.asarray(

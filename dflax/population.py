@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key
 
 from dflax import counter, validation
+from dflax.algorithm import Metrics
 from dflax.clients import everywhere
 from dflax.data.dataset import AnyArray
 from dflax.participation import Cohort, Count, Participation, everyone
@@ -79,6 +80,8 @@ class Round(NamedTuple):
       clients: n, the number of all clients; static.
       largest: the largest client's number of examples, 0 without data; static.
       event: what the participation says of the round beside who takes part, see `Cohort.event`.
+      counted: metrics of the draw itself, such as examples that had no place; runs join them to those
+        of the step. {} for none.
     """
 
     key: Key[Array, ""]
@@ -92,6 +95,7 @@ class Round(NamedTuple):
     clients: Count
     largest: Count
     event: Any = None
+    counted: Metrics = {}  # noqa: RUF012  # a default that nobody writes to
 
     @property
     def members(self) -> Int[Array, " m"]:
@@ -183,7 +187,7 @@ class Population:
         # The examples stay outside: compiled programs copy what they hand back.
         arrays = (self.partition, self.participation, self.weights, self.steps, self.strides)
         counts = (self.clients, self.local_steps, self.batch_size, self.replacement)
-        step_key, cohort, weights, assignments = _drawn(*arrays, key, number, counts)
+        step_key, cohort, weights, assignments, counted = _drawn(*arrays, key, number, counts)
         return Round(
             key=step_key,
             number=number,
@@ -196,6 +200,7 @@ class Population:
             clients=Count(self.clients),
             largest=Count(self.largest),
             event=cohort.event,
+            counted=counted,
         )
 
     def replace(self, **changes: Any) -> Self:
@@ -264,11 +269,11 @@ def _drawn(
     key: Key[Array, ""],
     index: Int[Array, ""],
     counts: tuple[int, int, int, bool],
-) -> tuple[Key[Array, ""], Cohort, Float[Array, " m"], Assignment]:
+) -> tuple[Key[Array, ""], Cohort, Float[Array, " m"], Assignment, Metrics]:
     """What is random in a round, as one program: a draw on its own would else be some hundred.
 
     Returns:
-      The round's key, who takes part, their weights, and their work.
+      The round's key, who takes part, their weights, their work, and what the draw counted.
     """
     clients, local_steps, batch_size, replacement = counts
     # One call of the generator for all of the round's keys.
@@ -283,17 +288,16 @@ def _drawn(
     cohort = everywhere(cohort)
     ids = cohort.clients
     ids = jnp.arange(clients, dtype=jnp.int32) if ids is None else ids
-    minibatches = NO_DATA
+    minibatches, left_out = NO_DATA, None
     if not isinstance(partition, NoData):
         # Without replacement the stream must outlive the round, so its seed is the run's.
-        minibatches = partition.minibatches(
-            counter.seed_of(batch_key if replacement else key),
-            ids,
-            index * strides[ids],
-            local_steps,
-            batch_size,
-            replacement,
-        )
+        seed = counter.seed_of(batch_key if replacement else key)
+        start = index * strides[ids]
+        asked = (seed, ids, start, local_steps, batch_size, replacement)
+        if hasattr(partition, "minibatches_and_left_out"):
+            minibatches, left_out = partition.minibatches_and_left_out(*asked)
+        else:
+            minibatches = partition.minibatches(*asked)
     own_steps, own_weights = steps[ids], weights[ids]
     if cohort.effort is not None:
         managed = cohort.effort * own_steps.astype(cohort.effort.dtype)
@@ -301,5 +305,10 @@ def _drawn(
     if cohort.reports is not None:
         own_steps = jnp.where(cohort.reports > 0, own_steps, 0)
         own_weights = own_weights * cohort.reports.astype(own_weights.dtype)
+    counted: Metrics = {}
+    if left_out is not None:
+        done = jnp.arange(local_steps) < own_steps[:, None]
+        dropped = jnp.sum(jnp.where(done, left_out, 0))
+        counted["examples_dropped"] = dropped.astype(jnp.float32)
     assignments = Assignment(minibatches, own_steps, fold(clients_key, ids), ids)
-    return step_key, cohort, own_weights, assignments
+    return step_key, cohort, own_weights, assignments, counted

@@ -44,6 +44,8 @@ class Dataset:
       name: for tables and figures (static).
       transform: `(batch, key) -> batch`, applied to every decoded minibatch, for example an
         augmentation (static); None for none.
+      masked: whether indices may be negative, for places of a minibatch that hold no example (static).
+        `Batch.mask` is 0 there, and what stands in their place is the first example.
     """
 
     inputs: PyTree[Array]
@@ -55,6 +57,7 @@ class Dataset:
     transform: Callable[[Batch, Any], Batch] | None = dataclasses.field(
         default=None, metadata={"static": True}
     )
+    masked: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -66,6 +69,10 @@ class Dataset:
 
     def fetch(self, indices: Int[Array, " B"], key: Key[Array, ""] | None = None) -> Batch:
         """The minibatch of the examples `indices`, decoded, and transformed when `key` is given."""
+        mask = None
+        if self.masked:
+            mask = (indices >= 0).astype(jnp.float32)
+            indices = jnp.maximum(indices, 0)
         inputs = jax.tree.map(lambda stored: stored[indices], self.inputs)
         if self.scale is not None:
             scale, shift = self.scale, 0.0 if self.shift is None else self.shift
@@ -76,7 +83,7 @@ class Dataset:
                 return stored.astype(kind) * jnp.asarray(scale, kind) + jnp.asarray(shift, kind)
 
             inputs = jax.tree.map(decoded, inputs)
-        batch = Batch(inputs, self.labels[indices])
+        batch = Batch(inputs, self.labels[indices], mask)
         if self.transform is not None and key is not None:
             batch = self.transform(batch, key)
         return batch

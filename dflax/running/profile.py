@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Int, Key
 
 from dflax import validation
-from dflax.algorithm import Algorithm, Metrics, Source, State, rollout
+from dflax.algorithm import Algorithm, Metrics, Source, State, rollout, stepped
 from dflax.blame import blamed
 from dflax.clients import is_planned
 from dflax.programs.collectives import Collective, collectives
@@ -90,7 +90,7 @@ def round(
     def one_round(
         state: State, source: Source, key: Array, index: Int[Array, ""]
     ) -> tuple[State, Metrics]:
-        return algorithm.step(state, source.draw(key, index))
+        return stepped(algorithm, state, source.draw(key, index))
 
     one_key = jax.eval_shape(lambda: jax.random.key(0)) if key is None else key
     members = _members(source, one_key)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Int, Key, PyTree
 
-from dflax.algorithm import Algorithm, Metrics, Source, State
+from dflax.algorithm import Algorithm, Metrics, Source, State, stepped
 from dflax.running.returned import verified_evaluation, verified_step
 
 # Rounds in one call, at most.
@@ -54,7 +54,7 @@ def one_round(
     algorithm: Algorithm, state: State, source: Source, key: Key[Array, ""], index: Int[Array, ""]
 ) -> tuple[State, Metrics]:
     """`algorithm.step` on what the source draws, once what it returns is a state and metrics."""
-    return verified_step(algorithm.step(state, source.draw(key, index)))
+    return verified_step(stepped(algorithm, state, source.draw(key, index)))
 
 
 @functools.partial(jax.jit, inline=True)

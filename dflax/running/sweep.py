@@ -13,7 +13,15 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import validation
-from dflax.algorithm import Algorithm, Metrics, Source, State, verify_algorithm, verify_source
+from dflax.algorithm import (
+    Algorithm,
+    Metrics,
+    Source,
+    State,
+    stepped,
+    verify_algorithm,
+    verify_source,
+)
 from dflax.metrics import disjoint
 from dflax.running.history import History
 from dflax.running.run import run
@@ -274,7 +282,7 @@ def prepared(
         def several(values: Any, keys: Any, states: Any, own: Any, shared: Any, number: Any) -> Any:
             def one(values: Any, own_key: Any, state: Any, own: Any) -> Any:
                 source = dataclasses.replace(sources, shared=shared).source(own)
-                return build(values).step(state, source.draw(own_key, number))
+                return stepped(build(values), state, source.draw(own_key, number))
 
             return jax.vmap(one)(values, keys, states, own)
 

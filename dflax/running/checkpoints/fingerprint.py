@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from dflax.algorithm import Algorithm, Metrics, Source, State
+from dflax.algorithm import Algorithm, Metrics, Source, State, stepped
 from dflax.mesh import collect
 from dflax.programs import hashing
 from dflax.running.settings import SHOWN, settings, shown
@@ -62,7 +62,7 @@ def run(
     """
 
     def one_round(state: State, source: Source, key: Array, index: Array) -> tuple[State, Metrics]:
-        return algorithm.step(state, source.draw(key, index))
+        return stepped(algorithm, state, source.draw(key, index))
 
     def measure(evaluate: Callable[[State], Metrics] | None, state: State) -> Metrics:
         return {} if evaluate is None else evaluate(state)

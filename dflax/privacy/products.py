@@ -1,0 +1,165 @@
+"""Weights that a loss only multiplies by, whose gradients on single examples need not be made.
+
+Of y = x W the gradient on one example is the outer product of x and the gradient d of y. Its length is
+|x| |d|, and a weighted sum over examples is one product of matrices, so nothing of the size of W is
+made for every example ("ghost norms"). `jax_privacy` 2.0 and `optax` make every gradient.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.extend.core import primitives
+from jaxtyping import Array, Float
+
+from dflax.programs.walk import Operation, Program, bind, called, evaluate
+
+
+class Weight(NamedTuple):
+    """What stands for a leaf of the params while a program is walked through.
+
+    Attributes:
+      leaf: its number.
+      value: its array.
+    """
+
+    leaf: int
+    value: Any
+
+
+class Product(NamedTuple):
+    """Where a weight is multiplied, in the program of one example.
+
+    Attributes:
+      shape: of the product.
+      dtype: of the product.
+      place: which operand the weight is, 0 or 1.
+      contracted: the axis of the other operand over which the sum goes.
+      own: the axis of the weight over which the sum goes, 0 or 1.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    place: int
+    contracted: int
+    own: int
+
+    def rows(self, other: Float[Array, "B ..."]) -> Float[Array, "B T in"]:
+        """What the weight is multiplied by, of all examples."""
+        last = jnp.moveaxis(other, self.contracted + 1, -1)
+        return last.reshape(last.shape[0], -1, last.shape[-1])
+
+    def gradients(self, seen: Float[Array, "B ..."]) -> Float[Array, "B T out"]:
+        """The gradient of the product, of all examples."""
+        last = seen if self.place == 1 else jnp.moveaxis(seen, 1, -1)
+        return last.reshape(last.shape[0], -1, last.shape[-1])
+
+
+def products(program: Program, leaves: int) -> dict[int, Product]:
+    """The leaves, among the first inputs of a program, that take part in one product and nothing else.
+
+    Only those of which a product of the examples' rows is cheaper than their gradients.
+    """
+    found: dict[int, list[Product | None]] = {leaf: [] for leaf in range(leaves)}
+
+    def visit(operation: Operation, *inputs: Any) -> Sequence[Any]:
+        given = [value for value in inputs if isinstance(value, Weight)]
+        if given and operation.primitive is primitives.jit_p:
+            return walked(called(operation), inputs)
+        if given and operation.primitive is primitives.convert_element_type_p:
+            return [Weight(given[0].leaf, None)]
+        for weight in given:
+            found[weight.leaf].append(_product(operation, inputs))
+        return [None] * len(operation.outvars)
+
+    def walked(program: Any, inputs: Sequence[Any]) -> Sequence[Any]:
+        return evaluate(program, inputs, visit, constant=lambda value: None)
+
+    rest = [None] * (len(program.in_avals) - leaves)
+    results = walked(program, [*(Weight(leaf, None) for leaf in range(leaves)), *rest])
+    for value in results:
+        if isinstance(value, Weight):
+            found[value.leaf].append(None)
+    return {leaf: uses[0] for leaf, uses in found.items() if len(uses) == 1 and uses[0] is not None}
+
+
+def multiplied(
+    program: Program, leaves: Sequence[Array], rest: Sequence[Array], probes: dict[int, Array]
+) -> tuple[list[Array], dict[int, Array]]:
+    """The results of a program, with a probe added to some products, and what they were products with.
+
+    The gradient with respect to a probe is that of the product.
+    """
+    others: dict[int, Array] = {}
+
+    def carry_out(operation: Operation, *inputs: Any) -> Sequence[Any]:
+        places = [n for n, value in enumerate(inputs) if isinstance(value, Weight)]
+        if places and operation.primitive is primitives.jit_p:
+            inner: Any = called(operation)
+            return evaluate(inner, inputs, carry_out)
+        bare = [value.value if isinstance(value, Weight) else value for value in inputs]
+        computed = bind(operation, *bare)
+        if not places:
+            return computed
+        leaf = inputs[places[0]].leaf
+        if operation.primitive is primitives.convert_element_type_p:
+            return [Weight(leaf, computed[0])]
+        others[leaf] = bare[1 - places[0]]
+        return [computed[0] + probes[leaf]]
+
+    inputs = [Weight(leaf, value) if leaf in probes else value for leaf, value in enumerate(leaves)]
+    results = evaluate(program, [*inputs, *rest], carry_out)
+    return results, others
+
+
+def squares(rows: Float[Array, "B T in"], gradients: Float[Array, "B T out"]) -> Float[Array, " B"]:
+    """`|sum_t x_jt d_jt|^2` of every example j, in float32 or wider, from products of its rows alone."""
+    if rows.shape[1] == 1:
+        return _squared(rows) * _squared(gradients)
+    inputs, outputs = (
+        jnp.einsum("jsi,jti->jst", leaf, leaf, preferred_element_type=_wide(leaf))
+        for leaf in (rows, gradients)
+    )
+    # Rounding must not make a length of a square below 0.
+    return jnp.maximum(jnp.sum(inputs * outputs, axis=(1, 2)), 0)
+
+
+def total(
+    product: Product,
+    rows: Float[Array, "B T in"],
+    gradients: Float[Array, "B T out"],
+    factors: Float[Array, " B"],
+    there: Array,
+) -> Float[Array, "..."]:
+    """The sum over examples of a weight's gradients times their factors; the others may hold NaN."""
+    here = there[:, None, None]
+    kept = jnp.where(here, rows, 0)
+    scaled = jnp.where(here, gradients * factors[:, None, None].astype(gradients.dtype), 0)
+    letters = "jti,jto->io" if product.own == 0 else "jti,jto->oi"
+    return jnp.einsum(letters, kept, scaled, preferred_element_type=_wide(rows))
+
+
+def _product(operation: Operation, inputs: Sequence[Any]) -> Product | None:
+    if operation.primitive is not primitives.dot_general_p:
+        return None
+    place = next(n for n, value in enumerate(inputs) if isinstance(value, Weight))
+    contracted, batched = operation.params["dimension_numbers"]
+    weight, other = (operation.invars[n].aval for n in (place, 1 - place))
+    two = isinstance(inputs[1 - place], Weight)
+    if two or weight.ndim != 2 or batched[0] or len(contracted[0]) != 1:
+        return None
+    own, its = contracted[place][0], contracted[1 - place][0]
+    length, width = weight.shape[own], weight.shape[1 - own]
+    count = other.size // length
+    if count > 1 and count * (length + width) >= length * width:
+        return None
+    result = operation.outvars[0].aval
+    return Product(result.shape, result.dtype, place, its, own)
+
+
+def _squared(rows: Float[Array, "B T d"]) -> Float[Array, " B"]:
+    return jnp.sum(jnp.square(rows.astype(_wide(rows))), axis=(1, 2))
+
+
+def _wide(leaf: Array) -> Any:
+    return jnp.promote_types(leaf.dtype, jnp.float32)
