@@ -83,7 +83,7 @@ def prefix_tree(
     bits: int,
     levels: int,
     k: int,
-    sharing: int,
+    sharing: int | Int[Array, ""],
     extension: Extension,
     pruning: Pruning | None = None,
     weighing: Weighing = by_population,
@@ -109,7 +109,7 @@ def prefix_tree(
       bits: m in [1, 64] of an item.
       levels: g in [1, m].
       k: how many items are looked for, in [1, 2^m].
-      sharing: g_s in [0, g], levels that all parties share.
+      sharing: g_s in [0, g], levels that all parties share; traceable.
       extension: how many prefixes are extended.
       pruning: what is left out; None: nothing, and parties work at the same time.
       weighing: what a party reports of its top k at levels that are not shared.
@@ -191,14 +191,15 @@ class _Shape(NamedTuple):
 
 
 def _verified(
-    oracle: object, bits: int, levels: int, k: int, sharing: int, extension: object
+    oracle: object, bits: int, levels: int, k: int, sharing: object, extension: object
 ) -> _Shape:
     fix = "Make one in dflax.privacy.local_privacy, for example k_rr(1.0)."
     validation.instance("oracle", oracle, FrequencyOracle, fix)
     validation.integer("bits", bits, low=1, high=MOST_BITS)
     validation.integer("levels", levels, low=1, high=bits, fix="A level adds at least one bit.")
     validation.integer("k", k, low=1, high=min(1 << bits, 1 << 20))
-    validation.integer("sharing", sharing, low=0, high=levels, fix="It counts levels.")
+    fix = f"It counts levels, of which there are {levels}."
+    validation.array("sharing", sharing, kind="integer", shape=(), low=0, high=levels, fix=fix)
     fix = "For example dflax.heavy_hitters.adaptive(k)."
     validation.instance("extension", extension, Extension, fix)
     lengths = tuple(-(-(level + 1) * bits // levels) for level in range(levels))

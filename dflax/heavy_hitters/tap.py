@@ -1,5 +1,7 @@
 """TAP and TAPS, and what they are compared with: PEM in every party, and the whole domain at once."""
 
+from jaxtyping import Array, Int
+
 from dflax import validation
 from dflax.algorithm import Algorithm
 from dflax.heavy_hitters.extension import Extension, adaptive, fixed
@@ -15,7 +17,7 @@ def tap(
     bits: int,
     levels: int,
     k: int,
-    sharing: int,
+    sharing: int | Int[Array, ""],
     extension: Extension | None = None,
 ) -> Algorithm:
     """Target-aligned prefix tree: the first levels are shared, the others each party grows alone.
@@ -30,7 +32,7 @@ def tap(
       bits: m in [1, 64] of an item.
       levels: g in [1, m].
       k: how many items are looked for.
-      sharing: g_s in [0, g], a quarter to a half of the levels; 0: every party alone.
+      sharing: g_s in [0, g], a quarter to a half of the levels; 0: every party alone; traceable.
       extension: how many prefixes are extended; default `adaptive(k)`.
 
     Returns:
@@ -53,7 +55,7 @@ def taps(
     bits: int,
     levels: int,
     k: int,
-    sharing: int,
+    sharing: int | Int[Array, ""],
     extension: Extension | None = None,
     pruning: Pruning | None = None,
 ) -> Algorithm:
@@ -66,7 +68,7 @@ def taps(
       bits: m in [1, 64] of an item.
       levels: g in [1, m].
       k: how many items are looked for.
-      sharing: g_s in [0, g].
+      sharing: g_s in [0, g]; traceable.
       extension: how many prefixes are extended; default `adaptive(k)`.
       pruning: what is left out; default `prior()`.
 

@@ -25,7 +25,7 @@ def binomial(
         D(x, y) = x log(x / y) + y - x,   G(x) = log x! - x log x + x.
 
     `jax.random.binomial` compares sums of size n log n, of which single precision keeps too little
-    for a million trials. It counts the draws of smaller means here.
+    for a million trials: of two million draws a chi-square test tells. It draws smaller means here.
 
     Args:
       key: typed key.

@@ -31,7 +31,8 @@ def oue(epsilon: float | Float[Array, ""]) -> FrequencyOracle:
 
     Who has none of the values has no bit of its own. Two values differ in two bits, whose odds give
     p (1 - q) / ((1 - p) q) = e^epsilon. The variance at frequency 0, 4 e^epsilon / (n (e^epsilon - 1)^2),
-    does not grow with d; a report of d bits does.
+    does not grow with d; a report of d bits does. Without privacy, at epsilon infinite, one's own bit is
+    still a fair coin, and a frequency f keeps the variance f / n.
 
     `simulate` draws the counts themselves, Binomial(n_v, p) + Binomial(n - n_v, q), and is as fast for
     thousands of values as for ten.
