@@ -34,6 +34,7 @@ NAMES = (
     "asynchronous",
     "compression",
     "robots",
+    "heavy_hitters",
 )
 RESULTS = pathlib.Path("results")
 

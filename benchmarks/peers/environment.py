@@ -17,6 +17,7 @@ ENVIRONMENTS = {
     "flower": ("torch==2.13.0", "flwr[simulation]==1.41.0"),
     # Its scheduler alone is run, which needs NumPy.
     "appfl": ("--no-deps", "appfl==1.12.0", "numpy==2.2.6"),
+    "ldp": ("pure-ldp==1.2.0", "multi-freq-ldpy==0.2.5", "scikit-learn==1.9.1", "statsmodels==0.15.0"),
 }
 
 
@@ -42,6 +43,7 @@ PEERS = {
     "byzfl": Peer("ByzFL", "byzfl", "torch"),
     "fedjax": Peer("FedJAX", "fedjax", "fedjax"),
     "appfl": Peer("APPFL", "appfl", "appfl"),
+    "pure_ldp": Peer("pure-ldp", "pure-ldp", "ldp"),
     "flower": Peer("Flower", "flwr", "flower", optional=True),
 }
 

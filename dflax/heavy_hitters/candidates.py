@@ -26,9 +26,7 @@ class Candidates(NamedTuple):
         return jnp.arange(self.words.shape[0]) < self.size
 
 
-def children(
-    parents: Candidates, width: Int[Array, ""], widest: int, capacity: int
-) -> Candidates:
+def children(parents: Candidates, width: Int[Array, ""], widest: int, capacity: int) -> Candidates:
     """All prefixes that are `width` bits longer.
 
     Args:
@@ -43,7 +41,9 @@ def children(
         shifted_left(parents.words, width)[:, None], (count, len(ends), length)
     )
     words = words.at[..., -1].add(ends)
-    valid = parents.valid[:, None] & (ends < jnp.left_shift(jnp.uint32(1), width.astype(jnp.uint32)))
+    valid = parents.valid[:, None] & (
+        ends < jnp.left_shift(jnp.uint32(1), width.astype(jnp.uint32))
+    )
     return _cut(words.reshape(-1, length), valid.reshape(-1), capacity)
 
 

@@ -21,9 +21,7 @@ class Extension(NamedTuple):
     """
 
     most: int
-    number: Callable[
-        [Float[Array, " D"], Float[Array, " D"], Bool[Array, " D"]], Int[Array, ""]
-    ]
+    number: Callable[[Float[Array, " D"], Float[Array, " D"], Bool[Array, " D"]], Int[Array, ""]]
 
 
 def fixed(number: int) -> Extension:

@@ -43,7 +43,7 @@ def equal_groups(users: int, levels: int) -> list[int]:
 
 
 def growing_groups(users: int, levels: int) -> list[int]:
-    """Sizes of g groups that grow, GTF's:
+    """Sizes of g groups that grow, as in GTF.
 
         n_h = N / (2 g) + h N / (g (g + 1)),  h = 0, ..., g - 2, rounded down; the last takes the rest.
 
@@ -59,9 +59,7 @@ def growing_groups(users: int, levels: int) -> list[int]:
     """
     _require_sizes(users, levels)
     pairs = 2 * levels * (levels + 1)
-    sizes = [
-        (users * (levels + 1) + 2 * level * users) // pairs for level in range(levels - 1)
-    ]
+    sizes = [(users * (levels + 1) + 2 * level * users) // pairs for level in range(levels - 1)]
     if 0 in sizes:
         raise ValueError(
             f"users must be so many that no group is empty, got {users} for {levels} levels. Take "

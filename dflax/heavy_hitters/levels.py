@@ -256,7 +256,8 @@ def _in_sequence(
             # Groups are in random order.
             some = jnp.cumsum(present) <= pruning.share * jnp.sum(present)
             first = present & some & told.there.any()
-            early = _survey(oracle, jax.random.fold_in(key, 1), prefixes, first, candidates)
+            early_key, key = jax.random.split(key)
+            early = _survey(oracle, early_key, prefixes, first, candidates)
             alone = Known(early.estimates.frequency, early.estimates.deviation, here)
         kept = pruning.keeps(told, alone, here, k) | ~prunes
         pruned = those(candidates, kept, capacity)

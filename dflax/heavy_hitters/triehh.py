@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, UInt32
 
@@ -21,7 +20,9 @@ from dflax.population import Round
 
 
 def triehh_threshold(delta: float) -> int:
-    """The votes that a prefix needs: the smallest theta >= 5 with theta! (theta - 3) / (theta - 2) >= 1/delta.
+    """The votes that a prefix needs in TrieHH.
+
+        theta = the smallest integer >= 5 with theta! (theta - 3) / (theta - 2) >= 1 / delta
 
     Args:
       delta: in (0, 1).
@@ -71,7 +72,9 @@ def triehh_batch(epsilon: float, *, users: int, levels: int, threshold: int) -> 
 
 
 def triehh(*, bits: int, levels: int, k: int, threshold: int) -> Algorithm:
-    """TrieHH: in round r a random batch votes for prefixes of length l_r; those with theta votes are kept.
+    """TrieHH: a random batch votes for prefixes, round by round; those with theta votes are kept.
+
+    Round r is about prefixes of length l_r.
 
     A user votes if its prefix of the round before is in the trie. Votes are seen in the clear by a
     server that all trust. The trie is (epsilon, delta)-private for batches of `triehh_batch` users:

@@ -122,7 +122,7 @@ def _log_probability(
 def _deviance(
     x: Float[Array, "..."], mean: Float[Array, "..."], above: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """x log(x / y) + y - x for y = `mean` and x - y = `above`, also where x is near y."""
+    """The deviance x log(x / y) + y - x for y = `mean` and x - y = `above`, also where x is near y."""
     v = above / (x + mean)
     near = jnp.abs(v) < 0.1
     square = jnp.where(near, v * v, 0.0)

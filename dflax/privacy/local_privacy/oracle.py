@@ -163,7 +163,7 @@ def require_values(values: Any, domain: Any) -> Int[Array, " n"]:
 def pure_estimates(
     counts: Int[Array, " D"], users: Int[Array, ""], domain: Domain, support: Support
 ) -> Estimates:
-    """Frequency (c / n - q) / (p - q), with the deviation sqrt(q (1 - q) / n) / (p - q) of frequency 0."""
+    """Frequency (c / n - q) / (p - q), and deviation sqrt(q (1 - q) / n) / (p - q) at frequency 0."""
     p, q = support
     n = users.astype(jnp.float32)
     some, valid = users > 0, domain.valid

@@ -30,9 +30,9 @@ def oue(epsilon: float | Float[Array, ""]) -> FrequencyOracle:
         P(1) = p = 1/2 for one's own value,   P(1) = q = 1 / (e^epsilon + 1) for every other
 
     Who has none of the values has no bit of its own. Two values differ in two bits, whose odds give
-    p (1 - q) / ((1 - p) q) = e^epsilon. The variance at frequency 0, 4 e^epsilon / (n (e^epsilon - 1)^2),
-    does not grow with d; a report of d bits does. Without privacy, at epsilon infinite, one's own bit is
-    still a fair coin, and a frequency f keeps the variance f / n.
+    p (1 - q) / ((1 - p) q) = e^epsilon. The variance at frequency 0 does not grow with d, it is
+    4 e^epsilon / (n (e^epsilon - 1)^2); a report of d bits does. Without privacy, at epsilon infinite,
+    one's own bit is still a fair coin, and a frequency f keeps the variance f / n.
 
     `simulate` draws the counts themselves, Binomial(n_v, p) + Binomial(n - n_v, q), and is as fast for
     thousands of values as for ten.
@@ -55,7 +55,7 @@ def oue(epsilon: float | Float[Array, ""]) -> FrequencyOracle:
 
 
 def sue(epsilon: float | Float[Array, ""]) -> FrequencyOracle:
-    """Symmetric unary encoding, the one-time answer of RAPPOR: `oue` with
+    """Symmetric unary encoding, the one-time answer of RAPPOR: `oue` with other probabilities.
 
         p = e^(epsilon/2) / (e^(epsilon/2) + 1),   q = 1 - p
 

@@ -47,12 +47,14 @@ def test_draws_follow_the_law(draw, n, p):
     assert p_value(drawn, n, p) > 1e-4
 
 
-@pytest.mark.parametrize(("n", "p", "sure"), [(0, 0.3, 0), (50, 0.0, 0), (50, 1.0, 50), (10**9, 1.0, 10**9)])
+@pytest.mark.parametrize(
+    ("n", "p", "sure"), [(0, 0.3, 0), (50, 0.0, 0), (50, 1.0, 50), (10**9, 1.0, 10**9)]
+)
 def test_what_is_certain(draw, n, p, sure):
     np.testing.assert_array_equal(draw(jax.random.key(0), n, jnp.float32(p)), sure)
 
 
 @pytest.mark.parametrize(("count", "p"), [(-1, 0.5), (5, -0.1), (5, 1.5), (0.5, 0.5)])
 def test_refuses(count, p):
-    with pytest.raises((TypeError, ValueError), match="count|probability"):
+    with pytest.raises((TypeError, ValueError), match=r"count|probability"):
         binomial(jax.random.key(0), count, p)

@@ -37,7 +37,9 @@ def test_hand_values_of_k_rr():
     assert found.users == 12
     # Whatever the reports, estimates add up to 1.
     reports = jax.random.randint(KEY, (101,), 0, 4)
-    assert lp.k_rr(0.3, other=False).estimate(reports, lp.domain(4)).frequency.sum() == pytest.approx(1, abs=1e-4)
+    assert lp.k_rr(0.3, other=False).estimate(
+        reports, lp.domain(4)
+    ).frequency.sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_hand_values_of_unary_encodings_and_hashing():
@@ -52,7 +54,9 @@ def test_hand_values_of_unary_encodings_and_hashing():
     assert lp.hadamard_response(LN3).bits(domain) == 3
     # A report that sets the first bit alone, p = 1/2 and q = 1/4: (1 - q) / (p - q) = 3.
     report = jnp.array([[True, False, False, False]])
-    np.testing.assert_allclose(lp.oue(LN3).estimate(report, domain).frequency, [3, -1, -1, -1], rtol=1e-5)
+    np.testing.assert_allclose(
+        lp.oue(LN3).estimate(report, domain).frequency, [3, -1, -1, -1], rtol=1e-5
+    )
 
 
 def test_where_k_rr_is_as_exact_as_oue():
@@ -75,7 +79,9 @@ def all_reports(name, oracle, domain):
         buckets = 2 if name == "blh" else 4
         seed = jax.random.bits(KEY, (50,))
         return lp.Hashed(jnp.repeat(seed, buckets), jnp.tile(jnp.arange(buckets), 50))
-    return jnp.arange(int(2 ** oracle.bits(domain)) if "hadamard" in name else padded + (name == "k_rr"))
+    return jnp.arange(
+        int(2 ** oracle.bits(domain)) if "hadamard" in name else padded + (name == "k_rr")
+    )
 
 
 @named
@@ -111,7 +117,7 @@ def test_reports_are_as_likely_as_they_are_said_to_be(name):
         else:
             rows = np.asarray(reports).reshape(users, -1)
             codes = (rows * 2 ** np.arange(rows.shape[1])).sum(1)
-            kinds, first, counts = np.unique(codes, return_index=True, return_counts=True)
+            _, first, counts = np.unique(codes, return_index=True, return_counts=True)
             some = jnp.asarray(np.asarray(reports)[first])
             likely = np.exp(oracle.log_likelihood(some, jnp.full(len(first), value), domain))
             seen = counts / users
@@ -120,7 +126,7 @@ def test_reports_are_as_likely_as_they_are_said_to_be(name):
 
 
 VALUES = np.random.default_rng(0).choice(7, 500, p=[0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1]) - 1
-TRUE = np.array([(VALUES == value).mean() for value in range(5)])
+TRUE = np.array([np.mean(value == VALUES) for value in range(5)])
 
 
 @functools.cache
@@ -161,14 +167,14 @@ def test_simulated_counts_have_the_law_of_literal_ones(name):
 @pytest.mark.parametrize("name", ["k_rr", "k_rr without other", "sue", "olh"])
 def test_without_privacy_estimates_are_exact(name):
     inside = jnp.asarray(VALUES[VALUES >= 0] % 5)
-    found = ORACLES[name](100.0).simulate(KEY, inside, lp.domain(5))
+    found = jax.jit(ORACLES[name](100.0).simulate)(KEY, inside, lp.domain(5))
     true = np.bincount(np.asarray(inside), minlength=5) / len(inside)
     np.testing.assert_allclose(found.frequency, true, atol=1e-6)
 
 
 def test_without_privacy_oue_still_tosses_a_coin_for_ones_own_bit():
     """p stays 1/2: exact is alone that nobody has what nobody has."""
-    found = lp.oue(100.0).simulate(KEY, jnp.asarray(VALUES) % 4, lp.domain(6))
+    found = jax.jit(lp.oue(100.0).simulate)(KEY, jnp.asarray(VALUES) % 4, lp.domain(6))
     np.testing.assert_array_equal(found.frequency[4:], 0)
     shares = np.bincount(VALUES % 4, minlength=6) / len(VALUES)
     variance = lp.oue(100.0).variance(jnp.asarray(shares), len(VALUES), lp.domain(6))
@@ -180,19 +186,19 @@ def test_absent_rows_are_no_users():
     domain = lp.domain(5)
     present = jnp.arange(1000) < 500
     values = jnp.concatenate([jnp.asarray(VALUES), jnp.zeros(500, int)])
-    for name in ORACLES:
-        oracle = ORACLES[name](100.0)
-        found = oracle.simulate(KEY, values, domain, present)
+    for name in ("k_rr", "sue", "olh", "hadamard, 2 blocks"):
+        simulate = jax.jit(ORACLES[name](100.0).simulate)
+        found = simulate(KEY, values, domain, present)
         assert found.users == 500
         assert np.isfinite(found.frequency).all()
         if name in ("k_rr", "sue", "olh"):
             np.testing.assert_allclose(found.frequency, TRUE, atol=1e-6)
-        nobody = oracle.simulate(KEY, values, domain, jnp.zeros(1000, bool))
+        nobody = simulate(KEY, values, domain, jnp.zeros(1000, bool))
         np.testing.assert_array_equal(nobody.frequency, 0)
         np.testing.assert_array_equal(nobody.deviation, np.inf)
 
 
-@named
+@pytest.mark.parametrize("name", ["k_rr", "oue", "olh", "hadamard, 4 blocks"])
 def test_budgets_are_swept_in_one_program(name):
     budgets = jnp.array([0.5, 1.0, 4.0])
     domain = lp.domain(5)
@@ -201,9 +207,9 @@ def test_budgets_are_swept_in_one_program(name):
         oracle = ORACLES[name](epsilon)
         return oracle.simulate(KEY, jnp.asarray(VALUES), domain).frequency
 
-    swept = jax.jit(jax.vmap(at))(budgets)
+    swept, alone = jax.jit(jax.vmap(at))(budgets), jax.jit(at)
     for row, epsilon in zip(swept, budgets, strict=True):
-        np.testing.assert_allclose(row, jax.jit(at)(epsilon), atol=1e-5)
+        np.testing.assert_allclose(row, alone(epsilon), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["k_rr", "oue", "olh", "hadamard, 2 blocks"])
@@ -242,7 +248,9 @@ def test_no_program_of_unary_encodings_has_an_entry_for_every_user_and_value():
 def test_hashing_counts_some_users_at_a_time():
     oracle, domain = lp.olh(1.0), lp.domain(1024)
     lowered = jax.jit(oracle.estimate).lower(
-        lp.Hashed(jax.ShapeDtypeStruct((50_000,), jnp.uint32), jax.ShapeDtypeStruct((50_000,), jnp.int32)),
+        lp.Hashed(
+            jax.ShapeDtypeStruct((50_000,), jnp.uint32), jax.ShapeDtypeStruct((50_000,), jnp.int32)
+        ),
         domain,
     )
     assert lowered.compile().memory_analysis().temp_size_in_bytes < 50_000 * 1024
@@ -270,7 +278,7 @@ def test_refuses_what_are_no_values(values):
 
 @pytest.mark.parametrize(("size", "padded"), [(0, None), (-1, 4), (5, 4), (1.5, None), (3, 0)])
 def test_refuses_what_is_no_domain(size, padded):
-    with pytest.raises((TypeError, ValueError), match="size|padded"):
+    with pytest.raises((TypeError, ValueError), match=r"size|padded"):
         lp.domain(size, padded)
 
 

@@ -16,7 +16,7 @@ def keep_probabilities(permanent, first):
     return inner, (whole - 1 + inner) / (2 * inner - 1)
 
 
-def test_budgets_of_raapors_own_parameters():
+def test_budgets_of_rappors_own_parameters():
     inner, fresh = keep_probabilities(2.0, 1.0)
     found = lp.rappor_budgets(2 * (1 - inner), 1 - fresh, fresh)
     np.testing.assert_allclose(found, [2, 1], rtol=1e-5)
@@ -82,14 +82,17 @@ def test_counts_are_those_of_the_reports():
 
 
 @pytest.mark.parametrize(
-    ("permanent", "first", "named"), [(1.0, 1.0, "first"), (1.0, 2.0, "first"), (0.0, 1.0, "permanent"), (1.0, 0.0, "first")]
+    ("permanent", "first", "named"),
+    [(1.0, 1.0, "first"), (1.0, 2.0, "first"), (0.0, 1.0, "permanent"), (1.0, 0.0, "first")],
 )
 def test_refuses_budgets(permanent, first, named):
     with pytest.raises(ValueError, match=named):
         lp.rappor(permanent, first)
 
 
-@pytest.mark.parametrize(("f", "p", "q"), [(0.0, 0.4, 0.6), (0.5, 0.0, 0.6), (0.5, 0.7, 0.6), (0.5, 0.4, 1.0)])
+@pytest.mark.parametrize(
+    ("f", "p", "q"), [(0.0, 0.4, 0.6), (0.5, 0.0, 0.6), (0.5, 0.7, 0.6), (0.5, 0.4, 1.0)]
+)
 def test_refuses_parameters(f, p, q):
-    with pytest.raises(ValueError, match="f must|p must|q must"):
+    with pytest.raises(ValueError, match=r"f must|p must|q must"):
         lp.rappor_budgets(f, p, q)
