@@ -15,7 +15,8 @@ def aggregated(server: object, reports: list, size: int) -> list[float]:
     """Frequencies that a server of pure-ldp estimates from reports, one after another."""
     for report in reports:
         server.aggregate(report)
-    found = [server.estimate(value, suppress_warnings=True) for value in range(size)]
+    # Values are counted from 1 there.
+    found = [server.estimate(value, suppress_warnings=True) for value in range(1, size + 1)]
     return [float(one) / len(reports) for one in found]
 
 
@@ -38,7 +39,8 @@ def hashing(epsilon: float, size: int, counts: list, users: int) -> list[float]:
     """OLH from the counts of support: the hash functions are not the same."""
     server = LHServer(epsilon, size, use_olh=True)
     server.aggregated_data, server.n = np.asarray(counts, float), users
-    return [server.estimate(v, suppress_warnings=True) / users for v in range(size)]
+    values = range(1, size + 1)
+    return [server.estimate(v, suppress_warnings=True) / users for v in values]
 
 
 def hadamard(epsilon: float, size: int, reports: list, places: list) -> list[float]:

@@ -160,7 +160,7 @@ def rolled(items, bits, levels, k, threshold, batch, key=KEY):
 def test_triehh_with_everyone_voting_keeps_all_above_the_threshold():
     numbers = crowd()
     items = jnp.asarray(hh.as_words(numbers, BITS))
-    (_, _), _ = state, metrics = rolled(items, BITS, LEVELS, 50, 20, len(numbers))
+    state, metrics = rolled(items, BITS, LEVELS, 50, 20, len(numbers))
     trie, found = state.server
     kinds, counts = np.unique(numbers, return_counts=True)
     kept = counts >= 20
