@@ -18,6 +18,7 @@ NAMES = (
     "resnet",
     "server",
     "decentralized",
+    "privacy",
     "robust_peers",
     "merging",
     "reductions",

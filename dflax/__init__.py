@@ -24,7 +24,7 @@ from dflax import (
     server,
     topology,
 )
-from dflax.algorithm import Algorithm, Events, FederatedState, Source, rollout
+from dflax.algorithm import Algorithm, Events, FederatedState, Limit, Source, rollout
 from dflax.clients import (
     gather,
     map_clients,
@@ -56,6 +56,7 @@ __all__ = [
     "FederatedState",
     "Federation",
     "History",
+    "Limit",
     "Population",
     "Round",
     "SideBySide",

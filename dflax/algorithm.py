@@ -52,6 +52,18 @@ class FederatedState(NamedTuple):
     clients: Any
 
 
+class Limit(NamedTuple):
+    """Where a run ends, however many rounds are asked for.
+
+    Attributes:
+      rounds: number of the last round that may be done, counted from 1.
+      reason: why, for the warning: "the budget of privacy is spent".
+    """
+
+    rounds: int
+    reason: str
+
+
 class Source(Protocol):
     """Anything that hands out rounds: a pytree with a pure `draw`, so that `step` after `draw` scans."""
 

@@ -223,6 +223,25 @@ def stragglers(
     return Partial(_stragglers, participation, probability, jnp.asarray(least, float))
 
 
+def rule_of(participation: Participation) -> tuple[str, tuple]:
+    """The name of the factory that made a participation, and what it was made with.
+
+    For those who must know the law of a cohort, such as an accountant of privacy.
+
+    Args:
+      participation: who takes part.
+
+    Returns:
+      For example `("uniform", (10,))`, `("bernoulli", (capacity, nonempty, probability))` or
+      `("dropout", (participation, probability))`; `("", ())` of what is made elsewhere.
+    """
+    validation.function("participation", participation, PARTICIPATION_FIX)
+    function = getattr(participation, "func", None)
+    if not isinstance(participation, Partial) or function not in _RULES:
+        return "", ()
+    return _RULES[function], participation.args
+
+
 def distinct(key: Key[Array, ""], count: int, population: int) -> Int[Array, " m"]:
     """`count` distinct numbers in [0, population), every ordered choice equally likely.
 
@@ -409,6 +428,18 @@ def _table_width(name: str, width: int, clients: int) -> None:
         raise ValueError(f"{name} must have one entry per client, {clients}, got {width}.")
 
 
+_RULES = {
+    _everyone: "everyone",
+    _uniform: "uniform",
+    _bernoulli: "bernoulli",
+    _weighted: "weighted",
+    _availability: "availability",
+    _present: "present",
+    _from_table: "from_table",
+    _dropout: "dropout",
+    _stragglers: "stragglers",
+}
+
 __all__ = [
     "Cohort",
     "Count",
@@ -419,6 +450,7 @@ __all__ = [
     "everyone",
     "from_table",
     "present",
+    "rule_of",
     "stragglers",
     "uniform",
     "weighted",

@@ -44,10 +44,13 @@ class Dealt(Dataset, DealtWithClients):
 
     def fetch(self, indices: Int[Array, " B"], key: Key[Array, ""] | None = None) -> Batch:
         """The minibatch of some rows; NaN in real inputs of a row that this device does not hold."""
-        batch = super().fetch(indices % len(self), key)
+        rows, empty = indices % len(self), indices < 0
+        batch = super().fetch(jnp.where(empty, indices, rows) if self.masked else rows, key)
         if len(self) != self.block or self.devices == 1:
             return batch
         here = indices // self.block == jax.lax.axis_index(CLIENTS)
+        # A place without an example is on no device, and asks for none.
+        here = here | empty if self.masked else here
         return batch._replace(inputs=jax.tree.map(lambda x: _or_nan(here, x), batch.inputs))
 
 

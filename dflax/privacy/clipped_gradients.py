@@ -24,6 +24,7 @@ HELD_ELSEWHERE = 1 << 24
 
 def layer(path: str) -> str:
     """The layer of a weight: its path without the last name."""
+    validation.text("path", path)
     return path.rpartition("[")[0]
 
 
@@ -220,7 +221,7 @@ def _cut(
         else:
             own = _row_squares(seen.gradients[leaf])
         among[name] = among[name] + own if name in among else own
-    bound = norm / jnp.sqrt(jnp.float32(len(among)))
+    bound = norm / len(among) ** 0.5
     finite = jnp.isfinite(sum(among.values(), start=jnp.float32(0)))
     counts = there & finite
     factors, longer = {}, jnp.zeros(there.shape, bool)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,12 +108,7 @@ def poisson_sampled(
     """
     fix = "Make one with dflax.data.iid, dirichlet or from_indices."
     validation.instance("partition", partition, Partition, fix)
-    validation.real("probability", probability, low=0.0, high=1.0, low_open=True)
-    if jnp.ndim(probability) and jnp.shape(probability) != (partition.clients,):
-        raise ValueError(
-            f"probability must be one number or one per client, ({partition.clients},), got shape "
-            f"{jnp.shape(probability)}."
-        )
+    _require_probability(probability, partition)
     return PoissonSampled(
         partition.indices,
         partition.offsets,
@@ -133,9 +129,18 @@ def places(partition: Partition, probability: float, deviations: float = 6.0) ->
     """
     fix = "Make one with dflax.data.iid, dirichlet or from_indices."
     validation.instance("partition", partition, Partition, fix)
-    validation.real("probability", probability, low=0.0, high=1.0, low_open=True)
+    _require_probability(probability, partition)
     validation.real("deviations", deviations, low=0.0, scalar=True)
     sizes = np.asarray(partition.sizes)
     expected = np.asarray(probability) * sizes
     most = np.minimum(np.ceil(expected + float(deviations) * np.sqrt(expected)), sizes)
     return max(math.ceil(float(most.max())), 1)
+
+
+def _require_probability(probability: Any, partition: Partition) -> None:
+    validation.real("probability", probability, low=0.0, high=1.0, low_open=True)
+    if jnp.ndim(probability) and jnp.shape(probability) != (partition.clients,):
+        raise ValueError(
+            f"probability must be one number or one per client, ({partition.clients},), got shape "
+            f"{jnp.shape(probability)}."
+        )

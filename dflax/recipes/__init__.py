@@ -3,6 +3,8 @@
 from dflax.recipes.anarchic import afa
 from dflax.recipes.diloco import diloco
 from dflax.recipes.ditto import Personal, ditto
+from dflax.recipes.dp_fedavg import dp_fedavg
+from dflax.recipes.dp_ftrl import dp_ftrl
 from dflax.recipes.exact_diffusion import exact_diffusion
 from dflax.recipes.fedbuff import fedbuff
 from dflax.recipes.fedexp import fedexp
@@ -16,6 +18,8 @@ __all__ = [
     "afa",
     "diloco",
     "ditto",
+    "dp_fedavg",
+    "dp_ftrl",
     "exact_diffusion",
     "fedbuff",
     "fedexp",

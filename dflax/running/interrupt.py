@@ -11,6 +11,10 @@ class Terminated(SystemExit):
     """Raised by `run` after a SIGTERM, when the checkpoint is safe: ends the process with code 143."""
 
 
+class LimitReached(UserWarning):
+    """A run ended at its `limit`, before the last round that was asked for."""
+
+
 @contextlib.contextmanager
 def held_signals() -> Iterator[list[int]]:
     """Collects the first SIGTERM or Ctrl-C instead of obeying it; a second one acts at once.
@@ -45,6 +49,7 @@ def obey(number: int) -> NoReturn:
 
 
 __all__ = [
+    "LimitReached",
     "Terminated",
     "held_signals",
     "obey",

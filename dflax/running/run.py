@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,15 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Key, PyTree
 
 from dflax import validation
-from dflax.algorithm import Algorithm, Metrics, Source, State, verify_algorithm, verify_source
+from dflax.algorithm import (
+    Algorithm,
+    Limit,
+    Metrics,
+    Source,
+    State,
+    verify_algorithm,
+    verify_source,
+)
 from dflax.blame import blamed
 from dflax.clients import is_planned
 from dflax.evaluation.measures import OfModel
@@ -27,7 +36,7 @@ from dflax.running.checkpoints import fingerprint
 from dflax.running.checkpoints.checkpoint import Checkpoints
 from dflax.running.checkpoints.store import Store
 from dflax.running.history import History, Rows
-from dflax.running.interrupt import held_signals, obey
+from dflax.running.interrupt import LimitReached, held_signals, obey
 from dflax.running.progress import progress_bar
 from dflax.running.returned import verify_same_state, verify_state
 from dflax.running.sinks import Sink
@@ -55,6 +64,7 @@ def run(
     mesh: Mesh | None = None,
     donate: bool = False,
     checkpoint: str | os.PathLike | Checkpoints | None = None,
+    limit: Limit | None = None,
 ) -> tuple[State, History]:
     """Runs `rounds` rounds and tells about them.
 
@@ -102,6 +112,8 @@ def run(
         same arrays into the state, as most do.
       checkpoint: a folder of this run's own, saved to every minute, or `dflax.checkpoint.Checkpoints`
         for another cadence; default: nothing is saved.
+      limit: where the run ends even if more rounds are asked for, such as `dflax.privacy.budget`. The
+        last allowed round is evaluated and saved as the last of any run; a further call does none.
 
     Returns:
       The state after the last round, and the `History`.
@@ -113,11 +125,15 @@ def run(
       dflax.running.checkpoints.lock.InUseError: another process trains in the checkpoint's folder.
       dflax.interrupt.Terminated: a SIGTERM came and the checkpoint is safe; a `SystemExit` with
         code 143. After Ctrl-C it is a `KeyboardInterrupt`. With `checkpoint` only.
+
+    Warns:
+      dflax.interrupt.LimitReached: the limit came before the last round that was asked for.
     """
     _verify_arguments(algorithm, state, rounds, key, every, chunk, sinks, mesh)
     _verify_options(progress, donate, title)
     evaluate = _as_evaluation(evaluate, every)
     start = _first_round(state, start, rounds)
+    asked, rounds = rounds, _allowed(limit, start, rounds)
     verify_source(source, start + rounds)
     if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
         checkpoint = Checkpoints(checkpoint)
@@ -179,6 +195,13 @@ def run(
             store.wait()
             if signal or received:
                 obey(signal or received[0])
+    if limit is not None and rounds < asked:
+        saved = "" if checkpoint is None else " A checkpoint is saved."
+        warnings.warn(
+            f"the run ended after round {course.done} of {start + asked}: {limit.reason}.{saved}",
+            LimitReached,
+            stacklevel=2,
+        )
     return course.state, course.history()
 
 
@@ -349,6 +372,16 @@ def _first_round(state: State, start: int | None, rounds: int) -> int:
             "in 32 bits."
         )
     return start
+
+
+def _allowed(limit: Limit | None, start: int, rounds: int) -> int:
+    """How many of the rounds asked for come before the limit."""
+    if limit is None:
+        return rounds
+    validation.instance("limit", limit, Limit, "For example dflax.privacy.budget(plan, 3.0, 1e-5).")
+    validation.integer("limit.rounds", limit.rounds, low=0)
+    validation.text("limit.reason", limit.reason)
+    return min(rounds, max(limit.rounds - start, 0))
 
 
 def _as_evaluation(

@@ -36,7 +36,14 @@ ROWS = jax.tree.map(lambda leaf: leaf[:2], STACKED)
 IMAGES = np.ones((1, 4, 4, 2), np.float32)
 LOOKS = np.ones((1, 3, 2, 4), np.float32)
 EVERYONE = dx.participation.everyone()
-RUN = {"algorithm": ALGORITHM, "state": STATE, "source": FEDERATION, "rounds": 0, "key": KEY}
+RUN = {
+    "algorithm": ALGORITHM,
+    "state": STATE,
+    "source": FEDERATION,
+    "rounds": 0,
+    "key": KEY,
+    "limit": dx.Limit(3, "enough"),
+}
 
 CALLS = {
     "Events": {"table": {"time": np.arange(3)}},
@@ -136,6 +143,7 @@ CALLS = {
     "participation.availability": {"cohort": 2, "table": np.ones((3, N), bool)},
     "participation.bernoulli": {"probability": 0.5},
     "participation.distinct": {"key": KEY, "count": 2, "population": N},
+    "participation.rule_of": {"participation": dx.participation.everyone()},
     "participation.dropout": {"participation": EVERYONE, "probability": 0.5},
     "participation.everyone": {},
     "participation.from_table": {"clients": np.array([[0, 1], [2, 3]])},

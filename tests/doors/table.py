@@ -7,6 +7,7 @@ from doors import (
     data,
     decentralized,
     heavy_hitters,
+    privacy,
     robots,
     running,
     server,
@@ -20,6 +21,7 @@ CALLS: dict[str, dict[str, Any]] = {
     **server.CALLS,
     **decentralized.CALLS,
     **heavy_hitters.CALLS,
+    **privacy.CALLS,
     **robots.CALLS,
     **running.CALLS,
 }
