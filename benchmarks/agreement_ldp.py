@@ -59,17 +59,22 @@ def cases() -> list[tuple[str, str, dict[str, Any], np.ndarray]]:
         arguments = common | {"counts": np.asarray(told.counts).tolist(), "users": USERS}
         add("olh, from its counts", "hashing", arguments, told.frequency)
         response = lp.hadamard_response(epsilon, blocks=blocks)
-        sent = response.respond(key, values, domain)
+        answers = response.respond(key, values, domain)
         rows = SIZE // blocks
         places = [(value % blocks) * rows + value // blocks for value in range(SIZE)]
-        arguments = common | {"reports": np.asarray(sent).tolist(), "places": places}
-        estimate = response.estimate(sent, domain).frequency
-        add("hadamard_response", "hadamard", arguments, estimate)
+        arguments = common | {"reports": whole_numbers(answers), "places": places}
+        add(
+            "hadamard_response",
+            "hadamard",
+            arguments,
+            response.estimate(answers, domain).frequency,
+        )
         memo = lp.rappor(epsilon, epsilon / 2)
-        sent = memo.respond(key, memo.init(key, USERS), values, domain)
-        estimate = np.maximum(np.asarray(memo.estimate(sent, domain).frequency), 0)
+        memory = memo.init(jax.random.fold_in(key, 1), USERS)
+        told_bits = memo.respond(key, memory, values, domain)
+        estimate = np.maximum(np.asarray(memo.estimate(told_bits, domain).frequency), 0)
         arguments = {"permanent": epsilon, "first": epsilon / 2}
-        arguments |= {"size": SIZE, "reports": whole_numbers(sent)}
+        arguments |= {"size": SIZE, "reports": whole_numbers(told_bits)}
         add("rappor, clipped", "clipped_rappor", arguments, estimate / estimate.sum())
     return found
 

@@ -1,5 +1,8 @@
 """What pure-ldp and multi-freq-ldpy estimate from given reports of frequency oracles."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 from multi_freq_ldpy.long_freq_est.L_SUE import L_SUE_Aggregator_MI
 from multi_freq_ldpy.pure_frequency_oracles.GRR import GRR_Aggregator_MI
@@ -11,13 +14,13 @@ from pure_ldp.frequency_oracles.local_hashing import LHServer
 from pure_ldp.frequency_oracles.unary_encoding import UEServer
 
 
-def aggregated(server: object, reports: list, size: int) -> list[float]:
+def aggregated(server: Any, reports: Iterable, size: int) -> list[float]:
     """Frequencies that a server of pure-ldp estimates from reports, one after another."""
     for report in reports:
         server.aggregate(report)
     # Values are counted from 1 there.
     found = [server.estimate(value, suppress_warnings=True) for value in range(1, size + 1)]
-    return [float(one) / len(reports) for one in found]
+    return [float(one) / server.n for one in found]
 
 
 def bits(reports: list, size: int) -> np.ndarray:

@@ -65,16 +65,45 @@ Weighing = Callable[[Array, Array, Array, Array], Array]
 def by_population(
     frequency: Float[Array, " k"], counts: Int[Array, " k"], users: Array, valid: Array
 ) -> Float[Array, " k"]:
-    """N_i max(f, 0): how many of the party's users have the item."""
+    """N_i max(f, 0): how many of the party's users have the item.
+
+    Args:
+      frequency: `[k]` estimates of the party's top k.
+      counts: `[k]` int32, reports that support each.
+      users: `[]` N_i.
+      valid: `[k]` bool, which of the k there are.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    _require_top(frequency, counts, users, valid)
     return jnp.where(valid, users * jnp.maximum(frequency, 0), 0.0)
 
 
 def by_own_share(
     frequency: Float[Array, " k"], counts: Int[Array, " k"], users: Array, valid: Array
 ) -> Float[Array, " k"]:
-    """Reports for the item over reports for all k: parties of any size weigh the same."""
-    told = jnp.where(valid, counts, 0).astype(jnp.float32)
+    """Reports for the item over reports for all k: parties of any size weigh the same.
+
+    Args:
+      frequency: `[k]` estimates of the party's top k.
+      counts: `[k]` int32, reports that support each.
+      users: `[]` N_i.
+      valid: `[k]` bool, which of the k there are.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    _require_top(frequency, counts, users, valid)
+    told = jnp.where(jnp.asarray(valid), jnp.asarray(counts), 0).astype(jnp.float32)
     return told / jnp.maximum(told.sum(), 1)
+
+
+def _require_top(frequency: Array, counts: Array, users: Array, valid: Array) -> None:
+    length = validation.array("frequency", frequency, kind="real", shape=("k",)).shape
+    validation.array("counts", counts, kind="integer", shape=length, low=0)
+    validation.real("users", users, low=0.0, scalar=True)
+    validation.array("valid", valid, kind="boolean", shape=length)
 
 
 def prefix_tree(
@@ -126,6 +155,8 @@ def prefix_tree(
     shape = _verified(oracle, bits, levels, k, sharing, extension)
     if pruning is not None:
         validation.instance("pruning", pruning, Pruning, "For example prior().")
+    fix = "For example dflax.heavy_hitters.by_population."
+    validation.function("weighing", weighing, fix, takes=4)
 
     def init(key: Key[Array, ""], params: Int[Array, " M"]) -> FederatedState:
         validation.typed_key("key", key)
@@ -191,7 +222,12 @@ class _Shape(NamedTuple):
 
 
 def _verified(
-    oracle: object, bits: int, levels: int, k: int, sharing: object, extension: object
+    oracle: FrequencyOracle,
+    bits: int,
+    levels: int,
+    k: int,
+    sharing: int | Int[Array, ""],
+    extension: Extension,
 ) -> _Shape:
     fix = "Make one in dflax.privacy.local_privacy, for example k_rr(1.0)."
     validation.instance("oracle", oracle, FrequencyOracle, fix)

@@ -1,5 +1,6 @@
 """What a party leaves out of its candidates because the party before it has ruled it out."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -36,7 +37,7 @@ class Pruning(NamedTuple):
     """
 
     share: float
-    keeps: object
+    keeps: Callable[[Known, Known, Bool[Array, " D"], int], Bool[Array, " D"]]
 
 
 def prior(z: float | Float[Array, ""] = 1.0) -> Pruning:

@@ -1,5 +1,7 @@
 """Items of up to 64 bits as words of 32, in the order of numbers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +62,7 @@ def word_count(bits: int) -> int:
     return -(-bits // WORD)
 
 
-def require_words(name: str, value: object) -> Array:
+def require_words(name: str, value: object) -> Any:
     """Refuse what are no rows of one or two uint32 words."""
     fix = "Make them with dflax.heavy_hitters.as_words(numbers, bits)."
     given = validation.array(name, value, kind="integer", shape=("n", "W"), fix=fix)

@@ -10,10 +10,19 @@ ITEMS = np.arange(8, dtype=np.uint32)[:, None]
 FOUND = dx.heavy_hitters.most_frequent(ITEMS, 2)
 TREE = {"oracle": ORACLE, "bits": 4, "levels": 2, "k": 2}
 
+TOP = {
+    "frequency": np.full(2, 0.5),
+    "counts": np.arange(2),
+    "users": np.float32(4.0),
+    "valid": np.ones(2, bool),
+}
+
 CALLS = {
     "heavy_hitters.adaptive": {"k": 2},
     "heavy_hitters.as_numbers": {"words": ITEMS},
     "heavy_hitters.as_words": {"numbers": np.arange(8), "bits": 4},
+    "heavy_hitters.by_own_share": TOP,
+    "heavy_hitters.by_population": TOP,
     "heavy_hitters.direct": {"oracle": ORACLE, "bits": 4, "k": 2},
     "heavy_hitters.equal_groups": {"users": 8, "levels": 2},
     "heavy_hitters.f1": {"found": FOUND, "truth": FOUND},

@@ -82,7 +82,7 @@ def audited_epsilon(
     tail = (1 - float(confidence)) / 2
     low, high = _at_least(counts[0], half, tail), 1 - _at_least(half - counts[1], half, tail)
     epsilon = max(0.0, float(np.log(low / high))) if low > 0 else 0.0
-    shares = tuple(float(count) / half for count in counts)
+    shares = float(counts[0]) / half, float(counts[1]) / half
     return Audit(epsilon, int(likely), int(unlikely), (int(x), int(y)), shares)
 
 

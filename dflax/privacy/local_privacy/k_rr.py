@@ -117,7 +117,7 @@ def prefers_k_rr(
       TypeError, ValueError: naming the argument.
     """
     validation.real("epsilon", epsilon, low=0.0, low_open=True)
-    validation.array("size", size, kind="integer", low=1)
+    validation.real("size", size, low=1)
     return jnp.asarray(size) < 3 * jnp.exp(jnp.asarray(epsilon, jnp.float32)) + 2
 
 

@@ -52,7 +52,10 @@ def domain(size: int | Int[Array, ""], padded: int | None = None) -> Domain:
         validation.integer("size", size, low=1, fix="Of a traced size say a bound, padded.")
         padded = int(size)
     validation.integer("padded", padded, low=1)
-    given = validation.array("size", size, kind="integer", shape=(), low=1, high=padded)
+    most = validation.LARGEST_COUNT
+    given = validation.array("size", size, kind="integer", shape=(), low=1, high=most)
+    if not validation.is_traced(given) and int(given) > padded:
+        raise ValueError(f"padded must be at least size, {int(given)}, got {padded}.")
     return Domain(jnp.asarray(given, jnp.int32), Count(padded))
 
 

@@ -138,8 +138,9 @@ def rappor(
         kind = jax.random.key_impl(key)
 
         def some(fresh_words: Array, memory_words: Array, values: Array) -> Array:
-            keys = (jax.random.wrap_key_data(w, impl=kind) for w in (fresh_words, memory_words))
-            return _answers(*keys, values, domain)
+            fresh_keys = jax.random.wrap_key_data(fresh_words, impl=kind)
+            memory = jax.random.wrap_key_data(memory_words, impl=kind)
+            return _answers(fresh_keys, memory, values, domain)
 
         counts = bit_counts(some, domain, shown, *words, values)
         return pure_estimates(counts, present_users(values, present), domain, support)
