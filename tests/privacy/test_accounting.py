@@ -94,7 +94,10 @@ def test_plans_read_the_federation():
     assert plan.failure < 1e-9
     whole = privacy.examples_plan(source, 1.1, 10, amplified=False)
     assert privacy.epsilon(whole, 1e-6) > 3 * privacy.epsilon(plan, 1e-6)
-    epochs = dx.Federation(TASK.data, TASK.partition, batch_size=5, local_steps=3)
+    equal = dx.data.from_indices(np.arange(240).reshape(8, 30))
+    epochs = dx.Federation(TASK.data, equal, batch_size=5, local_steps=3)
+    with pytest.raises(ValueError, match="batch_size divides, got batch_size=4 and 30"):
+        privacy.examples_plan(epochs.replace(batch_size=4), 1.1, 10, amplified=False)
     with pytest.raises(ValueError, match="got epochs, whose amplification"):
         privacy.examples_plan(epochs, 1.1, 10)
     assert privacy.examples_plan(epochs, 1.1, 10, amplified=False).sampling == "none"
@@ -116,6 +119,8 @@ def test_the_law_of_cohorts_is_known_or_refused():
     fixed = source.replace(participation=rules.dropout(rules.uniform(10), 0.2))
     plan = privacy.clients_plan(fixed, 4.0, 5)
     assert (plan.sampling, plan.probability) == ("fixed", 0.25)
+    np.testing.assert_allclose(plan.failure, 0.2**10, rtol=1e-6)
+    plan = dataclasses.replace(plan, failure=0.0)
     # One for another is twice as far: less private than nobody more or less, never than no sampling.
     assert privacy.epsilon(plan, 1e-6) > privacy.epsilon(
         dataclasses.replace(plan, sampling="poisson"), 1e-6
