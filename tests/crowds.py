@@ -30,7 +30,7 @@ def crowd(seed=0, bits=BITS, sizes=SIZES, codes=40):
 
 def groups_of(source):
     """The table of a source as lists of numbers, level by level and party by party."""
-    items, present = (np.asarray(leaf) for leaf in source.table)
+    items, present = (np.asarray(leaf) for leaf in source.table[:2])
     return [
         [
             [int(v) for v in hh.as_numbers(rows[here])]

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Key, UInt32
 from dflax import validation
 from dflax.algorithm import Events
 from dflax.heavy_hitters.words import require_words
+from dflax.participation import Count
 
 # Rows are padded to a multiple, so that devices can share them.
 MULTIPLE = 128
@@ -22,10 +23,12 @@ class Group(NamedTuple):
     Attributes:
       items: `[M, n, W]` uint32, what they hold.
       present: `[M, n]` bool, which rows are users.
+      levels: g, how many groups there are; static.
     """
 
     items: UInt32[Array, "M n W"]
     present: Bool[Array, "M n"]
+    levels: Count
 
 
 def equal_groups(users: int, levels: int) -> list[int]:
@@ -117,7 +120,8 @@ def grouped(
     present = slot < jnp.asarray(by_level, jnp.int32)[..., None]
     rows = order[jnp.where(present, places, 0)]
     shuffled = jnp.asarray(given)[rows]
-    return Events(Group(jnp.where(present[..., None], shuffled, 0), present))
+    items = jnp.where(present[..., None], shuffled, 0)
+    return Events(Group(items, present, Count(levels)))
 
 
 def _shuffled(key: Key[Array, ""], counts: Sequence[int]) -> Array:

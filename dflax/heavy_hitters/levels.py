@@ -150,7 +150,8 @@ def prefix_tree(
       nobody has; `report_bits` of a user; `numbers_sent` by a party, prefixes counted as numbers.
 
     Raises:
-      TypeError, ValueError: naming the argument.
+      TypeError, ValueError: naming the argument; while a step is traced, a source of other parties,
+        items or levels.
     """
     shape = _verified(oracle, bits, levels, k, sharing, extension)
     if pruning is not None:
@@ -174,6 +175,7 @@ def prefix_tree(
     ) -> tuple[FederatedState, Metrics]:
         group, key = drawn
         level, (parents, users) = state.round, state.clients
+        _require_group(group, users, bits, levels)
         shared, last = level < sharing, level == levels - 1
         length = jnp.asarray(shape.lengths, jnp.int32)[level]
         width = jnp.asarray(shape.widths, jnp.int32)[level]
@@ -210,6 +212,18 @@ def prefix_tree(
         return FederatedState(level + 1, found, Party(extended, users)), metrics
 
     return Algorithm(init, step)
+
+
+def _require_group(group: Group, users: Float[Array, " M"], bits: int, levels: int) -> None:
+    fix = "Use dflax.heavy_hitters.grouped with the same parties, items and levels."
+    validation.instance("the round's group", group, Group, fix)
+    given = (group.items.shape[0], group.items.shape[2], int(group.levels))
+    wanted = (users.shape[0], word_count(bits), levels)
+    if given != wanted:
+        raise ValueError(
+            f"the source must have groups of {wanted[0]} parties, items of {wanted[1]} words and "
+            f"{wanted[2]} levels, got {given[0]}, {given[1]} and {given[2]}. {fix}"
+        )
 
 
 class _Shape(NamedTuple):

@@ -1,5 +1,6 @@
 """Crowds of users in parties, each user with one item; and runs that look for the most frequent."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -102,7 +103,14 @@ def drawn(
     return Crowds(sizes, keys, items, truth, equal, growing)
 
 
-ORACLES = {"k-RR": lp.k_rr, "OUE": lp.oue, "OLH": lp.olh, "HR": lp.hadamard_response}
+ORACLES = {
+    "k-RR": lp.k_rr,
+    "OUE": lp.oue,
+    "SUE": lp.sue,
+    "OLH": lp.olh,
+    # 32 blocks suit epsilon 4.
+    "HR": functools.partial(lp.hadamard_response, blocks=32),
+}
 
 
 def tree(name: str, oracle: Any, k: int, epsilon: Any, sharing: Any) -> dx.Algorithm:

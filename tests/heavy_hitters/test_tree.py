@@ -279,3 +279,15 @@ def test_refuses_groups(changed, named):
 def test_refuses_items_out_of_range(numbers):
     with pytest.raises((TypeError, ValueError), match="numbers"):
         hh.as_words(numbers, BITS)
+
+
+def test_refuses_a_source_of_other_parties_items_or_levels():
+    items = jnp.asarray(hh.as_words(crowd(), BITS))
+    tree = hh.fedpem(lp.k_rr(1.0), **SETTING)
+    for parties, levels in ((SIZES, 4), ([sum(SIZES)], LEVELS)):
+        other = hh.grouped(KEY, items, parties, levels)
+        with pytest.raises(ValueError, match="source"):
+            tree.step(tree.init(KEY, jnp.array(SIZES)), other.draw(KEY, 0))
+    long = hh.fedpem(lp.k_rr(1.0), bits=48, levels=LEVELS, k=K)
+    with pytest.raises(ValueError, match="source"):
+        long.step(long.init(KEY, jnp.array(SIZES)), source().draw(KEY, 0))
