@@ -38,4 +38,9 @@ def test_the_claims_follow_from_the_numbers(good):
             scores[method, oracle, epsilon, sharing] = {"f1": np.full(3, f1 + change)}
     report = Report()
     study._claims_of_methods(report, scores)
-    assert [claim.holds for claim in report.claims] == [good] * 7
+    means = {"TAP": 0.7, "TAPS": 0.7, "GTF": 0.4, "FedPEM": 0.3}
+    f1 = {(method, 10): np.full(3, mean) for method, mean in means.items()}
+    later = {"FedPEM": 0.65, "TAPS": 0.6} if good else {"FedPEM": 0.5, "TAPS": 0.8, "GTF": 0.6}
+    f1 |= {(method, 20): np.full(3, mean) for method, mean in (means | later).items()}
+    study._claims_of_numbers(report, (10, 20), f1)
+    assert [claim.holds for claim in report.claims] == [good] * 10

@@ -206,18 +206,36 @@ def numbers(config: Config, stage: Stage = in_memory) -> Summary:
                 ncr=one["ncr"],
                 most_candidates=one["candidates"],
             )
-    leads = [
-        float((found["TAP", k]["f1"] - found[other, k]["f1"]).mean())
-        for k in config.targets
-        for other in ("FedPEM", "GTF")
-    ]
-    report.claim(
-        "TAP is ahead of FedPEM and of GTF whatever the number of items (mean F1)",
-        min(leads) > 0,
-        leads,
-        0,
-    )
+    _claims_of_numbers(report, config.targets, {key: one["f1"] for key, one in found.items()})
     return report.summary({"heavy_hitters_k": _numbers_figure(config, found)})
+
+
+def _claims_of_numbers(
+    report: Report, targets: tuple[int, ...], f1: dict[tuple[str, int], np.ndarray]
+) -> None:
+    def ahead(one: str, other: str) -> list[float]:
+        return [float((f1[one, k] - f1[other, k]).mean()) for k in targets]
+
+    gtf, pem, pruned = ahead("TAP", "GTF"), ahead("TAP", "FedPEM"), ahead("TAPS", "TAP")
+    report.claim(
+        "TAP is ahead of GTF by 0.15 whatever the number of items (mean F1, by k)",
+        min(gtf) >= 0.15,
+        gtf,
+        0.15,
+    )
+    report.claim(
+        "TAP's lead over FedPEM is one of small k: a party's 8 own items push shared ones out of its "
+        "top 10, not out of its top 20 (mean lead, by k)",
+        pem[0] >= 0.15 and max(pem[1:], default=0.0) < 0.08,
+        pem,
+        [0.15, "below 0.08", "below 0.08"],
+    )
+    report.claim(
+        "pruning is not free for many items: TAPS falls behind TAP as k grows (mean difference, by k)",
+        pruned[-1] < pruned[0],
+        pruned,
+        "falling",
+    )
 
 
 def limit(config: Config, stage: Stage = in_memory) -> Summary:
@@ -244,10 +262,11 @@ def limit(config: Config, stage: Stage = in_memory) -> Summary:
         for other in ("FedPEM", "GTF")
     }
     report.claim(
-        "where local and global targets are aligned TAP has no lead (mean F1 ahead of FedPEM, of GTF)",
-        max(leads.values()) < 0.08,
+        "where local and global targets are aligned TAP leads FedPEM, the same tree without sharing, by "
+        "less than 0.08, and GTF by less than 0.15 (mean F1)",
+        leads["FedPEM"] < 0.08 and leads["GTF"] < 0.15,
         list(leads.values()),
-        "below 0.08",
+        [0.08, 0.15],
     )
     return report.summary({})
 
