@@ -68,7 +68,7 @@ def test_trees_are_those_of_the_reference(name):
             assert ours.number == len(theirs)
 
 
-@pytest.mark.parametrize("bits", [48, 64, 32])
+@pytest.mark.parametrize("bits", [48, *(pytest.param(b, marks=pytest.mark.slow) for b in (64, 32))])
 def test_items_of_two_words(bits):
     """At epsilon 100, with no more items than are extended: exactly the most frequent of the groups."""
     items = crowd(1, bits, codes=14)
@@ -97,7 +97,11 @@ def same(one, other):
         np.testing.assert_array_equal(parents, others)
 
 
-@pytest.mark.parametrize("oracle", [lp.k_rr(2.0), lp.oue(2.0)], ids=["k_rr", "oue"])
+@pytest.mark.parametrize(
+    "oracle",
+    [lp.k_rr(2.0), pytest.param(lp.oue(2.0), marks=pytest.mark.slow)],
+    ids=["k_rr", "oue"],
+)
 def test_with_nothing_pruned_taps_is_tap(oracle):
     tap, _ = run(hh.tap(oracle, sharing=2, **SETTING), source())
     taps, _ = run(hh.taps(oracle, sharing=2, pruning=hh.prior(1e9), **SETTING), source())
@@ -141,7 +145,9 @@ def spied(oracle, reports):
     return oracle._replace(simulate=simulate)
 
 
-@pytest.mark.parametrize("rule", [None, hh.prior(), hh.validated(share=0.3)])
+@pytest.mark.parametrize(
+    "rule", [None, pytest.param(hh.prior(), marks=pytest.mark.slow), hh.validated(share=0.3)]
+)
 def test_every_user_reports_exactly_once(rule):
     """Groups hold everyone once, and nobody in a group reports twice: epsilon in all."""
     items = np.arange(sum(SIZES), dtype=np.uint64)
@@ -189,7 +195,7 @@ def test_group_sizes():
     assert all(SIZES[0] <= v < SIZES[0] + SIZES[1] for level in first for v in level[1])
 
 
-@pytest.mark.parametrize("make", [hh.tap, hh.taps])
+@pytest.mark.parametrize("make", [pytest.param(hh.tap, marks=pytest.mark.slow), hh.taps])
 def test_users_dealt_over_devices_find_the_same(make):
     algorithm = make(lp.oue(2.0), sharing=2, **SETTING)
     alone, metrics = run(algorithm, source())

@@ -198,7 +198,14 @@ def test_absent_rows_are_no_users():
         np.testing.assert_array_equal(nobody.deviation, np.inf)
 
 
-@pytest.mark.parametrize("name", ["k_rr", "oue", "olh", "hadamard, 4 blocks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "k_rr",
+        "oue",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("olh", "hadamard, 4 blocks")),
+    ],
+)
 def test_budgets_are_swept_in_one_program(name):
     budgets = jnp.array([0.5, 1.0, 4.0])
     domain = lp.domain(5)
@@ -212,7 +219,14 @@ def test_budgets_are_swept_in_one_program(name):
         np.testing.assert_allclose(row, alone(epsilon), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["k_rr", "oue", "olh", "hadamard, 2 blocks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "k_rr",
+        "olh",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("oue", "hadamard, 2 blocks")),
+    ],
+)
 def test_users_dealt_over_devices_tell_the_same(name):
     """Each device counts its own users; what is exchanged are counts, not reports."""
     oracle, domain = ORACLES[name](1.0), lp.domain(6, 16)
