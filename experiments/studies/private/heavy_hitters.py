@@ -369,12 +369,14 @@ def _numbers_figure(config: Config, found: dict[tuple[str, int], dict[str, np.nd
         axes.set_xticks(range(len(config.targets)), [f"k = {k}" for k in config.targets])
         axes.set(
             ylabel="F1 of the k most frequent items",
-            ylim=(0, 1),
             title=f"{config.users:,} simulated users, 6 parties, k-RR, epsilon 4, {config.seeds} crowds",
         )
         axes.title.set_fontsize(9)
         axes.grid(axis="x", visible=False)
-        axes.legend(ncols=2)
+        axes.set_ylim(0, 1.15)
+        axes.legend(
+            ncols=4, fontsize=8, title="lines: standard error over crowds", loc="upper left"
+        )
     return drawn
 
 
