@@ -36,6 +36,7 @@ NAMES = (
     "compression",
     "robots",
     "heavy_hitters",
+    "verified",
 )
 RESULTS = pathlib.Path("results")
 

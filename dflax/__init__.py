@@ -23,6 +23,7 @@ from dflax import (
     robots,
     server,
     topology,
+    verified_inference,
 )
 from dflax.algorithm import Algorithm, Events, FederatedState, Limit, Source, rollout
 from dflax.clients import (
@@ -105,6 +106,7 @@ __all__ = [
     "stretches",
     "sweep",
     "topology",
+    "verified_inference",
     "weighted_mean",
 ]
 

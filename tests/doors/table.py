@@ -12,6 +12,7 @@ from doors import (
     running,
     server,
     topology,
+    verified,
 )
 
 CALLS: dict[str, dict[str, Any]] = {
@@ -24,4 +25,5 @@ CALLS: dict[str, dict[str, Any]] = {
     **privacy.CALLS,
     **robots.CALLS,
     **running.CALLS,
+    **verified.CALLS,
 }
