@@ -35,6 +35,7 @@ NAMES = (
     "asynchronous",
     "compression",
     "robots",
+    "heavy_hitters",
     "verified",
 )
 RESULTS = pathlib.Path("results")

@@ -18,6 +18,12 @@ ENVIRONMENTS = {
     "opacus": ("torch==2.13.0", "opacus>=1.5"),
     # Its scheduler alone is run, which needs NumPy.
     "appfl": ("--no-deps", "appfl==1.12.0", "numpy==2.2.6"),
+    "ldp": (
+        "pure-ldp==1.2.0",
+        "multi-freq-ldpy==0.2.5",
+        "scikit-learn==1.9.1",
+        "statsmodels==0.15.0",
+    ),
 }
 
 
@@ -44,6 +50,7 @@ PEERS = {
     "fedjax": Peer("FedJAX", "fedjax", "fedjax"),
     "opacus": Peer("Opacus", "opacus", "opacus"),
     "appfl": Peer("APPFL", "appfl", "appfl"),
+    "pure_ldp": Peer("pure-ldp", "pure-ldp", "ldp"),
     "flower": Peer("Flower", "flwr", "flower", optional=True),
 }
 

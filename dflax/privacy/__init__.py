@@ -1,5 +1,6 @@
 """Differential privacy: mechanisms, their accounting, and audits of both."""
 
+from dflax.privacy import local_privacy
 from dflax.privacy.accounting import (
     LargeDelta,
     budget,
@@ -44,6 +45,7 @@ __all__ = [
     "examples_plan",
     "joint_noise",
     "layer",
+    "local_privacy",
     "noise_for",
     "noisy",
     "noisy_gradient",

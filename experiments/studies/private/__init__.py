@@ -1,5 +1,3 @@
-<<<<<<< HEAD
 """Studies of training that keeps secrets."""
-=======
+
 """Studies of learning and inference that keep something from somebody."""
->>>>>>> main
