@@ -8,7 +8,7 @@ from dflax.clients.devices import (
     is_planned,
     platform,
 )
-from dflax.clients.mapping import map_clients, map_cohort
+from dflax.clients.mapping import map_clients, map_cohort, map_present
 from dflax.clients.reductions import mean_metrics, weighted_mean, weighted_sum
 from dflax.clients.rows import against, gather, replicate, require_structure, scatter, select
 
@@ -22,6 +22,7 @@ __all__ = [
     "is_planned",
     "map_clients",
     "map_cohort",
+    "map_present",
     "mean_metrics",
     "platform",
     "replicate",
