@@ -17,6 +17,7 @@ ENVIRONMENTS = {
     "flower": ("torch==2.13.0", "flwr[simulation]==1.41.0"),
     # Its scheduler alone is run, which needs NumPy.
     "appfl": ("--no-deps", "appfl==1.12.0", "numpy==2.2.6"),
+    "appfl_simulation": ("torch==2.13.0", "appfl==1.12.0"),
 }
 
 
@@ -42,6 +43,7 @@ PEERS = {
     "byzfl": Peer("ByzFL", "byzfl", "torch"),
     "fedjax": Peer("FedJAX", "fedjax", "fedjax"),
     "appfl": Peer("APPFL", "appfl", "appfl"),
+    "appfl_simulation": Peer("APPFL's simulation", "appfl", "appfl_simulation", optional=True),
     "flower": Peer("Flower", "flwr", "flower", optional=True),
 }
 
