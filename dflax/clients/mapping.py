@@ -132,18 +132,18 @@ def map_present(
     chunk: int | None = None,
     at_once: int | None = None,
 ) -> Any:
-    """`map_clients` on those who are there, and zeros for the others, whose work is not done.
+    """`map_clients` that passes over clients who are absent, whose results are zeros.
 
-    Where clients run one after another on one device, whoever is absent is passed over. Those who run
-    at the same time are taken by chunks, and a chunk in which nobody is does nothing.
+    Where clients run one after another on one device, each absent one is passed over. Those who run at
+    the same time are taken by chunks, and a chunk in which nobody is there is passed over. An absent
+    client beside one who is there gives what `function` makes of its row.
 
     Args:
       function: as for `map_clients`.
       present: `[m]` who is there.
       *stacked: as for `map_clients`.
       shared: as there.
-      chunk: clients that are passed over together, a divisor of m; None or m passes over nobody, and
-        gives for the absent what `function` makes of their rows.
+      chunk: clients of a chunk, a divisor of m; None or m passes over nobody.
       at_once: as for `map_clients`.
 
     Returns:
