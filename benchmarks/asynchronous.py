@@ -13,8 +13,8 @@ import optax
 import dflax as dx
 from benchmarks import peers, rounds
 from benchmarks.ceilings import memory_ms
-from benchmarks.measure import Row, milliseconds
 from benchmarks.logistic import logits
+from benchmarks.measure import Row, milliseconds
 from benchmarks.tasks import MLP
 from dflax import asynchronous
 
@@ -175,4 +175,6 @@ def require_same(table: asynchronous.Timetable, history: list[list[float]]) -> N
     same = np.allclose(time_there, table.time, rtol=1e-6, atol=0)
     same = same and np.array_equal(clients, table.clients)
     if not (same and np.array_equal(staleness, table.staleness)):
-        raise ValueError("history must be that of the timetable: times, clients and staleness differ.")
+        raise ValueError(
+            "history must be that of the timetable: times, clients and staleness differ."
+        )

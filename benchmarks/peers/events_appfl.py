@@ -17,7 +17,7 @@ SECOND = 1.0
 
 
 def accuracy(labels: np.ndarray, scores: np.ndarray) -> float:
-    """The share of labels that have the largest score; APPFL asks for a metric in every piece of work."""
+    """The share of labels with the largest score: every piece of work there has a metric."""
     return float((scores.argmax(1) == labels).mean())
 
 

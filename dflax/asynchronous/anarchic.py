@@ -26,8 +26,8 @@ def arrivals(
     """Every step of the server collects m of n clients; their models are up to tau steps old.
 
     A step's clients are drawn one after another without replacement, with fixed probabilities, or an
-    adversary has named them. A delay is uniform on {0, ..., min(tau, t)}. Weights are 1 / m; with a memory of all clients 1 / n,
-    see `afa_cs`.
+    adversary has named them. A delay is uniform on {0, ..., min(tau, t)}. Weights are 1 / m; with a
+    memory of all clients 1 / n, see `afa_cs`.
 
     Args:
       clients: n >= 1.
@@ -58,7 +58,9 @@ def arrivals(
     validation.leading_axis("probabilities", given, clients)
     named = None if adversary is None else _named(adversary, (rounds, collect), clients)
     if named is not None and probabilities is not None:
-        raise ValueError("probabilities must be None with an adversary, who leaves nothing to chance.")
+        raise ValueError(
+            "probabilities must be None with an adversary, who leaves nothing to chance."
+        )
     chances = np.log(np.asarray(given, np.float64))
     generator = np.random.default_rng(seed)
     steps = _local_steps(local_steps, clients)

@@ -171,9 +171,7 @@ def map_present(
     def together(rows: tuple[Any, ...], shared: tuple[Any, ...]) -> Any:
         return map_clients(function, *rows, shared=shared, at_once=at_once)
 
-    pieces = jax.tree.map(
-        lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), (present, stacked)
-    )
+    pieces = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), (present, stacked))
     made = jax.lax.map(lambda piece: _if_there(together, piece[0].any(), piece[1], shared), pieces)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
 
