@@ -27,7 +27,7 @@ def arrivals(
 
     A step's clients are drawn one after another without replacement, with fixed probabilities, or an
     adversary has named them. A delay is uniform on {0, ..., min(tau, t)}. Weights are 1 / m; with a
-    memory of all clients 1 / n, see `afa_cs`.
+    memory of all clients 1 / n, see `dflax.recipes.afa`.
 
     Args:
       clients: n >= 1.
