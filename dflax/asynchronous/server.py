@@ -227,7 +227,8 @@ def _stepped(
     event: dict[str, Array],
 ) -> AsyncServer:
     """The server after the steps of a wave, each over its own arrivals, which lie side by side."""
-    room = cut.most_arrivals
+    # A window of places that are dealt over devices would bring all of them to each.
+    room = cut.width if client_devices() > 1 else cut.most_arrivals
 
     def one(server: AsyncServer, taken: tuple[Array, Array, Array]) -> tuple[AsyncServer, None]:
         first, count, write = taken
@@ -237,7 +238,8 @@ def _stepped(
         here = (place >= first) & (place < first + count)
 
         def window(leaf: Array) -> Array:
-            return jax.lax.dynamic_slice_in_dim(leaf, begin, room)
+            whole = room == cut.width
+            return leaf if whole else jax.lax.dynamic_slice_in_dim(leaf, begin, room)
 
         there = here & window(counted)
         share = jnp.where(there, window(factor), 0.0)
