@@ -24,6 +24,7 @@ ENVIRONMENTS = {
         "scikit-learn==1.9.1",
         "statsmodels==0.15.0",
     ),
+    "appfl_simulation": ("torch==2.13.0", "appfl==1.12.0"),
 }
 
 
@@ -51,6 +52,7 @@ PEERS = {
     "opacus": Peer("Opacus", "opacus", "opacus"),
     "appfl": Peer("APPFL", "appfl", "appfl"),
     "pure_ldp": Peer("pure-ldp", "pure-ldp", "ldp"),
+    "appfl_simulation": Peer("APPFL's simulation", "appfl", "appfl_simulation", optional=True),
     "flower": Peer("Flower", "flwr", "flower", optional=True),
 }
 

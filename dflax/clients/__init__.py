@@ -12,7 +12,7 @@ from dflax.clients.devices import (
     shared_axis,
     with_their_clients,
 )
-from dflax.clients.mapping import map_clients, map_cohort
+from dflax.clients.mapping import map_clients, map_cohort, map_present
 from dflax.clients.reductions import mean_metrics, weighted_mean, weighted_sum
 from dflax.clients.rows import against, gather, replicate, require_structure, scatter, select
 
@@ -27,6 +27,7 @@ __all__ = [
     "is_planned",
     "map_clients",
     "map_cohort",
+    "map_present",
     "mean_metrics",
     "model_devices",
     "platform",

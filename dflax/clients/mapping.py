@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from dflax import validation
 from dflax.clients.devices import CLIENTS, DealtWithClients, client_devices, known_to_all, platform
@@ -126,6 +126,68 @@ def map_cohort(
         return function(own, *given)
 
     return map_clients(reading, cohort, *stacked, shared=(*shared, tree), at_once=1)
+
+
+def map_present(
+    function: Callable[..., Any],
+    present: Bool[Array, " m"],
+    *stacked: PyTree[Array],
+    shared: tuple[PyTree[Array], ...] = (),
+    chunk: int | None = None,
+    at_once: int | None = None,
+) -> Any:
+    """`map_clients` that passes over clients who are absent, whose results are zeros.
+
+    Where clients run one after another on one device, each absent one is passed over. Those who run at
+    the same time are taken by chunks, and a chunk in which nobody is there is passed over. An absent
+    client beside one who is there gives what `function` makes of its row.
+
+    Args:
+      function: as for `map_clients`.
+      present: `[m]` who is there.
+      *stacked: as for `map_clients`.
+      shared: as there.
+      chunk: clients of a chunk, a divisor of m; None or m passes over nobody.
+      at_once: as for `map_clients`.
+
+    Returns:
+      What `function` returns, each leaf with the leading axis m.
+
+    Raises:
+      ValueError: as `map_clients`; a chunk that does not divide m.
+    """
+    validation.function("function", function)
+    validation.at_once(at_once)
+    count = validation.leading_axis("stacked", stacked)
+    if chunk is None or chunk == count:
+        return map_clients(function, *stacked, shared=shared, at_once=at_once)
+    validation.integer("chunk", chunk, low=1)
+    if count % chunk:
+        raise ValueError(f"chunk must divide the {count} clients, got {chunk}.")
+    if client_devices() == 1:
+        width = at_once
+        if width is None:
+            function, width = _clients_at_once(function, stacked, shared)
+        if width == 1:
+            one = functools.partial(_if_there, function)
+            return map_clients(one, present, *stacked, shared=shared, at_once=1)
+
+    def together(rows: tuple[Any, ...], shared: tuple[Any, ...]) -> Any:
+        return map_clients(function, *rows, shared=shared, at_once=at_once)
+
+    pieces = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), (present, stacked))
+    made = jax.lax.map(lambda piece: _if_there(together, piece[0].any(), piece[1], shared), pieces)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
+
+
+def _if_there(function: Callable[..., Any], there: Bool[Array, ""], *given: Any) -> Any:
+    """`function(*given)`, or zeros of its shapes."""
+    shapes = jax.eval_shape(function, *given)
+
+    def nothing(*given: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    return jax.lax.cond(there, function, nothing, *given)
 
 
 def _on_one_device(
