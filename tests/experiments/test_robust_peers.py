@@ -61,7 +61,7 @@ def test_flipped_labels_pull_the_honest_mean_along_their_gradient():
 @pytest.mark.slow
 def test_a_lane_is_a_run_of_the_recipe():
     given = robust_peers.peers([3, 4])
-    method = monna.momentum(monna.mixer(monna.RULES["NNA"][0], True))
+    method = monna.momentum(monna.mixer(monna.RULES["NNA"][0], robust_peers.FAULTY))
     point = (1, 0.9, ATTACKS["sign flip"])
     found = robust_peers.run(given, method, [(0, 0.0, ATTACKS["ALIE"]), point], 20)
     algorithm = method(given.loss, 0.9, attacks.inner_product(HOSTILE, 1.0))
