@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import dflax as dx
-from dflax import aggregation, attacks, gossip, topology
+from dflax import aggregation, gossip, topology
 from experiments.tasks import owned_classes as task
 from experiments.tasks.inputs import DIGITS, FASHION_MNIST
 from experiments.tasks.owned_classes import Lane, Make
@@ -21,15 +21,26 @@ from experiments.tools.report import Report
 from experiments.tools.study import Claim, Part, Study, Summary
 
 # Classes of a benign peer, and what the liars do.
-ROWS = ((10, "none"), (10, "labels"), (4, "none"), (4, "labels"), (4, "noise"))
+ROWS = (
+    (10, "none"),
+    (10, "labels"),
+    (4, "none"),
+    (4, "labels"),
+    (4, "noise"),
+    (4, "against Krum"),
+    (4, "against the trimmed mean"),
+)
 TITLES = (
     "all classes, no attack",
     "all classes, labels turned",
     "4 classes, no attack",
     "4 classes, labels turned",
     "4 classes, noise",
+    "4 classes, against Krum",
+    "4 classes, against trimmed mean",
 )
-TURNED = 3
+# The sheet's rows come first; then Fang's attacks, made against the rules that they are named after.
+TURNED, FANG = 3, (5, 6)
 RESILIENT = ("median", "trimmed mean (BRIDGE)", "Krum", "MOZI")
 SHOWN = ("none", "mean", *RESILIENT, "Bristle")
 COLOURS = dict(zip(SHOWN, ("0.75", "0.35", "C0", "C1", "C2", "C4", "C3"), strict=True))
@@ -80,8 +91,8 @@ def methods(config: Config) -> dict[str, Make]:
     order = dx.decentralized.Order.COMBINE_THEN_ADAPT
 
     def mixed(mixer: gossip.Mixer, own: Lane) -> dx.Algorithm:
-        noise = attacks.one_sided(own.noisy)
-        return dx.decentralized.dfedavg(task.LOSS, optimizer, mixer, order=order, channel=noise)
+        lies = task.lying(own)
+        return dx.decentralized.dfedavg(task.LOSS, optimizer, mixer, order=order, channel=lies)
 
     def ruled(rule: gossip.NeighbourRule) -> Make:
         return lambda own: mixed(gossip.by_rule(task.everyone(own), rule), own)
@@ -115,7 +126,7 @@ def bristle(config: Config, schedule: topology.Schedule | None = None, **options
             task.everyone(own) if schedule is None else schedule,
             task.head,
             own.tests,
-            channel=attacks.one_sided(own.noisy),
+            channel=task.lying(own),
             **options,
         )
 
@@ -163,7 +174,7 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
 def claims(found: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
     """What must hold, seed by seed, and in the mean where single seeds part."""
     last = {name: curve["accuracy"][..., -1] for name, curve in found.items()}
-    ours = last["Bristle"]
+    ours = last["Bristle"][:, : FANG[0]]
     alone = np.stack([ours[:, 0], ours[:, 2], ours[:, 2]], 1)
     lost = alone - ours[:, [1, 3, 4]]
     turned = {name: values[:, TURNED] for name, values in last.items() if name in SHOWN}
@@ -180,8 +191,8 @@ def claims(found: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
         return Claim(f"{text}, every seed", bool(np.all(holds)), values.tolist(), limit)
 
     return [
-        each_seed("Bristle loses at most 0.02 to any attack", lost <= 0.02, lost.max(1), 0.02),
-        each_seed("Bristle reaches 0.84 in every row", ours >= 0.84, ours.min(1), 0.84),
+        each_seed("Bristle loses at most 0.02 to turned labels and to noise", lost <= 0.02, lost.max(1), 0.02),
+        each_seed("Bristle reaches 0.84 there and unattacked", ours >= 0.84, ours.min(1), 0.84),
         each_seed(
             "turned labels: mean and trimmed mean stay below 0.1",
             both < 0.1,
