@@ -19,6 +19,7 @@ NAMES = (
     "server",
     "decentralized",
     "robust_peers",
+    "robust_rounds",
     "merging",
     "reductions",
     "robust",
