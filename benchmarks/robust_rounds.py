@@ -1,4 +1,4 @@
-"""What robust methods make of a round: Bristle and SybilWall among peers, the flag aggregator at a server."""
+"""What a round costs by Bristle and SybilWall among peers, and by the flag aggregator at a server."""
 
 from typing import Any
 
@@ -90,9 +90,7 @@ def _features() -> tuple[dx.Federation, Any]:
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(CLASSES), 100)
     inputs = generator.normal(size=(len(labels), FEATURES)).astype(np.float32)
-    data = dx.data.Dataset(
-        jnp.asarray(inputs), jnp.asarray(labels, jnp.int32), classes=CLASSES
-    )
+    data = dx.data.Dataset(jnp.asarray(inputs), jnp.asarray(labels, jnp.int32), classes=CLASSES)
     train, test = [], []
     for peer in range(PEERS):
         owned = [

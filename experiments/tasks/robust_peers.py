@@ -32,7 +32,7 @@ def hostile(faulty: int = FAULTY, honest: int = HONEST) -> tuple[int, ...]:
 
 
 def heard(faulty: int = FAULTY, honest: int = HONEST) -> topology.Graph | topology.Schedule:
-    """n - f - 1 others of n, f hostile ones among them; all others where there are none."""
+    """N - f - 1 others of n, f hostile ones among them; all others where there are none."""
     liars = hostile(faulty, honest)
     if not liars:
         return topology.complete(honest)

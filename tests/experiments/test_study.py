@@ -514,7 +514,7 @@ def test_a_study_that_needs_the_images_has_its_claims_listed(monkeypatch):
         "dfedadmm": 2,
         "dimat": 1,
         "fedcompass": 1,
-        "monna": 1,
+        "monna": 7,
         "server_comparison": 5,
         "single_merging": 2,
     }

@@ -62,13 +62,13 @@ def on_faulty(config: Any, stage: Stage) -> Summary:
         for faulty, needed in by.items():
             for place, attack in enumerate(_attacks(faulty)):
                 reached = needed.gradients[place]
-                finite = reached[np.isfinite(reached)]
+                finite, computed = reached[np.isfinite(reached)], _at_least(needed)[place]
                 rows[f"{method}, f = {faulty}, {attack}"] = {
                     "accuracy": float(needed.accuracy[place, :, -1].mean()),
                     "std": float(needed.accuracy[place, :, -1].std()),
                     "gradients to 0.9": float(finite.mean()) if len(finite) else np.nan,
-                    "least": float(reached.min()),
-                    "most": float(reached.max()),
+                    "least": float(computed.min()),
+                    "most": float(computed.max()),
                     "seeds there": len(finite),
                 }
     return Summary(rows, claims(found), {"monna_gradients": _draw(found)})
@@ -122,7 +122,7 @@ def claims(found: Found) -> list[Claim]:
     mean = np.array(
         [_at_least(theirs[f])[:2].mean(1) / ours[f].gradients[:2].mean(1) for f in some]
     )
-    steps = np.array([_last_step(theirs[f].gradients[0]) for f in some])
+    steps = np.array([_last_step(_at_least(theirs[f])[0]) for f in some])
     return [
         Claim(
             "MoNNA's gradients to 0.9 grow at most linearly, to less than 1 + f times those without "
@@ -176,11 +176,21 @@ def _draw(found: Found) -> Any:
                 mean = np.array([one.mean() for one in kept])
                 spread = np.abs([[one.min() for one in kept], [one.max() for one in kept]] - mean)
                 needs.errorbar(
-                    at, mean, spread, linestyle=look[0], marker=look[1], color=colour,
-                    markersize=4, linewidth=1.2, elinewidth=0.7, label=f"{method}, {attack}",
+                    at,
+                    mean,
+                    spread,
+                    linestyle=look[0],
+                    marker=look[1],
+                    color=colour,
+                    markersize=4,
+                    linewidth=1.2,
+                    elinewidth=0.7,
+                    label=f"{method}, {attack}",
                 )
         base = found["MoNNA"][0].gradients[0].mean()
-        needs.plot(some, [base * (1 + f) for f in some], color="0.5", label="(1 + f) x MoNNA's at f = 0")
+        needs.plot(
+            some, [base * (1 + f) for f in some], color="0.5", label="(1 + f) x MoNNA's at f = 0"
+        )
         needs.set(yscale="log", xlabel="faulty peers f beside 12 honest ones", xticks=some)
         needs.set(ylabel="gradients of a peer to accuracy 0.9")
         needs.set_title("digits, softmax regression; mean and range over seeds")

@@ -23,9 +23,7 @@ def rules(faulty: int = FAULTY) -> Rules:
     }
 
 
-def mixer(
-    rule: gossip.NeighbourRule | None, faulty: int, honest: int = HONEST
-) -> gossip.Mixer:
+def mixer(rule: gossip.NeighbourRule | None, faulty: int, honest: int = HONEST) -> gossip.Mixer:
     """Of as many messages that arrive as there are honest peers: f hostile ones among them."""
     heard = robust_peers.heard(faulty, honest)
     if rule is None:

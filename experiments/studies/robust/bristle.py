@@ -191,7 +191,12 @@ def claims(found: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
         return Claim(f"{text}, every seed", bool(np.all(holds)), values.tolist(), limit)
 
     return [
-        each_seed("Bristle loses at most 0.02 to turned labels and to noise", lost <= 0.02, lost.max(1), 0.02),
+        each_seed(
+            "Bristle loses at most 0.02 to turned labels and to noise",
+            lost <= 0.02,
+            lost.max(1),
+            0.02,
+        ),
         each_seed("Bristle reaches 0.84 there and unattacked", ours >= 0.84, ours.min(1), 0.84),
         each_seed(
             "turned labels: mean and trimmed mean stay below 0.1",
