@@ -180,7 +180,7 @@ def _last_step(gradients: np.ndarray) -> np.ndarray:
 def _draw(found: Found) -> Any:
     numbers = list(found["MoNNA"])
     some = [f for f in numbers if f]
-    with figure(12.0, 4.6, ncols=2) as (drawn, axes):
+    with figure(12.0, 5.0, ncols=2) as (drawn, axes):
         needs, curves = axes
         for method, colour in zip(METHODS, ("C0", "C3"), strict=True):
             for place, attack in enumerate(ATTACKS):
@@ -203,7 +203,8 @@ def _draw(found: Found) -> Any:
         needs.set(yscale="log", xlabel="faulty peers f beside 12 honest ones", xticks=some)
         needs.set(ylabel="gradients of a peer to accuracy 0.9")
         needs.set_title("digits; mean and range over seeds; hollow: not reached by all")
-        needs.legend(fontsize=7, ncols=2)
+        handles = needs.get_legend_handles_labels()
+        drawn.legend(*handles, loc="outside lower center", ncols=5, fontsize=8)
         for method, colour in zip(METHODS, ("C0", "C3"), strict=True):
             for place, f in enumerate((some[0], min(3, some[-1]))):
                 needed = found[method][f]
@@ -213,7 +214,7 @@ def _draw(found: Found) -> Any:
                 band = lanes.min(0), lanes.max(0)
                 curves.fill_between(needed.spent, *band, color=colour, alpha=0.12, linewidth=0)
         curves.axhline(TARGET, color="0.5", linewidth=0.8)
-        curves.set(xscale="log", ylim=(0.4, 1), xlabel="gradients of a peer")
+        curves.set(xscale="log", xlim=(10, None), ylim=(0.4, 1), xlabel="gradients of a peer")
         curves.set(ylabel="test accuracy, mean of the honest", title="sign flip; mean and range")
         curves.legend()
     return drawn

@@ -240,6 +240,51 @@ def claims(found: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
             random,
             0.03,
         ),
+        *_of_fang(found),
+    ]
+
+
+def _of_fang(found: dict[str, dict[str, np.ndarray]]) -> list[Claim]:
+    """What Fang's two attacks do where peers own 4 classes: one nothing, one a lot."""
+    last = {name: found[name]["accuracy"][..., -1] for name in SHOWN}
+    on_krum, on_trimmed = ({name: own[:, row] for name, own in last.items()} for row in FANG)
+    lost = [last["Bristle"][:, 2] - own["Bristle"] for own in (on_krum, on_trimmed)]
+    trusted = found["Bristle"]["hostile foreign"][:, FANG[1]]
+    others = np.stack([on_trimmed[name] for name in ("mean", "trimmed mean (BRIDGE)", "Krum")])
+    ahead = on_trimmed["Bristle"] - others.max(0)
+    behind = on_trimmed["median"] - on_trimmed["Bristle"]
+
+    def each_seed(text: str, holds: Any, values: np.ndarray, limit: float) -> Claim:
+        return Claim(f"{text}, every seed", bool(np.all(holds)), values.tolist(), limit)
+
+    return [
+        each_seed(
+            "Fang's attack on Krum takes at most 0.02 from Bristle", lost[0] <= 0.02, lost[0], 0.02
+        ),
+        each_seed(
+            "Fang's attack on the trimmed mean takes more than 0.1 from Bristle",
+            lost[1] > 0.1,
+            lost[1],
+            0.1,
+        ),
+        each_seed(
+            "its liars pass for peers who know: they get weights above 4 (of 6) in foreign columns",
+            trusted > 4,
+            trusted,
+            4.0,
+        ),
+        each_seed(
+            "there Bristle is 0.1 above the mean, the trimmed mean and Krum",
+            ahead >= 0.1,
+            ahead,
+            0.1,
+        ),
+        Claim(
+            "and the median is as good as Bristle, mean over seeds",
+            bool(behind.mean() >= 0),
+            [float(behind.mean()), *behind.tolist()],
+            0.0,
+        ),
     ]
 
 
