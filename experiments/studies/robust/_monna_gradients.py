@@ -216,5 +216,5 @@ def _draw(found: Found) -> Any:
         curves.axhline(TARGET, color="0.5", linewidth=0.8)
         curves.set(xscale="log", xlim=(10, None), ylim=(0.4, 1), xlabel="gradients of a peer")
         curves.set(ylabel="test accuracy, mean of the honest", title="sign flip; mean and range")
-        curves.legend()
+        curves.legend(loc="center left")
     return drawn

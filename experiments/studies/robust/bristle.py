@@ -402,7 +402,7 @@ def statements(config: Config) -> list[str]:
 
 
 def _draw(found: dict[str, dict[str, np.ndarray]]) -> Any:
-    with figure(11.5, 4.4, ncols=2, gridspec_kw={"width_ratios": (3, 2)}) as (drawn, axes):
+    with figure(14.0, 4.6, ncols=2, gridspec_kw={"width_ratios": (5, 2)}) as (drawn, axes):
         bars, lines = axes
         width = 0.8 / len(SHOWN)
         for place, name in enumerate(SHOWN):
