@@ -420,7 +420,8 @@ def _draw(found: dict[str, dict[str, np.ndarray]]) -> Any:
             lines.fill_between(
                 rounds, curve.min(0), curve.max(0), color=COLOURS[name], alpha=0.15, linewidth=0
             )
-        bars.set_xticks(np.arange(len(ROWS)), [title.replace(", ", ",\n") for title in TITLES])
+        names = [title.replace(", ", ",\n").replace("against ", "against\n") for title in TITLES]
+        bars.set_xticks(np.arange(len(ROWS)), names)
         bars.set(ylim=(0, 1), ylabel="accuracy of benign peers on all classes")
         bars.set_title("10 benign peers, 5 liars under attack; mean and range over seeds")
         bars.grid(axis="x", visible=False)
