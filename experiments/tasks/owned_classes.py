@@ -192,7 +192,7 @@ def lane(data: dx.data.Split, each: int, attack: str, seed: int, steps: int, bat
 
 def lying(own: Lane) -> dx.channel.Channel:
     """The channel of a lane's hostile peers: one of `LIES`."""
-    liars = np.flatnonzero(IS_HOSTILE)
+    liars = range(BENIGN, PEERS)
     channels = (
         dx.channel.perfect(),
         attacks.one_sided(liars),

@@ -190,12 +190,13 @@ def _draw(found: Found) -> Any:
                 at = np.array(some) + 0.06 * (place - 1.5) + (0.03 if method == "LEARN" else 0)
                 mean = np.array([one.mean() for one in kept])
                 spread = np.abs([[one.min() for one in kept], [one.max() for one in kept]] - mean)
-                look = {"color": colour, "linestyle": style, "linewidth": 1.2, "elinewidth": 0.7}
-                needs.errorbar(at, mean, spread, **look)
+                needs.errorbar(
+                    at, mean, spread, color=colour, linestyle=style, linewidth=1.2, elinewidth=0.7
+                )
                 faces = [colour if all_there else "white" for all_there in there]
                 needs.scatter(at, mean, s=22, marker=marker, c=faces, edgecolors=colour, zorder=3)
-                label = {"label": f"{method}, {attack}", "marker": marker, "markersize": 4}
-                needs.plot([], [], color=colour, linestyle=style, **label)
+                shown = f"{method}, {attack}"
+                needs.plot([], [], f"{marker}{style}", color=colour, markersize=4, label=shown)
         base = found["MoNNA"][0].gradients[0].mean()
         needs.plot(
             some, [base * (1 + f) for f in some], color="0.5", label="(1 + f) x MoNNA's at f = 0"
