@@ -5,6 +5,7 @@ from dflax.decentralized.accelerated.continuized import continuized, unit_rates
 from dflax.decentralized.accelerated.dadao import dadao, synchronized
 from dflax.decentralized.accelerated.msda import gossip_steps, msda
 from dflax.decentralized.bristle import bristle
+from dflax.decentralized.consensus import consensus
 from dflax.decentralized.dfedadmm import Dual, dfedadmm, dfedadmm_sam, mean_dual
 from dflax.decentralized.dimat import dimat, dimat_mixer
 from dflax.decentralized.dispfl import Grow, dispfl
@@ -39,6 +40,7 @@ __all__ = [
     "adom_plus",
     "bristle",
     "combine_then_adapt",
+    "consensus",
     "continuized",
     "dadao",
     "dfedadmm",

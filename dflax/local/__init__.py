@@ -12,6 +12,7 @@ from dflax.local.adversarial_training.trades import trades
 from dflax.local.change_on import change_on
 from dflax.local.client_gradients import client_gradients
 from dflax.local.clipping import clipped
+from dflax.local.consensus import Minimised, Nearby, Splitting
 from dflax.local.convex.quadratic import (
     Quadratic,
     proximal_points,
@@ -42,11 +43,14 @@ __all__ = [
     "Estimate",
     "LargeBatch",
     "Loss",
+    "Minimised",
+    "Nearby",
     "Norm",
     "Optimizer",
     "Oracle",
     "Quadratic",
     "Solution",
+    "Splitting",
     "Subproblem",
     "adversarial",
     "change_on",

@@ -1,11 +1,13 @@
 """Algorithms with a server."""
 
 from dflax.server.adaptive import fedadagrad, fedadam, fedyogi
+from dflax.server.admm.consensus import consensus
 from dflax.server.admm.consensus_admm import consensus_admm
 from dflax.server.admm.dual_free_admm import dual_free_admm
 from dflax.server.admm.fedadmm import fedadmm
 from dflax.server.admm.rerce_fed import rerce_fed
 from dflax.server.admm.rerce_fed_continual import rerce_fed_continual
+from dflax.server.admm.residuals import Residuals, residual_balancing, residuals_within
 from dflax.server.fal import Attacked, fal
 from dflax.server.fedavg import fedavg
 from dflax.server.fednova import fednova
@@ -48,9 +50,11 @@ __all__ = [
     "Pruned",
     "Received",
     "Report",
+    "Residuals",
     "Server",
     "anchors",
     "bvr_l_sgd",
+    "consensus",
     "consensus_admm",
     "descent",
     "dual_free_admm",
@@ -83,6 +87,8 @@ __all__ = [
     "partial_averaging",
     "rerce_fed",
     "rerce_fed_continual",
+    "residual_balancing",
+    "residuals_within",
     "scaffold",
     "scaffold_m",
     "scaffold_m_vr",

@@ -15,6 +15,7 @@ from dflax import channel, decentralized, gossip, topology
 from dflax.data.dataset import Dataset
 from dflax.decentralized import Client
 from dflax.gossip import NodeEvents, poisson_stream, thinned
+from dflax.local import Minimised
 from dflax.local.convex.conjugate import least_squares_conjugate
 
 KEY = jax.random.key(0)
@@ -45,6 +46,13 @@ def work_on_heard(assignment, own, heard, data, index):
     return work(assignment, Client(heard, own.memory), data, index)
 
 
+def nearest(assignment, own, nearby, data, index):
+    """Half a step from the center along a gradient of the client's examples."""
+    batch = data.fetch(assignment.minibatches[0])
+    moved = jax.grad(lambda x: squares(x, batch, None)[0])(nearby.center)
+    return Minimised(nearby.center - 0.1 * moved, metrics={"loss": batch.inputs.sum()})
+
+
 def columns(params, batch, key):
     scores = batch.inputs @ params
     value = jnp.mean(jnp.square(scores - batch.labels[:, None]))
@@ -65,6 +73,7 @@ ROUNDS = {
     ),
     "adom_plus": lambda **o: decentralized.adom_plus(squares, PATH, **CONVEX, **o),
     "msda": lambda **o: decentralized.msda(least_squares_conjugate, PATH, **CONVEX, **o),
+    "consensus": lambda **o: decentralized.consensus(nearest, 1.0, RING, **o),
     "dfedadmm": lambda **o: decentralized.dfedadmm(squares, SGD, RING, **o),
     "dfedadmm_sam": lambda **o: decentralized.dfedadmm_sam(squares, SGD, RING, **o),
     "dfedavg": lambda **o: decentralized.dfedavg(squares, SGD, RING, **o),

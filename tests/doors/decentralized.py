@@ -42,6 +42,10 @@ def conjugate(y, batch):
     return y
 
 
+def minimise(assignment, own, nearby, data, index):
+    return dx.local.Minimised(nearby.center)
+
+
 CALLS = {
     "decentralized.adapt_then_combine": {"work": lambda *given: given, "mixer": MIXER},
     "decentralized.adom_plus": {"loss": LOSS, "graph": GRAPH, **CONVEX},
@@ -49,6 +53,7 @@ CALLS = {
     "decentralized.combine_then_adapt": {"work": lambda *given: given, "mixer": MIXER},
     "decentralized.continuized": {"conjugate": conjugate, "graph": GRAPH, **CONVEX},
     "decentralized.dadao": {"loss": LOSS, "rates": RATES, **CONVEX},
+    "decentralized.consensus": {"minimise": minimise, "penalty": 1.0, "mixer": MIXER},
     "decentralized.dfedadmm": GOSSIP,
     "decentralized.dfedadmm_sam": GOSSIP,
     "decentralized.dfedavg": GOSSIP,

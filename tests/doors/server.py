@@ -43,6 +43,11 @@ PERSONAL = dx.server.partial_averaging(
 
 POOLED = dx.Federation(DATA, dx.data.pools(PARTITION, 1), batch_size=2, local_steps=1)
 
+
+def minimise(assignment, own, nearby, data, index):
+    return dx.local.Minimised(nearby.center)
+
+
 CALLS = {
     "active.ActiveRounds": {"federation": POOLED},
     "active.active_learning": {
@@ -217,6 +222,7 @@ CALLS = {
     "server.anchors.periodic": {"period": 2},
     "server.anchors.recommended": {"clients": N, "cohort": 2},
     "server.bvr_l_sgd": {**METHOD, "period": 2},
+    "server.consensus": {"minimise": minimise, "penalty": 1.0, "clients": N},
     "server.consensus_admm": {"penalty": 1.0, **LINKS},
     "server.descent": {},
     "server.dual_free_admm": {**METHOD, "penalty": 1.0, "clients": N, **LINKS},
@@ -252,6 +258,8 @@ CALLS = {
     "server.scaffold": KEEPING,
     "server.scaffold_m": KEEPING,
     "server.scaffold_m_vr": KEEPING,
+    "server.residual_balancing": {},
+    "server.residuals_within": {"absolute": 1e-3, "relative": 1e-3},
     "server.sfprompt": {
         "split": SPLIT_MODEL,
         "loss": dx.losses.classification,

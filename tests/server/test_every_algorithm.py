@@ -56,10 +56,18 @@ IN_PARTS = dx.models.Split(
 )
 
 
+def nearest(assignment, own, nearby, data, index):
+    """The minimiser of half the squared distance from the client's example, near the center."""
+    example = data.fetch(assignment.minibatches[0]).inputs[0]
+    found = (example + nearby.penalty * nearby.center) / (1 + nearby.penalty)
+    return dx.local.Minimised(found.astype(own.params.dtype), metrics={"loss": example.sum()})
+
+
 # What each needs beside a channel and an aggregator. Those in NEEDS_GRADIENTS and NEEDS_OBJECTIVES get
 # them at `init`.
 ARGUMENTS = {
     "bvr_l_sgd": (half_square, SGD, 2),
+    "consensus": (nearest, 1.0, N),
     "consensus_admm": (1.0,),
     "dual_free_admm": (half_square, SGD, 1.0, N),
     "fal": (half_square, SGD, attack),

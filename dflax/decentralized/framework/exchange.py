@@ -95,7 +95,7 @@ def taking_part(round: Round, clients: int) -> Float[Array, " n"] | None:
     """The mask of clients that take part in a round; None when all do, whatever is drawn."""
     if round.cohort is None:
         return round.reports
-    reports = jnp.ones(round.cohort.shape) if round.reports is None else round.reports
+    reports = jnp.ones(round.cohort.shape, jnp.float32) if round.reports is None else round.reports
     return jnp.zeros(clients, jnp.float32).at[round.cohort].set(reports, unique_indices=True)
 
 

@@ -1,43 +1,16 @@
 """Consensus ADMM with duals at the clients, over links that may be noisy: the textbook's way."""
 
-from typing import NamedTuple
+from jaxtyping import Array, Float
 
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
-
-from dflax import validation
 from dflax.aggregation.aggregator import Aggregator
-from dflax.algorithm import Algorithm, Metrics
+from dflax.algorithm import Algorithm
 from dflax.channel.broadcast import without_memory
 from dflax.channel.channel import Channel
-from dflax.clients import select
 from dflax.data.dataset import Dataset
+from dflax.local.consensus import Minimised, Nearby, Splitting
 from dflax.local.convex.quadratic import Quadratic, objective_of, proximal_points
 from dflax.population import Assignment
-from dflax.server.framework.protocol import Arrived, Heard, Received, Report, Server
-from dflax.server.framework.with_server import with_server
-
-
-class Started(NamedTuple):
-    """What the server remembers.
-
-    Attributes:
-      started: `[]`, whether a round has been aggregated; before that everybody knows z_0.
-    """
-
-    started: Bool[Array, ""]
-
-
-class Primal(NamedTuple):
-    """What the n clients remember.
-
-    Attributes:
-      params: `[n, d]`, their models.
-      dual: `[n, d]`, phi_k, unscaled: a gradient in its units.
-    """
-
-    params: Float[Array, "n d"]
-    dual: Float[Array, "n d"]
+from dflax.server.admm.consensus import consensus
 
 
 def consensus_admm(
@@ -82,44 +55,25 @@ def consensus_admm(
     References:
       Boyd et al., Distributed Optimization and Statistical Learning via ADMM, chapter 7, 2011.
     """
-    validation.real("penalty", penalty, low=0.0, low_open=True, scalar=True)
 
     def start(
-        key: Key[Array, ""], params: Float[Array, " d"], objectives: Quadratic
-    ) -> tuple[Started, Primal]:
-        models = proximal_points(objectives, params, penalty)
-        return Started(jnp.bool_(False)), Primal(models, jnp.zeros_like(models))
-
-    def publish(server: Server) -> tuple[Array, Array]:
-        return server.params, server.memory.started
+        z: Float[Array, " d"], objectives: Quadratic
+    ) -> tuple[Float[Array, "n d"], tuple[()]]:
+        return proximal_points(objectives, z, penalty), ()
 
     def minimise(
-        assignment: Assignment, own: Primal, heard: Heard, data: Dataset, index: Array
-    ) -> Report:
-        x, phi = own
-        objective = objective_of(assignment, data)
-        nearest = objective.proximal_point(heard.message - phi / penalty, penalty).astype(x.dtype)
-        x = jnp.where(heard.arrived, nearest, x)
-        return Report(x + phi / penalty, Primal(x, phi), {})
+        assignment: Assignment, own: Splitting, nearby: Nearby, data: Dataset, index: Array
+    ) -> Minimised:
+        x = objective_of(assignment, data).proximal_point(nearby.center, nearby.penalty)
+        return Minimised(x.astype(own.params.dtype))
 
-    def update(server: Server, received: Received) -> tuple[Array, Started, Metrics]:
-        return received.message.astype(server.params.dtype), Started(jnp.bool_(True)), {}
-
-    def ascend(memory: Primal, arrived: Arrived, heard: Heard, index: Array) -> Primal:
-        x, phi = memory
-        risen = (phi + penalty * (x - heard.message)).astype(phi.dtype)
-        return Primal(x, select(heard.arrived, risen, phi))
-
-    return with_server(
-        start,
+    return consensus(
         minimise,
-        update,
+        penalty,
+        start=start,
+        proximal_start=True,
         aggregator=aggregator,
         channel=without_memory("uplink", uplink),
-        publish=publish,
         downlink=without_memory("downlink", downlink),
-        receive=ascend,
-        answer=publish,
-        equal=True,
         at_once=at_once,
     )

@@ -1,36 +1,22 @@
 """FedADMM: consensus ADMM with a server, inexact local solves and a few clients at a time."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
 from dflax import validation
-from dflax.algorithm import Algorithm, Metrics, Params
-from dflax.clients import replicate
+from dflax.algorithm import Algorithm
 from dflax.data.dataset import Dataset
+from dflax.local.consensus import Minimised, Nearby, Splitting
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.solver import Optimizer, check_pull, solver
 from dflax.local.subproblem import Subproblem
-from dflax.models.averaged import of_weights
 from dflax.population import Assignment
-from dflax.server.framework.protocol import Received, Report, Server
-from dflax.server.framework.rates import Rate, check_rate, rate_at
-from dflax.server.framework.with_server import with_server
-
-
-class Primal(NamedTuple):
-    """What a client remembers, leaves `[n, ...]`.
-
-    Attributes:
-      params: x_i, its last local model.
-      dual: y_i, unscaled: at the optimum -grad f_i.
-    """
-
-    params: Params
-    dual: Params
+from dflax.server.admm.consensus import consensus
+from dflax.server.framework.rates import Rate, check_rate
 
 
 def fedadmm(
@@ -84,39 +70,16 @@ def fedadmm(
     if server_rate is not None:
         check_rate("server_rate", server_rate, low=0.0, low_open=True)
 
-    def start(key: Key[Array, ""], params: Params) -> tuple[tuple[()], Primal]:
-        # Duals are sums over many rounds: float32 also for models in half precision.
-        dual = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), params
-        )
-        return (), replicate(Primal(params, dual), clients)
-
-    def local_work(
-        assignment: Assignment, own: Primal, server: Server, data: Dataset, index: Array
-    ) -> Report:
-        z = server.params
-        shift = jax.tree.map(lambda y, leaf: y.astype(leaf.dtype), own.dual, z)
-        problem = Subproblem(shift=shift, pull=pull, anchor=z)
-        first = own.params if warm else z
+    def minimise(
+        assignment: Assignment, own: Splitting, nearby: Nearby, data: Dataset, index: Array
+    ) -> Minimised:
+        problem = Subproblem(pull=jnp.asarray(pull), anchor=nearby.center)
+        first = own.params if warm else nearby.shared
         solution = solve(problem, first, assignment, data, index=index)
-        apart = jax.tree.map(jnp.subtract, solution.params, z)
-        risen = of_weights(apart)
-        dual = jax.tree.map(lambda y, d: y + pull * d, own.dual, risen)
-        # The change of x_i + y_i / pull, in which that of the dual is x_i - z.
-        message = jax.tree.map(
-            lambda new, old, d: new - old + d, solution.params, own.params, risen
-        )
+        apart = jax.tree.map(jnp.subtract, solution.params, nearby.shared)
         residual = {"primal_residual": optax.tree.norm(apart, squared=True)}
-        return Report(message, Primal(solution.params, dual), solution.metrics | residual)
+        return Minimised(solution.params, metrics=solution.metrics | residual)
 
-    def update(server: Server, received: Received) -> tuple[Params, tuple[()], Metrics]:
-        rate = received.share if server_rate is None else rate_at(server_rate, received.number)
-        return (
-            jax.tree.map(
-                lambda z, d: z + jnp.asarray(rate, z.dtype) * d, server.params, received.message
-            ),
-            (),
-            {},
-        )
-
-    return with_server(start, local_work, update, clients=clients, equal=True, **options)
+    return consensus(
+        minimise, pull, clients, duals="before", remember=True, rate=server_rate, **options
+    )
