@@ -20,6 +20,7 @@ NAMES = (
     "decentralized",
     "privacy",
     "robust_peers",
+    "robust_rounds",
     "merging",
     "reductions",
     "robust",

@@ -92,6 +92,16 @@ def robust_runs(name, compute):
     return curves | {"used": drawn(lanes, rounds)}
 
 
+def among_faulty(name, compute):
+    looks = 5 if name.startswith("MoNNA") else 28
+    return {"accuracy": 0.5 + drawn(1 if name.endswith("f = 0") else 4, 1, looks)}
+
+
+def on_pictures(name, compute):
+    lanes = (2 if name.startswith("NNA") else 1) * (4 if "under" in name else 1)
+    return named(("accuracy", "worst", "apart"), lanes, 1) | {"used": drawn(lanes, 20)}
+
+
 STAGES = {
     (server_comparison, 0): lambda name, compute: drawn(2, 1, 1, 6),
     (fedspeed, 0): lambda name, compute: drawn(2, 2, 100) if "averages" in name else drawn(2, 320),
@@ -117,8 +127,9 @@ STAGES = {
     (flag, 1): lambda name, compute: drawn(1, 1),
     (momentum_fl, 0): of_momentum,
     (monna, 0): robust_runs,
-    (monna, 1): lambda name, compute: drawn(2, 3),
-    (monna, 2): lambda name, compute: named(("accuracy", "worst"), 1),
+    (monna, 1): among_faulty,
+    (monna, 2): lambda name, compute: drawn(2, 3),
+    (monna, 3): on_pictures,
     (momentum_fl, 1): of_momentum,
 }
 

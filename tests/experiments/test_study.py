@@ -515,7 +515,7 @@ def test_a_study_that_needs_the_images_has_its_claims_listed(monkeypatch):
         "dimat": 1,
         "dp_sgd": 1,
         "fedcompass": 1,
-        "monna": 1,
+        "monna": 7,
         "server_comparison": 5,
         "single_merging": 2,
     }
