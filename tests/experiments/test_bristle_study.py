@@ -102,7 +102,7 @@ def numbers(good):
 
     ours = np.full((3, 7, 4), 0.9)
     ours[:, [1, 3, 4]] -= 0.01 if good else 0.1
-    ours[:, 5:] = (0.9, 0.7) if good else (0.8, 0.9)
+    ours[:, 5], ours[:, 6] = (0.9, 0.7) if good else (0.8, 0.9)
     weights = np.zeros((3, 7)) if good else np.full((3, 7), 0.2)
     weights[:, 6] = 5.0 if good else 0.2
     medians = curve(0.35 if good else 0.6)
