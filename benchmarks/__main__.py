@@ -35,6 +35,7 @@ NAMES = (
     "events",
     "asynchronous",
     "compression",
+    "secure_aggregation",
     "robots",
     "heavy_hitters",
     "verified",

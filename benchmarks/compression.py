@@ -26,7 +26,7 @@ def rows(quick: bool) -> list[Row]:
         "vector": jax.random.normal(keys[1], (clients, 1418)),
     }
     weights, key = jnp.ones(clients), jax.random.key(1)
-    sending = dx.channel.Sending(key)
+    sending = channel.Sending(key)
     repeats = 3 if quick else 5
     # To read and to write every message once.
     least = memory_ms(2 * sum(leaf.nbytes for leaf in jax.tree.leaves(messages)))

@@ -223,6 +223,41 @@ def stragglers(
     return Partial(_stragglers, participation, probability, jnp.asarray(least, float))
 
 
+def at_least_one(
+    join_key: Key[Array, ""],
+    first_key: Key[Array, ""],
+    probability: float | Float[Array, ""],
+    among: Bool[Array, " n"],
+) -> Bool[Array, " n"]:
+    """Each of some joins independently, given that at least one does; nobody where there is nobody.
+
+    Args:
+      join_key: a typed key.
+      first_key: another one.
+      probability: of joining, in (0, 1]; traceable.
+      among: `[n]` who may join.
+
+    Returns:
+      `[n]` who does.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.typed_key("join_key", join_key)
+    validation.typed_key("first_key", first_key)
+    validation.probability("probability", probability, low_open=True)
+    validation.array("among", among, kind="boolean", shape=("n",))
+    joined = jax.random.bernoulli(join_key, probability, among.shape)
+    # The first client that joins is at f with probability ~ (1 - p)^f; those behind it stay free.
+    # The law of everything else is untouched, so this is the conditional law exactly.
+    order = jnp.arange(len(among))
+    rank = jnp.cumsum(among) - 1
+    stays_out = jnp.log1p(-jnp.minimum(jnp.asarray(probability, float), 1.0 - 1e-7))
+    logits = jnp.where(among, rank.astype(stays_out.dtype) * stays_out, -jnp.inf)
+    first = jax.random.categorical(first_key, logits)
+    return among & jnp.where(order > first, joined, order == first)
+
+
 def rule_of(participation: Participation) -> tuple[str, tuple]:
     """The name of the factory that made a participation, and what it was made with.
 
@@ -312,15 +347,10 @@ def _bernoulli(
     clients: int,
 ) -> Cohort:
     join_key, first_key, order_key = jax.random.split(key, 3)
-    joined = jax.random.bernoulli(join_key, probability, (clients,))
     if nonempty:
-        # The first client that joins is at f with probability ~ (1 - p)^f; those behind it stay
-        # free. The law of everything else is untouched, so this is the conditional law exactly.
-        order = jnp.arange(clients)
-        stays_out = jnp.log1p(-jnp.minimum(jnp.asarray(probability, float), 1.0 - 1e-7))
-        logits = order.astype(stays_out.dtype) * stays_out
-        first = jax.random.categorical(first_key, logits)
-        joined = jnp.where(order > first, joined, order == first)
+        joined = at_least_one(join_key, first_key, probability, jnp.ones(clients, bool))
+    else:
+        joined = jax.random.bernoulli(join_key, probability, (clients,))
     if capacity is None:
         return Cohort(None, joined.astype(jnp.float32))
     _at_most(capacity, clients, "capacity")
@@ -443,6 +473,7 @@ _RULES = {
 __all__ = [
     "Cohort",
     "Count",
+    "at_least_one",
     "availability",
     "bernoulli",
     "distinct",

@@ -5,7 +5,12 @@ from dflax.aggregation.bulyan import bulyan
 from dflax.aggregation.by_leaf import Weighted, weighted_by_leaf
 from dflax.aggregation.caf import caf
 from dflax.aggregation.centred_clipping import centred_clipping
-from dflax.aggregation.clipped import arc, norm_bounding, static_clipping
+from dflax.aggregation.clipped import (
+    arc,
+    coordinate_clipping,
+    norm_bounding,
+    static_clipping,
+)
 from dflax.aggregation.combination import combination, distances_between
 from dflax.aggregation.coordinatewise import median, trimmed_mean
 from dflax.aggregation.dnc import dnc
@@ -18,6 +23,7 @@ from dflax.aggregation.majority_vote import majority_vote
 from dflax.aggregation.mixed import bucketing, nnm
 from dflax.aggregation.near_the_middle import mea_med, phocas
 from dflax.aggregation.normalised import mean_of_normalised
+from dflax.aggregation.recentred import Recentred, recentred
 from dflax.aggregation.rows.coordinates import gram, map_coordinates, mix_rows, sum_coordinates
 from dflax.aggregation.rows.distances import (
     distances_of_mixtures,
@@ -27,6 +33,8 @@ from dflax.aggregation.rows.distances import (
 )
 from dflax.aggregation.rows.order_statistics import median_rows, sorted_rows, trimmed_mean_rows
 from dflax.aggregation.rows.weighted_median import weighted_median_rows
+from dflax.aggregation.sampled import sampled
+from dflax.aggregation.scheduled import scheduled
 from dflax.aggregation.subsets import mda, mva, smea
 from dflax.aggregation.variance import kernels, rescaled, variance_corrected, variances
 
@@ -34,6 +42,7 @@ __all__ = [
     "Aggregator",
     "Combining",
     "FoolsGoldState",
+    "Recentred",
     "RootData",
     "Weighted",
     "arc",
@@ -42,6 +51,7 @@ __all__ = [
     "caf",
     "centred_clipping",
     "combination",
+    "coordinate_clipping",
     "counted_mean",
     "distances_between",
     "distances_of_mixtures",
@@ -69,7 +79,10 @@ __all__ = [
     "nnm",
     "norm_bounding",
     "phocas",
+    "recentred",
     "rescaled",
+    "sampled",
+    "scheduled",
     "smea",
     "sorted_rows",
     "squared_distances",

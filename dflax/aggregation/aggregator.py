@@ -30,6 +30,8 @@ class Combining(NamedTuple):
       clients: n, static; None where it is not known.
       params: the model that the clients started from: the server's before the round, or the own one of
         a client that combines what its neighbours sent. None where there is none.
+      invited: `[m]` who of the senders takes part in the round, whether or not its message arrived;
+        None where that is not known.
     """
 
     key: Key[Array, ""]
@@ -37,6 +39,7 @@ class Combining(NamedTuple):
     senders: Int[Array, " m"] | None = None
     clients: Count | None = None
     params: Params | None = None
+    invited: Bool[Array, " m"] | None = None
 
 
 class Aggregator(NamedTuple):

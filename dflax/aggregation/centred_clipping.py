@@ -12,7 +12,7 @@ from dflax.algorithm import Metrics
 from dflax.clients import weighted_sum
 
 
-def centred_clipping(radius: float, steps: int = 1) -> Aggregator:
+def centred_clipping(radius: float | Float[Array, ""], steps: int = 1) -> Aggregator:
     """Centred clipping: steps from the round before towards the messages, each pull of bounded length.
 
         v <- v + sum_i w_i (x_i - v) min(1, tau / |x_i - v|) / sum_i w_i          L times, tau = radius

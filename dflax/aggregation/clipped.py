@@ -17,7 +17,7 @@ from dflax.clients import select
 FIX = "For example dflax.aggregation.median()."
 
 
-def static_clipping(rule: Aggregator, radius: float = 2.0) -> Aggregator:
+def static_clipping(rule: Aggregator, radius: float | Float[Array, ""] = 2.0) -> Aggregator:
     """A rule that sees messages of length c at most.
 
         out = rule(x_i min(1, c / |x_i|))                    norms over all parameters, c = radius
@@ -41,7 +41,37 @@ def static_clipping(rule: Aggregator, radius: float = 2.0) -> Aggregator:
     return _clipped(rule, lambda norms, present: jnp.asarray(radius, norms.dtype))
 
 
-def norm_bounding(radius: float) -> Aggregator:
+def coordinate_clipping(rule: Aggregator, limit: float | Float[Array, ""]) -> Aggregator:
+    """A rule that sees messages whose every number lies in [-limit, limit]; others are cut.
+
+    Unlike a norm this bounds how far a message moves each coordinate, but of all d of them together
+    only by limit sqrt(d).
+
+    Args:
+      rule: any `Aggregator`.
+      limit: > 0, in the units of a coordinate; traceable.
+
+    Returns:
+      An `Aggregator` with the rule's state and metrics. With limit 2 and the mean it makes (1, 1.5) of
+      the messages (0, 3), (2, 1).
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.instance("rule", rule, Aggregator, FIX)
+    validation.real("limit", limit, low=0.0, low_open=True, scalar=True)
+
+    def apply(
+        messages: Message, weights: Float[Array, " m"], state: Any, combining: Combining
+    ) -> tuple[Message, Any, Metrics]:
+        most = jax.tree.map(lambda leaf: jnp.asarray(limit, leaf.dtype), messages)
+        cut = jax.tree.map(lambda leaf, b: jnp.clip(leaf, -b, b), messages, most)
+        return rule.apply(cut, weights, state, combining)
+
+    return Aggregator(rule.init, apply)
+
+
+def norm_bounding(radius: float | Float[Array, ""]) -> Aggregator:
     """The mean by weight of messages cut to the length c.
 
         out = sum_i w_i x_i min(1, c / |x_i|) / sum_i w_i                                  c = radius

@@ -34,7 +34,9 @@ Harm = Callable[[Float[Array, ""]], Float[Array, ""]]
 FAMILIES = ("inner_product", "little_is_enough")
 
 
-def inner_product(clients: Clients, factor: float = 2.0, *, knows: Knows = "all") -> Channel:
+def inner_product(
+    clients: Clients, factor: float | Float[Array, ""] = 2.0, *, knows: Knows = "all"
+) -> Channel:
     """Inner product manipulation, the fall of empires: `x_i <- -factor mean of the known messages`.
 
     With factor 1 hostile clients send the opposite of the honest mean, a sign flip of those who know
@@ -63,7 +65,9 @@ def inner_product(clients: Clients, factor: float = 2.0, *, knows: Knows = "all"
     return colluding(forge, clients, knows=knows)
 
 
-def little_is_enough(clients: Clients, deviations: float = 1.5, *, knows: Knows = "all") -> Channel:
+def little_is_enough(
+    clients: Clients, deviations: float | Float[Array, ""] = 1.5, *, knows: Knows = "all"
+) -> Channel:
     """A little is enough (ALIE): the mean of the known messages and some standard deviations.
 
         x_i <- mean + z std      coordinate by coordinate, std over k - 1 of k known ones, z = deviations

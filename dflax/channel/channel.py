@@ -29,12 +29,15 @@ class Sending(NamedTuple):
         said of a client. On the way down, from a server, they are the clients that the copies are
         for. None only where messages are sent by hand, outside of a federation.
       clients: n, static, so that a mask over all clients can be checked; None as for `senders`.
+      invited: `[m]` who of them takes part in the round, whether or not another channel has lost its
+        message since; None where that is not known.
     """
 
     key: Key[Array, ""]
     index: Int[Array, ""] | int = 0  # type: ignore[assignment]  # over the method of tuples
     senders: Int[Array, " m"] | None = None
     clients: Count | None = None
+    invited: Bool[Array, " m"] | None = None
 
 
 class Channel(NamedTuple):

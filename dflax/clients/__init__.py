@@ -13,7 +13,7 @@ from dflax.clients.devices import (
     with_their_clients,
 )
 from dflax.clients.mapping import map_clients, map_cohort, map_present
-from dflax.clients.reductions import mean_metrics, weighted_mean, weighted_sum
+from dflax.clients.reductions import mean_metrics, sum_clients, weighted_mean, weighted_sum
 from dflax.clients.rows import against, gather, replicate, require_structure, scatter, select
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "scatter",
     "select",
     "shared_axis",
+    "sum_clients",
     "weighted_mean",
     "weighted_sum",
     "with_their_clients",

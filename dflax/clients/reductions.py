@@ -1,14 +1,16 @@
 """Weighted sums and means over the client axis."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from dflax import validation
-from dflax.clients.devices import client_devices, known_to_all, model_devices, platform
+from dflax.clients.devices import CLIENTS, client_devices, known_to_all, model_devices, platform
 from dflax.clients.rows import against
 from dflax.programs.exchanges import mean_over, sends, size
 
@@ -91,6 +93,65 @@ def _sum_of_rows(factors: Float[Array, " m"], leaf: Float[Array, "m ..."]) -> Fl
     with sends(lambda: mean_over(client_devices(), size(values) / len(leaf))):
         product = jnp.tensordot(factors, values, axes=1, precision=exact)
     return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
+
+
+def sum_clients(
+    function: Callable[..., PyTree[Array]],
+    *stacked: PyTree[Array],
+    shared: tuple[PyTree[Array], ...] = (),
+) -> PyTree[Array]:
+    """`sum_i function(*(tree[i] for tree in stacked), *shared)`, without an array of all terms.
+
+    A CPU adds one client's term after another, accelerators reduce them in one pass. Where clients are
+    dealt over devices, each adds up its own, and the sums are added. Sums are in the terms' own dtype:
+    integers wrap around, so they are the same in any order; make narrow numbers wide in `function`.
+
+    Args:
+      function: of one client's rows, then of what is shared; a tree of arrays.
+      *stacked: pytrees whose leaves share the leading axis m >= 1.
+      shared: pytrees that every client reads whole.
+
+    Returns:
+      A tree as `function` returns it.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.function("function", function)
+    count = validation.leading_axis("stacked", stacked, least=1)
+
+    def here(stacked: Any, shared: Any) -> PyTree[Array]:
+        if platform() != "cpu":
+            terms = jax.vmap(lambda row: function(*row, *shared))(stacked)
+            return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0, dtype=leaf.dtype), terms)
+        rows = jax.tree.leaves(stacked)[0].shape[0]
+
+        def term(place: Any) -> PyTree[Array]:
+            row = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, place, 0, False), stacked
+            )
+            return function(*row, *shared)
+
+        def add(place: Array, total: PyTree[Array]) -> PyTree[Array]:
+            return jax.tree.map(jnp.add, total, term(place))
+
+        shapes = jax.eval_shape(term, 0)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.fori_loop(0, rows, add, zeros)
+
+    if client_devices(count) == 1:
+        return here(stacked, shared)
+
+    def dealt(stacked: Any, shared: Any) -> PyTree[Array]:
+        return jax.lax.psum(here(stacked, shared), CLIENTS)
+
+    return jax.shard_map(
+        dealt,
+        in_specs=(PartitionSpec(CLIENTS), PartitionSpec()),
+        out_specs=PartitionSpec(),
+        axis_names={CLIENTS},
+        check_vma=False,
+    )(stacked, jax.tree.map(jnp.asarray, shared))
 
 
 def mean_metrics(metrics: PyTree[Array], weights: Float[Array, " m"]) -> PyTree[Array]:

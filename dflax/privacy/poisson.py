@@ -27,6 +27,11 @@ class PoissonSampled(Partition):
     largest: int = dataclasses.field(default=0, metadata={"static": True})
     leaves_places_empty = True
 
+    @property
+    def expected(self) -> Float[Array, " n"]:
+        """The clients' expected numbers of examples in a minibatch, `b_i = p_i n_i`, float32."""
+        return self.probability * self.sizes.astype(jnp.float32)
+
     def minibatches_and_left_out(
         self,
         seed: UInt32[Array, "2"],

@@ -11,20 +11,32 @@ from dflax.recipes.fedexp import fedexp
 from dflax.recipes.k_gt import k_gt
 from dflax.recipes.learn import learn
 from dflax.recipes.monna import monna
+from dflax.recipes.private_baselines import (
+    distributed_dp,
+    dp_fedsgd,
+    dp_median,
+    dp_momentum,
+    local_dp_momentum,
+)
 from dflax.recipes.scaffnew import scaffnew
 
 __all__ = [
     "Personal",
     "afa",
     "diloco",
+    "distributed_dp",
     "ditto",
     "dp_fedavg",
+    "dp_fedsgd",
     "dp_ftrl",
+    "dp_median",
+    "dp_momentum",
     "exact_diffusion",
     "fedbuff",
     "fedexp",
     "k_gt",
     "learn",
+    "local_dp_momentum",
     "monna",
     "scaffnew",
 ]

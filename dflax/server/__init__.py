@@ -8,6 +8,8 @@ from dflax.server.admm.fedadmm import fedadmm
 from dflax.server.admm.rerce_fed import rerce_fed
 from dflax.server.admm.rerce_fed_continual import rerce_fed_continual
 from dflax.server.admm.residuals import Residuals, residual_balancing, residuals_within
+from dflax.server.dp_brem import dp_brem, dp_brem_plus
+from dflax.server.dp_rsa import dp_rsa
 from dflax.server.fal import Attacked, fal
 from dflax.server.fedavg import fedavg
 from dflax.server.fednova import fednova
@@ -16,6 +18,7 @@ from dflax.server.fedsam import fedsam
 from dflax.server.fedsmoo import fedsmoo
 from dflax.server.fedspeed import feddyn, fedspeed
 from dflax.server.framework.averaging import descent, local_change
+from dflax.server.framework.client_momentum import client_momentum
 from dflax.server.framework.protocol import Arrived, Clients, Heard, Received, Report, Server
 from dflax.server.framework.with_server import with_server
 from dflax.server.kcfu import Partner, kcfu
@@ -56,9 +59,13 @@ __all__ = [
     "Server",
     "anchors",
     "bvr_l_sgd",
+    "client_momentum",
     "consensus",
     "consensus_admm",
     "descent",
+    "dp_brem",
+    "dp_brem_plus",
+    "dp_rsa",
     "dual_free_admm",
     "expectation_maximisation",
     "fal",

@@ -14,6 +14,7 @@ from experiments.studies.decentralized import (
     variance_corrected,
 )
 from experiments.studies.introduction import learning_rate, reference
+from experiments.studies.private import dp_brem
 from experiments.studies.robust import flag, monna
 from experiments.studies.server import (
     compression,
@@ -102,7 +103,15 @@ def on_pictures(name, compute):
     return named(("accuracy", "worst", "apart"), lanes, 1) | {"used": drawn(lanes, 20)}
 
 
+def private_runs(name, compute):
+    """Lanes of the quick settings: five attacks, or two where fewer are looked at."""
+    return drawn(2 if "pixels" in name or "more noise" in name else 5, 5)
+
+
 STAGES = {
+    (dp_brem, 0): private_runs,
+    (dp_brem, 1): lambda name, compute: {"gap": drawn(2, 50), "bytes": drawn(2, 50)},
+    (dp_brem, 3): lambda name, compute: drawn(10),
     (server_comparison, 0): lambda name, compute: drawn(2, 1, 1, 6),
     (fedspeed, 0): lambda name, compute: drawn(2, 2, 100) if "averages" in name else drawn(2, 320),
     (fedspeed, 1): lambda name, compute: drawn(1, 1, 1, 3),

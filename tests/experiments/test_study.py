@@ -514,6 +514,7 @@ def test_a_study_that_needs_the_images_has_its_claims_listed(monkeypatch):
         "dfedadmm": 2,
         "dimat": 1,
         "dp_sgd": 1,
+        "dp_brem": 3,
         "fedcompass": 1,
         "monna": 7,
         "server_comparison": 5,

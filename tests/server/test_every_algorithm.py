@@ -78,6 +78,10 @@ ARGUMENTS = {
     "bvr_l_sgd": (half_square, SGD, 2),
     "consensus": (nearest, 1.0, N),
     "consensus_admm": (1.0,),
+    "client_momentum": (lambda number, expected: dx.local.gradient(half_square), N),
+    "dp_brem": (half_square, N),
+    "dp_brem_plus": (half_square, N, dx.privacy.secure_aggregation(KEY, N, bound=9.0)),
+    "dp_rsa": (half_square, N),
     "dual_free_admm": (half_square, SGD, 1.0, N),
     "expectation_maximisation": (
         lambda model: {"sum": 0 * model, "count": 0 * model},
@@ -112,6 +116,15 @@ ARGUMENTS = {
     "scaffold_m": (half_square, SGD, N),
     "scaffold_m_vr": (half_square, SGD, N),
 }
+# Numbers without a default.
+NUMBERS = {
+    "client_momentum": {"rate": 0.1},
+    "dp_rsa": {"rate": 0.1, "record_clip": 9.0, "noise": 0.1},
+}
+NUMBERS["dp_brem"] = NUMBERS["dp_brem_plus"] = NUMBERS["dp_rsa"] | {"radius": 1.0}
+# They make the rule themselves.
+OWN_RULE = {"dp_brem", "dp_brem_plus"}
+ONE_STEP = set(NUMBERS)
 NEEDS_GRADIENTS = {"fedamd", "fedavg_m_vr", "scaffold_m_vr"}
 NEEDS_OBJECTIVES = {"consensus_admm", "rerce_fed", "rerce_fed_continual"}
 TWO_LINKS = NEEDS_OBJECTIVES | {"dual_free_admm"}
@@ -119,6 +132,8 @@ TWO_LINKS = NEEDS_OBJECTIVES | {"dual_free_admm"}
 STATED = {"full", "staleness"}
 COUNTS = {"clients_reporting", "messages_lost", "walk_clients_reporting", "walk_messages_lost"}
 COUNTS |= {"examples_kept", "examples_local", "examples_scored"}
+COUNTS |= {"messages_clipped", "messages_dropped", "messages_sampled", "numbers_clipped"}
+COUNTS |= {"bytes_sent", "bytes_received", "proofs_refused", "rounds_dropped"}
 COUNTS |= {"gradients", "numbers_up", "numbers_down", "anchors", "miners"}
 
 
@@ -141,7 +156,10 @@ def build(name, rate):
     if name == "partial_averaging":
         options |= {"local": server.layers("own"), "clients": N}
     method = getattr(server, name)
-    return method(*ARGUMENTS[name], aggregator=aggregation.mean(), **options)
+    options |= NUMBERS.get(name, {})
+    if name not in OWN_RULE:
+        options["aggregator"] = aggregation.mean()
+    return method(*ARGUMENTS[name], **options)
 
 
 def begin(name):
@@ -161,7 +179,7 @@ def pooled(source):
 
 @functools.cache
 def drawn(name=""):
-    source = task().federation(local_steps=2)
+    source = task().federation(local_steps=1 if name in ONE_STEP else 2)
     if name == "kcfu":
         source = pooled(source)
     if name in NEEDS_OBJECTIVES:

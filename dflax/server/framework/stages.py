@@ -116,7 +116,14 @@ def in_hand(
         nothing = jax.tree.map(jnp.zeros_like, contributions)
         contributions = select(weights > 0, contributions, nothing)
     server = state.server
-    context = Combining(keys.aggregator, round.number, round.members, round.clients, server.params)
+    context = Combining(
+        keys.aggregator,
+        round.number,
+        round.members,
+        round.clients,
+        server.params,
+        round.weights > 0,
+    )
     one, combining, measured = combined(
         method.aggregator, contributions, weights, of_kind, server.aggregator, context
     )
@@ -168,4 +175,4 @@ def rested(method: Method, memory: Any, round: Round) -> Any:
 
 def sending(round: Round, key: Key[Array, ""]) -> Sending:
     """One sending between the cohort and the server."""
-    return Sending(key, round.number, round.members, round.clients)
+    return Sending(key, round.number, round.members, round.clients, round.weights > 0)

@@ -1,0 +1,1 @@
+"""Secure aggregation: fixed-point numbers, masks that cancel, and the protocol of both."""
