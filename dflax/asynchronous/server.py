@@ -14,7 +14,16 @@ from dflax.asynchronous.staleness import Discount
 from dflax.asynchronous.timetable import Timetable
 from dflax.asynchronous.waves import Waves, waves
 from dflax.channel.channel import Channel, Sending, perfect, sent_through
-from dflax.clients import against, everywhere, gather, map_present, mean_metrics, replicate, scatter
+from dflax.clients import (
+    against,
+    client_devices,
+    everywhere,
+    gather,
+    map_present,
+    mean_metrics,
+    replicate,
+    scatter,
+)
 from dflax.data.dataset import Dataset
 from dflax.local import Loss, Optimizer, Oracle, Subproblem, solver
 from dflax.metrics import disjoint
