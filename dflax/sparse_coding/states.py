@@ -1,12 +1,12 @@
 """Which states of the latents are kept: none, each alone, and patterns of few among the candidates."""
 
 import itertools
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.special import gammaln
 
 from dflax import validation
 
@@ -53,7 +53,7 @@ def truncation(latents: int, candidates: int, most: int, values: int = 1) -> Tru
     validation.integer("most", most, low=1, high=candidates)
     validation.integer("values", values, low=1)
     rows = []
-    count = sum(_choose(candidates, g) * values**g for g in range(2, most + 1))
+    count = sum(math.comb(candidates, g) * values**g for g in range(2, most + 1))
     if count > MOST_PATTERNS:
         raise ValueError(
             f"candidates and most must make at most {MOST_PATTERNS:,} patterns, got {candidates} and "
@@ -66,10 +66,6 @@ def truncation(latents: int, candidates: int, most: int, values: int = 1) -> Tru
                 row[list(places)] = chosen
                 rows.append(row)
     return Truncation(latents, candidates, most, np.array(rows, int).reshape(-1, candidates))
-
-
-def _choose(n: int, k: int) -> float:
-    return float(np.round(np.exp(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))))
 
 
 def mass_within(
@@ -93,7 +89,7 @@ def mass_within(
     validation.probability("active", active)
     H = truncation.latents
     g = np.arange(truncation.most + 1)
-    weights = np.array([_choose(H, int(k)) for k in g])
+    weights = np.array([float(math.comb(H, int(k))) for k in g])
     pi = jnp.asarray(active)
     terms = jnp.asarray(weights, pi.dtype) * pi**g * (1 - pi) ** (H - g)
     return terms.sum(), (g * terms).sum()
