@@ -18,7 +18,9 @@ NAMES = (
     "resnet",
     "server",
     "decentralized",
+    "privacy",
     "robust_peers",
+    "robust_rounds",
     "merging",
     "reductions",
     "robust",
@@ -35,6 +37,8 @@ NAMES = (
     "compression",
     "secure_aggregation",
     "robots",
+    "heavy_hitters",
+    "verified",
 )
 RESULTS = pathlib.Path("results")
 

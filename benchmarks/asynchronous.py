@@ -2,6 +2,7 @@
 
 import functools
 import time
+import warnings
 from typing import Any
 
 import jax
@@ -10,12 +11,18 @@ import numpy as np
 import optax
 
 import dflax as dx
+from benchmarks import peers, rounds
 from benchmarks.ceilings import memory_ms
+from benchmarks.logistic import logits
 from benchmarks.measure import Row, milliseconds
+from benchmarks.tasks import MLP
 from dflax import asynchronous
 
 CLIENTS, DIMENSION = 20, 421_642
 LONG, MANY, SMALL = 100_000, 100, 10
+# The network of the row "mlp", at fewer clients.
+FEDASYNC = MLP._replace(clients=20, cohort=20)
+ALPHA, POWER = 0.9, 0.5
 
 
 def nearer(x: Any, batch: dx.data.Batch, key: Any) -> tuple[jax.Array, dict[str, Any]]:
@@ -37,8 +44,12 @@ def federation(clients: int) -> dx.Federation:
 
 
 def rows(quick: bool) -> list[Row]:
-    """Events at the size of a CNN, then a hundred thousand of a small model."""
-    return [*large(3.0 if quick else 8.0), *long(10_000 if quick else LONG)]
+    """Events at the size of a CNN, a hundred thousand of a small model, and those of a peer."""
+    return [
+        *large(3.0 if quick else 8.0),
+        *long(10_000 if quick else LONG),
+        *beside_peer(3.0 if quick else 20.0),
+    ]
 
 
 def large(horizon: float) -> list[Row]:
@@ -115,3 +126,55 @@ def long(count: int) -> list[Row]:
         ),
         Row(f"making the timetable of {events:,} events, and its waves", planned),
     ]
+
+
+def beside_peer(horizon: float) -> list[Row]:
+    """FedAsync of a perceptron, event for event as APPFL's simulation has it; both take turns."""
+    n, key = FEDASYNC.clients, jax.random.key(0)
+    times = asynchronous.exponential(n, least=0.2, seed=0)
+    with warnings.catch_warnings():
+        # It leans to the fast clients, there and here.
+        warnings.simplefilter("ignore", asynchronous.SurrogateWarning)
+        table = asynchronous.immediate(
+            times, horizon, local_steps=FEDASYNC.steps, weights=np.full(n, ALPHA / n)
+        )
+    cut = asynchronous.waves(table)
+    method = asynchronous.asynchronous_server(
+        dx.losses.classification(logits),
+        optax.sgd(FEDASYNC.rate),
+        cut,
+        discount=asynchronous.polynomial(POWER),
+    )
+    joined = asynchronous.join(rounds.federation(FEDASYNC), cut)
+    state = method.init(key, jax.tree.map(jnp.asarray, FEDASYNC.layers()))
+    work = jax.jit(lambda state, source: dx.rollout(method, state, source, key, cut.rounds)[0])
+    events, own, theirs = len(table.clients), [], []
+    for _ in range(2):
+        own.append(milliseconds(lambda: work(state, joined), units=events))
+        answer = peers.run(
+            "appfl_simulation",
+            "events_appfl",
+            task=FEDASYNC,
+            seconds=list(times),
+            events=events,
+            alpha=ALPHA,
+            power=POWER,
+            repeats=2,
+        )
+        if answer is None:
+            break
+        require_same(table, answer.pop("history"))
+        theirs.append(answer)
+    name = f"an event of FedAsync, n={n}, perceptron 784-100-10, {FEDASYNC.steps} local steps"
+    return Row(name, min(own)).beside(min(theirs, key=lambda one: one["ms"], default=None))
+
+
+def require_same(table: asynchronous.Timetable, history: list[list[float]]) -> None:
+    """Refuses a peer's schedule that is another one."""
+    time_there, clients, staleness = np.array(history).T
+    same = np.allclose(time_there, table.time, rtol=1e-6, atol=0)
+    same = same and np.array_equal(clients, table.clients)
+    if not (same and np.array_equal(staleness, table.staleness)):
+        raise ValueError(
+            "history must be that of the timetable: times, clients and staleness differ."
+        )

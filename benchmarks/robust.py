@@ -45,6 +45,7 @@ WORK = {
     "Multi-Krum": Work(aggregation.multi_krum(FAULTY, others="m-f-1"), "MultiKrum", F),
     "CAF": Work(aggregation.caf(FAULTY), "CAF", F),
     f"MDA, f = {FEW}": Work(aggregation.mda(FEW), "MDA", G),
+    f"SMEA, f = {FEW}": Work(aggregation.smea(FEW), "SMEA", G),
     "centred clipping, 1 step": Work(
         aggregation.centred_clipping(100.0), "CenteredClipping", {"tau": 100.0, "L": 1}
     ),

@@ -1,5 +1,8 @@
 """Secure aggregation: messages encoded, added up modulo 2^32 and decoded, against a copy."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -40,7 +43,7 @@ def rows(quick: bool) -> list[Row]:
 
     least = memory_ms(messages.nbytes)
 
-    def timed(function: object) -> float:
+    def timed(function: Callable[..., Any]) -> float:
         compiled = jax.jit(function)
         return milliseconds(lambda: compiled(messages, weights), repeats=repeats)
 

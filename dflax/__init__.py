@@ -11,6 +11,7 @@ from dflax import (
     evaluation,
     export,
     gossip,
+    heavy_hitters,
     local,
     losses,
     matching,
@@ -21,7 +22,9 @@ from dflax import (
     recipes,
     robots,
     server,
+    sparse_coding,
     topology,
+    verified_inference,
 )
 from dflax.algorithm import Algorithm, Events, FederatedState, Limit, Source, rollout
 from dflax.clients import (
@@ -77,6 +80,7 @@ __all__ = [
     "export",
     "gather",
     "gossip",
+    "heavy_hitters",
     "interrupt",
     "local",
     "losses",
@@ -100,9 +104,11 @@ __all__ = [
     "server",
     "side_by_side",
     "sinks",
+    "sparse_coding",
     "stretches",
     "sweep",
     "topology",
+    "verified_inference",
     "weighted_mean",
 ]
 

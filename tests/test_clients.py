@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dflax as dx
-from dflax.clients import DealtWithClients
+from dflax.clients import DealtWithClients, map_present
 from dflax.data.dealt import Dealt
 
 
@@ -130,6 +130,33 @@ def test_a_client_alone_reads_its_row_where_it_lies():
 
     assert "f32[50,64]" in program(2)
     assert "f32[50,64]" not in program(1)
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 2, 6])
+def test_map_present_passes_over_who_is_absent(at_once):
+    rows, factor = jnp.arange(1.0, 13.0).reshape(6, 2), jnp.float32(3.0)
+    present = jnp.array([True, False, False, False, False, True])
+
+    def scaled(row, factor):
+        return {"a": factor * row, "n": jnp.int32(7)}
+
+    def mapped(present, rows, chunk):
+        return map_present(scaled, present, rows, shared=(factor,), chunk=chunk, at_once=at_once)
+
+    everyone = jax.jit(mapped, static_argnums=2)(present, rows, None)
+    np.testing.assert_array_equal(everyone["a"], 3 * rows)
+    found = jax.jit(mapped, static_argnums=2)(present, rows, 2)
+    # Small clients run at the same time unless told otherwise, here by twos.
+    beside = [0, 5] if at_once == 1 else [0, 1, 4, 5]
+    for row in range(6):
+        there = row in beside
+        np.testing.assert_array_equal(found["a"][row], 3 * rows[row] if there else [0, 0])
+        assert found["n"][row] == (7 if there else 0)
+    with jax.set_mesh(dx.client_mesh()):
+        dealt = jax.jit(mapped, static_argnums=2)(present, rows, 2)
+    np.testing.assert_array_equal(dealt["a"][jnp.array([0, 5])], 3 * rows[jnp.array([0, 5])])
+    with pytest.raises(ValueError, match="chunk must divide the 6 clients, got 4"):
+        mapped(present, rows, 4)
 
 
 def test_map_clients_refuses_axes_that_differ():

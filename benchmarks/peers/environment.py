@@ -15,8 +15,16 @@ ENVIRONMENTS = {
     "torch": ("torch==2.13.0", "pfl==0.6.0", "byzfl==0.0.11"),
     "fedjax": ("fedjax==0.0.17", "jax==0.10.2", "optax==0.2.8"),
     "flower": ("torch==2.13.0", "flwr[simulation]==1.41.0"),
+    "opacus": ("torch==2.13.0", "opacus>=1.5"),
     # Its scheduler alone is run, which needs NumPy.
     "appfl": ("--no-deps", "appfl==1.12.0", "numpy==2.2.6"),
+    "ldp": (
+        "pure-ldp==1.2.0",
+        "multi-freq-ldpy==0.2.5",
+        "scikit-learn==1.9.1",
+        "statsmodels==0.15.0",
+    ),
+    "appfl_simulation": ("torch==2.13.0", "appfl==1.12.0"),
 }
 
 
@@ -41,7 +49,10 @@ PEERS = {
     "pfl": Peer("pfl-research", "pfl", "torch"),
     "byzfl": Peer("ByzFL", "byzfl", "torch"),
     "fedjax": Peer("FedJAX", "fedjax", "fedjax"),
+    "opacus": Peer("Opacus", "opacus", "opacus"),
     "appfl": Peer("APPFL", "appfl", "appfl"),
+    "pure_ldp": Peer("pure-ldp", "pure-ldp", "ldp"),
+    "appfl_simulation": Peer("APPFL's simulation", "appfl", "appfl_simulation", optional=True),
     "flower": Peer("Flower", "flwr", "flower", optional=True),
 }
 

@@ -1,5 +1,7 @@
 """The image models of `dflax.models` in PyTorch."""
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -63,3 +65,11 @@ def resnet(classes: int) -> nn.Module:
 
 
 NETWORKS = {"cnn": cnn, "resnet": resnet}
+
+
+def perceptron(widths: list[int]) -> nn.Module:
+    """Linear layers of these widths with ReLU between them."""
+    layers: list[nn.Module] = []
+    for into, out in itertools.pairwise(widths):
+        layers += [nn.Linear(into, out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

@@ -98,8 +98,8 @@ def mean() -> Aggregator:
 def counted_mean(messages: Message, weights: Float[Array, " m"]) -> Message:
     """`weighted_mean` of the messages of positive weight; the others may hold anything, NaNs too.
 
-    For rules that have found which combination of the messages they want. It costs one reading more,
-    and a copy of all messages where one of them holds a NaN or an infinity.
+    For rules that have found which combination of the messages they want. It costs a second reading
+    and a copy of all messages where one of them holds a NaN or an infinity, and else nothing.
 
     Args:
       messages: floating-point leaves `[m, ...]`.
@@ -116,12 +116,45 @@ def counted_mean(messages: Message, weights: Float[Array, " m"]) -> Message:
     if np.ndim(weights) != 1:
         raise ValueError(f"weights must be one number per message, got shape {np.shape(weights)}.")
     present = jnp.asarray(weights) > 0
-    return without_the_rest(weighted_mean, messages, jnp.asarray(weights), present)
+    return _counted(weighted_mean, messages, jnp.asarray(weights), present)
 
 
-def counted_sum(messages: Message, coefficients: Float[Array, " m"]) -> Message:
-    """`weighted_sum` of the messages whose coefficient is not 0; the others may hold anything."""
-    return without_the_rest(weighted_sum, messages, coefficients, coefficients != 0)
+def counted_sum(
+    messages: Message,
+    coefficients: Float[Array, " m"],
+    present: Bool[Array, " m"] | None = None,
+) -> Message:
+    """`weighted_sum` of those who are present; the others, of coefficient 0, may hold anything.
+
+    Args:
+      messages: floating-point leaves `[m, ...]`.
+      coefficients: `[m]`, 0 for those who are not present.
+      present: `[m]`; None: those whose coefficient is not 0.
+    """
+    there = coefficients != 0 if present is None else present
+    return _counted(weighted_sum, messages, coefficients, there)
+
+
+def _counted(
+    combine: Callable[[Message, Array], Message],
+    messages: Message,
+    factors: Array,
+    present: Bool[Array, " m"],
+) -> Message:
+    """A sum with factors, 0 for those who do not count, whatever these hold.
+
+    0 times a NaN or an infinity is NaN, so a finite sum is the right one. Any other is taken again with
+    zeros for those who do not count.
+    """
+    found = combine(messages, factors)
+
+    def again(messages: Message, found: Message) -> Message:
+        nothing = jax.tree.map(jnp.zeros_like, messages)
+        return combine(select(present, messages, nothing), factors)
+
+    leaves = jax.tree.leaves(found)
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+    return jax.lax.cond(finite, lambda messages, found: found, again, messages, found)
 
 
 def without_the_rest(

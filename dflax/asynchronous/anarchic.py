@@ -17,6 +17,7 @@ def arrivals(
     rounds: int,
     *,
     probabilities: Float[AnyArray, " n"] | None = None,
+    adversary: Int[AnyArray, "T m"] | None = None,
     delay: int = 0,
     local_steps: int | tuple[int, int] | Int[AnyArray, " n"] = 1,
     memory: bool = False,
@@ -24,15 +25,16 @@ def arrivals(
 ) -> Timetable:
     """Every step of the server collects m of n clients; their models are up to tau steps old.
 
-    A step's clients are drawn one after another without replacement, with fixed probabilities. A
-    delay is uniform on {0, ..., min(tau, t)}. Weights are 1 / m; with a memory of all clients 1 / n,
-    see `afa_cs`.
+    A step's clients are drawn one after another without replacement, with fixed probabilities, or an
+    adversary has named them. A delay is uniform on {0, ..., min(tau, t)}. Weights are 1 / m; with a
+    memory of all clients 1 / n, see `dflax.recipes.afa`.
 
     Args:
       clients: n >= 1.
       collect: m in [1, n].
       rounds: T >= 1, steps of the server; step t is at t + 1 seconds.
       probabilities: `[n]` > 0, scaled to sum to 1; default equal ones.
+      adversary: `[T, m]` numbers of distinct clients in [0, n), who come to each step; default drawn.
       delay: tau >= 0.
       local_steps: K >= 1; (least, most), each piece of work uniform between them; or `[n]`, each
         client's own.
@@ -54,6 +56,11 @@ def arrivals(
     given = np.ones(clients) if probabilities is None else probabilities
     validation.real("probabilities", given, low=0.0, low_open=True)
     validation.leading_axis("probabilities", given, clients)
+    named = None if adversary is None else _named(adversary, (rounds, collect), clients)
+    if named is not None and probabilities is not None:
+        raise ValueError(
+            "probabilities must be None with an adversary, who leaves nothing to chance."
+        )
     chances = np.log(np.asarray(given, np.float64))
     generator = np.random.default_rng(seed)
     steps = _local_steps(local_steps, clients)
@@ -63,6 +70,7 @@ def arrivals(
         for number in range(rounds):
             scores = chances + generator.gumbel(size=clients)
             chosen = np.sort(np.argsort(-scores, kind="stable")[:collect])
+            chosen = chosen if named is None else named[number]
             late = generator.integers(0, min(delay, number) + 1, collect)
             own = generator.integers(steps[0][chosen], steps[1][chosen] + 1)
             yield (
@@ -142,6 +150,23 @@ def clocks(
                 number, results = number + 1, {}
 
     return collected(count, server_steps())
+
+
+def _named(
+    adversary: Int[AnyArray, "T m"], shape: tuple[int, int], clients: int
+) -> Int[np.ndarray, "T m"]:
+    """The clients of every step in their order, each once a step."""
+    rows = validation.array(
+        "adversary", adversary, kind="integer", shape=shape, low=0, high=clients - 1
+    )
+    ordered = np.sort(np.asarray(rows), axis=1)
+    twice = np.flatnonzero((np.diff(ordered, axis=1) == 0).any(1))
+    if twice.size:
+        raise ValueError(
+            f"adversary must name distinct clients in each step, got {ordered[twice[0]].tolist()} for "
+            f"step {twice[0]}."
+        )
+    return ordered
 
 
 def _local_steps(

@@ -1,7 +1,5 @@
 """A server that follows a timetable: it applies changes when they arrive, however old."""
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +8,22 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dflax import validation
+from dflax.aggregation.aggregator import counted_sum
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.asynchronous.staleness import Discount
 from dflax.asynchronous.timetable import Timetable
 from dflax.asynchronous.waves import Waves, waves
 from dflax.channel.channel import Channel, Sending, perfect, sent_through
-from dflax.clients import against, everywhere, gather, map_clients, mean_metrics, replicate, scatter
+from dflax.clients import (
+    against,
+    client_devices,
+    everywhere,
+    gather,
+    map_present,
+    mean_metrics,
+    replicate,
+    scatter,
+)
 from dflax.data.dataset import Dataset
 from dflax.local import Loss, Optimizer, Oracle, Subproblem, solver
 from dflax.metrics import disjoint
@@ -152,21 +160,20 @@ def asynchronous_server(
             change = jax.tree.map(lambda leaf: (share * leaf).astype(leaf.dtype), change)
         return change, solution.metrics
 
-    def works(*rows: Any, shared: tuple[Any, ...]) -> tuple[Params, Metrics]:
-        return map_clients(work, *rows, shared=shared, at_once=at_once)
-
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
         event, (server, clients) = round.event, (state.server, state.clients)
         _require_event(event, cut, round)
         channel_key, _ = jax.random.split(round.key)
         reports = everywhere((round.weights > 0).astype(jnp.float32))
         trained = (reports > 0) & ~event["kept"]
-        shared = (server.memory.models, round.data, round.number)
-        made_now, measured = _where_somebody_is(
-            functools.partial(works, shared=shared),
+        made_now, measured = map_present(
+            work,
             trained,
-            (round.assignments, event["start"]),
-            cut.chunk,
+            round.assignments,
+            event["start"],
+            shared=(server.memory.models, round.data, round.number),
+            chunk=cut.chunk,
+            at_once=at_once,
         )
         changes, weights, sending, sent = sent_through(
             channel,
@@ -190,27 +197,6 @@ def asynchronous_server(
         return FederatedState(state.round + 1, server, after), parts
 
     return Algorithm(init, step)
-
-
-def _where_somebody_is(
-    works: Callable[..., Any], there: Bool[Array, " m"], rows: tuple[Any, ...], chunk: int
-) -> Any:
-    """`works(*rows)`, a chunk after the other, and zeros for chunks in which nobody is."""
-    if chunk == len(there):
-        return works(*rows)
-    pieces = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), (there, rows))
-    one = jax.tree.map(lambda leaf: leaf[0], pieces[1])
-    nothing = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(works, *one)
-    )
-
-    def piece(given: tuple[Array, tuple[Any, ...]]) -> Any:
-        return jax.lax.cond(
-            given[0].any(), lambda rows: works(*rows), lambda rows: nothing, given[1]
-        )
-
-    made = jax.lax.map(piece, pieces)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
 
 
 def _remembered(
@@ -250,7 +236,8 @@ def _stepped(
     event: dict[str, Array],
 ) -> AsyncServer:
     """The server after the steps of a wave, each over its own arrivals, which lie side by side."""
-    room = cut.most_arrivals
+    # A window of places that are dealt over devices would bring all of them to each.
+    room = cut.width if client_devices() > 1 else cut.most_arrivals
 
     def one(server: AsyncServer, taken: tuple[Array, Array, Array]) -> tuple[AsyncServer, None]:
         first, count, write = taken
@@ -260,17 +247,14 @@ def _stepped(
         here = (place >= first) & (place < first + count)
 
         def window(leaf: Array) -> Array:
-            return jax.lax.dynamic_slice_in_dim(leaf, begin, room)
+            whole = room == cut.width
+            return leaf if whole else jax.lax.dynamic_slice_in_dim(leaf, begin, room)
 
         there = here & window(counted)
         share = jnp.where(there, window(factor), 0.0)
 
-        def total_of(leaf: Array) -> Array:
-            # Who does not count may hold a NaN, and 0 times NaN is NaN.
-            rows = window(leaf).astype(share.dtype)
-            return jnp.einsum("c,c...->...", share, jnp.where(against(there, rows), rows, 0))
-
-        summed, happened = jax.tree.map(total_of, changes), there.any()
+        summed = counted_sum(jax.tree.map(window, changes), share, there)
+        happened = there.any()
         state, total = server.memory.optimizer
         if latest:
             total = jax.tree.map(jnp.add, total, summed)

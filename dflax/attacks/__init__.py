@@ -10,7 +10,7 @@ from dflax.attacks.directed import (
     little_is_enough,
 )
 from dflax.attacks.farthest import min_max, min_sum
-from dflax.attacks.mimicry import mimic
+from dflax.attacks.mimicry import learned_mimic, mimic
 from dflax.attacks.poisoned import (
     backdoor,
     backdoor_success,
@@ -34,6 +34,7 @@ __all__ = [
     "gaussian",
     "hidden_deviations",
     "inner_product",
+    "learned_mimic",
     "line_searched",
     "little_is_enough",
     "mimic",

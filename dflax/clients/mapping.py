@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from dflax import validation
-from dflax.clients.devices import CLIENTS, DealtWithClients, client_devices, everywhere, platform
+from dflax.clients.devices import CLIENTS, DealtWithClients, client_devices, known_to_all, platform
 from dflax.clients.rows import gather
 from dflax.programs.in_place import map_in_place
 from dflax.programs.products import contract_last
@@ -62,16 +62,20 @@ def map_clients(
     devices = client_devices()
     if devices == 1:
         return _on_one_device(function, at_once, stacked, shared)
-    padding = -count % devices
+    work = functools.partial(_on_one_device, function, at_once)
+    uneven = bool(count % devices)
     dealt = jax.shard_map(
-        functools.partial(_on_one_device, function, at_once),
-        in_specs=(PartitionSpec(CLIENTS), _layout(shared, devices)),
+        functools.partial(_on_taken_rows, work, count, devices) if uneven else work,
+        in_specs=(PartitionSpec() if uneven else PartitionSpec(CLIENTS), _layout(shared, devices)),
         out_specs=PartitionSpec(CLIENTS),
         axis_names={CLIENTS},
         check_vma=False,
     )
-    out = dealt(jax.tree.map(lambda leaf: _repeat_first(leaf, padding), stacked), shared)
-    return jax.tree.map(lambda leaf: leaf[:count], out) if padding else out
+    if not uneven:
+        return dealt(stacked, shared)
+    # Put together on every device and then dealt: an axis that the devices do not divide would else
+    # be cut up and sent around piece by piece.
+    return jax.tree.map(lambda leaf: leaf[:count], dealt(known_to_all(stacked), shared))
 
 
 def map_cohort(
@@ -124,6 +128,68 @@ def map_cohort(
     return map_clients(reading, cohort, *stacked, shared=(*shared, tree), at_once=1)
 
 
+def map_present(
+    function: Callable[..., Any],
+    present: Bool[Array, " m"],
+    *stacked: PyTree[Array],
+    shared: tuple[PyTree[Array], ...] = (),
+    chunk: int | None = None,
+    at_once: int | None = None,
+) -> Any:
+    """`map_clients` that passes over clients who are absent, whose results are zeros.
+
+    Where clients run one after another on one device, each absent one is passed over. Those who run at
+    the same time are taken by chunks, and a chunk in which nobody is there is passed over. An absent
+    client beside one who is there gives what `function` makes of its row.
+
+    Args:
+      function: as for `map_clients`.
+      present: `[m]` who is there.
+      *stacked: as for `map_clients`.
+      shared: as there.
+      chunk: clients of a chunk, a divisor of m; None or m passes over nobody.
+      at_once: as for `map_clients`.
+
+    Returns:
+      What `function` returns, each leaf with the leading axis m.
+
+    Raises:
+      ValueError: as `map_clients`; a chunk that does not divide m.
+    """
+    validation.function("function", function)
+    validation.at_once(at_once)
+    count = validation.leading_axis("stacked", stacked)
+    if chunk is None or chunk == count:
+        return map_clients(function, *stacked, shared=shared, at_once=at_once)
+    validation.integer("chunk", chunk, low=1)
+    if count % chunk:
+        raise ValueError(f"chunk must divide the {count} clients, got {chunk}.")
+    if client_devices() == 1:
+        width = at_once
+        if width is None:
+            function, width = _clients_at_once(function, stacked, shared)
+        if width == 1:
+            one = functools.partial(_if_there, function)
+            return map_clients(one, present, *stacked, shared=shared, at_once=1)
+
+    def together(rows: tuple[Any, ...], shared: tuple[Any, ...]) -> Any:
+        return map_clients(function, *rows, shared=shared, at_once=at_once)
+
+    pieces = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), (present, stacked))
+    made = jax.lax.map(lambda piece: _if_there(together, piece[0].any(), piece[1], shared), pieces)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
+
+
+def _if_there(function: Callable[..., Any], there: Bool[Array, ""], *given: Any) -> Any:
+    """`function(*given)`, or zeros of its shapes."""
+    shapes = jax.eval_shape(function, *given)
+
+    def nothing(*given: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    return jax.lax.cond(there, function, nothing, *given)
+
+
 def _on_one_device(
     function: Callable[..., Any], at_once: int | None, stacked: Any, shared: Any
 ) -> Any:
@@ -158,13 +224,14 @@ def _layout(shared: Any, devices: int) -> Any:
     )
 
 
-def _repeat_first(leaf: Array, padding: int) -> Array:
-    if not padding:
-        return leaf
-    extra = jnp.broadcast_to(leaf[:1], (padding, *leaf.shape[1:]))
-    # Put together on every device and then dealt: an axis that the devices do not divide would
-    # else be cut up and sent around piece by piece.
-    return everywhere(jnp.concatenate([leaf, extra]))
+def _on_taken_rows(
+    work: Callable[[Any, Any], Any], count: int, devices: int, stacked: Any, shared: Any
+) -> Any:
+    """The work on a device's own of all rows; the last devices repeat the first row."""
+    block = -(-count // devices)
+    own = jax.lax.axis_index(CLIENTS) * block + jnp.arange(block)
+    own = jnp.where(own < count, own, 0)
+    return work(jax.tree.map(lambda leaf: leaf[own], stacked), shared)
 
 
 def _row(stacked: Any) -> Any:

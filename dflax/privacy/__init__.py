@@ -1,5 +1,6 @@
 """Differential privacy: mechanisms, their accounting, and audits of both."""
 
+from dflax.privacy import local_privacy
 from dflax.privacy.accounting import (
     LargeDelta,
     budget,
@@ -55,6 +56,7 @@ __all__ = [
     "fixed_point",
     "joint_noise",
     "layer",
+    "local_privacy",
     "message_bytes",
     "momentum_plans",
     "noise_for",

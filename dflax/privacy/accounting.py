@@ -90,16 +90,22 @@ def noise_for(plan: Plan, epsilon: float, delta: float, *, accountant: str = "rd
     _warn(plan, delta)
     accounting = imported("dp_accounting")
     left = _left(plan, float(epsilon), float(delta))
-    with _quiet():
+
+    def search(by: str, lowest: float, guess: float) -> float:
         found = accounting.calibrate_dp_mechanism(
-            functools.partial(_accountant, plan, accountant),
+            functools.partial(_accountant, plan, by),
             lambda z: dataclasses.replace(plan, noise_multiplier=z).event(),
             float(epsilon),
             left,
-            accounting.LowerEndpointAndGuess(0.05, 1.0),
+            accounting.LowerEndpointAndGuess(lowest, guess),
             tol=1e-4,
         )
-    return float(found)
+        return float(found)
+
+    with _quiet():
+        found = search("rdp", 0.05, 1.0)
+        # Distributions of little noise are long: they are not asked for without need.
+        return search("pld", found / 2, found) if accountant == "pld" else found
 
 
 def rounds_within(plan: Plan, epsilon: float, delta: float, *, accountant: str = "rdp") -> int:

@@ -127,7 +127,8 @@ def canary_scores(
     validation.function("loss", loss, "Make one with dflax.losses.")
     validation.model("start", start)
     validation.model("params", params)
-    if jax.tree.structure(start) != jax.tree.structure(params):
+    structures: Any = [jax.tree.structure(tree) for tree in (start, params)]
+    if structures[0] != structures[1]:
         raise ValueError(
             "start must have the structure of params, got another. Give the same model."
         )
@@ -225,7 +226,8 @@ def _noise(stored: np.ndarray, count: int, generator: np.random.Generator) -> np
 
 def _alike(name: str, given: Any, stored: Any) -> Any:
     """Canaries of the caller's own, if they are of the data's shapes."""
-    if jax.tree.structure(given) != jax.tree.structure(stored):
+    structures: Any = [jax.tree.structure(tree) for tree in (given, stored)]
+    if structures[0] != structures[1]:
         raise ValueError(f"{name} must have the structure of the data's, got another.")
 
     def one(leaf: Any, like: Any) -> np.ndarray:

@@ -18,7 +18,7 @@ from dflax.privacy.products import Product, multiplied, products, squares, total
 Groups = Callable[[str], str]
 # Bytes of gradients example by example that are held at the same time, where nobody says how many: on
 # a CPU what its caches hold.
-HELD = {"cpu": 1 << 20}
+HELD = {"cpu": 1 << 19}
 HELD_ELSEWHERE = 1 << 24
 
 
@@ -60,7 +60,7 @@ def clipped_per_example(
         as `layer`. Every one of G groups is then cut by itself, to R / sqrt(G), so that the whole is no
         longer than R. None: one group.
       at_once: examples whose gradients are held at the same time, >= 1; None: as many as fill 16 MiB,
-        or 1 MiB on a CPU. Results differ by rounding alone.
+        or half a MiB on a CPU. Results differ by rounding alone.
 
     Returns:
       An `Oracle`. Metrics: the loss's own, means over the examples that are there (0 without any);

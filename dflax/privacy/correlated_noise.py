@@ -238,7 +238,7 @@ LARGEST = 2**31 - 1
 
 
 def _of_matrix(
-    inverse: Any, coefficients: Array, steps: int, separation: int, participations: int
+    inverse: Any, coefficients: Any, steps: int, separation: int, participations: int
 ) -> CorrelatedNoise:
     """A streamed matrix of `jax_privacy`, fed with white noise."""
     toeplitz = imported("jax_privacy.matrix_factorization.toeplitz")

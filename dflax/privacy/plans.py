@@ -92,8 +92,9 @@ def examples_plan(
       federation: whose partition is `poisson_sampled`; or any, with `amplified=False`.
       noise_multiplier: z >= 0; None where `noise_for` is to find it.
       rounds: T >= 1.
-      amplified: whether sampling counts. False charges every example in every local step: it holds for
-        epochs and for fixed minibatches, in which one example is at most once.
+      amplified: whether sampling counts. False charges every example in every local step. It holds for
+        epochs as well, whose minibatches depend on the number of examples: there the neighbour has one
+        whose gradient is 0 in the place of the example.
 
     Returns:
       A `Plan`.
@@ -118,6 +119,14 @@ def examples_plan(
                 "dflax.privacy.poisson_sampled(partition, p); or, of epochs, say amplified=False, which "
                 "charges every example in every local step."
             )
+        uneven = sizes[sizes % federation.batch_size > 0]
+        if len(uneven):
+            raise ValueError(
+                "federation must have clients whose numbers of examples batch_size divides, got "
+                f"batch_size={federation.batch_size} and {int(uneven[0])} examples. A minibatch in "
+                "which an epoch ends can hold an example twice, which moves it twice as far. Take "
+                "another batch_size, or dflax.privacy.poisson_sampled."
+            )
         return Plan("example", noise_multiplier, rounds, steps, population=total)
     chances = np.broadcast_to(np.asarray(partition.probability, float), sizes.shape)
     failure = float(_overflow(federation.batch_size, sizes, chances).max()) * steps
@@ -134,7 +143,8 @@ def clients_plan(
 
     The unit is one client with all that it has. Of `participation.bernoulli(q)` it is added or removed;
     of `uniform(m)`, cohorts of a fixed size without replacement, one is replaced by another, which
-    moves the sum by 2 R. `dropout` and `stragglers` around them do no harm, and none is counted.
+    moves the sum by 2 R; otherwise its neighbour sends 0 in its place. `dropout` and `stragglers` around
+    them do no harm and count for nothing, except that a round may be empty.
 
     Args:
       source: a `Federation` or `Population`, of which the participation is read.
@@ -154,7 +164,9 @@ def clients_plan(
     validation.flag("amplified", amplified)
     clients = source.clients
     rule, given = rule_of(source.participation)
+    stays = 1.0
     while rule in ("dropout", "stragglers"):
+        stays *= 1 - float(given[1]) if rule == "dropout" else 1
         rule, given = rule_of(given[0])
     if rule == "everyone" or not amplified:
         return Plan("client", noise_multiplier, rounds, population=clients)
@@ -162,14 +174,17 @@ def clients_plan(
         capacity, _, chance = given
         chance = float(chance)
         # A round without anybody releases nothing, not even noise; or it is never drawn.
-        failure = (1 - chance) ** clients
+        failure = (1 - chance * stays) ** clients
         if capacity is not None:
             sizes = np.array([clients])
             failure += float(_overflow(int(capacity), sizes, np.array([chance]))[0])
         return Plan("client", noise_multiplier, rounds, 1, "poisson", chance, clients, failure)
     if rule == "uniform":
-        share = int(given[0]) / clients
-        return Plan("client", noise_multiplier, rounds, 1, "fixed", share, clients)
+        size = int(given[0])
+        failure = (1 - stays) ** size
+        return Plan(
+            "client", noise_multiplier, rounds, 1, "fixed", size / clients, clients, failure
+        )
     raise ValueError(
         f"source must have a participation whose law the accountant covers, got "
         f"{rule or 'one of your own'}. {OTHER_SAMPLING}"

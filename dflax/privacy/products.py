@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.extend.core import primitives
 from jaxtyping import Array, Float
 
-from dflax.programs.walk import Operation, Program, bind, called, evaluate
+from dflax.programs.walk import Operation, Program, bind, called, evaluate, operands, results
 
 
 class Weight(NamedTuple):
@@ -76,8 +76,8 @@ def products(program: Program, leaves: int) -> dict[int, Product]:
         return evaluate(program, inputs, visit, constant=lambda value: None)
 
     rest = [None] * (len(program.in_avals) - leaves)
-    results = walked(program, [*(Weight(leaf, None) for leaf in range(leaves)), *rest])
-    for value in results:
+    returned = walked(program, [*(Weight(leaf, None) for leaf in range(leaves)), *rest])
+    for value in returned:
         if isinstance(value, Weight):
             found[value.leaf].append(None)
     return {leaf: uses[0] for leaf, uses in found.items() if len(uses) == 1 and uses[0] is not None}
@@ -107,9 +107,10 @@ def multiplied(
         others[leaf] = bare[1 - places[0]]
         return [computed[0] + probes[leaf]]
 
-    inputs = [Weight(leaf, value) if leaf in probes else value for leaf, value in enumerate(leaves)]
-    results = evaluate(program, [*inputs, *rest], carry_out)
-    return results, others
+    inputs: list[Any] = [
+        Weight(leaf, value) if leaf in probes else value for leaf, value in enumerate(leaves)
+    ]
+    return evaluate(program, [*inputs, *rest], carry_out), others
 
 
 def squares(rows: Float[Array, "B T in"], gradients: Float[Array, "B T out"]) -> Float[Array, " B"]:
@@ -144,7 +145,7 @@ def _product(operation: Operation, inputs: Sequence[Any]) -> Product | None:
         return None
     place = next(n for n, value in enumerate(inputs) if isinstance(value, Weight))
     contracted, batched = operation.params["dimension_numbers"]
-    weight, other = (operation.invars[n].aval for n in (place, 1 - place))
+    weight, other = (operands(operation)[n] for n in (place, 1 - place))
     two = isinstance(inputs[1 - place], Weight)
     if two or weight.ndim != 2 or batched[0] or len(contracted[0]) != 1:
         return None
@@ -153,7 +154,7 @@ def _product(operation: Operation, inputs: Sequence[Any]) -> Product | None:
     count = other.size // length
     if count > 1 and count * (length + width) >= length * width:
         return None
-    result = operation.outvars[0].aval
+    (result,) = results(operation)
     return Product(result.shape, result.dtype, place, its, own)
 
 

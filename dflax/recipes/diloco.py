@@ -4,7 +4,7 @@ import optax
 
 from dflax.algorithm import Algorithm
 from dflax.local import Loss, Optimizer, Oracle
-from dflax.server import fedavg
+from dflax.server.fedavg import fedavg
 
 
 def diloco(

@@ -7,7 +7,7 @@ from dflax import validation
 from dflax.algorithm import Algorithm
 from dflax.local import Loss, Optimizer, Oracle
 from dflax.privacy import adaptive_private_mean, private_mean
-from dflax.server import fedavg
+from dflax.server.fedavg import fedavg
 
 
 def dp_fedavg(

@@ -6,7 +6,7 @@ from dflax import validation
 from dflax.algorithm import Algorithm
 from dflax.local import Loss, Optimizer, Oracle
 from dflax.privacy import CorrelatedNoise, correlated_mean
-from dflax.server import fedavg
+from dflax.server.fedavg import fedavg
 
 
 def dp_ftrl(

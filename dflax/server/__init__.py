@@ -42,12 +42,14 @@ from dflax.server.partial_averaging import (
 )
 from dflax.server.scaffold import fedgamma, scaffold
 from dflax.server.sfprompt import Pruned, sfprompt, tuned_parts
+from dflax.server.statistics import Cut, expectation_maximisation
 
 __all__ = [
     "Arrived",
     "Attacked",
     "Base",
     "Clients",
+    "Cut",
     "Heard",
     "Partner",
     "Pruned",
@@ -65,6 +67,7 @@ __all__ = [
     "dp_brem_plus",
     "dp_rsa",
     "dual_free_admm",
+    "expectation_maximisation",
     "fal",
     "fedadagrad",
     "fedadam",

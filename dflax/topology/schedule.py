@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import validation
+from dflax.kernels.ranks import ranks
 from dflax.topology.graph import Graph, require_connected_together
 from dflax.topology.mixing_matrix import MixingMatrix, require_matrix
 from dflax.topology.random_graphs import require_even
@@ -274,8 +275,7 @@ def random_neighbours(
         drawn = counts(count_key, index, (nodes, 1))
         score = jax.random.uniform(choice_key, (nodes, nodes)) - early
         itself = jnp.eye(nodes, dtype=bool)
-        rank = jnp.argsort(jnp.argsort(jnp.where(itself, -2.0, score), axis=1), axis=1)
-        return jnp.where(rank <= drawn, 1.0 / (1.0 + drawn), 0.0)
+        return jnp.where(ranks(jnp.where(itself, -2.0, score)) <= drawn, 1.0 / (1.0 + drawn), 0.0)
 
     def among(tables: Any, key: Key[Array, ""], index: Int[Array, ""]) -> Slots:
         count_key, choice_key = jax.random.split(key)
@@ -285,7 +285,7 @@ def random_neighbours(
         drawn = jnp.minimum(counts(count_key, index, (nodes, 1)), degrees)
         uniform = jax.random.uniform(choice_key, linked.shape) - jnp.asarray(early)[neighbours]
         score = jnp.where(linked, uniform, 2.0)
-        used = jnp.argsort(jnp.argsort(score, axis=1), axis=1) < drawn
+        used = ranks(score) < drawn
         return Slots(neighbours, jnp.where(used, 1.0 / (1.0 + drawn), 0.0))
 
     if base is not None:

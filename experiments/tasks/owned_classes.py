@@ -19,6 +19,8 @@ PEERS = BENIGN + HOSTILE
 # Of every class that a peer owns; as many again are its clean test set.
 PER_CLASS = 10
 IS_HOSTILE = np.arange(PEERS) >= BENIGN
+# What hostile peers send in the place of their models, and that they send these.
+LIES = ("nothing else", "noise", "against Krum", "against the trimmed mean")
 
 
 class Lane(NamedTuple):
@@ -29,7 +31,7 @@ class Lane(NamedTuple):
       test: of all classes, for measuring.
       tests: the peers' own test sets.
       weights: `[n, n - 1]` with which each peer hears the others, in the order of their numbers.
-      noisy: `[n]` who sends noise.
+      sends: which of `LIES` hostile peers send.
       key: of the run.
     """
 
@@ -37,7 +39,7 @@ class Lane(NamedTuple):
     test: dx.data.Dataset
     tests: gossip.ClassTests
     weights: jax.Array
-    noisy: jax.Array
+    sends: jax.Array
     key: jax.Array
 
 
@@ -155,7 +157,8 @@ def lane(data: dx.data.Split, each: int, attack: str, seed: int, steps: int, bat
     Args:
       data: features.
       each: classes of a benign peer.
-      attack: "none", "labels" (every class becomes the next) or "noise".
+      attack: "none", or what hostile peers do: "labels" (every class becomes the next in what they learn
+        from) or one of `LIES`.
       seed: of draws and the run.
       steps: local steps of a round.
       batch: examples of a step, with replacement.
@@ -182,9 +185,27 @@ def lane(data: dx.data.Split, each: int, attack: str, seed: int, steps: int, bat
         data.test,
         tests,
         jnp.asarray(hearing(attack != "none"), jnp.float32),
-        jnp.asarray(IS_HOSTILE & (attack == "noise")),
+        jnp.int32(LIES.index(attack) if attack in LIES else 0),
         jax.random.key(seed),
     )
+
+
+def lying(own: Lane) -> dx.channel.Channel:
+    """The channel of a lane's hostile peers: one of `LIES`."""
+    liars = range(BENIGN, PEERS)
+    channels = (
+        dx.channel.perfect(),
+        attacks.one_sided(liars),
+        attacks.against_krum(liars),
+        attacks.against_trimmed_mean(liars),
+    )
+
+    def apply(messages: Any, weights: jax.Array, state: Any, sending: dx.channel.Sending) -> Any:
+        ways = [lambda *sent, c=channel: c.apply(*sent, (), sending)[:2] for channel in channels]
+        messages, weights = jax.lax.switch(own.sends, ways, messages, weights)
+        return messages, weights, state, {}
+
+    return dx.channel.Channel(lambda message: (), apply)
 
 
 def others() -> Int[np.ndarray, "n n-1"]:

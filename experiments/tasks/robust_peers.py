@@ -1,8 +1,9 @@
 """Digits among peers of which some lie: the setting of MoNNA's study, scaled down.
 
 Pixels / 16, softmax regression with a bias from 0; 12 honest peers, each with class proportions drawn
-from a Dirichlet law and 119 images drawn by them with replacement, and 3 hostile ones. Every peer hears
-11 others of 14, the hostile ones before all others. Rates 0.75, 0.375, 0.25, ... for 50 steps each.
+from a Dirichlet law and 119 images drawn by them with replacement, and f hostile ones, 3 unless said.
+Every peer hears n - f - 1 = 11 others of the n = 12 + f, the hostile ones before all others. Rates 0.75,
+0.375, 0.25, ... for 50 steps each. The runs take peers with other data and models as well.
 """
 
 import functools
@@ -22,9 +23,23 @@ from experiments.tools.lanes import each
 
 HONEST, FAULTY, OWNED, DECAY = 12, 3, 119, 1e-4
 PEERS = HONEST + FAULTY
-HOSTILE = tuple(range(HONEST, PEERS))
-HEARD = topology.random_neighbours(PEERS, PEERS - FAULTY - 1, first=HOSTILE)
 MEASURED = 10
+
+
+def hostile(faulty: int = FAULTY, honest: int = HONEST) -> tuple[int, ...]:
+    """The numbers of f hostile peers, which come last."""
+    return tuple(range(honest, honest + faulty))
+
+
+def heard(faulty: int = FAULTY, honest: int = HONEST) -> topology.Graph | topology.Schedule:
+    """N - f - 1 others of n, f hostile ones among them; all others where there are none."""
+    liars = hostile(faulty, honest)
+    if not liars:
+        return topology.complete(honest)
+    return topology.random_neighbours(honest + faulty, honest - 1, first=liars)
+
+
+HOSTILE = hostile()
 
 
 class Attack(NamedTuple):
@@ -56,9 +71,10 @@ class Peers(NamedTuple):
     Attributes:
       sources: of every seed.
       keys: `[S]` of the runs.
-      hostile: numbers of the hostile peers; none where all are honest.
-      data: the digits.
+      hostile: numbers of the hostile peers, the last ones; none where all are honest.
+      data: what they learn, and what they are measured on.
       loss: of one model.
+      start: from a run's key to the model that all begin with.
     """
 
     sources: dx.SideBySide
@@ -66,15 +82,16 @@ class Peers(NamedTuple):
     hostile: tuple[int, ...]
     data: dx.data.Split
     loss: Any
+    start: Callable[[Array], Any]
 
 
 class Found(NamedTuple):
-    """What was measured in runs, leaves `[lanes, T / 10]` or `[lanes, T]`.
+    """What was measured in runs, leaves `[lanes, T / every]` or `[lanes, T]`, every 10 unless said.
 
     Attributes:
       accuracy: mean over honest peers, on test images.
       worst: of the honest peers.
-      apart: their disagreement, after every 10th round.
+      apart: their disagreement.
       used: share of the hostile messages heard that have a part in what honest peers make, every round;
         NaN of rules that do not tell.
     """
@@ -88,16 +105,17 @@ class Found(NamedTuple):
 def peers(
     seeds: Sequence[int],
     *,
-    attacked: bool = True,
+    faulty: int = FAULTY,
     alpha: float = 1.0,
     batch: int = 16,
     pieces: int = 1,
 ) -> Peers:
-    """The peers of these seeds, the honest ones alone unless attacked.
+    """The peers of these seeds.
 
     Args:
       seeds: of class proportions, images and minibatches.
-      attacked: whether the hostile peers are there.
+      faulty: f, hostile peers beside the 12 honest ones, whose images and minibatches are the same
+        whatever f is.
       alpha: of the Dirichlet law.
       batch: images of a minibatch.
       pieces: minibatches of a round: several for LEARN.
@@ -108,18 +126,25 @@ def peers(
         generator = np.random.default_rng(seed)
         laws = dirichlet_rows(generator, alpha, (PEERS, 10))
         owned = drawn_by(laws, labels, OWNED, generator)
-        there = PEERS if attacked else HONEST
-        partitions.append(dx.data.from_indices(owned[:there], examples=len(labels)))
+        # What a hostile peer owns is in no message.
+        there = owned[:HONEST] + [owned[HONEST + number % FAULTY] for number in range(faulty)]
+        partitions.append(dx.data.from_indices(there, examples=len(labels)))
     first = dx.Federation(
         data, partitions[0], batch_size=batch, local_steps=pieces, replacement=True
     )
     return Peers(
         dx.side_by_side([first.replace(partition=own) for own in partitions]),
         jax.vmap(jax.random.key)(jnp.asarray(seeds)),
-        HOSTILE if attacked else (),
+        hostile(faulty),
         data,
         dx.losses.classification(dx.models.Linear(10).apply),
+        zeros,
     )
+
+
+def zeros(key: Array) -> Any:
+    """The softmax regression that digits begin with."""
+    return {"Dense_0": {"kernel": jnp.zeros((64, 10)), "bias": jnp.zeros(10)}}
 
 
 def rate(step: Array) -> Array:
@@ -127,12 +152,13 @@ def rate(step: Array) -> Array:
     return 0.75 / (1 + step // 50)
 
 
-def liars(attack: Attack, step: Any) -> channel.Channel:
+def liars(attack: Attack, step: Any, clients: tuple[int, ...] = HOSTILE) -> channel.Channel:
     """The channel of an attack whose numbers are traced, so that one program has all attacks.
 
     Args:
       attack: its three numbers.
       step: s, a tree of a message's form.
+      clients: who is hostile.
     """
 
     def forge(messages: Any, known: Array, key: Array) -> Any:
@@ -147,11 +173,15 @@ def liars(attack: Attack, step: Any) -> channel.Channel:
 
         return jax.tree.map(of, messages, step)
 
-    return attacks.colluding(forge, HOSTILE)
+    return attacks.colluding(forge, clients)
 
 
 def under_attack(
-    loss: Any, method: Callable[..., dx.Algorithm], attack: Attack, along: Callable[[Array], Array]
+    loss: Any,
+    method: Callable[..., dx.Algorithm],
+    attack: Attack,
+    along: Callable[[Array], Array],
+    clients: tuple[int, ...] = HOSTILE,
 ) -> dx.Algorithm:
     """The algorithm among liars who look at the honest peers' flipped gradients before every step.
 
@@ -160,22 +190,32 @@ def under_attack(
       method: `channel -> algorithm`.
       attack: of the hostile peers.
       along: from the round's number to how far s goes along the mean flipped gradient.
+      clients: who is hostile, the last ones.
     """
+    first = clients[0]
+
+    def flipped(model: Any, minibatches: Array, data: dx.data.Dataset) -> Any:
+        batch = data.fetch(minibatches[0])
+        wrong = batch._replace(labels=9 - batch.labels)
+        return jax.grad(lambda params: loss(params, wrong, None)[0])(model)
 
     def step(state: Any, round: dx.Round) -> Any:
-        def flipped(model: Any, minibatches: Array) -> Any:
-            batch = round.data.fetch(minibatches[0])
-            wrong = batch._replace(labels=9 - batch.labels)
-            return jax.grad(lambda params: loss(params, wrong, None)[0])(model)
+        honest = jax.tree.map(lambda leaf: leaf[:first], state.clients.params)
+        seen = round.assignments.minibatches[:first]
 
-        honest = jax.tree.map(lambda leaf: leaf[:HONEST], state.clients.params)
-        seen = jax.vmap(flipped)(honest, round.assignments.minibatches[:HONEST])
-        length = along(round.number)
-        went = jax.tree.map(lambda leaf: length * leaf.mean(0), seen)
-        return method(liars(attack, went)).step(state, round)
+        def went() -> Any:
+            found = dx.map_clients(flipped, honest, seen, shared=(round.data,))
+            length = along(round.number)
+            return jax.tree.map(lambda leaf: length * leaf.mean(0), found)
+
+        def nowhere() -> Any:
+            return jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), honest)
+
+        one = jax.lax.cond(attack.flipped != 0, went, nowhere)
+        return method(liars(attack, one, clients)).step(state, round)
 
     def init(key: Array, params: Any) -> Any:
-        return method(liars(attack, params)).init(key, params)
+        return method(liars(attack, params, clients)).init(key, params)
 
     return dx.Algorithm(init, step)
 
@@ -191,6 +231,7 @@ def run(
     points: Sequence[tuple[int, float, Attack]],
     rounds: int,
     along: Callable[[Array], Array] = back,
+    every: int = MEASURED,
 ) -> Found:
     """Runs of one method, as one program.
 
@@ -198,8 +239,9 @@ def run(
       given: the peers.
       method: `(loss, value, channel) -> algorithm`.
       points: for every lane the place of its seed, the method's value (beta, a radius), and the attack.
-      rounds: a multiple of ten.
+      rounds: a multiple of `every`.
       along: see `under_attack`.
+      every: rounds from one measurement to the next.
     """
     measure = evaluation.on(given.loss, given.data.test)
     honest = evaluation.models_of(given.hostile, but=True) if given.hostile else None
@@ -219,18 +261,17 @@ def run(
         algorithm = method(given.loss, value, None)
         if given.hostile:
             made = functools.partial(method, given.loss, value)
-            algorithm = under_attack(given.loss, made, Attack(*attack), along)
-        start = {"Dense_0": {"kernel": jnp.zeros((64, 10)), "bias": jnp.zeros(10)}}
-        state, source = algorithm.init(key, start), sources.source(own)
+            algorithm = under_attack(given.loss, made, Attack(*attack), along, given.hostile)
+        state, source = algorithm.init(key, given.start(key)), sources.source(own)
 
         def some(state: Any, first: Array) -> Any:
-            state, metrics = dx.rollout(algorithm, state, source, key, MEASURED, first)
+            state, metrics = dx.rollout(algorithm, state, source, key, every, first)
             seen = measure(state)
-            used = metrics.get("used_of_watched", jnp.full(MEASURED, jnp.nan))
+            used = metrics.get("used_of_watched", jnp.full(every, jnp.nan))
             kept = seen["accuracy"], seen["accuracy_min"], seen["consensus_distance"], used
             return state, Found(*kept)
 
-        return jax.lax.scan(some, state, MEASURED * jnp.arange(rounds // MEASURED))[1]
+        return jax.lax.scan(some, state, every * jnp.arange(rounds // every))[1]
 
     found = jax.device_get(jax.jit(lambda *a: each(one, *a))(lanes, given.sources, everyone))
     return found._replace(used=found.used.reshape(len(points), -1))

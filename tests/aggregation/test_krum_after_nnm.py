@@ -10,6 +10,7 @@ from tasks import assert_trees_close
 import dflax as dx
 from dflax import aggregation
 from dflax.aggregation import Combining
+from dflax.aggregation.aggregator import counted_sum
 
 KEY = jax.random.key(0)
 M = 11
@@ -118,6 +119,22 @@ def test_the_blocks_it_is_made_of():
     np.testing.assert_allclose(aggregation.distances_of_mixtures(far, halves), expected)
     kept = aggregation.counted_mean(jnp.asarray([jnp.nan, 2.0, 4.0]), jnp.asarray([0.0, 1, 3]))
     assert kept == 3.5
+
+
+def test_who_does_not_count_may_hold_anything():
+    rows = np.random.default_rng(0).normal(size=(M, 5)).astype(np.float32)
+    coefficients, present = np.array([1.0, -2.0, 0.0, 0.5, 0.0, 0.0, 3.0]), np.ones(M, bool)
+    coefficients = np.resize(coefficients, M)
+    present[coefficients == 0] = False
+    total = jax.jit(counted_sum)
+    for junk in (0.0, np.nan, np.inf, -np.inf, 3e38):
+        spoilt = np.where(present[:, None], rows, np.float32(junk))
+        wanted = coefficients[present] @ rows[present].astype(np.float64)
+        np.testing.assert_allclose(total(spoilt, coefficients), wanted, rtol=1e-5, atol=1e-5)
+    # Who counts is heard, whatever it holds; with a coefficient of 0 as well.
+    rows[0, 1], rows[2, 3] = np.nan, np.inf
+    found = total(rows, coefficients, present | (np.arange(M) == 2))
+    assert np.isnan(found).tolist() == [False, True, False, True, False]
 
 
 @pytest.mark.parametrize(

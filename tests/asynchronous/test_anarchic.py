@@ -65,3 +65,23 @@ def test_worker_rates_do_not_matter_to_the_scale_of_one_step():
         state, _ = jax.jit(algorithm.step)(algorithm.init(KEY, jnp.zeros(1)), source.draw(KEY, 0))
         # Gradient descent with eta: half of the way to the mean of all targets.
         np.testing.assert_allclose(state.server.params, 2.25, rtol=1e-5)
+
+
+def test_an_adversary_names_who_comes():
+    """Two halves of the clients come in turns."""
+    named = np.where(np.arange(400)[:, None] % 2, np.arange(5), np.arange(5, 10))[:, ::-1]
+    table = asynchronous.arrivals(N, 5, 400, adversary=named, delay=2, local_steps=(1, 3), seed=0)
+    np.testing.assert_array_equal(table.clients.reshape(400, 5), np.sort(named, axis=1))
+    drawn = asynchronous.arrivals(N, 5, 400, delay=2, local_steps=(1, 3), seed=0)
+    # Everything else is drawn as without one.
+    np.testing.assert_array_equal(table.versions, drawn.versions)
+    assert (drawn.clients != table.clients).any()
+    with pytest.raises(ValueError, match="adversary must name distinct clients in each step"):
+        asynchronous.arrivals(3, 2, 1, adversary=np.array([[1, 1]]), seed=0)
+    for wrong in (np.array([[0, 3]]), np.array([[0, 1], [0, 1]])):
+        with pytest.raises(ValueError, match="adversary must"):
+            asynchronous.arrivals(3, 2, 1, adversary=wrong, seed=0)
+    with pytest.raises(ValueError, match="probabilities must be None"):
+        asynchronous.arrivals(
+            3, 2, 1, adversary=np.array([[0, 1]]), probabilities=np.ones(3), seed=0
+        )

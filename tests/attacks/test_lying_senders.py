@@ -310,3 +310,68 @@ def test_one_sided_noise_has_a_sign_for_each_half_of_the_columns():
     assert (out[2] != out[5]).all()
     again = sent(attacks.one_sided(LIARS), tree, key=jax.random.key(1))["w"]
     assert (np.asarray(again)[2] != out[2]).all()
+
+
+def observed(rounds, warmup, first):
+    """The learned victim by NumPy, of honest rows in every round: who is copied, and z."""
+    mean, z, victim, copied = 0.0, first, None, []
+    for t, rows in enumerate(rounds):
+        if t < warmup:
+            mean = (t * mean + rows.mean(0)) / (t + 1)
+            pull = sum(((x - mean) @ z) * (x - mean) for x in rows)
+            z = (t * z if t else 0) + pull / np.linalg.norm(pull)
+            z = z / np.linalg.norm(z)
+            victim = np.abs(rows @ z).argmax()
+        copied.append(victim)
+    return copied, z
+
+
+def test_mimics_learn_whom_to_copy_and_stay_with_it():
+    channel, warmup = attacks.learned_mimic(LIARS, warmup=4), 4
+    with jax.enable_x64(True):
+        trees = [messages(seed) for seed in range(7)]
+        state = jax.vmap(channel.init)(jax.tree.map(jnp.asarray, trees[0]))
+        keys = jax.random.split(jax.random.key(5), len(trees))
+        apply = jax.jit(channel.apply)
+        found = []
+        for number, tree in enumerate(trees):
+            sending = dx.channel.Sending(keys[number], jnp.int32(number), SENDERS)
+            out, _, state, _ = apply(tree, WEIGHTS, state, sending)
+            found.append(flat(out))
+        shape = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:]), trees[0])
+        drawn = optax.tree.random_like(keys[0], shape)
+        first = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(drawn)])
+        rows = [flat(tree) for tree in trees]
+        copied, z = observed([own[HONEST] for own in rows], warmup, first)
+        for own, sent_rows, victim in zip(rows, found, copied, strict=True):
+            np.testing.assert_allclose(sent_rows[HOSTILE], own[HONEST][[victim] * 2], rtol=1e-12)
+            others = np.setdiff1d(np.arange(M), HOSTILE)
+            np.testing.assert_array_equal(sent_rows[others], own[others])
+        learnt = flat(state.direction)[HOSTILE]
+        np.testing.assert_allclose(learnt, [z, z], rtol=1e-9, atol=1e-12)
+        assert len(set(copied)) > 1
+        # Who is copied is not there: they send what they should, and learn no more.
+        absent = WEIGHTS.at[HONEST[copied[-1]]].set(0)
+        sending = dx.channel.Sending(keys[0], jnp.int32(7), SENDERS)
+        out, _, after, _ = apply(trees[0], absent, state, sending)
+        np.testing.assert_array_equal(flat(out)[HOSTILE], rows[0][HOSTILE])
+        jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def test_mimics_find_the_direction_in_which_the_honest_differ():
+    generator = np.random.default_rng(0)
+    far = np.zeros(40)
+    far[3] = 1.0
+    channel = attacks.learned_mimic([0, 1], warmup=20)
+    state = jax.vmap(channel.init)({"w": jnp.zeros((12, 40))})
+    places = np.linspace(-4, 4, 12)
+    apply = jax.jit(channel.apply)
+    for number in range(20):
+        rows = places[:, None] * far + 0.3 * generator.standard_normal((12, 40))
+        sending = dx.channel.Sending(jax.random.key(number), jnp.int32(number), jnp.arange(12))
+        out, _, state, _ = apply(
+            {"w": jnp.asarray(rows, jnp.float32)}, jnp.ones(12), state, sending
+        )
+    assert abs(float(state.direction["w"][0] @ far)) > 0.95
+    assert int(state.victim[0]) in (2, 11)
+    np.testing.assert_allclose(out["w"][:2], rows[[int(state.victim[0])] * 2], rtol=1e-6)

@@ -172,7 +172,7 @@ CALLS = {
     "profile.round": {"algorithm": ALGORITHM, "state": STATE, "source": FEDERATION},
     "profile.trace": {"folder": "nowhere", "function": measure, "arguments": PARAMS},
     "replicate": {"tree": PARAMS, "clients": N},
-    "rollout": RUN,
+    "rollout": {name: value for name, value in RUN.items() if name != "limit"},
     "run": RUN,
     "scatter": {"tree": STACKED, "cohort": COHORT, "rows": ROWS},
     "select": {

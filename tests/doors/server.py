@@ -100,6 +100,7 @@ CALLS = {
     "attacks.one_sided": {"clients": 1},
     "attacks.hidden_deviations": {"clients": 50, "hostile": 1},
     "attacks.inner_product": {"clients": 1},
+    "attacks.learned_mimic": {"clients": 1},
     "attacks.line_searched": {
         "family": "inner_product",
         "aggregator": AGGREGATOR,

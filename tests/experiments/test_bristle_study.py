@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import dflax as dx
+from dflax import attacks
 from experiments.studies.robust import bristle
 from experiments.tasks import owned_classes as task
 
@@ -70,21 +71,48 @@ def test_a_run_is_the_algorithms_own():
     assert 0 < told["hostile drawn"] < 1
 
 
+@pytest.mark.parametrize("place", range(len(task.LIES)))
+def test_what_hostile_peers_send_is_the_lanes_lie(place):
+    own = task.lane(
+        features(), 4, task.LIES[place] if place else "labels", seed=2, steps=2, batch=3
+    )
+    assert own.sends == place
+    liars = np.arange(10, 15)
+    expected = (
+        dx.channel.perfect(),
+        attacks.one_sided(liars),
+        attacks.against_krum(liars),
+        attacks.against_trimmed_mean(liars),
+    )[place]
+    models = {"kernel": jax.random.normal(jax.random.key(1), (task.PEERS, 8, 10))}
+    given = models, jnp.ones(task.PEERS), (), dx.channel.Sending(own.key, 0, jnp.arange(task.PEERS))
+    found = jax.jit(lambda own: task.lying(own).apply(*given)[0])(own)["kernel"]
+    sent = expected.apply(*given)[0]["kernel"]
+    np.testing.assert_allclose(found, sent, rtol=1e-6)
+    assert (np.abs(found - models["kernel"]).max((1, 2)) > 0).tolist() == [
+        place > 0 and peer >= 10 for peer in range(task.PEERS)
+    ]
+
+
 def numbers(good):
     """What a study may find, in which everything holds, or nothing."""
 
     def curve(level):
-        return np.full((3, 5, 4), level)
+        return np.full((3, 7, 4), level)
 
-    ours = np.full((3, 5, 4), 0.9)
+    ours = np.full((3, 7, 4), 0.9)
     ours[:, [1, 3, 4]] -= 0.01 if good else 0.1
-    weights = np.zeros((3, 5)) if good else np.full((3, 5), 0.2)
+    ours[:, 5], ours[:, 6] = (0.9, 0.7) if good else (0.8, 0.9)
+    weights = np.zeros((3, 7)) if good else np.full((3, 7), 0.2)
+    weights[:, 6] = 5.0 if good else 0.2
+    medians = curve(0.35 if good else 0.6)
+    medians[:, 6] = 0.72 if good else 0.6
     found = {
         "none": {"accuracy": curve(0.3)},
         "mean": {"accuracy": curve(0.05 if good else 0.5)},
-        "median": {"accuracy": curve(0.35 if good else 0.6)},
+        "median": {"accuracy": medians},
         "trimmed mean (BRIDGE)": {"accuracy": curve(0.05 if good else 0.6)},
-        "Krum": {"accuracy": curve(0.4 if good else 0.75)},
+        "Krum": {"accuracy": curve(0.4 if good else 0.85)},
         "MOZI": {"accuracy": curve(0.38)},
         "Bristle": {
             "accuracy": ours,
@@ -111,5 +139,5 @@ def test_the_message_is_counted_from_shapes():
 def test_every_baseline_runs_on_digits():
     config = bristle.Config(rounds=3, seeds=1, width=16)
     summary = bristle.on_digits(config)
-    assert len(summary.methods) == 5 * len(bristle.SHOWN) + 1
+    assert len(summary.methods) == 7 * len(bristle.SHOWN) + 1
     assert all(0 <= row["accuracy"] <= 1 for row in summary.methods.values())

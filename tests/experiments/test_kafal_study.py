@@ -73,3 +73,17 @@ def test_samplers_of_one_update_begin_alike():
     summary = kafal.on_digits(kafal.Config(**(vars(TINY) | {"seeds": 1, "update_seeds": 1})))
     assert len(summary.methods) == 7
     assert summary.claims[-1].holds
+
+
+def test_the_claims_on_images_follow_from_the_numbers():
+    accuracy = {
+        how: {"accuracy": np.full((3, 4), 0.5 if how[0] == "random" else 0.4)}
+        for how in kafal.FASHION_ROWS
+    }
+    accuracy["KSAS", "KCFU"]["accuracy"] = np.full((3, 4), 0.45)
+    found = {claim.claim: claim.holds for claim in kafal.fashion_claims(accuracy)}
+    assert list(found) == kafal.fashion_statements(kafal.Config())
+    ahead = {title: ours != other for title, ours, other in kafal.FASHION_CLAIMS}
+    assert len(ahead) == len(found)
+    assert found["Fashion-MNIST, under KCFU, KSAS is ahead of plain KL"]
+    assert not found["Fashion-MNIST, under KCFU, KSAS is ahead of random"]

@@ -93,6 +93,16 @@ def robust_runs(name, compute):
     return curves | {"used": drawn(lanes, rounds)}
 
 
+def among_faulty(name, compute):
+    looks = 5 if name.startswith("MoNNA") else 28
+    return {"accuracy": 0.5 + drawn(1 if name.endswith("f = 0") else 4, 1, looks)}
+
+
+def on_pictures(name, compute):
+    lanes = (2 if name.startswith("NNA") else 1) * (4 if "under" in name else 1)
+    return named(("accuracy", "worst", "apart"), lanes, 1) | {"used": drawn(lanes, 20)}
+
+
 def private_runs(name, compute):
     """Lanes of the quick settings: five attacks, or two where fewer are looked at."""
     return drawn(2 if "pixels" in name or "more noise" in name else 5, 5)
@@ -126,8 +136,9 @@ STAGES = {
     (flag, 1): lambda name, compute: drawn(1, 1),
     (momentum_fl, 0): of_momentum,
     (monna, 0): robust_runs,
-    (monna, 1): lambda name, compute: drawn(2, 3),
-    (monna, 2): lambda name, compute: named(("accuracy", "worst"), 1),
+    (monna, 1): among_faulty,
+    (monna, 2): lambda name, compute: drawn(2, 3),
+    (monna, 3): on_pictures,
     (momentum_fl, 1): of_momentum,
 }
 

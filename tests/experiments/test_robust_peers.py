@@ -9,6 +9,7 @@ import pytest
 
 import dflax as dx
 from dflax import attacks, evaluation
+from experiments.studies.robust import _monna_gradients as gradients_part
 from experiments.studies.robust import monna
 from experiments.tasks import robust_peers
 from experiments.tasks.robust_peers import ATTACKS, HONEST, HOSTILE, PEERS
@@ -61,7 +62,7 @@ def test_flipped_labels_pull_the_honest_mean_along_their_gradient():
 @pytest.mark.slow
 def test_a_lane_is_a_run_of_the_recipe():
     given = robust_peers.peers([3, 4])
-    method = monna.momentum(monna.mixer(monna.RULES["NNA"][0], True))
+    method = monna.momentum(monna.mixer(monna.rules()["NNA"][0], robust_peers.FAULTY))
     point = (1, 0.9, ATTACKS["sign flip"])
     found = robust_peers.run(given, method, [(0, 0.0, ATTACKS["ALIE"]), point], 20)
     algorithm = method(given.loss, 0.9, attacks.inner_product(HOSTILE, 1.0))
@@ -81,3 +82,63 @@ def test_learn_spends_no_more_gradients_than_the_others():
     config = monna.Config()
     steps = monna.learn_rounds(config) // 2
     assert 0.9 < steps * (steps + 1) / 2 / (monna.BATCH * config.rounds) <= 1
+
+
+def test_honest_peers_are_the_same_among_any_number_of_faulty_ones():
+    several = [robust_peers.peers([5], faulty=faulty) for faulty in (0, 1, 5)]
+    lists, drawn = [], []
+    for given, faulty in zip(several, (0, 1, 5), strict=True):
+        source = given.sources.source(jax.tree.map(lambda leaf: leaf[0], given.sources.own))
+        assert source.clients == HONEST + faulty
+        assert given.hostile == tuple(range(HONEST, HONEST + faulty))
+        lists.append(np.stack(source.partition.as_lists()[:HONEST]))
+        drawn.append(np.asarray(source.draw(given.keys[0], 3).assignments.minibatches[:HONEST]))
+    for other in (1, 2):
+        np.testing.assert_array_equal(lists[0], lists[other])
+        np.testing.assert_array_equal(drawn[0], drawn[other])
+
+
+@pytest.mark.parametrize("faulty", [0, 1, 5])
+def test_everyone_hears_as_many_as_are_honest_and_all_that_are_not(faulty):
+    topology = robust_peers.heard(faulty)
+    if not faulty:
+        assert topology.nodes == HONEST
+        assert set(topology.in_degrees) == {HONEST - 1}
+        return
+    heard = np.asarray(topology.draw(topology.tables, KEY, jnp.int32(0))) > 0
+    np.fill_diagonal(heard, True)
+    assert heard[:HONEST].sum(1).tolist() == [HONEST] * HONEST
+    assert heard[:HONEST, HONEST:].all()
+
+
+def needed(gradients, spent=9591):
+    """Runs that reach the target after so many gradients, in every attack and seed."""
+    gradients = np.asarray(gradients, float)
+    accuracy = np.where(np.isfinite(gradients), 0.9, 0.7)[..., None]
+    return gradients_part.Needed(accuracy, np.array([spent]), gradients)
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_what_is_said_of_gradients_follows_from_them(good):
+    faulty = (0, 1, 3, 4)
+    alone = np.full((1, 3), 640.0)
+    ours = {f: needed(np.full((4, 3), 640.0 * (1 + (0.1 if good else 2) * f))) for f in faulty}
+    theirs = {f: needed(np.full((4, 3), 3000.0 if good else 100.0)) for f in faulty}
+    theirs[3] = needed(np.full((4, 3), 6000.0 if good else 200.0))
+    ours[4] = needed(np.full((4, 3), np.inf if good else 640.0))
+    ours[0], theirs[0] = needed(alone), needed(alone)
+    claims = gradients_part.claims({"MoNNA": ours, "LEARN": theirs})
+    assert [claim.holds for claim in claims] == [good] * 6
+
+
+def test_learn_spends_one_more_in_every_step():
+    rounds = np.array([2, 4, 10])
+    assert gradients_part.spent_by("LEARN", rounds).tolist() == [1, 3, 15]
+    assert gradients_part.spent_by("MoNNA", rounds).tolist() == [32, 64, 160]
+    config = monna.Config()
+    for method in gradients_part.METHODS:
+        rounds = gradients_part.rounds_of(method, config)
+        assert rounds % gradients_part.EVERY[method] == 0
+        spent = gradients_part.spent_by(method, np.array([rounds]))[0]
+        most = {"MoNNA": 1, "LEARN": 4}[method] * gradients_part.BATCH * config.rounds // 2
+        assert 0.9 * most < spent <= most

@@ -63,6 +63,15 @@ def nearest(assignment, own, nearby, data, index):
     return dx.local.Minimised(found.astype(own.params.dtype), metrics={"loss": example.sum()})
 
 
+def spread(model, batch, threshold, number):
+    """Sum and number of a batch."""
+    return {"sum": batch.mask @ batch.inputs, "count": batch.mask.sum() * jnp.ones(D)}
+
+
+def middle(model, statistics, number):
+    return statistics["sum"] / statistics["count"], {"examples": statistics["count"][0]}
+
+
 # What each needs beside a channel and an aggregator. Those in NEEDS_GRADIENTS and NEEDS_OBJECTIVES get
 # them at `init`.
 ARGUMENTS = {
@@ -74,6 +83,11 @@ ARGUMENTS = {
     "dp_brem_plus": (half_square, N, dx.privacy.secure_aggregation(KEY, N, bound=9.0)),
     "dp_rsa": (half_square, N),
     "dual_free_admm": (half_square, SGD, 1.0, N),
+    "expectation_maximisation": (
+        lambda model: {"sum": 0 * model, "count": 0 * model},
+        spread,
+        middle,
+    ),
     "fal": (half_square, SGD, attack),
     "fedadagrad": (half_square, SGD, 0.1),
     "fedadam": (half_square, SGD, 0.1),

@@ -11,6 +11,7 @@ from dflax import validation
 from dflax.aggregation.rows.coordinates import sum_coordinates
 from dflax.aggregation.rows.products import centred_products
 from dflax.aggregation.rows.weighted_median import weighted_centre
+from dflax.kernels.ranks import ranks
 
 
 def squared_distances(
@@ -76,8 +77,7 @@ def nearest(distances: Float[Array, "m m"], count: int | Int[Array, ""]) -> Floa
         validation.integer("count", count, low=1, high=len(distances))
     # Itself first, even where others are just as near.
     own_first = jnp.where(jnp.eye(len(distances), dtype=bool), -1, distances)
-    rank = jnp.argsort(jnp.argsort(own_first, axis=1), axis=1)
-    return jnp.where(rank < count, 1 / jnp.asarray(count, distances.dtype), 0)
+    return jnp.where(ranks(own_first) < count, 1 / jnp.asarray(count, distances.dtype), 0)
 
 
 def distances_of_mixtures(

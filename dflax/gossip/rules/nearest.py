@@ -9,6 +9,7 @@ from dflax.aggregation.tolerance import require_faulty
 from dflax.algorithm import Metrics
 from dflax.gossip.rules.aggregating import combining
 from dflax.gossip.rules.neighbour_rule import NeighbourRule
+from dflax.kernels.ranks import ranks
 
 
 def nna(faulty: int | Int[Array, ""]) -> NeighbourRule:
@@ -46,7 +47,7 @@ def nna(faulty: int | Int[Array, ""]) -> NeighbourRule:
         heard = (weights > 0).at[0].set(True)
         distances = jnp.where(heard, distances_of(products)[0], jnp.inf)
         # Itself first, even where others are just as near.
-        rank = jnp.argsort(jnp.argsort(distances.at[0].set(-1)))
+        rank = ranks(distances.at[0].set(-1))
         kept = jnp.maximum(jnp.sum(heard) - faulty, 1)
         return ((rank < kept) & heard).astype(products.dtype), {}
 

@@ -1,1 +1,1 @@
-"""Studies of private learning."""
+"""Studies of learning and inference that keep something from somebody."""

@@ -1,0 +1,1 @@
+"""Studies of consensus and of sums of statistics."""
