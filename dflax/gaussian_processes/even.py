@@ -50,7 +50,9 @@ def even(grid: Grid) -> MultipleKernel:
 
     def cross(theta: Array, left: Array, right: Array) -> Array:
         def row(one: Array) -> Array:
-            return jnp.matmul(theta, components_of(grid, one[None], right)[:, 0], precision="highest")
+            return jnp.matmul(
+                theta, components_of(grid, one[None], right)[:, 0], precision="highest"
+            )
 
         return jax.lax.map(row, left)
 
@@ -67,9 +69,7 @@ def even(grid: Grid) -> MultipleKernel:
 def verify(inputs: np.ndarray) -> None:
     """Refuses inputs that are not in order and evenly spaced."""
     steps = np.diff(inputs[:, 0])
-    if len(steps) and not (
-        steps.min() > 0 and np.ptp(steps) <= TOLERANCE * np.abs(steps).mean()
-    ):
+    if len(steps) and not (steps.min() > 0 and np.ptp(steps) <= TOLERANCE * np.abs(steps).mean()):
         raise ValueError(
             'inputs must be in order and evenly spaced for mode "even", got steps from '
             f'{steps.min():g} to {steps.max():g}. Take mode "factored".'

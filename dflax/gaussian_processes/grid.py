@@ -93,9 +93,7 @@ def check_grid(grid: Grid) -> None:
     )
 
 
-def warn_of_spacing(
-    inputs: Float[AnyArray, "n P"], highest: float, *, stacklevel: int = 3
-) -> None:
+def warn_of_spacing(inputs: Float[AnyArray, "n P"], highest: float, *, stacklevel: int = 3) -> None:
     """Warns, as `BelowNyquist`, where inputs are typically nearer than 1 / (2 highest).
 
     Args:
@@ -106,7 +104,7 @@ def warn_of_spacing(
     from scipy.spatial import cKDTree
 
     distinct = np.unique(np.asarray(inputs, np.float64), axis=0)
-    if len(distinct) < 2:
+    if len(distinct) < 2 or highest == 0:
         return
     spacing = float(np.median(cKDTree(distinct).query(distinct, k=2)[0][:, 1]))
     needed = 0.5 / highest

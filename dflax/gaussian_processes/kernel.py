@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -33,7 +32,8 @@ class MultipleKernel(NamedTuple):
     prepare: Callable[[Float[Array, "n P"], Float[Array, " n"]], Any]
     covariance: Callable[[Any, Float[Array, " A"]], Float[Array, "n n"]]
     traces: Callable[
-        [Any, Float[Array, "n n"], Float[Array, " n"]], tuple[Float[Array, " A"], Float[Array, " A"]]
+        [Any, Float[Array, "n n"], Float[Array, " n"]],
+        tuple[Float[Array, " A"], Float[Array, " A"]],
     ]
     cross: Callable[
         [Float[Array, " A"], Float[Array, "m P"], Float[Array, "n P"]], Float[Array, "m n"]
@@ -49,12 +49,6 @@ def components_of(
     decay = jnp.einsum("mnp,ap->amn", jnp.square(apart), jnp.square(grid.deviations))
     waves = jnp.cos(2 * jnp.pi * apart[None] * grid.means[:, None, None])
     return jnp.exp(-2 * jnp.pi**2 * decay) * jnp.prod(waves, axis=-1)
-
-
-def inverse_of(factor: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """C^-1 from the lower Cholesky factor of C."""
-    eye = jnp.eye(factor.shape[-1], dtype=factor.dtype)
-    return jax.scipy.linalg.cho_solve((factor, True), eye)
 
 
 def described(grid: Grid) -> dict[str, Any]:

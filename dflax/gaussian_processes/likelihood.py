@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dflax.gaussian_processes.kernel import MultipleKernel
+from dflax.gaussian_processes.triangular import inverse_of
 
 
 class Observations(NamedTuple):
@@ -39,9 +40,7 @@ class Evidence(NamedTuple):
     q: Float[Array, " A"]
 
 
-def evidence(
-    kernel: MultipleKernel, observed: Observations, theta: Float[Array, " A"]
-) -> Evidence:
+def evidence(kernel: MultipleKernel, observed: Observations, theta: Float[Array, " A"]) -> Evidence:
     """Twice the negative log likelihood, without its constant n log 2 pi; its gradient is g - q.
 
         l(theta) = y' C^-1 y + log det C,   C = sum_a theta_a K_a + s2 I
@@ -49,27 +48,57 @@ def evidence(
     Padding adds s2 to the diagonal, which moves log det C by a constant that is taken off again and
     changes nothing else. NaN where C is not positive definite, as with negative weights it may be.
     """
-    factor, solution = _factored(kernel, observed, theta)
+    factor, solution = _factored(_covariance(kernel, observed, theta), observed.targets)
+    value = _value(factor, solution, observed.targets) - _padding(observed)
     g, q = kernel.traces(observed.cache, factor, solution)
-    return Evidence(_value(observed, factor, solution), g, q)
+    return Evidence(value, g, q)
+
+
+@jax.custom_vjp
+def minus_log_density(
+    covariance: Float[Array, "n n"], targets: Float[Array, " n"]
+) -> Float[Array, ""]:
+    """The sum y' C^-1 y + log det C, whose gradient in C is C^-1 - C^-1 y y' C^-1."""
+    return _value(*_factored(covariance, targets), targets)
+
+
+def _forward(covariance: Array, targets: Array) -> tuple[Array, tuple[Array, Array]]:
+    factor, solution = _factored(covariance, targets)
+    return _value(factor, solution, targets), (factor, solution)
+
+
+def _backward(kept: tuple[Array, Array], weight: Array) -> tuple[Array, Array]:
+    factor, solution = kept
+    return weight * (inverse_of(factor) - solution[:, None] * solution), 2 * weight * solution
+
+
+minus_log_density.defvjp(_forward, _backward)
 
 
 def objective(
     kernel: MultipleKernel, observed: Observations, theta: Float[Array, " A"]
 ) -> Float[Array, ""]:
-    """l(theta) of `evidence` alone."""
-    return _value(observed, *_factored(kernel, observed, theta))
+    """The value l(theta) of `evidence` alone."""
+    covariance = _covariance(kernel, observed, theta)
+    return minus_log_density(covariance, observed.targets) - _padding(observed)
 
 
-def _factored(
-    kernel: MultipleKernel, observed: Observations, theta: Array
-) -> tuple[Array, Array]:
-    """The lower Cholesky factor of C, and C^-1 y."""
+def _covariance(kernel: MultipleKernel, observed: Observations, theta: Array) -> Array:
+    """The covariance C of the targets."""
     eye = jnp.eye(len(observed.targets), dtype=observed.targets.dtype)
-    factor = jnp.linalg.cholesky(kernel.covariance(observed.cache, theta) + observed.noise * eye)
-    return factor, jax.scipy.linalg.cho_solve((factor, True), observed.targets)
+    return kernel.covariance(observed.cache, theta) + observed.noise * eye
 
 
-def _value(observed: Observations, factor: Array, solution: Array) -> Array:
-    padding = jnp.sum(1 - observed.mask) * jnp.log(observed.noise)
-    return observed.targets @ solution + 2 * jnp.sum(jnp.log(jnp.diagonal(factor))) - padding
+def _padding(observed: Observations) -> Array:
+    """What the padded part of the diagonal adds to log det C."""
+    return jnp.sum(1 - observed.mask) * jnp.log(observed.noise)
+
+
+def _factored(covariance: Array, targets: Array) -> tuple[Array, Array]:
+    """The lower Cholesky factor of C, and C^-1 y."""
+    factor = jnp.linalg.cholesky(covariance)
+    return factor, jax.scipy.linalg.cho_solve((factor, True), targets)
+
+
+def _value(factor: Array, solution: Array, targets: Array) -> Array:
+    return targets @ solution + 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))

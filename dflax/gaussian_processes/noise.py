@@ -20,7 +20,9 @@ def noise_variance(targets: Float[AnyArray, " n"]) -> Float[Array, ""]:
         M_k = s e_k^2 / (1 + s e_k^2),  e_k = 2 - 2 cos(pi k / n)
 
     of the k-th coefficient of y as a residual. The smoothness s minimises the score of generalised
-    cross-validation, |M y|^2 n / tr(M)^2, and the estimate is |M y|^2 / tr(M).
+    cross-validation, |M y|^2 n / tr(M)^2, in the cosines' basis, and the estimate is |M y|^2 / tr(M^2).
+    It has no bias where M leaves nothing of the function. Waves near the highest frequency count as
+    noise.
 
     Args:
       targets: `[n]`, n >= 4, in the order of their inputs.
@@ -30,7 +32,8 @@ def noise_variance(targets: Float[AnyArray, " n"]) -> Float[Array, ""]:
 
     References:
       Garcia, Robust smoothing of gridded data in one and higher dimensions with missing values, 2010;
-      Wahba, Bounds and estimates of the smoothing spline's variance, 1983.
+      Buckley, Eagleson and Silverman, The estimation of residual variance in nonparametric regression,
+      1988.
     """
     y = jnp.asarray(validation.array("targets", targets, kind="real", shape=("n",)))
     n = len(y)
@@ -49,8 +52,8 @@ def noise_variance(targets: Float[AnyArray, " n"]) -> Float[Array, ""]:
     def score(log_smoothness: Array) -> tuple[Array, Array]:
         weighted = jnp.exp(log_smoothness) * square
         left = weighted / (1 + weighted)
-        residual, freedom = jnp.sum(jnp.square(left) * energy), jnp.sum(left)
-        return residual * n / jnp.square(freedom), residual / freedom
+        residual = jnp.sum(jnp.square(left) * energy)
+        return residual * n / jnp.square(jnp.sum(left)), residual / jnp.sum(jnp.square(left))
 
     candidates = jnp.linspace(jnp.log(low), jnp.log(high), CANDIDATES).astype(kind)
     scores, variances = jax.vmap(score)(candidates)

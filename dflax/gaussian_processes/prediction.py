@@ -11,6 +11,7 @@ from dflax.clients import map_clients
 from dflax.data.dataset import AnyArray
 from dflax.gaussian_processes.agents import Agents, check_agents
 from dflax.gaussian_processes.kernel import MultipleKernel
+from dflax.gaussian_processes.triangular import triangular_inverse
 
 
 class Prediction(NamedTuple):
@@ -80,13 +81,11 @@ def predict(
         factor = jnp.linalg.cholesky(covariance + noise * eye)
         across = kernel.cross(theta, points, agent.inputs) * agent.mask
         solution = jax.scipy.linalg.cho_solve((factor, True), agent.targets)
-        halves = jax.scipy.linalg.solve_triangular(factor, across.T, lower=True)
+        halves = jnp.matmul(triangular_inverse(factor), across.T, precision="highest")
         variance = jnp.sum(theta) + noise - jnp.sum(jnp.square(halves), axis=0)
         return Prediction(jnp.matmul(across, solution, precision="highest"), variance)
 
-    return map_clients(
-        one, agents, own, variances, shared=(where.astype(kind),), at_once=at_once
-    )
+    return map_clients(one, agents, own, variances, shared=(where.astype(kind),), at_once=at_once)
 
 
 def fused(prediction: Prediction) -> Prediction:

@@ -83,9 +83,7 @@ def slim_kl(
 
     def start(theta: Float[Array, " A"]) -> tuple[Float[Array, "N A"], tuple[()]]:
         fix = "Start at starting_weights()."
-        validation.array(
-            "params", theta, kind="real", shape=(kernel.components,), low=0.0, fix=fix
-        )
+        validation.array("params", theta, kind="real", shape=(kernel.components,), low=0.0, fix=fix)
         return replicate(theta, clients), ()
 
     def combine(mean: Array, weight: Array, key: Key[Array, ""]) -> Array:
@@ -152,7 +150,7 @@ def joint_objective(
       active: weights above it are counted; traceable.
 
     Returns:
-      `theta [A] -> {"objective": sum_j l_j(theta), "active": how many weights}`, with theta clipped at 0.
+      `theta [A] -> {"objective": sum_j l_j(theta), "active": how many weights}`; theta is clipped at 0.
 
     Raises:
       TypeError, ValueError: naming the argument.

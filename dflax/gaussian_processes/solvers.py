@@ -22,7 +22,7 @@ NEWTON_STEPS = 8
 def positive_root(
     p: Float[Array, "..."], b: Float[Array, "..."], rho: Float[Array, "..."] | float
 ) -> Float[Array, "..."]:
-    """argmin over t > 0 of p / t + b t + (rho / 2) t^2, the positive root of rho t^3 + b t^2 = p.
+    """The t > 0 that minimises p / t + b t + (rho / 2) t^2: the root of rho t^3 + b t^2 = p.
 
     The unknown is scaled by a bound on it, min(sqrt(p / b), (p / rho)^(1/3)) for b > 0 and
     max(-b / rho, (p / rho)^(1/3)) otherwise, so that no number of the iteration is beyond 8, however

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dflax.gaussian_processes.grid import Grid
-from dflax.gaussian_processes.kernel import MultipleKernel, components_of, described, inverse_of
+from dflax.gaussian_processes.kernel import MultipleKernel, components_of, described
+from dflax.gaussian_processes.triangular import inverse_of
 
 
 def stored(grid: Grid) -> MultipleKernel:
@@ -61,14 +62,14 @@ def recomputed(grid: Grid, chunk: int) -> MultipleKernel:
 
 
 def _contracted(stack: Array, inverse: Array, solution: Array) -> tuple[Array, Array]:
-    """g and q of stored components, in one pass over them."""
+    """The traces g and q of stored components, in one pass over them."""
     both = jnp.stack([inverse, solution[:, None] * solution])
     g, q = jnp.einsum("aij,cij->ca", stack, both, precision="highest")
     return g, q
 
 
 def _summed(grid: Grid, theta: Array, left: Array, right: Array, chunk: int) -> Array:
-    """sum_a theta_a k_a with some components at a time."""
+    """The sum of theta_a k_a with some components at a time."""
     padding = -theta.shape[0] % chunk
     parts = jnp.pad(theta, (0, padding)).reshape(-1, chunk)
 
