@@ -33,7 +33,11 @@ class Agents(NamedTuple):
 
 
 def agents(
-    inputs: Float[AnyArray, "m P"], targets: Float[AnyArray, " m"], partition: Partition
+    inputs: Float[AnyArray, "m P"],
+    targets: Float[AnyArray, " m"],
+    partition: Partition,
+    *,
+    length: int | None = None,
 ) -> Agents:
     """Deals observations to agents, and pads each agent's to as many as the largest has.
 
@@ -42,6 +46,8 @@ def agents(
       targets: `[m]`, usually standardised.
       partition: which rows are whose, see `dflax.data.from_indices`. Each agent keeps the order of the
         rows.
+      length: n, at least as many as the largest agent has, for data of several sizes that are to be
+        served by one compiled program.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -63,6 +69,11 @@ def agents(
             f"partition must name rows of the {len(y)} observations, got row {largest}."
         )
     longest = max(map(len, lists))
+    if length is not None:
+        validation.integer(
+            "length", length, low=longest, fix="The largest agent needs as many rows."
+        )
+        longest = int(length)
     shape = (len(lists), longest)
     found = np.zeros((*shape, x.shape[1])), np.zeros(shape), np.zeros(shape)
     for agent, rows in enumerate(lists):

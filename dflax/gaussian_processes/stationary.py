@@ -1,5 +1,6 @@
 """Kernels whose parameters are free, fitted by likelihood: what a multiple kernel is held against."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from dflax.data.dataset import AnyArray
 from dflax.gaussian_processes.likelihood import minus_log_density
 from dflax.gaussian_processes.prediction import Prediction
 from dflax.gaussian_processes.triangular import triangular_inverse
+
+LINE_SEARCH = 10
 
 # (parameters, left [m, P], right [n, P]) -> [m, n]
 Kernel = Callable[[PyTree[Array], Float[Array, "m P"], Float[Array, "n P"]], Float[Array, "m n"]]
@@ -87,7 +90,7 @@ def maximum_likelihood(
     *,
     steps: int = 100,
 ) -> Fitted:
-    """Fits a kernel's parameters by L-BFGS from several starts side by side, and takes the best.
+    """Fits a kernel's parameters by L-BFGS from several starts, and takes the best.
 
     Args:
       kernel: `(params, left, right) -> [m, n]`, such as `squared_exponential`.
@@ -104,27 +107,7 @@ def maximum_likelihood(
     validation.arrays("starts", starts, "Stack parameters of one start or more.", some=True)
     validation.leading_axis("starts", starts, least=1)
     x, y = _examples(kernel, inputs, targets, noise)
-    descent = optax.lbfgs()
-
-    def value(params: PyTree[Array]) -> Array:
-        covariance = kernel(params, x, x) + noise * jnp.eye(len(y), dtype=y.dtype)
-        return minus_log_density(covariance, y)
-
-    differentiate = optax.value_and_grad_from_state(value)
-
-    def ascent(params: PyTree[Array]) -> tuple[PyTree[Array], Array]:
-        def one(carry: Any, _: None) -> tuple[Any, None]:
-            params, state = carry
-            found, slope = differentiate(params, state=state)
-            updates, state = descent.update(
-                slope, state, params, value=found, grad=slope, value_fn=value
-            )
-            return (optax.apply_updates(params, updates), state), None
-
-        params, _ = jax.lax.scan(one, (params, descent.init(params)), None, steps)[0]
-        return params, value(params)
-
-    found, values = jax.jit(jax.vmap(ascent))(jax.tree.map(jnp.asarray, starts))
+    found, values = _ascents(kernel, int(steps), jax.tree.map(jnp.asarray, starts), x, y, noise)
     best = jnp.nanargmin(values)
     return Fitted(jax.tree.map(lambda leaf: leaf[best], found), values[best], values)
 
@@ -170,3 +153,34 @@ def _examples(kernel: Kernel, inputs: Any, targets: Any, noise: Any) -> tuple[Ar
     y = y.astype(jnp.result_type(y, float))
     x = validation.array("inputs", inputs, kind="real", shape=(len(y), "P"))
     return jnp.asarray(x, y.dtype), y
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _ascents(
+    kernel: Kernel, steps: int, starts: PyTree[Array], x: Array, y: Array, noise: Array
+) -> tuple[PyTree[Array], Array]:
+    """Where each start ends, and the value there; compiled once for data of one shape."""
+    # A search that has come to the precision's end would go on for all its steps.
+    search = optax.scale_by_zoom_linesearch(LINE_SEARCH, initial_guess_strategy="one")
+    descent = optax.lbfgs(linesearch=search)
+
+    def value(params: PyTree[Array]) -> Array:
+        covariance = kernel(params, x, x) + noise * jnp.eye(len(y), dtype=y.dtype)
+        return minus_log_density(covariance, y)
+
+    differentiate = optax.value_and_grad_from_state(value)
+
+    def ascent(params: PyTree[Array]) -> tuple[PyTree[Array], Array]:
+        def one(carry: Any, _: None) -> tuple[Any, None]:
+            params, state = carry
+            found, slope = differentiate(params, state=state)
+            updates, state = descent.update(
+                slope, state, params, value=found, grad=slope, value_fn=value
+            )
+            return (optax.apply_updates(params, updates), state), None
+
+        params, _ = jax.lax.scan(one, (params, descent.init(params)), None, steps)[0]
+        return params, value(params)
+
+    # One after another, since searches differ in length.
+    return jax.lax.map(ascent, starts)
