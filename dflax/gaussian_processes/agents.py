@@ -100,17 +100,12 @@ def observe(
       BelowNyquist: inputs too near each other for the kernel's highest frequency.
     """
     check_agents(kernel, agents)
-    fix = "Without noise C has no inverse; estimate it with noise_variance()."
-    validation.real("noise", noise, low=0.0, low_open=True, fix=fix)
-    count = len(agents.targets)
-    if np.ndim(noise) and np.shape(noise) != (count,):
-        raise ValueError(f"noise must be one number or {count}, got shape {np.shape(noise)}.")
+    variances = noise_of_each(agents, noise)
     if not validation.is_traced(agents.inputs):
         for own, mask in zip(np.asarray(agents.inputs), np.asarray(agents.mask) > 0, strict=True):
             kernel.verify(own[mask])
             warn_of_spacing(own[mask], kernel.highest)
     cache = map_clients(kernel.prepare, agents.inputs, agents.mask)
-    variances = jnp.broadcast_to(jnp.asarray(noise, agents.targets.dtype), (count,))
     return Observations(cache, agents.targets, agents.mask, variances)
 
 
@@ -157,6 +152,16 @@ def starting_weights(kernel: MultipleKernel, agents: Agents) -> Float[Array, " A
     check_agents(kernel, agents)
     power = jnp.sum(jnp.square(agents.targets)) / jnp.sum(agents.mask)
     return jnp.full(kernel.components, power / kernel.components)
+
+
+def noise_of_each(agents: Agents, noise: float | Float[AnyArray, " N"]) -> Float[Array, " N"]:
+    """The noise's variance of each agent; refuses what is not positive, and other numbers of them."""
+    fix = "Without noise C has no inverse; estimate it with noise_variance()."
+    validation.real("noise", noise, low=0.0, low_open=True, fix=fix)
+    count = len(agents.targets)
+    if np.ndim(noise) and np.shape(noise) != (count,):
+        raise ValueError(f"noise must be one number or {count}, got shape {np.shape(noise)}.")
+    return jnp.broadcast_to(jnp.asarray(noise, agents.targets.dtype), (count,))
 
 
 def check_kernel(kernel: MultipleKernel) -> None:

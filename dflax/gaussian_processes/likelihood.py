@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dflax import validation
 from dflax.gaussian_processes.kernel import MultipleKernel
 from dflax.gaussian_processes.triangular import inverse_of
 
@@ -47,7 +48,16 @@ def evidence(kernel: MultipleKernel, observed: Observations, theta: Float[Array,
 
     Padding adds s2 to the diagonal, which moves log det C by a constant that is taken off again and
     changes nothing else. NaN where C is not positive definite, as with negative weights it may be.
+
+    Args:
+      kernel: see `gsmp`.
+      observed: of one agent.
+      theta: `[A]`.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
     """
+    _check(kernel, observed, theta)
     factor, solution = _factored(_covariance(kernel, observed, theta), observed.targets)
     value = _value(factor, solution, observed.targets) - _padding(observed)
     g, q = kernel.traces(observed.cache, factor, solution)
@@ -79,8 +89,17 @@ def objective(
     kernel: MultipleKernel, observed: Observations, theta: Float[Array, " A"]
 ) -> Float[Array, ""]:
     """The value l(theta) of `evidence` alone."""
+    _check(kernel, observed, theta)
     covariance = _covariance(kernel, observed, theta)
     return minus_log_density(covariance, observed.targets) - _padding(observed)
+
+
+def _check(kernel: MultipleKernel, observed: Observations, theta: Array) -> None:
+    """Refuses what is no kernel, no agent's observations, or weights of another number."""
+    validation.instance("kernel", kernel, MultipleKernel, "Make one with gsmp().")
+    validation.instance("observed", observed, Observations, "Make them with observe().")
+    validation.array("observed.targets", observed.targets, kind="real", shape=("n",))
+    validation.array("theta", theta, kind="real", shape=(kernel.components,))
 
 
 def _covariance(kernel: MultipleKernel, observed: Observations, theta: Array) -> Array:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from dflax import validation
 from dflax.clients import map_clients
 from dflax.data.dataset import AnyArray
-from dflax.gaussian_processes.agents import Agents, check_agents
+from dflax.gaussian_processes.agents import Agents, check_agents, noise_of_each
 from dflax.gaussian_processes.kernel import MultipleKernel
 from dflax.gaussian_processes.triangular import triangular_inverse
 
@@ -62,7 +62,7 @@ def predict(
             f"theta must have shape [{kernel.components}] or [{count}, {kernel.components}], got "
             f"{given.shape}."
         )
-    validation.real("noise", noise, low=0.0, low_open=True)
+    variances = noise_of_each(agents, noise)
     where = jnp.asarray(validation.array("points", points, kind="real"))
     where = where[:, None] if where.ndim == 1 else where
     if where.ndim != 2 or where.shape[1] != kernel.dimensions or not len(where):
@@ -72,7 +72,6 @@ def predict(
     validation.at_once(at_once)
     kind = agents.targets.dtype
     own = jnp.broadcast_to(given.astype(kind), (count, kernel.components))
-    variances = jnp.broadcast_to(jnp.asarray(noise, kind), (count,))
 
     def one(agent: Agents, theta: Array, noise: Array, points: Array) -> Prediction:
         apart = agent.mask[:, None] * agent.mask

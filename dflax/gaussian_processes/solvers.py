@@ -32,9 +32,16 @@ def positive_root(
       p: >= 0; for p = 0 the root is max(-b / rho, 0).
       b: any; > 0 where rho is 0.
       rho: >= 0.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
     """
+    validation.real("p", p, low=0.0)
+    validation.real("b", b)
+    validation.real("rho", rho, low=0.0)
+    p, b, rho = (jnp.asarray(one) for one in (p, b, rho))
     kind = jnp.result_type(p, b, rho, jnp.float32)
-    p, b, rho = (jnp.asarray(one, kind) for one in (p, b, rho))
+    p, b, rho = (one.astype(kind) for one in (p, b, rho))
     pulled = rho > 0
     cubic = jnp.where(pulled, jnp.cbrt(p / jnp.where(pulled, rho, 1)), jnp.inf)
     square = jnp.where(b > 0, jnp.sqrt(p / jnp.where(b > 0, b, 1)), jnp.inf)

@@ -63,6 +63,8 @@ class Fitted(NamedTuple):
 
 def squared_exponential(params: SquaredExponential, left: Array, right: Array) -> Array:
     """a^2 exp(-sum_p t_p^2 / (2 l_p^2)), one length a dimension (ARD)."""
+    validation.instance("params", params, SquaredExponential)
+    _check_points(left, right)
     scaled = (left[:, None] - right[None]) / jnp.exp(params.length)
     return jnp.exp(2 * params.amplitude - 0.5 * jnp.sum(jnp.square(scaled), -1))
 
@@ -74,6 +76,8 @@ def spectral_mixture(params: SpectralMixture, left: Array, right: Array) -> Arra
       Wilson and Adams, Gaussian Process Kernels for Pattern Discovery and Extrapolation,
       arXiv 1302.4245.
     """
+    validation.instance("params", params, SpectralMixture)
+    _check_points(left, right)
     apart = left[:, None] - right[None]
     decay = jnp.einsum("mnp,qp->mnq", jnp.square(apart), jnp.exp(2 * params.deviations))
     waves = jnp.cos(2 * jnp.pi * apart[:, :, None] * jnp.exp(params.means))
@@ -143,6 +147,12 @@ def posterior(
     own = jax.vmap(lambda one: kernel(params, one[None], one[None])[0, 0])(where)
     mean = jnp.matmul(whitened.T, jnp.matmul(half, y, precision="highest"), precision="highest")
     return Prediction(mean, own + noise - jnp.sum(jnp.square(whitened), axis=0))
+
+
+def _check_points(left: Array, right: Array) -> None:
+    """Refuses inputs that are not `[m, P]` and `[n, P]`."""
+    found = validation.array("left", left, kind="real", shape=("m", "P"))
+    validation.array("right", right, kind="real", shape=("n", found.shape[1]), fix="As left has.")
 
 
 def _examples(kernel: Kernel, inputs: Any, targets: Any, noise: Any) -> tuple[Array, Array]:

@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from doors import asynchronous, data, decentralized, robots, running, server, topology
+from doors import (
+    asynchronous,
+    data,
+    decentralized,
+    gaussian_processes,
+    robots,
+    running,
+    server,
+    topology,
+)
 
 CALLS: dict[str, dict[str, Any]] = {
     **asynchronous.CALLS,
@@ -10,6 +19,7 @@ CALLS: dict[str, dict[str, Any]] = {
     **data.CALLS,
     **server.CALLS,
     **decentralized.CALLS,
+    **gaussian_processes.CALLS,
     **robots.CALLS,
     **running.CALLS,
 }
