@@ -34,6 +34,7 @@ NAMES = (
     "asynchronous",
     "compression",
     "robots",
+    "gaussian_processes",
 )
 RESULTS = pathlib.Path("results")
 

@@ -1,6 +1,6 @@
 """Spectral mixtures of components with the same deviations, by products of cosine features."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +16,11 @@ class Factors(NamedTuple):
 
     Attributes:
       features: `[n, A 2^P]`, those of a component side by side; rows of padding are 0.
-      decay: `[n, n]` the Gaussian factor E that all components share; () where it is 1.
+      decay: `[n, n]`, the Gaussian factor E that all components share; () where it is 1.
     """
 
     features: Float[Array, "n F"]
-    decay: Float[Array, "n n"] | tuple[()]
+    decay: Any
 
 
 def factored(grid: Grid) -> MultipleKernel:

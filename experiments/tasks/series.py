@@ -141,18 +141,18 @@ def free_kernels(
     x, y = series.inputs[:count, None], series.values[:count]
     rng = np.random.default_rng(seed)
     power = float(np.log(np.mean(y**2)))
-    lengths = np.log(np.array([1.0, 3.0, 10.0, 30.0]))
-    starts = {
+    lengths = np.log(np.array([2.0, 6.0, 20.0]))
+    starts: dict[str, tuple[Any, Any]] = {
         "SE": (
             gp.squared_exponential,
-            gp.SquaredExponential(np.full(4, power / 2), lengths[:, None]),
+            gp.SquaredExponential(jnp.full(3, power / 2), jnp.asarray(lengths[:, None])),
         ),
         "SM": (
             gp.spectral_mixture,
             gp.SpectralMixture(
-                np.full((restarts, components), power - np.log(components)),
-                np.log(rng.uniform(0.002, 0.5, (restarts, components, 1))),
-                np.log(rng.uniform(0.002, 0.02, (restarts, components, 1))),
+                jnp.full((restarts, components), power - np.log(components)),
+                jnp.log(rng.uniform(0.002, 0.5, (restarts, components, 1))),
+                jnp.log(rng.uniform(0.002, 0.02, (restarts, components, 1))),
             ),
         ),
     }
