@@ -15,6 +15,7 @@ ENVIRONMENTS = {
     "torch": ("torch==2.13.0", "pfl==0.6.0", "byzfl==0.0.11"),
     "fedjax": ("fedjax==0.0.17", "jax==0.10.2", "optax==0.2.8"),
     "flower": ("torch==2.13.0", "flwr[simulation]==1.41.0"),
+    "gpytorch": ("torch==2.13.0", "gpytorch==1.15.2"),
     # Its scheduler alone is run, which needs NumPy.
     "appfl": ("--no-deps", "appfl==1.12.0", "numpy==2.2.6"),
 }
@@ -42,6 +43,7 @@ PEERS = {
     "byzfl": Peer("ByzFL", "byzfl", "torch"),
     "fedjax": Peer("FedJAX", "fedjax", "fedjax"),
     "appfl": Peer("APPFL", "appfl", "appfl"),
+    "gpytorch": Peer("GPyTorch", "gpytorch", "gpytorch"),
     "flower": Peer("Flower", "flwr", "flower", optional=True),
 }
 
