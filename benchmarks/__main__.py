@@ -35,6 +35,7 @@ NAMES = (
     "compression",
     "robots",
     "gaussian_processes",
+    "verified",
 )
 RESULTS = pathlib.Path("results")
 

@@ -172,6 +172,7 @@ def measured(plan: Plan) -> dict[str, Any]:
         "arguments": cost.argument_bytes,
         "sent": cost.sent_bytes,
         "least": cost.least_sent_bytes,
+        "layers": cost.sent_within_models,
         "flops": cost.flops,
         "compile_seconds": cost.compile_seconds,
         "estimated_seconds": cost.estimated_seconds,
@@ -197,7 +198,9 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         fits, sent, arithmetic = "no", "", ""
         if told["refused"] is None:
             fits = "yes"
-            sent = f"{told['sent'] / 2**20:.4g}, {told['least'] / 2**20:.4g} MiB"
+            between = told["sent"] - told["layers"]
+            sent = f"{between / 2**20:.4g}, {told['least'] / 2**20:.4g} MiB"
+            sent += f"; {told['layers'] / 2**20:.4g} for layers" if told["layers"] else ""
             count = int(np.prod(dx.mesh.planned(plan.machine).devices.shape))
             arithmetic = f"{told['flops'] / count / 1e12:.3g} TFLOP"
         cells = (plan.task, plan.method, devices, members, fits, memory, sent, arithmetic)

@@ -22,6 +22,7 @@ from dflax import (
     robots,
     server,
     topology,
+    verified_inference,
 )
 from dflax.algorithm import Algorithm, Events, FederatedState, Source, rollout
 from dflax.clients import (
@@ -102,6 +103,7 @@ __all__ = [
     "stretches",
     "sweep",
     "topology",
+    "verified_inference",
     "weighted_mean",
 ]
 

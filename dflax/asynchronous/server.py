@@ -15,12 +15,22 @@ from dflax.asynchronous.staleness import Discount
 from dflax.asynchronous.timetable import Timetable
 from dflax.asynchronous.waves import Waves, waves
 from dflax.channel.channel import Channel, Sending, perfect, sent_through
-from dflax.clients import against, everywhere, gather, map_clients, mean_metrics, replicate, scatter
+from dflax.clients import (
+    against,
+    client_devices,
+    everywhere,
+    gather,
+    map_clients,
+    mean_metrics,
+    replicate,
+    scatter,
+)
 from dflax.data.dataset import Dataset
 from dflax.local import Loss, Optimizer, Oracle, Subproblem, solver
 from dflax.metrics import disjoint
 from dflax.models.averaged import warn_of_averaging
 from dflax.population import Assignment, Round
+from dflax.programs.exchanges import mean_over, sends, size
 
 
 class Working(NamedTuple):
@@ -250,7 +260,8 @@ def _stepped(
     event: dict[str, Array],
 ) -> AsyncServer:
     """The server after the steps of a wave, each over its own arrivals, which lie side by side."""
-    room = cut.most_arrivals
+    # A window of places that are dealt over devices would bring all of them to each.
+    room = cut.width if client_devices() > 1 else cut.most_arrivals
 
     def one(server: AsyncServer, taken: tuple[Array, Array, Array]) -> tuple[AsyncServer, None]:
         first, count, write = taken
@@ -260,7 +271,8 @@ def _stepped(
         here = (place >= first) & (place < first + count)
 
         def window(leaf: Array) -> Array:
-            return jax.lax.dynamic_slice_in_dim(leaf, begin, room)
+            whole = room == cut.width
+            return leaf if whole else jax.lax.dynamic_slice_in_dim(leaf, begin, room)
 
         there = here & window(counted)
         share = jnp.where(there, window(factor), 0.0)
@@ -268,7 +280,9 @@ def _stepped(
         def total_of(leaf: Array) -> Array:
             # Who does not count may hold a NaN, and 0 times NaN is NaN.
             rows = window(leaf).astype(share.dtype)
-            return jnp.einsum("c,c...->...", share, jnp.where(against(there, rows), rows, 0))
+            rows = jnp.where(against(there, rows), rows, 0)
+            with sends(lambda: mean_over(client_devices(), size(rows) / room)):
+                return jnp.einsum("c,c...->...", share, rows)
 
         summed, happened = jax.tree.map(total_of, changes), there.any()
         state, total = server.memory.optimizer

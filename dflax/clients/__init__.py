@@ -2,11 +2,15 @@
 
 from dflax.clients.devices import (
     CLIENTS,
+    MODEL,
     DealtWithClients,
     client_devices,
     everywhere,
     is_planned,
+    model_devices,
     platform,
+    shared_axis,
+    with_their_clients,
 )
 from dflax.clients.mapping import map_clients, map_cohort
 from dflax.clients.reductions import mean_metrics, weighted_mean, weighted_sum
@@ -14,6 +18,7 @@ from dflax.clients.rows import against, gather, replicate, require_structure, sc
 
 __all__ = [
     "CLIENTS",
+    "MODEL",
     "DealtWithClients",
     "against",
     "client_devices",
@@ -23,13 +28,16 @@ __all__ = [
     "map_clients",
     "map_cohort",
     "mean_metrics",
+    "model_devices",
     "platform",
     "replicate",
     "require_structure",
     "scatter",
     "select",
+    "shared_axis",
     "weighted_mean",
     "weighted_sum",
+    "with_their_clients",
 ]
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from dflax.programs.exchanges import gathered_by, sends, size
 
-CLIENTS = "clients"
+CLIENTS, MODEL = "clients", "model"
 
 
 class DealtWithClients(abc.ABC):
@@ -48,10 +48,34 @@ def client_devices(count: int | None = None) -> int:
     return devices if count is None or count % devices == 0 else 1
 
 
+def model_devices() -> int:
+    """How many devices of the ambient mesh share each model."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get(MODEL, 1)
+
+
+def shared_axis(shape: tuple[int, ...], sharing: int) -> int | None:
+    """The axis of one client's leaf that is split over the devices that share a model; None: whole.
+
+    Args:
+      shape: of the leaf, without the clients' axis.
+      sharing: how many devices share each model.
+    """
+    fitting = [axis for axis, size in enumerate(shape) if size and size % sharing == 0]
+    return fitting[-1] if sharing > 1 and fitting else None
+
+
 def everywhere(tree: PyTree[Array]) -> PyTree[Array]:
     """The tree held whole by every device of the ambient mesh; the tree itself where there is none."""
     with sends(lambda: gathered_by(client_devices(), size(tree))):
         return known_to_all(tree)
+
+
+def with_their_clients(leaf: Array) -> Array:
+    """The rows `[n, ...]` on the devices of their clients, however the rest of the leaf is laid out."""
+    if client_devices(leaf.shape[0]) == 1:
+        return leaf
+    others = (PartitionSpec.UNCONSTRAINED,) * (leaf.ndim - 1)
+    return jax.lax.with_sharding_constraint(leaf, PartitionSpec(CLIENTS, *others))
 
 
 def known_to_all(tree: Any) -> Any:

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from dflax import validation
-from dflax.clients.devices import CLIENTS, DealtWithClients, client_devices, everywhere, platform
+from dflax.clients.devices import CLIENTS, DealtWithClients, client_devices, known_to_all, platform
 from dflax.clients.rows import gather
 from dflax.programs.in_place import map_in_place
 from dflax.programs.products import contract_last
@@ -62,16 +62,20 @@ def map_clients(
     devices = client_devices()
     if devices == 1:
         return _on_one_device(function, at_once, stacked, shared)
-    padding = -count % devices
+    work = functools.partial(_on_one_device, function, at_once)
+    uneven = bool(count % devices)
     dealt = jax.shard_map(
-        functools.partial(_on_one_device, function, at_once),
-        in_specs=(PartitionSpec(CLIENTS), _layout(shared, devices)),
+        functools.partial(_on_taken_rows, work, count, devices) if uneven else work,
+        in_specs=(PartitionSpec() if uneven else PartitionSpec(CLIENTS), _layout(shared, devices)),
         out_specs=PartitionSpec(CLIENTS),
         axis_names={CLIENTS},
         check_vma=False,
     )
-    out = dealt(jax.tree.map(lambda leaf: _repeat_first(leaf, padding), stacked), shared)
-    return jax.tree.map(lambda leaf: leaf[:count], out) if padding else out
+    if not uneven:
+        return dealt(stacked, shared)
+    # Put together on every device and then dealt: an axis that the devices do not divide would else
+    # be cut up and sent around piece by piece.
+    return jax.tree.map(lambda leaf: leaf[:count], dealt(known_to_all(stacked), shared))
 
 
 def map_cohort(
@@ -158,13 +162,14 @@ def _layout(shared: Any, devices: int) -> Any:
     )
 
 
-def _repeat_first(leaf: Array, padding: int) -> Array:
-    if not padding:
-        return leaf
-    extra = jnp.broadcast_to(leaf[:1], (padding, *leaf.shape[1:]))
-    # Put together on every device and then dealt: an axis that the devices do not divide would
-    # else be cut up and sent around piece by piece.
-    return everywhere(jnp.concatenate([leaf, extra]))
+def _on_taken_rows(
+    work: Callable[[Any, Any], Any], count: int, devices: int, stacked: Any, shared: Any
+) -> Any:
+    """The work on a device's own of all rows; the last devices repeat the first row."""
+    block = -(-count // devices)
+    own = jax.lax.axis_index(CLIENTS) * block + jnp.arange(block)
+    own = jnp.where(own < count, own, 0)
+    return work(jax.tree.map(lambda leaf: leaf[own], stacked), shared)
 
 
 def _row(stacked: Any) -> Any:

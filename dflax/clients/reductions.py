@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from dflax import validation
-from dflax.clients.devices import client_devices, known_to_all, platform
+from dflax.clients.devices import client_devices, known_to_all, model_devices, platform
 from dflax.clients.rows import against
 from dflax.programs.exchanges import mean_over, sends, size
 
@@ -83,8 +83,10 @@ def weighted_sum(tree: PyTree[Array], coefficients: Float[Array, " m"]) -> PyTre
 
 
 def _sum_of_rows(factors: Float[Array, " m"], leaf: Float[Array, "m ..."]) -> Float[Array, "..."]:
-    # A TPU would copy a leaf to other tiles to make rows of it.
-    flat = leaf if platform() == "tpu" else leaf.reshape(len(leaf), -1)
+    # A TPU would copy a leaf to other tiles to make rows of it, and devices that share models would
+    # bring them together.
+    kept = platform() == "tpu" or model_devices() > 1
+    flat = leaf if kept else leaf.reshape(len(leaf), -1)
     values, exact = flat.astype(factors.dtype), jax.lax.Precision.HIGHEST
     with sends(lambda: mean_over(client_devices(), size(values) / len(leaf))):
         product = jnp.tensordot(factors, values, axes=1, precision=exact)

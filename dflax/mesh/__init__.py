@@ -1,7 +1,7 @@
 """Devices of one or several hosts, or of a machine that is not here: the mesh axis "clients"."""
 
+from dflax.clients import MODEL
 from dflax.mesh.layout import (
-    MODEL,
     client_mesh,
     collect,
     host_clients,

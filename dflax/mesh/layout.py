@@ -11,9 +11,7 @@ from jaxtyping import Array, PyTree
 
 from dflax import validation
 from dflax.algorithm import FederatedState
-from dflax.clients import CLIENTS, is_planned
-
-MODEL = "model"
+from dflax.clients import CLIENTS, MODEL, is_planned, shared_axis
 
 
 def start_hosts(
@@ -119,12 +117,8 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
     _require_mesh(mesh)
 
     def over_model(shape: tuple[int, ...]) -> list[str | None]:
-        axes: list[str | None] = [None] * len(shape)
-        if MODEL in mesh.axis_names:
-            fitting = [a for a, size in enumerate(shape) if size and size % mesh.shape[MODEL] == 0]
-            if fitting:
-                axes[fitting[-1]] = MODEL
-        return axes
+        shared = shared_axis(shape, dict(mesh.shape).get(MODEL, 1))
+        return [MODEL if axis == shared else None for axis in range(len(shape))]
 
     def shared(leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*over_model(leaf.shape)))

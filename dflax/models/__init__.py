@@ -11,6 +11,7 @@ from dflax.models.pooling import avg_pool, max_pool
 from dflax.models.resnet import BasicBlock, ResNet18
 from dflax.models.split.cost import SplitCost, split_cost
 from dflax.models.split.lora import LowRank, apply_lora, lora
+from dflax.models.split.mlp import split_mlp
 from dflax.models.split.split import Exchange, Frozen, Split, Trained, split_gradient
 from dflax.models.split.transformer import DegenerateCut, split_transformer
 from dflax.models.statistics import recalibrate, recalibrate_on, with_statistics
@@ -51,6 +52,7 @@ __all__ = [
     "rewrite_convolutions",
     "split_cost",
     "split_gradient",
+    "split_mlp",
     "split_transformer",
     "variables",
     "with_statistics",

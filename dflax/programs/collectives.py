@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 KINDS = (
     "all-gather",
     "all-reduce",
@@ -67,6 +69,11 @@ class Collective(NamedTuple):
             return float(self.bytes)
         passes = 2 if self.kind == "all-reduce" else 1
         return passes * self.bytes * (self.devices - 1) / self.devices
+
+    def stays_within(self, devices: int) -> bool:
+        """Whether nothing leaves blocks of so many devices that follow each other; False: not known."""
+        members = _members(self.groups)
+        return bool(members) and all(len({d // devices for d in group}) == 1 for group in members)
 
     def __str__(self) -> str:
         pairs = zip(self.dtypes, self.shapes, strict=True)
@@ -306,6 +313,32 @@ def _groups(line: str, devices: int) -> tuple[str, int]:
     sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[2]))
     axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", named[3])
     return named[1], math.prod(int(part or sizes[axis]) for axis, part in axes)
+
+
+def _members(groups: str) -> list[tuple[int, ...]]:
+    """The devices of each group, or pair, as XLA writes them; none of a notation that is not known."""
+    if groups.startswith("{{"):
+        listed = re.findall(r"\{([\d, ]+)\}", groups)
+        return [tuple(map(int, group.split(","))) for group in listed]
+    counted = re.fullmatch(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", groups)
+    if counted is not None:
+        sides, order = (
+            [int(n) for n in part.split(",")] for part in (counted[3], counted[4] or "0")
+        )
+        numbers = np.arange(math.prod(sides)).reshape(sides)
+        if counted[4]:
+            numbers = numbers.transpose(order)
+        return [tuple(group) for group in numbers.reshape(int(counted[1]), -1).tolist()]
+    named = re.fullmatch(r"mesh\[([^\]]*)\][^{]*\{([^}]*)\}", groups)
+    if named is None or ":(" in named[2]:
+        return []
+    sizes = re.findall(r"'([^']+)'=(\d+)", named[1])
+    numbers = np.arange(math.prod(int(size) for _, size in sizes))
+    numbers = numbers.reshape([int(size) for _, size in sizes])
+    along = [place for place, (name, _) in enumerate(sizes) if f"'{name}'" in named[2]]
+    width = math.prod(numbers.shape[place] for place in along)
+    moved = np.moveaxis(numbers, along, range(-len(along), 0))
+    return [tuple(group) for group in moved.reshape(-1, width).tolist()]
 
 
 def _devices(text: str) -> int:

@@ -13,6 +13,7 @@ import jax
 from dflax.programs.walk import Operation, Program, inner, operands, results
 
 _numbers: ContextVar[Iterator[int] | None] = ContextVar("numbers", default=None)
+_rows: ContextVar[int] = ContextVar("rows", default=1)
 _NOTE = re.compile(r"sends\.(\d+)\.(\d+)")
 
 
@@ -40,8 +41,18 @@ def sends(least: Callable[[], float]) -> Iterator[None]:
     if numbers is None:
         yield
     else:
-        with jax.named_scope(f"sends.{next(numbers)}.{math.ceil(least())}"):
+        with jax.named_scope(f"sends.{next(numbers)}.{math.ceil(_rows.get() * least())}"):
             yield
+
+
+@contextlib.contextmanager
+def for_each_of(rows: int) -> Iterator[None]:
+    """While this lasts, what is traced is for one of so many rows: of a `vmap`, that hides them."""
+    token = _rows.set(_rows.get() * rows)
+    try:
+        yield
+    finally:
+        _rows.reset(token)
 
 
 def size(tree: Any) -> int:
@@ -78,7 +89,8 @@ def least_sent(program: Program, devices: int) -> float:
         total += _exchange(operation, devices)
         one_device = operation.primitive.name == "shard_map"
         for part in inner(operation):
-            times = 1 if one_device else part.times
+            # Of the devices among which it is written out, those that share a model count together.
+            times = max(1, part.times // devices) if one_device else part.times
             total += times * least_sent(part.program, devices)
     return total
 

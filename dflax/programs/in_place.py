@@ -1,10 +1,11 @@
-"""A map one row after another whose results take the places of what they were made of."""
+"""Maps whose results take the places of what they were made of, a row or a block at a time."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array
 
 
@@ -34,12 +35,13 @@ def map_in_place(one: Callable[[Any], Any], stacked: Any) -> Any:
 
     def body(carried: dict[int, Array], turn: tuple[Array, dict[int, Array]]) -> Any:
         number, others = turn
+        carried = {place: _as_given(leaf) for place, leaf in carried.items()}
         rows = {
             place: jax.lax.dynamic_index_in_dim(leaf, number, 0, keepdims=False)
             for place, leaf in carried.items()
         }
         # Read before anything is written: a read later in the turn would need a copy of all rows.
-        rows = jax.lax.optimization_barrier(rows)
+        rows = jax.lax.optimization_barrier(jax.tree.map(_as_given, rows))
         row = jax.tree.unflatten(structure, [(rows | others)[i] for i in range(len(given))])
         found = jax.tree.leaves(one(row))
         carried = {
@@ -53,3 +55,38 @@ def map_in_place(one: Callable[[Any], Any], stacked: Any) -> Any:
     end, others = jax.lax.scan(body, start, (count, {i: given[i] for i in free}))
     results = {result: end[place] for result, place in over.items()} | others
     return jax.tree.unflatten(form, [results[i] for i in range(len(made))])
+
+
+def _as_given(leaf: Array) -> Array:
+    """The array in the layout of a program's arguments.
+
+    A convolution would have its kernels in another one, and the compiler then all rows in it, copied.
+    """
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
+    return with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim))))
+
+
+def blocks_in_place(function: Callable[[Array], Array], x: Array, axis: int, width: int) -> Array:
+    """`function(x)` for one that takes each index of an axis for itself, a block of them at a time.
+
+    The result takes the place of x, if nothing else reads x later, and temporaries are those of a block.
+
+    Args:
+      function: from any block of x to one of its shape and dtype.
+      x: an array.
+      axis: of x.
+      width: of a block, >= 1; what is left at the end is a block of its own.
+    """
+    count = x.shape[axis] // width
+
+    def at(x: Array, start: Any, width: int) -> Array:
+        made = function(jax.lax.dynamic_slice_in_dim(x, start, width, axis))
+        return jax.lax.dynamic_update_slice_in_dim(x, made, start, axis)
+
+    def one(x: Array, number: Array) -> tuple[Array, None]:
+        return at(x, number * width, width), None
+
+    x, _ = jax.lax.scan(one, x, jnp.arange(count))
+    rest = x.shape[axis] - count * width
+    return at(x, count * width, rest) if rest else x

@@ -187,7 +187,7 @@ def sensed(
     position, heading = map_clients(
         move, bodies, keys[:, 0], shared=(bodies.position,), at_once=robots
     )
-    there = _present(round, robots)
+    there = present(round, robots)
 
     def sense(
         number: Array,
@@ -243,7 +243,7 @@ def measured(
     }
 
 
-def _present(round: Round, robots: int) -> Bool[Array, " n"] | None:
+def present(round: Round, robots: int) -> Bool[Array, " n"] | None:
     """Whose radio is on; None for everyone's."""
     if round.cohort is None and round.reports is None:
         return None

@@ -10,8 +10,7 @@ import jax
 
 from dflax.algorithm import State
 from dflax.blame import blamed
-from dflax.clients import client_devices
-from dflax.mesh import MODEL
+from dflax.clients import client_devices, model_devices
 from dflax.mesh.machines import Memory, memory_of, seconds_of
 from dflax.mesh.planned import without_noise
 from dflax.programs.arithmetic import operations
@@ -41,7 +40,7 @@ def measured(
         raise TooLargeError(_refusal(held, machine, devices, memory, held), held, memory.usable)
     with without_noise():
         try:
-            program = traced.lower().compile()
+            program = _compiled(traced.lower(), one)
         except jax.errors.JaxRuntimeError as error:
             raise _too_large(error, machine, devices, memory, held) from error
     seconds = time.perf_counter() - began
@@ -68,10 +67,12 @@ def measured(
         places=None if members is None else along * -(-members // along),
         undivided=_undivided(state, along),
         least_sent_bytes=0.0,
+        sharing=model_devices(),
         estimated_seconds=seconds_of(one, estimated_cycles(text)),
     )
     # The compiler may find that nobody reads what is noted.
-    least = min(least_sent(traced.jaxpr, along) / _sharing(), found.sent_bytes)
+    between = found.sent_bytes - found.sent_within_models
+    least = min(least_sent(traced.jaxpr, along) / model_devices(), between)
     found = found._replace(least_sent_bytes=least)
     if memory is not None and found.peak_bytes > memory.usable:
         raise TooLargeError(
@@ -81,6 +82,20 @@ def measured(
             found,
         )
     return found
+
+
+def _compiled(lowered: Any, device: jax.Device) -> Any:
+    """The program for devices like this one.
+
+    Where kernels of Triton cannot be timed, products are tiled by rules, and those know
+    no tiles for some shapes; cuBLAS multiplies any.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if device.platform not in ("gpu", "cuda") or "output tile sizes" not in str(error):
+            raise
+    return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
 
 
 def _devices(arguments: Any) -> tuple[int, jax.Device]:
@@ -133,8 +148,3 @@ def _undivided(state: State, devices: int) -> int | None:
         if leaf.shape[0] % devices:
             return leaf.shape[0]
     return None
-
-
-def _sharing() -> int:
-    """Devices that share each model."""
-    return dict(jax.sharding.get_abstract_mesh().shape).get(MODEL, 1)

@@ -50,6 +50,7 @@ class Profile(NamedTuple):
         a mean of messages of b bytes over p devices `2 b (p - 1) / p`, for a coordinate-wise rule the
         messages dealt once by coordinates and the result gathered, for gossip each model once to each
         device that hears it.
+      sharing: devices that share each model.
       estimated_seconds: the time that a device takes by the compiler's own estimate of its cycles, loops
         multiplied out, exchanges left out; None where it gives none, as for GPUs. It is no measurement.
       seconds: steady time of a round; None unless rounds were run to measure it.
@@ -71,6 +72,7 @@ class Profile(NamedTuple):
     places: int | None = None
     undivided: int | None = None
     least_sent_bytes: float = 0.0
+    sharing: int = 1
     estimated_seconds: float | None = None
     seconds: float | None = None
 
@@ -82,12 +84,22 @@ class Profile(NamedTuple):
     @property
     def sent_bytes(self) -> float:
         """Bytes that one device sends in a round; a loop of unknown length counts once."""
-        return sum(c.sent * (1 if c.times is None else c.times) for c in self.collectives)
+        return sum(map(_sent, self.collectives))
+
+    @property
+    def sent_within_models(self) -> float:
+        """Of these, bytes for devices that share its models: what layers exchange in local steps.
+
+        `least_sent_bytes` leaves them out.
+        """
+        within = (c for c in self.collectives if c.stays_within(self.sharing))
+        return sum(map(_sent, within)) if self.sharing > 1 else 0.0
 
     def __str__(self) -> str:
         accessed = self.bytes_accessed
         traffic = "not reported" if accessed is None else in_bytes(accessed)
         least = in_bytes(self.least_sent_bytes)
+        within = f", and {in_bytes(self.sent_within_models)} for layers" if self.sharing > 1 else ""
         rows = [
             ("devices", f"{self.devices} {self.machine}".rstrip()),
             *self._who(),
@@ -97,7 +109,7 @@ class Profile(NamedTuple):
             ("outputs", f"{in_bytes(self.output_bytes)}, {in_bytes(self.alias_bytes)} in place"),
             ("temporaries", in_bytes(self.temporary_bytes)),
             ("peak memory", f"{in_bytes(self.peak_bytes)}{self._of_memory()}"),
-            ("sent per device", f"{in_bytes(self.sent_bytes)}, at least {least}"),
+            ("sent per device", f"{in_bytes(self.sent_bytes)}, at least {least}{within}"),
             ("compiled in", f"{self.compile_seconds:.2f} s"),
             *((f"  {c.kind}", str(c).removeprefix(c.kind).strip()) for c in self.collectives),
         ]
@@ -125,6 +137,10 @@ class Profile(NamedTuple):
             return ""
         share = self.peak_bytes / self.memory.usable
         return f", {100 * share:.3g} % of {in_bytes(self.memory.usable)} ({self.memory.why})"
+
+
+def _sent(collective: Collective) -> float:
+    return collective.sent * (1 if collective.times is None else collective.times)
 
 
 def in_bytes(size: float) -> str:

@@ -13,7 +13,19 @@ SWARM = {
     "motion": dx.robots.motion(0.0),
 }
 
+POINT = dx.robots.double_integrator()
+LAW = dx.robots.straight(POINT, 1.0)
+
 CALLS = {
+    "robots.d2oc": {"dynamics": POINT, "controller": LAW, "agents": N, "steps": 4},
+    "robots.double_integrator": {},
+    "robots.iterated": {"dynamics": POINT, "horizon": 2, "input_cost": 1.0},
+    "robots.lawn_mower": {"agents": N, "steps": 4},
+    "robots.linear_quadratic": {"dynamics": POINT, "horizon": 2, "input_cost": 1.0},
+    "robots.quadrotor": {},
+    "robots.spectral_coverage": {"agents": N, "steps": 4, "speed": 0.1},
+    "robots.straight": {"dynamics": POINT, "speed": 1.0},
+    "robots.wasserstein": {"visited": np.zeros((2, 2)), "samples": np.ones((2, 2))},
     "robots.accusing": {"probability": 0.1},
     "robots.byzantine": {"members": SOME},
     "robots.circling": {"radius": 1.0, "step": 0.1},

@@ -11,6 +11,7 @@ from doors import (
     running,
     server,
     topology,
+    verified,
 )
 
 CALLS: dict[str, dict[str, Any]] = {
@@ -22,4 +23,5 @@ CALLS: dict[str, dict[str, Any]] = {
     **gaussian_processes.CALLS,
     **robots.CALLS,
     **running.CALLS,
+    **verified.CALLS,
 }

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dflax import gossip, topology
 from dflax.gossip import Mixing
+from dflax.gossip.products import linear
 
 CLIENTS = 32
 KEY = jax.random.key(1)
@@ -114,3 +115,47 @@ def test_models_dealt_by_coordinates_and_back_are_mixed_as_on_one_device(name, c
     for mine, theirs in zip(jax.tree.leaves(sharded), jax.tree.leaves(alone), strict=True):
         # Of the others the compiler rounds a product and its addition once or twice.
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=0 if name in EXACT else 1e-6)
+
+
+# Leaves that are cut along one axis or another, evenly or not, and one that stays whole.
+LARGE = {
+    "kernel": (3, 3, 64, 32),
+    "matrix": (80, 16),
+    "wide": (1000,),
+    "short": (200, 3),
+    "bias": (8,),
+}
+
+
+@pytest.mark.parametrize("name", ["ring", "wide torus", "random neighbours", "average"])
+@pytest.mark.parametrize("active", [None, jnp.asarray(ACTIVE)], ids=["all", "some"])
+def test_large_leaves_are_mixed_in_blocks_as_they_are_whole(name, active, clients, monkeypatch):
+    mixer, draw = EVERY[name], np.random.default_rng(1)
+    models = {
+        leaf: jnp.asarray(draw.standard_normal((CLIENTS, *shape)), jnp.float32)
+        for leaf, shape in LARGE.items()
+    }
+    state, mixing = mixer.init(models), Mixing(KEY, jnp.int32(0), active)
+    whole = jax.jit(lambda *given: mixer.apply(*given)[0])(models, state, mixing)
+    monkeypatch.setattr(linear, "BLOCK", 1 << 11)
+    monkeypatch.setattr(linear, "platform", lambda: "gpu")
+    with jax.set_mesh(clients.mesh):
+        cut = {leaf: linear.axis_to_cut(value) for leaf, value in models.items()}
+        assert cut == {
+            "kernel": (3, 16), "matrix": (1, 16), "wide": (1, 256), "short": (1, 64), "bias": None,
+        }  # fmt: skip
+        spread = jax.device_put(models, clients)
+        program = jax.jit(lambda *given: mixer.apply(*given)[0], donate_argnums=0)
+        compiled = program.lower(spread, state, mixing).compile()
+        assert " while(" in compiled.as_text()
+        blocks = compiled(spread, state, mixing)
+    for mine, theirs in zip(jax.tree.leaves(blocks), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-6)
+
+
+def test_devices_that_share_models_split_no_block(monkeypatch):
+    monkeypatch.setattr(linear, "BLOCK", 1 << 11)
+    mesh = jax.make_mesh((4, 2), ("clients", "model"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        assert linear.axis_to_cut(jnp.zeros((CLIENTS, 80, 16)))[0] == 1
+        assert linear.axis_to_cut(jnp.zeros((CLIENTS, 1000))) is None

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from planned import others
 
 import dflax as dx
 from dflax import decentralized, gossip, server, topology
@@ -68,6 +69,23 @@ def per_client(params):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((N, *leaf.shape), leaf.dtype), params)
 
 
+def a_step(loss):
+    """One gradient step of the augmented Lagrangian, for consensus ADMM."""
+
+    def minimise(assignment, own, nearby, data, index):
+        batch = data.fetch(assignment.minibatches[0])
+        slope = jax.grad(lambda params: loss(params, batch, assignment.key)[0])(own.params)
+        moved = jax.tree.map(
+            lambda x, g, c: x - 0.1 * (g + nearby.penalty * (x - c)),
+            own.params,
+            slope,
+            nearby.center,
+        )
+        return dx.local.Minimised(moved)
+
+    return minimise
+
+
 def objectives(width):
     return dx.local.Quadratic(jnp.zeros((N, 4, width)), jnp.zeros((N, 4)), jnp.zeros((N, 4)))
 
@@ -100,6 +118,8 @@ NETWORKS = {
     "fedyogi": lambda loss: server.fedyogi(loss, SGD, 0.1),
     "mimelite": lambda loss: server.mimelite(loss, SGD),
     "mofedsam": lambda loss: server.mofedsam(loss, SGD),
+    "consensus": lambda loss: server.consensus(a_step(loss), 1.0, N),
+    "consensus, ring": lambda loss: decentralized.consensus(a_step(loss), 1.0, RING),
     "dual_free_admm": lambda loss: server.dual_free_admm(loss, SGD, 1.0, N),
     "partial_averaging": lambda loss: server.partial_averaging(
         loss, SGD, local=server.layers("Dense_1"), clients=N
@@ -164,7 +184,7 @@ ALONE = {
 }
 # Whose clients solve their problems instead of taking steps: how many of them at the same time.
 SOLVES = {"msda": 1, "continuized": 2}
-NAMES = (*NETWORKS, *ROBUST, *QUADRATICS, "bristle", "msda", *EVENTS)
+NAMES = (*NETWORKS, *ROBUST, *QUADRATICS, "bristle", "msda", *EVENTS, *others.NAMES)
 
 
 def of_a_layer():
@@ -196,6 +216,10 @@ def case(name, hidden=HIDDEN):
         return Case(algorithm, source, jax.eval_shape(algorithm.init, KEY, params, *given))
     if name == "bristle":
         return of_a_layer()
+    if name in others.NAMES:
+        return Case(
+            *others.case(name, loss_of(hidden), network(hidden), params_of(hidden), federation())
+        )
     if name in QUADRATICS:
         algorithm, params = QUADRATICS[name](), jax.ShapeDtypeStruct((WIDTH,), jnp.float32)
         clients = objectives(WIDTH)

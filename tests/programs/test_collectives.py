@@ -17,7 +17,7 @@ from tasks import assert_trees_close, assert_trees_equal, half_square, quadratic
 import dflax as dx
 from benchmarks.collectives import refuse_excess, rows, rows_that_leave
 from dflax import profile, topology
-from dflax.aggregation.rows.coordinates import gram, map_coordinates
+from dflax.aggregation.rows.coordinates import gram, map_coordinates, mix_rows
 from dflax.gossip.products.rolls import are_blocks, roll_flat
 
 DEVICES = 8
@@ -460,3 +460,89 @@ def test_a_refused_benchmark_still_writes_what_it_found(monkeypatch, tmp_path, c
         rows(quick=True)
     assert json.loads((tmp_path / "results" / "collectives.json").read_text()) == json.loads(audits)
     assert "dfedavg, ring" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("groups", "within"),
+    [
+        ("{{0,1},{2,3},{4,5},{6,7}}", True),
+        ("{{0,2,4,6},{1,3,5,7}}", False),
+        ("{{0,1},{1,0},{6,7}}", True),
+        ("{{1,2},{3,4}}", False),
+        ("[4,2]<=[8]", True),
+        ("[2,4]<=[4,2]T(1,0)", False),
+        ("[4,2]<=[2,4]T(1,0)", False),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", True),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", False),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}", False),
+        ("mesh['axis_0'=8] {'axis_0':(4)2}", False),
+        ("", False),
+    ],
+)
+def test_whether_a_collective_stays_within_devices_that_share_a_model(groups, within):
+    one = profile.Collective("all-reduce", ((4,),), ("f32",), 16, 2, groups, False, 1, "")
+    assert one.stays_within(2) is within
+
+
+def test_models_that_devices_share_are_dealt_by_coordinates_in_parts():
+    clients, halves = 32, dx.client_mesh(model=2)
+    mixer = dx.gossip.random_neighbours(clients, 3)
+    models = {
+        "kernel": jax.random.normal(KEY, (clients, 24, 16)),
+        "bias": jax.random.normal(KEY, (clients, 5)),
+    }
+    state, mixing = mixer.init(models), dx.gossip.Mixing(KEY, jnp.int32(0))
+    alone = jax.jit(lambda *given: mixer.apply(*given)[0])(models, state, mixing)
+    own = {
+        "kernel": NamedSharding(halves, PartitionSpec("clients", None, "model")),
+        "bias": NamedSharding(halves, PartitionSpec("clients")),
+    }
+    spread = jax.device_put(models, own)
+    with jax.set_mesh(halves):
+        program = jax.jit(lambda *given: mixer.apply(*given)[0], out_shardings=own)
+        compiled = program.lower(spread, state, mixing).compile()
+    found = [one for one in profile.collectives(compiled) if one.bytes > SMALL]
+    assert [one.kind for one in found] == ["all-to-all"] * len(found)
+    # Half a kernel and a bias, of 8 clients, to 3 of 4 devices and back.
+    assert sum(one.sent for one in found) <= 2 * 0.75 * 8 * 4 * (24 * 8 + 8)
+    assert_trees_close(compiled(spread, state, mixing), alone, rtol=0, atol=1e-6)
+
+
+def test_a_plan_tells_what_the_layers_of_shared_models_exchange(mesh):
+    algorithm = fedavg()
+    source, state = federation(32), jax.eval_shape(algorithm.init, KEY, START)
+    whole = profile.round(algorithm, state, source, mesh=mesh)
+    assert whole.sent_within_models == 0
+    both = profile.round(algorithm, state, source, mesh=dx.client_mesh(model=2))
+    assert both.sharing == 2
+    # Each objective's gradient needs the whole vector.
+    assert both.sent_within_models > 0
+    assert "for layers" in str(both)
+    between = both.sent_bytes - both.sent_within_models
+    assert both.least_sent_bytes <= between <= 1.06 * both.least_sent_bytes + SMALL
+
+
+def test_coordinate_rules_deal_shared_models_in_parts():
+    clients, halves = 12, dx.client_mesh(model=2)
+    models = {
+        "kernel": jax.random.normal(KEY, (clients, 24, 16)),
+        "bias": jax.random.normal(jax.random.key(1), (clients, 5)),
+    }
+
+    def found(models):
+        rows = jnp.arange(2.0 * clients).reshape(2, clients) / clients
+        median = map_coordinates(lambda values: jnp.median(values, 0), models)
+        return gram(models), median, mix_rows(rows, models), dx.weighted_mean(models)
+
+    own = {
+        "kernel": NamedSharding(halves, PartitionSpec("clients", None, "model")),
+        "bias": NamedSharding(halves, PartitionSpec("clients")),
+    }
+    alone, spread = jax.jit(found)(models), jax.device_put(models, own)
+    with jax.set_mesh(halves):
+        compiled = jax.jit(found).lower(spread).compile()
+    assert_trees_close(compiled(spread), alone, rtol=1e-5, atol=1e-5)
+    kept = [one for one in profile.collectives(compiled) if one.bytes > SMALL]
+    assert not [one for one in kept if one.kind == "all-to-all" and one.stays_within(2)]
+    most = max(one.bytes for one in kept if one.kind == "all-to-all")
+    assert most <= 3 * 4 * (24 * 8 + 5 + 3)

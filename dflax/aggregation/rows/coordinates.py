@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dflax import validation
 from dflax.aggregation.rows.products import products
-from dflax.clients import CLIENTS, client_devices
+from dflax.clients import CLIENTS, MODEL, client_devices, model_devices, shared_axis
 
 
 def map_coordinates(
@@ -55,7 +55,7 @@ def map_coordinates(
         whole = jax.lax.optimization_barrier(rows).reshape(-1)
         return _unravel([whole], [list(range(len(jax.tree.leaves(stacked))))], stacked)
 
-    return _dealt(on_one_device)(_filled_up(stacked), shared)
+    return _dealt(on_one_device, stacked, _parts(stacked))(_filled_up(stacked), shared)
 
 
 def sum_coordinates(
@@ -87,11 +87,14 @@ def sum_coordinates(
         parts = [function(_ravel(stacked, group), *shared) for group in _groups(stacked)]
         return functools.reduce(jnp.add, parts)
 
-    def on_one_device(stacked: Any, shared: Any) -> Array:
-        parts = [function(_of_group(stacked, group)[:count], *shared) for group in _groups(stacked)]
-        return jax.lax.psum(functools.reduce(jnp.add, parts), CLIENTS)
+    everywhere = [MODEL not in part for part in jax.tree.leaves(_parts(stacked))]
 
-    return _dealt(on_one_device)(_filled_up(stacked), shared)
+    def on_one_device(stacked: Any, shared: Any) -> Array:
+        stacked = _counted_once(stacked, everywhere) if model_devices() > 1 else stacked
+        parts = [function(_of_group(stacked, group)[:count], *shared) for group in _groups(stacked)]
+        return jax.lax.psum(functools.reduce(jnp.add, parts), _axes())
+
+    return _dealt(on_one_device, stacked, PartitionSpec())(_filled_up(stacked), shared)
 
 
 def gram(stacked: PyTree[Array]) -> Float[Array, "m m"]:
@@ -154,19 +157,47 @@ def mix_rows(mixing: Float[Array, "r m"], stacked: PyTree[Array]) -> PyTree[Arra
         groups = [list(range(len(jax.tree.leaves(stacked))))]
         return jax.vmap(lambda row: _unravel([row], groups, stacked))(own)
 
-    out = _dealt(on_one_device, PartitionSpec(CLIENTS))(_filled_up(stacked), mixing)
+    found = _dealt(on_one_device, stacked, _parts(stacked, CLIENTS))
+    out = found(_filled_up(stacked), mixing)
     return jax.tree.map(lambda leaf: leaf[:rows], out)
 
 
-def _dealt(function: Callable[..., Any], out: PartitionSpec | None = None) -> Callable[..., Any]:
-    """Runs on every device with its own clients; the second argument and the result are replicated."""
+def _dealt(function: Callable[..., Any], stacked: PyTree[Array], out: Any) -> Callable[..., Any]:
+    """Runs on every device with its part of the models; the second argument is replicated."""
     return jax.shard_map(
         function,
-        in_specs=(PartitionSpec(CLIENTS), PartitionSpec()),
-        out_specs=PartitionSpec() if out is None else out,
-        axis_names={CLIENTS},
+        in_specs=(_parts(stacked, CLIENTS), PartitionSpec()),
+        out_specs=out,
+        axis_names=set(_axes()),
         check_vma=False,
     )
+
+
+def _axes() -> tuple[str, ...]:
+    return (CLIENTS, MODEL) if model_devices() > 1 else (CLIENTS,)
+
+
+def _parts(stacked: PyTree[Array], *lead: str) -> PyTree[PartitionSpec]:
+    """How models `[m, ...]` are split over devices that share them, behind the axes that lead."""
+    sharing = model_devices()
+
+    def part(leaf: Array) -> PartitionSpec:
+        shared = shared_axis(leaf.shape[1:], sharing)
+        others = (MODEL if axis == shared else None for axis in range(leaf.ndim - 1))
+        return PartitionSpec(*lead, *others)
+
+    return jax.tree.map(part, stacked)
+
+
+def _counted_once(stacked: PyTree[Array], everywhere: list[bool]) -> PyTree[Array]:
+    """Zeros in the place of leaves that all devices of a model have, but on the first of them."""
+    first = jax.lax.axis_index(MODEL) == 0
+    leaves, structure = jax.tree.flatten(stacked)
+    kept = [
+        jnp.where(first, leaf, 0) if whole else leaf
+        for leaf, whole in zip(leaves, everywhere, strict=True)
+    ]
+    return jax.tree.unflatten(structure, kept)
 
 
 def _filled_up(stacked: PyTree[Array]) -> PyTree[Array]:

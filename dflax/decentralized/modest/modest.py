@@ -181,7 +181,12 @@ def modest(
         warn_of_averaging(params)
         return begin(protocol, key, params, ranks, arrivals, departures, present)
 
-    def work(assignment: Assignment, params: Params, data: Dataset, index: Array) -> Any:
+    def work(
+        assignment: Assignment, source: Array, models: Params, data: Dataset, index: Array
+    ) -> Any:
+        params = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, source, 0, False), models
+        )
         solution = solve(Subproblem(), params, assignment, data, index=index)
         return solution.params, solution.metrics
 
@@ -202,10 +207,13 @@ def modest(
         reach = downloads(network, invited.holders, invited.people, size)
         reach = jnp.where(invited.alive[:, None], reach, jnp.inf)
         source = jnp.argmin(reach, axis=0)
-        starts = jax.tree.map(lambda leaf: leaf[source], server.models)
         assignments = jax.tree.map(lambda leaf: leaf[invited.people], round.assignments)
         trained, measured = map_clients(
-            work, assignments, starts, shared=(round.data, round.number), at_once=at_once
+            work,
+            assignments,
+            source,
+            shared=(server.models, round.data, round.number),
+            at_once=at_once,
         )
 
         views, found = look_upward(protocol, server, views, there, invited, r)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dflax.aggregation.aggregator import Aggregator, Combining
 from dflax.algorithm import Metrics, Params
 from dflax.decentralized.modest.hash_sampling import first_arrivals
+from dflax.programs.exchanges import for_each_of
 
 
 class Election(NamedTuple):
@@ -97,20 +98,22 @@ def average(
     inside = jax.vmap(first_arrivals, in_axes=(1, 1, None), out_axes=1)(
         finish, heard, jnp.int32(needed)
     )
-    inside &= fires[None, :]
+    # Those that have a mean come first: their weights are put in order, and no models.
+    order = jnp.argsort(~fires, stable=True)
+    inside = (inside & fires[None, :])[:, order]
 
     def one(weights: Array, key: Array) -> tuple[Params, Any, Metrics]:
         return rule.apply(models, weights, (), combining._replace(key=key))
 
-    keys = jax.random.split(combining.key, chosen.shape[0])
-    means, _, metrics = jax.vmap(one, in_axes=(1, 0))(inside.astype(jnp.float32), keys)
-    order = jnp.argsort(~fires, stable=True)
+    keys = jax.random.split(combining.key, chosen.shape[0])[order]
+    with for_each_of(len(chosen)):
+        means, _, metrics = jax.vmap(one, in_axes=(1, 0))(inside.astype(jnp.float32), keys)
     return Average(
-        jax.tree.map(lambda leaf: leaf[order], means),
+        means,
         jnp.where(fires, chosen, nodes)[order],
         fires[order],
-        inside.sum(0)[order],
-        jnp.max(jnp.where(inside, finish, 0.0)),
+        inside.sum(0),
+        jnp.max(jnp.where(inside, finish[:, order], 0.0)),
         late.any(),
-        {name: value[order[0]] for name, value in metrics.items()},
+        {name: value[0] for name, value in metrics.items()},
     )

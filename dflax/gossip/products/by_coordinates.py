@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from dflax.aggregation.rows.coordinates import axis_to_deal
-from dflax.clients import CLIENTS, client_devices
+from dflax.clients import CLIENTS, MODEL, client_devices, model_devices, shared_axis
 
 
 def by_coordinates(
@@ -45,10 +45,15 @@ def by_coordinates(
         made = function(values, *tables)
         return jax.lax.all_to_all(made, CLIENTS, split_axis=0, concat_axis=axis, tiled=True)
 
+    # Left to the compiler, devices that share models would bring them together before they are dealt.
+    sharing = model_devices()
+    shared = shared_axis(x.shape[1:], sharing)
+    others = (MODEL if axis == shared else None for axis in range(x.ndim - 1))
+    rows = PartitionSpec(CLIENTS, *others)
     return jax.shard_map(
         dealt,
-        in_specs=(PartitionSpec(CLIENTS), *(PartitionSpec() for _ in tables)),
-        out_specs=PartitionSpec(CLIENTS),
-        axis_names={CLIENTS},
+        in_specs=(rows, *(PartitionSpec() for _ in tables)),
+        out_specs=rows,
+        axis_names={CLIENTS, MODEL} if sharing > 1 else {CLIENTS},
         check_vma=False,
     )(x, *tables)

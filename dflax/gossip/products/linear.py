@@ -9,9 +9,21 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.clients import against
+from dflax.clients import (
+    against,
+    client_devices,
+    model_devices,
+    platform,
+    shared_axis,
+    with_their_clients,
+)
 from dflax.gossip.mixer import Known, Mixer, MixerState, Mixing, Models
+from dflax.programs.in_place import blocks_in_place
 
+# A device's part of a leaf is mixed in blocks of so many bytes, if it is two of them or more.
+BLOCK, MOST_BLOCKS = 8 << 20, 16
+# A TPU's tiles, to which it would fill up narrower blocks, of the last axis and the one before.
+TILES = {-1: 128, -2: 16}
 Rows = Callable[[Float[Array, "n ..."]], Float[Array, "n ..."]]
 Plan = Callable[[Any, Mixing], tuple[Rows, Float[Array, ""] | float]]
 
@@ -57,14 +69,44 @@ def linear(
 
 
 def mix_leaf(rows: Rows, leaf: Array, mask: Bool[Array, " n"] | None) -> Array:
-    """`rows(leaf)` in at least float32 and back, keeping the rows of inactive clients."""
+    """`rows(leaf)` in at least float32 and back, keeping the rows of inactive clients.
+
+    On accelerators a large leaf is mixed a block of its coordinates at a time, in its own place.
+    """
     leaf = jnp.asarray(leaf)
-    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    if mask is None:
-        return rows(wide).astype(leaf.dtype)
-    takes_part = against(mask, leaf)
-    mixed = rows(jnp.where(takes_part, wide, 0)).astype(leaf.dtype)
-    return jnp.where(takes_part, mixed, leaf)
+
+    def mixed(leaf: Array) -> Array:
+        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        if mask is None:
+            return rows(wide).astype(leaf.dtype)
+        takes_part = against(mask, leaf)
+        mixed = rows(jnp.where(takes_part, wide, 0)).astype(leaf.dtype)
+        return jnp.where(takes_part, mixed, leaf)
+
+    cut = None if platform() == "cpu" else axis_to_cut(leaf)
+    if cut is None:
+        return mixed(leaf)
+    # The compiler would deal what is left at the end by coordinates.
+    return blocks_in_place(
+        lambda part: with_their_clients(mixed(with_their_clients(part))), leaf, *cut
+    )
+
+
+def axis_to_cut(leaf: Array) -> tuple[int, int] | None:
+    """The axis of `[n, ...]` along which a large leaf is cut, and the width of a block; None: whole.
+
+    The one that gives the most blocks of whole tiles. Devices that share models split none of it.
+    """
+    devices, sharing = client_devices(leaf.shape[0]), model_devices()
+    most = min(MOST_BLOCKS, leaf.size * leaf.dtype.itemsize // (devices * sharing * BLOCK))
+    shared = shared_axis(leaf.shape[1:], sharing)
+    axes = [axis for axis in range(1, leaf.ndim) if axis - 1 != shared]
+    tiles = {axis: TILES.get(axis - leaf.ndim, 1) for axis in axes}
+    blocks = {axis: min(most, leaf.shape[axis] // tile) for axis, tile in tiles.items()}
+    best = max(blocks, key=lambda axis: blocks[axis], default=0)
+    if blocks.get(best, 0) < 2:
+        return None
+    return best, -(-leaf.shape[best] // (blocks[best] * tiles[best])) * tiles[best]
 
 
 def as_mask(active: Array | None, clients: int) -> Bool[Array, " n"] | None:

@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
-from dflax.clients import CLIENTS, DealtWithClients, client_devices
-from dflax.programs.exchanges import sends, size
+from dflax.clients import CLIENTS, DealtWithClients, client_devices, everywhere
+from dflax.clients.devices import on_owners
 from dflax.topology import Graph
 
 # Rows of the block of clients that lies so many devices before: their first, and the end of them.
@@ -71,21 +71,27 @@ def heard(models: PyTree[Array], graph: Graph | None) -> Heard:
     devices = 1 if graph is None else client_devices(clients)
     pieces = [] if graph is None else _pieces(graph, devices)
     if devices == 1 or sum(high - low for _, low, high in pieces) >= clients:
-        return Heard(models, jnp.zeros(1, jnp.int32), clients, 1)
+        return Heard(everywhere(models), jnp.zeros(1, jnp.int32), clients, 1)
     starts, width = np.zeros(devices, np.int32), 0
     for before, low, high in pieces:
         starts[before] = width - low
         width += high - low
 
-    def deal(leaf: Array) -> Array:
-        blocks = leaf.reshape(devices, -1, *leaf.shape[1:])
-        brought = sum(high - low for before, low, high in pieces if before)
-        with sends(lambda: brought * size(leaf) / clients):
-            parts = [jnp.roll(blocks[:, low:high], before, 0) for before, low, high in pieces]
-        return jnp.concatenate(parts, axis=1).reshape(-1, *leaf.shape[1:])
+    def bring(own: Array) -> Array:
+        """A device's own rows to those that it needs, each of which travels once."""
+        parts = [_passed_on(own[low:high], before, devices) for before, low, high in pieces]
+        return jnp.concatenate(parts)
 
-    rows = jax.tree.map(deal, models)
+    rows = jax.tree.map(on_owners(bring, PartitionSpec(CLIENTS)), models)
     return Heard(rows, jnp.asarray(starts), clients // devices, devices)
+
+
+def _passed_on(rows: Array, before: int, devices: int) -> Array:
+    """The rows of the device that lies so many before."""
+    if not before:
+        return rows
+    pairs = [(device, (device + before) % devices) for device in range(devices)]
+    return jax.lax.ppermute(rows, CLIENTS, pairs)
 
 
 def _pieces(graph: Graph, devices: int) -> list[Piece]:

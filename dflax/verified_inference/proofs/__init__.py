@@ -1,0 +1,1 @@
+"""Proofs that a product, a layer, a network was computed as committed."""

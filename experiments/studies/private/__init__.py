@@ -1,0 +1,1 @@
+"""Studies of learning and inference that keep something from somebody."""
