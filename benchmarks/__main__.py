@@ -38,6 +38,7 @@ NAMES = (
     "secure_aggregation",
     "robots",
     "heavy_hitters",
+    "gaussian_processes",
     "verified",
 )
 RESULTS = pathlib.Path("results")

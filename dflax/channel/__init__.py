@@ -14,6 +14,7 @@ from dflax.channel.channel import (
 )
 from dflax.channel.compression import compression, uncompressed
 from dflax.channel.largest import largest
+from dflax.channel.lattice import lattice
 from dflax.channel.low_rank import powersgd
 from dflax.channel.memory import differences, error_feedback
 from dflax.channel.quantized import qsgd, sign
@@ -30,6 +31,7 @@ __all__ = [
     "finite_only",
     "gaussian_noise",
     "largest",
+    "lattice",
     "lossy",
     "named",
     "only",

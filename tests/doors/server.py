@@ -166,6 +166,7 @@ CALLS = {
     "channel.error_feedback": {"channel": CHANNEL},
     "channel.finite_only": {},
     "channel.gaussian_noise": {"deviation": 0.1},
+    "channel.lattice": {"step": 0.1},
     "channel.largest": {"values": np.ones(3, np.float32), "count": 2},
     "channel.lossy": {"probability": 0.1},
     "channel.named": {"channel": CHANNEL, "name": "radio"},
