@@ -16,6 +16,8 @@ from dflax.gaussian_processes.prediction import Prediction
 from dflax.gaussian_processes.triangular import triangular_inverse
 
 LINE_SEARCH = 10
+# An ascent ends where the gradient's norm is below this share of the value.
+FLAT = 1e-6
 
 # (parameters, left [m, P], right [n, P]) -> [m, n]
 Kernel = Callable[[PyTree[Array], Float[Array, "m P"], Float[Array, "n P"]], Float[Array, "m n"]]
@@ -170,7 +172,6 @@ def _ascents(
     kernel: Kernel, steps: int, starts: PyTree[Array], x: Array, y: Array, noise: Array
 ) -> tuple[PyTree[Array], Array]:
     """Where each start ends, and the value there; compiled once for data of one shape."""
-    # A search that has come to the precision's end would go on for all its steps.
     search = optax.scale_by_zoom_linesearch(LINE_SEARCH, initial_guess_strategy="one")
     descent = optax.lbfgs(linesearch=search)
 
@@ -181,13 +182,26 @@ def _ascents(
     differentiate = optax.value_and_grad_from_state(value)
 
     def ascent(params: PyTree[Array]) -> tuple[PyTree[Array], Array]:
-        def one(carry: Any, _: None) -> tuple[Any, None]:
-            params, state = carry
-            found, slope = differentiate(params, state=state)
+        def further(params: PyTree[Array], state: Any, found: Array, slope: PyTree[Array]) -> Any:
             updates, state = descent.update(
                 slope, state, params, value=found, grad=slope, value_fn=value
             )
-            return (optax.apply_updates(params, updates), state), None
+            return optax.apply_updates(params, updates), state
+
+        def one(carry: Any, _: None) -> tuple[Any, None]:
+            params, state = carry
+            found, slope = differentiate(params, state=state)
+            steep = optax.tree.norm(slope) > FLAT * (1 + jnp.abs(found))
+            after = jax.lax.cond(
+                steep,
+                further,
+                lambda params, state, *_: (params, state),
+                params,
+                state,
+                found,
+                slope,
+            )
+            return after, None
 
         params, _ = jax.lax.scan(one, (params, descent.init(params)), None, steps)[0]
         return params, value(params)

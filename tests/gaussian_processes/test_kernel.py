@@ -212,7 +212,7 @@ def test_the_joint_objective_clips_and_counts():
     with jax.enable_x64(True):
         kernel, _, observed = task()
         measure = jax.jit(gp.joint_objective(kernel, observed, active=0.1))
-        seen = measure(jnp.asarray(THETA).at[2].set(-0.3))
+        seen = as_numpy(measure(jnp.asarray(THETA).at[2].set(-0.3)))
     clipped = THETA * (np.arange(COMPONENTS) != 2)
     np.testing.assert_allclose(seen["objective"], joint(clipped)[0], rtol=1e-11)
     assert seen["active"] == (clipped > 0.1).sum()
