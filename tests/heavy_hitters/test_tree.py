@@ -110,6 +110,7 @@ def test_with_nothing_pruned_taps_is_tap(oracle):
     assert not np.array_equal(prunes.clients.parents.words, tap.clients.parents.words)
 
 
+@pytest.mark.slow
 def test_without_sharing_and_of_one_party_tap_is_pem():
     oracle, rule = lp.k_rr(2.0), hh.fixed(K)
     pem, _ = run(hh.fedpem(oracle, **SETTING), source())

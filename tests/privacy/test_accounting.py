@@ -61,6 +61,7 @@ def test_without_sampling_it_is_the_zero_concentrated_bound():
     np.testing.assert_allclose(privacy.epsilon(plan, 1e-5), zcdp.get_epsilon(1e-5), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_and_rounds_are_the_inverses():
     plan = poisson(None, 500)
     for accountant, rounds in (("rdp", 500), ("pld", 20)):

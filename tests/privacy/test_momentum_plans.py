@@ -58,6 +58,7 @@ def test_the_bound_that_always_holds_is_the_printed_one():
     assert rho_of(decayed.always) > rho
 
 
+@pytest.mark.slow
 def test_at_small_noise_the_orders_that_the_accountant_leaves_out_are_found_by_quadrature():
     """z = 0.6: orders below 1.6 do not converge in dp-accounting: its epsilons are 3 and 6 % above."""
     z, p = 0.6, 0.05

@@ -318,7 +318,9 @@ def test_a_sweep_over_noise_clips_radius_and_momentum_is_one_program():
         )
 
 
-@pytest.mark.parametrize("name", ["dp_brem", "dp_brem_plus", "dp_rsa"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("dp_brem", marks=pytest.mark.slow), "dp_brem_plus", "dp_rsa"]
+)
 def test_on_eight_devices_it_is_the_same(name):
     task, federation = poisson(clients=8)
     options = {"rate": 0.4, "record_clip": 1.0, "noise": 0.05}

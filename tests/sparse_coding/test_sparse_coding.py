@@ -244,7 +244,10 @@ def test_examples_of_many_causes_are_cut_away():
         np.testing.assert_allclose(W, reference, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["bsc", "mca", "gsc"])
+@pytest.mark.parametrize(
+    "name",
+    ["bsc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mca", "gsc"))],
+)
 def test_who_owns_which_example_makes_no_difference(name):
     model = {"bsc": sc.bsc(H, 3, 2), "mca": sc.mca(H, 3, 2), "gsc": sc.gsc(H, 3, 2)}[name]
     start = slabs() if name == "gsc" else binary()
