@@ -27,12 +27,12 @@ class Curves(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Nt."""
+        """Nt, how many times there are."""
         return self.values.shape[1]
 
     @property
     def degree(self) -> int:
-        """n."""
+        """The degree n."""
         return self.values.shape[2] - 1
 
     @property
@@ -76,7 +76,9 @@ def bernstein(steps: int = 40, duration: float = 4.0, degree: int = 10) -> Curve
     validation.integer("steps", steps, low=degree + 1, fix=fix)
     validation.real("duration", duration, low=0.0, low_open=True, scalar=True)
     if validation.is_traced(duration):
-        raise TypeError("duration must be a number, not traced: the curves' matrices are constants.")
+        raise TypeError(
+            "duration must be a number, not traced: the curves' matrices are constants."
+        )
     duration = float(duration)
     u = np.linspace(0.0, 1.0, steps)
 

@@ -11,11 +11,20 @@ from dflax.algorithm import Algorithm, FederatedState
 from dflax.data.dataset import Dataset
 from dflax.local.consensus import Minimised, Nearby, Splitting
 from dflax.population import Assignment
-from dflax.robots.planning.barrier import Barrier, discrete_barrier, outside
+from dflax.robots.planning.barrier import Barrier, discrete_barrier, elliptic, outside
 from dflax.robots.planning.bernstein import Curves
-from dflax.robots.planning.scene import Costs, Limits, Scene, Start, placed, require_costs, require_limits
+from dflax.robots.planning.scene import (
+    Costs,
+    Limits,
+    Scene,
+    Start,
+    placed,
+    require_costs,
+    require_limits,
+)
 from dflax.robots.planning.subproblems import Boxes, Given, Parts, boxes_of, given_by, parts
 from dflax.server.admm.consensus import consensus
+from dflax.server.admm.residuals import Stop
 
 
 class Trajectory(NamedTuple):
@@ -35,7 +44,7 @@ class Trajectory(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """What all hypotheses share: the first Nc times of x and y with two derivatives, and of the heading."""
+    """What is shared: the first Nc times of x and y with two derivatives, and of the heading."""
 
     x: Float[Array, "3 Nc"]
     y: Float[Array, "3 Nc"]
@@ -88,11 +97,12 @@ def cpto(
     obstacles: int,
     *,
     shared: int = 5,
-    penalty: float | Float[Array, ""] = 5.0,
+    penalty: float = 5.0,
     relaxation: float | Float[Array, ""] = 1.0,
     barrier_rate: float | Float[Array, ""] = 0.2,
     costs: Costs = Costs(),  # noqa: B008
     limits: Limits = Limits(),  # noqa: B008
+    stop: Stop | None = None,
 ) -> Algorithm:
     """Consistent parallel trajectory optimisation (CPTO), an iteration of ADMM a round.
 
@@ -116,8 +126,8 @@ def cpto(
         slacks    over-relaxed: max(0, -r (G c - g) + (1 - r) slack)
         duals     += rho times the residual
 
-    The problem is not convex, and what it ends in depends on the guess. Check the segment that is driven,
-    not the whole horizon.
+    The problem is not convex, and what it ends in depends on the guess. Check the segment that is
+    driven, not the whole horizon.
 
     Args:
       curves: of `bernstein`.
@@ -129,14 +139,15 @@ def cpto(
       barrier_rate: gamma in (0, 1]; traceable.
       costs: weights.
       limits: boxes.
+      stop: of the shared segment's residuals, see `dflax.server.consensus`; the state stands still then.
 
     Returns:
       An `Algorithm` with `init(key, guess, scene)`: a `Trajectory`, for example of `straight_guess`, and
       a `Scene`. Rounds come from a `dflax.Population(S)`. Trajectories are
-      `state.clients.memory.params`, the segment is `state.server.params`. Metrics: `kinematic`,
-      `obstacle`, `heading`, `box`, root mean squares over hypotheses and times of what is violated;
-      `apart`, the same of the shared segment; `clearance`, the least of (dx/a)^2 + (dy/b)^2, mean over
-      hypotheses; `cost`.
+      `state.clients.memory.params`, the segment is `state.server.params`. Metrics, means over
+      hypotheses: `kinematic`, `obstacle`, `heading`, `box`, the root of the sum of squares of what is
+      violated; `clearance`, the least of (dx/a)^2 + (dy/b)^2; `cost`; and those of
+      `dflax.server.consensus`.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -176,7 +187,7 @@ def cpto(
     ) -> Minimised:
         return sweep.once(own, nearby)
 
-    rounds = consensus(minimise, penalty, start=start, view=sweep.segment)
+    rounds = consensus(minimise, penalty, start=start, view=sweep.segment, stop=stop)
 
     def init(key: Key[Array, ""], params: Trajectory, scene: Scene) -> FederatedState:
         made = placed(scene, hypotheses, curves.steps, limits)
@@ -210,10 +221,8 @@ class Sweep(NamedTuple):
         early = self.curves.values[:3, : self.shared].reshape(-1, self.curves.degree + 1)
         first = self.curves.values[0, : self.shared]
         dtype = own.x.dtype
-        return Segment(
-            *((c @ jnp.asarray(early.T, dtype)).reshape(3, self.shared) for c in (own.x, own.y)),
-            own.heading @ jnp.asarray(first.T, dtype),
-        )
+        x, y = ((c @ jnp.asarray(early.T, dtype)).reshape(3, self.shared) for c in (own.x, own.y))
+        return Segment(x, y, own.heading @ jnp.asarray(first.T, dtype))
 
     def begin(self, guess: Trajectory, scene: Scene) -> Held:
         """What is remembered before the first iteration: nothing violated, no duals."""
@@ -330,13 +339,12 @@ class Sweep(NamedTuple):
             + costs.speed * jnp.sum((x[1] - held.wanted[0]) ** 2)
             + costs.lateral * jnp.sum(late**2)
         ) / 2
-        distance = jnp.sqrt(jnp.sum(jnp.square(away / jnp.maximum(held.axes, 1e-6)), axis=-2))
         return {
             "kinematic": size(wrong),
             "obstacle": size(away - feet),
             "heading": size(psi - course),
             "box": size(*out),
-            "clearance": jnp.min(jnp.square(distance)),
+            "clearance": jnp.min(jnp.square(elliptic(away, held.axes))),
             "cost": cost,
         }
 
@@ -346,7 +354,9 @@ def guessed(guess: Any, curves: Curves, hypotheses: int) -> Trajectory:
     validation.instance("params", guess, Trajectory, "For example straight_guess(curves, scene).")
     kind = jnp.result_type(float)
     made = []
-    for name, width in zip(Trajectory._fields, (*[curves.degree + 1] * 3, curves.steps), strict=True):
+    for name, width in zip(
+        Trajectory._fields, (*[curves.degree + 1] * 3, curves.steps), strict=True
+    ):
         shape = (hypotheses, width)
         given = validation.array(f"params.{name}", getattr(guess, name), kind="real", shape=shape)
         made.append(jnp.asarray(given, kind))
@@ -354,7 +364,20 @@ def guessed(guess: Any, curves: Curves, hypotheses: int) -> Trajectory:
 
 
 def straight_guess(curves: Curves, scene: Scene) -> Trajectory:
-    """Straight ahead at the speed of the start, drifting to the wanted y; a plan's guess."""
+    """Straight ahead at the speed of the start, drifting to the wanted y; a plan's guess.
+
+    Args:
+      curves: of `bernstein`.
+      scene: a `Scene`, of which the start and the wanted y are read.
+
+    Returns:
+      A `Trajectory` for every hypothesis.
+
+    Raises:
+      TypeError: naming the argument.
+    """
+    validation.instance("curves", curves, Curves, "For example dflax.robots.bernstein().")
+    validation.instance("scene", scene, Scene, "See dflax.robots.Scene.")
     start: Start = scene.start
     share = jnp.arange(curves.degree + 1) / curves.degree
     lateral = jnp.asarray(scene.lateral)

@@ -1,6 +1,6 @@
 """Closed loop: a car plans, drives one interval, sees what has come into view, and plans again."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -198,9 +198,7 @@ class Loop(NamedTuple):
         near = jnp.where(moved.there, near, jnp.inf)
         apart = curves.at(drive.last)[:, 0, 1:5] - motion[:, 0, :4]
         change = jnp.where(index > 0, jnp.sqrt(jnp.square(apart).sum(0)).max(), 0)
-        row = Track(
-            drive.start, road.places, road.known, phantoms, both, followed, change, near
-        )
+        row = Track(drive.start, road.places, road.known, phantoms, both, followed, change, near)
         track = jax.tree.map(
             lambda rows, one: rows.at[index].set(one, mode="drop"), drive.track, row
         )
@@ -222,7 +220,7 @@ class Loop(NamedTuple):
         """What is known after a look, and which hidden places there still are."""
         M = self.planner.obstacles
         bodies = jnp.where(road.there[:, None], road.bodies, 0)
-        others = ~np.eye(M, dtype=bool)
+        others = jnp.asarray(~np.eye(M, dtype=bool))
         seen = in_view(eye, road.places, road.places, bodies, others)
         looked_into = in_view(eye, road.phantoms, road.places, bodies, others)
         return road._replace(known=road.known | seen, hidden=road.hidden & ~looked_into)
@@ -275,7 +273,7 @@ def paved(road: Any, obstacles: int) -> Road:
     validation.instance("params", road, Road, "See dflax.robots.Road.")
     places = validation.array("params.places", road.places, kind="real", shape=("B", obstacles, 2))
     count = places.shape[0]
-    shapes: dict[str, tuple[Any, str]] = {
+    shapes: dict[str, tuple[Any, Literal["real", "boolean"]]] = {
         "places": ((count, obstacles, 2), "real"),
         "speeds": ((count, obstacles), "real"),
         "wanted": ((count, obstacles), "real"),

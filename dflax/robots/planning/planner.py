@@ -1,4 +1,4 @@
-"""A plan as one program: iterations of CPTO from a guess, which of its trajectories to follow, the next guess."""
+"""A plan as one program: iterations of CPTO, which trajectory to follow, and the next guess."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from dflax import validation
 from dflax.algorithm import Algorithm
 from dflax.population import Population
+from dflax.robots.planning.barrier import elliptic
 from dflax.robots.planning.bernstein import Curves
 from dflax.robots.planning.cpto import Trajectory, cpto
 from dflax.robots.planning.scene import Scene
@@ -140,7 +141,7 @@ def _inside(curves: Curves, found: Trajectory, scene: Scene) -> Float[Array, " S
     """How deep trajectories are inside of ellipses: the root of the squares over obstacles and times."""
     places = jnp.stack([curves.at(found.x)[:, 0], curves.at(found.y)[:, 0]], 1)
     away = places[:, None] - scene.centres
-    distance = jnp.sqrt(jnp.sum(jnp.square(away / jnp.maximum(scene.axes, 1e-6)), axis=2))
+    distance = elliptic(away, scene.axes)
     return jnp.sqrt(jnp.sum(jnp.square(jnp.maximum(0, 1 - distance)), axis=(1, 2)))
 
 

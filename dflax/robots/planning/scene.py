@@ -1,12 +1,14 @@
-"""What a plan is made for: where the car is, what it may meet, what it wants, and what it must keep to."""
+"""What a plan is made for: where the car is, what it may meet, what it wants and must keep to."""
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from dflax import validation
+from dflax.robots.planning.barrier import VOID
 
 
 class Start(NamedTuple):
@@ -79,8 +81,9 @@ def require_limits(limits: Any) -> None:
     validation.instance("limits", limits, Limits, "For example dflax.robots.Limits().")
     for name in ("x", "y"):
         fix = "Least and greatest of position, velocity, acceleration and jerk."
-        given = validation.array(f"limits.{name}", getattr(limits, name), kind="real", shape=(4, 2), fix=fix)
-        if not validation.is_traced(given):
+        box = getattr(limits, name)
+        if not any(map(validation.is_traced, jax.tree.leaves(box))):
+            given = validation.array(f"limits.{name}", box, kind="real", shape=(4, 2), fix=fix)
             low, high = np.asarray(given, np.float64).T
             if np.any(low >= high):
                 raise ValueError(
@@ -117,9 +120,8 @@ def placed(scene: Any, hypotheses: int, steps: int, limits: Limits) -> Scene:
     for name, shape in wanted.items():
         owner: Any = scene.start if name.startswith("start") else scene
         low = 0.0 if name in ("axes", "speed") else -np.inf
-        given = validation.array(
-            f"scene.{name}", getattr(owner, name.removeprefix("start.")), kind="real", shape=shape, low=low
-        )
+        value = getattr(owner, name.removeprefix("start."))
+        given = validation.array(f"scene.{name}", value, kind="real", shape=shape, low=low)
         found[name] = jnp.asarray(given, kind)
     if found["axes"].shape != found["centres"].shape:
         raise ValueError(
@@ -144,7 +146,7 @@ def _feasible(scene: Scene, limits: Limits) -> None:
         )
     for axis, name in enumerate("xy"):
         box = getattr(limits, name)
-        if any(map(validation.is_traced, np.ravel(np.asarray(box, object)))):
+        if any(map(validation.is_traced, jax.tree.leaves(box))):
             continue
         low, high = np.asarray(box, np.float64).T
         for order, given in ((0, position[axis]), (1, velocity[axis])):
@@ -161,7 +163,7 @@ def _feasible(scene: Scene, limits: Limits) -> None:
                     f"scene.lateral must be within limits.y, [{low[0]:g}, {high[0]:g}], got "
                     f"{validation.shown(ends.tolist())}: a plan ends there."
                 )
-    axes = np.maximum(np.asarray(scene.axes)[..., 0], 1e-6)
+    axes = np.maximum(np.asarray(scene.axes)[..., 0], VOID)
     away = position - np.asarray(scene.centres)[..., 0]
     if np.any(np.square(away / axes).sum(-1) < 1):
         raise ValueError(

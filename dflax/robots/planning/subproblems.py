@@ -1,4 +1,4 @@
-"""The bi-convex parts of a plan in closed form: quadratics whose first and last coefficients are given."""
+"""The convex parts of a plan in closed form: quadratics with first and last coefficients given."""
 
 from typing import NamedTuple
 
@@ -55,9 +55,7 @@ def quadratic(Q: Float[Array, "n+1 n+1"], given: list[int]) -> Quadratic:
     return Quadratic(whole, kept + across)
 
 
-def parts(
-    curves: Curves, obstacles: int, shared: int, rho: float | Array, costs: Costs
-) -> Parts:
+def parts(curves: Curves, obstacles: int, shared: int, rho: float | Array, costs: Costs) -> Parts:
     """The quadratics of the heading and of x and y, the same in all iterations and hypotheses.
 
         Q_psi = w_psi P2' P2 + rho (P' P + C' C)

@@ -1,10 +1,15 @@
 """Other cars: how they follow each other, and which of them can be seen."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from dflax import validation
+
+# The gap of a car that has nobody ahead, in metres.
+FREE = 1e9
 
 
 def in_view(
@@ -26,13 +31,10 @@ def in_view(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    eye = validation.array("eye", eye, kind="real", shape=(2,))
-    targets = validation.array("targets", targets, kind="real", shape=("K", 2))
-    centres = validation.array("centres", centres, kind="real", shape=("M", 2))
-    shape = centres.shape
-    axes = validation.array("axes", axes, kind="real", shape=shape, low=0.0)
-    kind = jnp.result_type(float)
-    start, ends, middles, radii = (jnp.asarray(a, kind) for a in (eye, targets, centres, axes))
+    start = _placed("eye", eye, (2,))
+    ends = _placed("targets", targets, ("K", 2))
+    middles = _placed("centres", centres, ("M", 2))
+    radii = _placed("axes", axes, middles.shape, low=0.0)
     scale = 1 / jnp.maximum(radii, 1e-6)
     # In the units of an ellipse its distance from the line is that of a circle.
     way = (ends[:, None] - start) * scale
@@ -41,11 +43,15 @@ def in_view(
     off = there - jnp.clip(share, 0, 1)[..., None] * way
     meets = jnp.sum(off * off, -1) < 1
     if blocks is not None:
-        given = validation.array(
-            "blocks", blocks, kind="boolean", shape=(targets.shape[0], shape[0])
-        )
-        meets = meets & jnp.asarray(given)
+        shape = (ends.shape[0], middles.shape[0])
+        meets = meets & jnp.asarray(validation.array("blocks", blocks, kind="boolean", shape=shape))
     return ~meets.any(1)
+
+
+def _placed(name: str, value: Any, shape: tuple[int | str, ...], low: float = -np.inf) -> Array:
+    """Real numbers of a shape."""
+    given = validation.array(name, value, kind="real", shape=shape, low=low)
+    return jnp.asarray(given, jnp.result_type(float))
 
 
 def idm(
@@ -64,10 +70,10 @@ def idm(
         a [1 - (v / v_0)^4 - (s* / s)^2],   s* = s_0 + max(0, v T + v dv / (2 sqrt(a b)))
 
     Args:
-      gap: s in metres, bumper to bumper, to the car ahead; infinite for a free road.
+      gap: s >= 0 in metres, bumper to bumper, to the car ahead; 1e9 for a free road.
       speed: v >= 0, m/s.
       closing: dv, by how much the car is faster than the one ahead.
-      wanted: v_0 > 0.
+      wanted: v_0 >= 0.
       headway: T > 0, s.
       standstill: s_0 > 0, m.
       acceleration: a > 0, m/s^2.
@@ -83,6 +89,10 @@ def idm(
       Treiber, Hennecke and Helbing, Congested Traffic States in Empirical Observations and Microscopic
       Simulations, 2000.
     """
+    fix = "A free road is a gap of 1e9."
+    for name, value in {"gap": gap, "speed": speed, "closing": closing, "wanted": wanted}.items():
+        least = -np.inf if name == "closing" else 0.0
+        validation.array(name, value, kind="real", low=least, fix=fix)
     validation.real("headway", headway, low=0.0, low_open=True)
     validation.real("standstill", standstill, low=0.0, low_open=True)
     validation.real("acceleration", acceleration, low=0.0, low_open=True)
@@ -107,7 +117,7 @@ def following(
     lane: float = 1.75,
     ego_length: float = 4.5,
 ) -> Float[Array, " M"]:
-    """IDM accelerations of cars along x behind whoever is next ahead in their lane, the ego car included.
+    """IDM accelerations along x of cars behind whoever is next ahead in their lane, the ego car too.
 
     Args:
       places: of the M cars.
@@ -129,8 +139,8 @@ def following(
     count = places.shape[0]
     itself = np.eye(count, count + 1, dtype=bool)
     gaps = ahead - (sizes[None] + lengths[:, None]) / 2
-    gaps = jnp.where((ahead > 0) & beside & real[None] & ~itself, gaps, jnp.inf)
+    gaps = jnp.where((ahead > 0) & beside & real[None] & ~itself, jnp.maximum(gaps, 0), FREE)
     leader = jnp.argmin(gaps, axis=1)
     gap = jnp.take_along_axis(gaps, leader[:, None], 1)[:, 0]
-    closing = jnp.where(jnp.isfinite(gap), speeds - all_speeds[leader], 0)
+    closing = jnp.where(gap < FREE, speeds - all_speeds[leader], 0)
     return jnp.where(wanted > 0, idm(gap, speeds, closing, wanted), 0)
