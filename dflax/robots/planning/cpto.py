@@ -56,7 +56,8 @@ class Box(NamedTuple):
 
     above: Float[Array, "4 Nt"]
     below: Float[Array, "4 Nt"]
-    dual: Float[Array, "4 Nt"]
+    of_above: Float[Array, "4 Nt"]
+    of_below: Float[Array, "4 Nt"]
 
 
 class Held(NamedTuple):
@@ -102,6 +103,7 @@ def cpto(
     barrier_rate: float | Float[Array, ""] = 0.2,
     costs: Costs = Costs(),  # noqa: B008
     limits: Limits = Limits(),  # noqa: B008
+    exact_boxes: bool = False,
     stop: Stop | None = None,
 ) -> Algorithm:
     """Consistent parallel trajectory optimisation (CPTO), an iteration of ADMM a round.
@@ -139,6 +141,10 @@ def cpto(
       barrier_rate: gamma in (0, 1]; traceable.
       costs: weights.
       limits: boxes.
+      exact_boxes: whether slacks are chosen with their duals, max(0, dual / rho - r (G c - g) + ...),
+        as in the textbook. Without, as in the authors' code, duals of limits grow while these are
+        violated and never fall: what it ends in keeps the limits, but is not the optimum where some
+        were violated on the way.
       stop: of the shared segment's residuals, see `dflax.server.consensus`; the state stands still then.
 
     Returns:
@@ -164,6 +170,7 @@ def cpto(
     validation.real("penalty", penalty, low=0.0, low_open=True, scalar=True)
     validation.real("relaxation", relaxation, low=1.0, high=2.0, high_open=True, scalar=True)
     validation.probability("barrier_rate", barrier_rate, low_open=True)
+    validation.flag("exact_boxes", exact_boxes)
     require_costs(costs)
     require_limits(limits)
     sweep = Sweep(
@@ -176,6 +183,7 @@ def cpto(
         boxes_of(limits),
         limits.speed,
         costs,
+        exact_boxes,
     )
 
     def start(z: Segment, guess: Trajectory, scene: Scene) -> tuple[Trajectory, Held]:
@@ -215,6 +223,7 @@ class Sweep(NamedTuple):
     boxes: tuple[Boxes, Boxes]
     fastest: Any
     costs: Costs
+    exact_boxes: bool
 
     def segment(self, own: Trajectory) -> Segment:
         """The view: what is shared of a hypothesis's trajectory."""
@@ -230,7 +239,7 @@ class Sweep(NamedTuple):
         away = jnp.stack([x[0], y[0]]) - scene.centres
         feet = outside(away, scene.axes, discrete_barrier(1.0, self.curves.steps))
         zeros = jnp.zeros_like(x)
-        box = Box(zeros, zeros, zeros)
+        box = Box(zeros, zeros, zeros, zeros)
         return Held(
             jnp.arctan2(y[1], x[1]),
             feet,
@@ -252,7 +261,7 @@ class Sweep(NamedTuple):
         rho, curves, center = self.rho, self.curves, nearby.center
         solve, (limits_x, limits_y) = self.solve, self.boxes
 
-        weights = jnp.zeros_like(held.box_x.dual)
+        weights = jnp.zeros_like(held.box_x.above)
         turned = weights.at[0].set(rho * held.course + held.of_heading)
         turned = turned.at[0, : self.shared].add(rho * center.heading)
         heading = solve.heading.minimum(curves.against(turned), held.given.heading)
@@ -294,19 +303,23 @@ class Sweep(NamedTuple):
         self, box: Box, limits: Boxes, around: Array, motion: Array, center: Array
     ) -> Float[Array, "4 Nt"]:
         """What pulls at values and derivatives of x or y: boxes, obstacles, motion, shared segment."""
-        pull = self.rho * (limits.high + limits.low + box.below - box.above) + box.dual
+        pull = self.rho * (limits.high + limits.low + box.below - box.above)
+        pull = pull + box.of_above - box.of_below
         pull = pull.at[0].add(around).at[1].add(motion)
         return pull.at[:3, : self.shared].add(self.rho * center)
 
     def _boxed(self, box: Box, limits: Boxes, values: Array) -> Box:
         """Slacks, over-relaxed, and the duals of the boxes."""
-        r = self.relaxation
-        over, under = values - limits.high, limits.low - values
-        above = jnp.maximum(0, (1 - r) * box.above - r * over)
-        below = jnp.maximum(0, (1 - r) * box.below - r * under)
-        high = r * (over + above) + (1 - r) * (above - box.above)
-        low = r * (under + below) + (1 - r) * (below - box.below)
-        return Box(above, below, box.dual - self.rho * (high - low))
+        r, rho = self.relaxation, self.rho
+
+        def one(over: Array, slack: Array, dual: Array) -> tuple[Array, Array]:
+            free = (1 - r) * slack - r * over
+            new = jnp.maximum(0, free + dual / rho if self.exact_boxes else free)
+            return new, dual - rho * (new - free)
+
+        above, of_above = one(values - limits.high, box.above, box.of_above)
+        below, of_below = one(limits.low - values, box.below, box.of_below)
+        return Box(above, below, of_above, of_below)
 
     def _measured(
         self,

@@ -223,7 +223,9 @@ class Loop(NamedTuple):
         others = jnp.asarray(~np.eye(M, dtype=bool))
         seen = in_view(eye, road.places, road.places, bodies, others)
         looked_into = in_view(eye, road.phantoms, road.places, bodies, others)
-        return road._replace(known=road.known | seen, hidden=road.hidden & ~looked_into)
+        return road._replace(
+            known=road.known | (seen & road.there), hidden=road.hidden & ~looked_into
+        )
 
     def believed(self, road: Road, phantoms: Bool[Array, "S M"], start: Start) -> Scene:
         """The hypotheses as a `Scene`."""
