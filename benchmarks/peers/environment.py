@@ -26,6 +26,7 @@ ENVIRONMENTS = {
         "statsmodels==0.15.0",
     ),
     "appfl_simulation": ("torch==2.13.0", "appfl==1.12.0"),
+    "osqp": ("osqp==1.1.3", "numpy==2.2.6", "scipy==1.15.3"),
 }
 
 
@@ -55,6 +56,7 @@ PEERS = {
     "pure_ldp": Peer("pure-ldp", "pure-ldp", "ldp"),
     "appfl_simulation": Peer("APPFL's simulation", "appfl", "appfl_simulation", optional=True),
     "gpytorch": Peer("GPyTorch", "gpytorch", "gpytorch"),
+    "osqp": Peer("OSQP", "osqp", "osqp"),
     "flower": Peer("Flower", "flwr", "flower", optional=True),
 }
 

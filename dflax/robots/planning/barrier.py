@@ -56,14 +56,14 @@ def discrete_barrier(rate: float | Float[Array, ""], steps: int) -> Barrier:
     """
     validation.probability("rate", rate, low_open=True)
     validation.integer("steps", steps, low=2)
+    own = jnp if validation.is_traced(rate) else np
     times = np.arange(steps)
-    kept = [1 - (rate + (1 - jnp.asarray(rate)) * (times / (steps - 1)))]
-    kept[0] = jnp.where(times < 1, 0, kept[0])
+    kept = [own.where(times < 1, 0, (1 - rate) * (1 - times / (steps - 1)))]
     while 1 << len(kept) < steps:
         apart = 1 << (len(kept) - 1)
-        late = jnp.pad(kept[-1], (apart, 0))[:steps]
+        late = own.pad(kept[-1], (apart, 0))[:steps]
         kept.append(kept[-1] * late)
-    return Barrier(jnp.stack(kept).astype(jnp.result_type(float)))
+    return Barrier(jnp.asarray(own.stack(kept), jnp.result_type(float)))
 
 
 def elliptic(

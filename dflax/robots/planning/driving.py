@@ -30,9 +30,11 @@ class Road(NamedTuple):
       there: `[B, M]`, which cars there are.
       known: `[B, M]`, which of them are known before they are seen.
       phantoms: `[B, M, 2]`, where a hypothesis may imagine a car, until the place is in view.
+      drifts: `[B, M]`, how fast that place moves along x, m/s: with what hides it.
       hidden: `[B, M]`, whether there is such a place.
       speed: `[B]`, the speed of the planning car, and the one it wants.
       detour: `[B]`, the y that it wants while there is something in its way; 0 otherwise.
+      wary: `[B]`, the speed that it wants meanwhile.
     """
 
     places: Float[Array, "B M 2"]
@@ -43,9 +45,11 @@ class Road(NamedTuple):
     there: Bool[Array, "B M"]
     known: Bool[Array, "B M"]
     phantoms: Float[Array, "B M 2"]
+    drifts: Float[Array, "B M"]
     hidden: Bool[Array, "B M"]
     speed: Float[Array, " B"]
     detour: Float[Array, " B"]
+    wary: Float[Array, " B"]
 
 
 class Track(NamedTuple):
@@ -103,8 +107,8 @@ def driving(
         drives     to the next time of the trajectory of the least cost
         others     cars move by the intelligent driver model behind whoever is ahead in their lane
 
-    A hypothesis with anything known or imagined ahead whose ellipse covers y = 0 wants the detour's y,
-    the others y = 0.
+    A hypothesis with anything known or imagined ahead whose ellipse covers y = 0 wants the detour's y
+    and the wary speed, the others y = 0.
 
     Args:
       planner: of `dflax.robots.planner`.
@@ -233,7 +237,7 @@ class Loop(NamedTuple):
         times = jnp.asarray(np.linspace(0, curves.duration, curves.steps), road.speed.dtype)
         known = road.there & road.known
         places = jnp.where(known[:, None], road.places, road.phantoms)
-        speeds = jnp.where(known, road.speeds, 0)
+        speeds = jnp.where(known, road.speeds, road.drifts)
         ahead = jnp.stack([speeds[:, None] * times, jnp.zeros((speeds.size, times.size))], 1)
         centres = places[:, :, None] + ahead
         real = known | phantoms
@@ -248,7 +252,7 @@ class Loop(NamedTuple):
             start,
             jnp.broadcast_to(centres, (S, *centres.shape)),
             jnp.broadcast_to(axes[..., None], (S, *centres.shape)),
-            jnp.full(S, road.speed),
+            jnp.where(evades, road.wary, road.speed),
             jnp.where(evades, road.detour, 0),
         )
 
@@ -267,7 +271,11 @@ class Loop(NamedTuple):
         )
         speeds = jnp.maximum(0, road.speeds + seconds * pushed)
         mean = (road.speeds + speeds) / 2
-        return road._replace(places=road.places.at[:, 0].add(seconds * mean), speeds=speeds)
+        return road._replace(
+            places=road.places.at[:, 0].add(seconds * mean),
+            speeds=speeds,
+            phantoms=road.phantoms.at[:, 0].add(seconds * road.drifts),
+        )
 
 
 def paved(road: Any, obstacles: int) -> Road:
@@ -284,11 +292,13 @@ def paved(road: Any, obstacles: int) -> Road:
         "there": ((count, obstacles), "boolean"),
         "known": ((count, obstacles), "boolean"),
         "phantoms": ((count, obstacles, 2), "real"),
+        "drifts": ((count, obstacles), "real"),
         "hidden": ((count, obstacles), "boolean"),
         "speed": ((count,), "real"),
         "detour": ((count,), "real"),
+        "wary": ((count,), "real"),
     }
-    low = {"speeds": 0.0, "wanted": 0.0, "axes": VOID, "bodies": 0.0, "speed": 0.1}
+    low = {"speeds": 0.0, "wanted": 0.0, "axes": VOID, "bodies": 0.0, "speed": 0.1, "wary": 0.0}
     made = {}
     for name, (shape, kind) in shapes.items():
         least = low.get(name, -np.inf)

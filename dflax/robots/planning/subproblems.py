@@ -1,11 +1,12 @@
 """The convex parts of a plan in closed form: quadratics with first and last coefficients given."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dflax import validation
 from dflax.robots.planning.bernstein import Curves
 from dflax.robots.planning.scene import Costs, Limits, Start
 
@@ -36,23 +37,25 @@ class Parts(NamedTuple):
     y: Quadratic
 
 
-def quadratic(Q: Float[Array, "n+1 n+1"], given: list[int]) -> Quadratic:
+def quadratic(Q: Any, given: list[int]) -> Quadratic:
     """The minimum of a quadratic with the coefficients `given` fixed, by elimination.
 
     End points and their derivatives are single Bernstein coefficients, so that equality constraints
-    leave the others free, and the KKT system is the inverse of their block of Q.
+    leave the others free, and the KKT system is the inverse of their block of Q. Numbers are worked on
+    in float64, traced ones in their own type.
     """
-    size = Q.shape[0]
-    free = [place for place in range(size) if place not in given]
+    own = jnp if validation.is_traced(Q) else np
+    places = np.eye(Q.shape[0])
+    free = np.delete(places, given, axis=0)
     # Scaled to a diagonal of 1, which is better conditioned.
-    scale = 1 / jnp.sqrt(jnp.diagonal(Q)[np.array(free)])
-    block = Q[np.ix_(free, free)] * scale[:, None] * scale
-    inverse = jnp.linalg.inv(block) * scale[:, None] * scale
+    scale = 1 / own.sqrt(own.diagonal(Q))
+    block = free @ (Q * scale[:, None] * scale) @ free.T
+    inverse = free.T @ own.linalg.inv(block) @ free * scale[:, None] * scale
     inverse = (inverse + inverse.T) / 2
-    whole = jnp.zeros_like(Q).at[np.ix_(free, free)].set(inverse)
-    kept = jnp.zeros_like(Q).at[np.array(given), np.array(given)].set(1)
-    across = jnp.zeros_like(Q).at[np.ix_(free, given)].set(-inverse @ Q[np.ix_(free, given)])
-    return Quadratic(whole, kept + across)
+    kept = np.diag(1 - free.sum(0))
+    of_given = kept - inverse @ Q @ kept
+    kind = jnp.result_type(float)
+    return Quadratic(jnp.asarray(inverse, kind), jnp.asarray(of_given, kind))
 
 
 def parts(curves: Curves, obstacles: int, shared: int, rho: float | Array, costs: Costs) -> Parts:
@@ -70,16 +73,13 @@ def parts(curves: Curves, obstacles: int, shared: int, rho: float | Array, costs
     grams = np.einsum("jki,jkl->jil", P, P)
     early = np.einsum("jki,jkl->jil", P[:, :shared], P[:, :shared])
     late = P[0, shared + 2 :].T @ P[0, shared + 2 :]
-    kind = jnp.result_type(float)
-    grams_, early_, late_ = (jnp.asarray(part, kind) for part in (grams, early, late))
-    rho = jnp.asarray(rho, kind)
-    heading = costs.turning * grams_[2] + rho * (grams_[0] + early_[0])
-    boxes = 2 * grams_.sum(0) + grams_[1] + obstacles * grams_[0] + early_[:3].sum(0)
-    both = costs.acceleration * grams_[2] + rho * boxes
+    heading = costs.turning * grams[2] + rho * (grams[0] + early[0])
+    boxes = 2 * grams.sum(0) + grams[1] + obstacles * grams[0] + early[:3].sum(0)
+    both = costs.acceleration * grams[2] + rho * boxes
     return Parts(
         quadratic(heading, [0, 1, n - 1, n]),
-        quadratic(both + costs.speed * grams_[1], [0, 1]),
-        quadratic(both + costs.lateral * late_, [0, 1, n]),
+        quadratic(both + costs.speed * grams[1], [0, 1]),
+        quadratic(both + costs.lateral * late, [0, 1, n]),
     )
 
 

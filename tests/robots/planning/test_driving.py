@@ -35,9 +35,11 @@ def road(scenes=2, seed=0):
         there=there,
         known=np.tile([True, False], (scenes, 1)),
         phantoms=np.stack([truck, np.stack([x + 6, 1.2 * row], 1)], 1),
+        drifts=zeros,
         hidden=np.tile([False, True], (scenes, 1)),
         speed=8 * row,
         detour=-2 * row,
+        wary=8 * row,
     )
 
 
