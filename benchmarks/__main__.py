@@ -40,6 +40,7 @@ NAMES = (
     "planning",
     "heavy_hitters",
     "gaussian_processes",
+    "sparse_coding",
     "verified",
 )
 RESULTS = pathlib.Path("results")

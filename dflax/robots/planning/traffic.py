@@ -90,13 +90,17 @@ def idm(
       Simulations, 2000.
     """
     fix = "A free road is a gap of 1e9."
-    for name, value in {"gap": gap, "speed": speed, "closing": closing, "wanted": wanted}.items():
-        least = -np.inf if name == "closing" else 0.0
-        validation.array(name, value, kind="real", low=least, fix=fix)
-    validation.real("headway", headway, low=0.0, low_open=True)
-    validation.real("standstill", standstill, low=0.0, low_open=True)
-    validation.real("acceleration", acceleration, low=0.0, low_open=True)
-    validation.real("braking", braking, low=0.0, low_open=True)
+    given = {"gap": gap, "speed": speed, "closing": closing, "wanted": wanted}
+    made = []
+    for name, value in given.items():
+        least = -FREE if name == "closing" else 0.0
+        checked = validation.array(name, value, kind="real", low=least, high=FREE, fix=fix)
+        made.append(jnp.asarray(checked, jnp.result_type(float)))
+    gap, speed, closing, wanted = made
+    validation.real("headway", headway, low=0.0, low_open=True, scalar=True)
+    validation.real("standstill", standstill, low=0.0, low_open=True, scalar=True)
+    validation.real("acceleration", acceleration, low=0.0, low_open=True, scalar=True)
+    validation.real("braking", braking, low=0.0, low_open=True, scalar=True)
     kept = standstill + jnp.maximum(
         0, speed * headway + speed * closing / (2 * jnp.sqrt(acceleration * braking))
     )
