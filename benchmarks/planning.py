@@ -13,7 +13,7 @@ from dflax import robots
 from dflax.robots.planning.subproblems import parts
 from experiments.tasks.crossing import crossing
 
-SCENES, ITERATIONS, SAMPLE = 64, 200, 300
+SCENES, ITERATIONS, SAMPLE = 64, 200, 50
 CURVES = robots.bernstein()
 GIVEN = ([0, 1, 9, 10], [0, 1], [0, 1, 10])
 

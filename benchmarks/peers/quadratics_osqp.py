@@ -36,7 +36,7 @@ def measure(
         for qs, es, places in zip(gradients, ends, given, strict=True)
     ]
     best, solutions = float("inf"), []
-    for _ in range(3):
+    for _ in range(20):
         began = time.perf_counter()
         solutions = []
         for solver, own in zip(solvers, tasks, strict=True):

@@ -16,6 +16,9 @@ from dflax.robots.planning.bernstein import Curves
 from dflax.robots.planning.cpto import Trajectory, cpto
 from dflax.robots.planning.scene import Scene
 
+# Costs that are apart by a smaller share are the same.
+ROUNDING = 1e-5
+
 
 class Plan(NamedTuple):
     """What planning gives.
@@ -132,7 +135,9 @@ def chosen(
         ]
     )
     least, most = parts.min(1, keepdims=True), parts.max(1, keepdims=True)
-    scaled = (parts - least) / jnp.maximum(most - least, 1e-12)
+    # Differences of rounding are none.
+    differ = most - least > ROUNDING * (1 + most)
+    scaled = jnp.where(differ, (parts - least) / jnp.where(differ, most - least, 1), 0)
     weighed = jnp.stack([jnp.asarray(w, scaled.dtype) for w in preferences]) @ scaled
     return jnp.argmin(weighed).astype(jnp.int32)
 

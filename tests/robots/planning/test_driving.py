@@ -171,15 +171,11 @@ def test_the_car_drives_the_shared_segment_and_a_road_has_an_end():
     again = np.square((places - truck) / road().axes[:, None, 0]).sum(-1)
     np.testing.assert_allclose(track.nearest[:, :-1, 0], again, rtol=1e-3)
     assert least > 1
-    # One interval more does nothing.
-    shorter, _ = jax.jit(
-        lambda road: dx.rollout(
-            drives(BOTH), drives(BOTH).init(KEY, road), dx.Population(2), KEY, STEPS
-        )
-    )(road())
-    assert_trees_close(shorter.clients, state.clients, atol=1e-5)
+    # The run was one interval longer than the road, which did nothing.
+    np.testing.assert_allclose(state.clients.start.position, chosen[:, -1, :, 1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_who_fears_a_car_keeps_away_from_it_and_who_does_not_stays_in_lane():
     feared = driven(((False, True),))[0].clients.track
     both = driven(BOTH)[0].clients.track
@@ -197,7 +193,9 @@ def test_scenes_on_eight_devices_are_driven_as_on_one():
     one, told = dx.run(algorithm, state, source, rounds=6, key=KEY)
     eight, also = dx.run(algorithm, state, source, rounds=6, key=KEY, mesh=dx.client_mesh())
     assert_trees_close(one.clients.start, eight.clients.start, atol=1e-3)
-    assert_trees_close(one.clients.track, eight.clients.track, atol=5e-2)
+    # Of two plans that are nearly the same either may be the better one.
+    tracks = [found.clients.track._replace(chosen=()) for found in (one, eight)]
+    assert_trees_close(*tracks, atol=5e-2)
     np.testing.assert_allclose(told.metrics["speed"], also.metrics["speed"], rtol=1e-4)
 
 
