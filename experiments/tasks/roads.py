@@ -30,10 +30,11 @@ class Family:
     Attributes:
       speed: of the planning car, m/s.
       truck: x of the truck.
-      gap: from truck to car, in metres along x.
+      gap: from truck to car, in metres along x; where one is imagined it is the mean.
       lateral: y of the car.
-      moving: the speed of truck and car; 0: they are parked. The car follows the intelligent driver
-        model, with a third car 25 m ahead of it.
+      imagined: y of the car that is imagined.
+      moving: the speed of truck and car at first; 0: they are parked. They want twice as much, and
+        follow by the intelligent driver model a third car that drives at this speed 25 m ahead.
       wary: the wanted speed while something is in the way, as a share.
     """
 
@@ -41,6 +42,7 @@ class Family:
     truck: tuple[float, float] = (16.0, 24.0)
     gap: tuple[float, float] = (4.5, 7.5)
     lateral: tuple[float, float] = (0.9, 1.6)
+    imagined: float = 1.2
     moving: float = 0.0
     wary: float = 1.0
 
@@ -56,8 +58,8 @@ def scenes(family: Family, seed: int, count: int, slots: int = SLOTS) -> Road:
     row, third = np.ones(count), np.arange(slots) == 2
     second = np.arange(slots) == 1
     along = np.stack([x, x + gap, x + gap + 25][:slots], 1)
-    across = np.stack([2.4 * row, lateral, lateral][:slots], 1)
-    imagined = np.where(second, (x + 6)[:, None], along)
+    across = np.stack([2.4 * row, lateral, 2.4 * row][:slots], 1)
+    imagined = np.where(second, (x + np.mean(family.gap))[:, None], along)
     car = np.where(np.arange(count) % 2 == 0, True, False)
     there = np.where(second, car[:, None], np.where(third, family.moving > 0, True))
 
@@ -69,12 +71,12 @@ def scenes(family: Family, seed: int, count: int, slots: int = SLOTS) -> Road:
     return Road(
         places=np.stack([along, across], -1),
         speeds=every(np.full(slots, family.moving)),
-        wanted=every(np.full(slots, family.moving)),
+        wanted=every(np.where(third, 1, 2) * family.moving),
         axes=every(axes),
         bodies=every(bodies),
         there=there,
         known=every(~second),
-        phantoms=np.stack([imagined, np.where(second, 1.2, across)], -1),
+        phantoms=np.stack([imagined, np.where(second, family.imagined, across)], -1),
         drifts=every(np.where(second, family.moving, 0.0)),
         hidden=every(second),
         speed=family.speed * row,
@@ -121,7 +123,8 @@ def told(track: Track, road: Road) -> dict[str, np.ndarray]:
     """What a drive comes to, scene by scene, `[B]`.
 
     `clearance`, the least (dx/a)^2 + (dy/b)^2 of the hidden car, infinite where there is none; `least`
-    of all cars; `speed`, `offset` = |y| and `change` from plan to plan, means over the drive.
+    of all cars; `speed`, `offset` = |y| and `change` from plan to plan, means over the drive; `jump`,
+    the greatest change.
     """
     nearest = np.asarray(track.nearest)
     velocity = np.asarray(track.start.velocity)
@@ -131,5 +134,6 @@ def told(track: Track, road: Road) -> dict[str, np.ndarray]:
         "speed": np.hypot(velocity[..., 0], velocity[..., 1]).mean(1),
         "offset": np.abs(np.asarray(track.start.position)[..., 1]).mean(1),
         "change": np.asarray(track.change)[:, 1:].mean(1),
+        "jump": np.asarray(track.change)[:, 1:].max(1),
         "hidden": np.asarray(road.there)[:, 1],
     }
