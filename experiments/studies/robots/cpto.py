@@ -279,7 +279,7 @@ def _plan_figure(found: dict[str, dict[str, np.ndarray]]) -> Any:
     """Both plans of the crossing scene, with a shared beginning and without, and their ends."""
     scene = crossing()
     names = list(RUNS)[:2]
-    with figure(9.0, 3.4, ncols=3, width_ratios=(1.4, 1.4, 1)) as (canvas, axes):
+    with figure(10.5, 3.4, ncols=3, width_ratios=(1.3, 1.3, 1)) as (canvas, axes):
         for panel, name in zip(axes, names, strict=False):
             places = found[name]["places"][-1]
             for hypothesis, color in ((0, "C3"), (1, "C0")):
@@ -299,9 +299,15 @@ def _plan_figure(found: dict[str, dict[str, np.ndarray]]) -> Any:
         axes[0].legend(loc="upper left", fontsize=8)
         for name in list(RUNS)[:4]:
             axes[2].plot((10, 100, 300), found[name]["spread"], "o-", label=name, markersize=4)
-        axes[2].set(xscale="log", yscale="log", xlabel="iterations", ylabel="spread of y in metres")
-        axes[2].set_title("the first steps' agreement")
-        axes[2].legend(fontsize=7)
+        axes[2].set(
+            xscale="log",
+            yscale="log",
+            xlabel="iterations",
+            ylabel="spread in metres",
+            ylim=(4e-3, 30),
+        )
+        axes[2].set_title("y of the first steps")
+        axes[2].legend(fontsize=7, loc="upper right")
         canvas.suptitle(
             "one plan for two hypotheses: the red car is there in hypothesis 1 alone; the grey one "
             "drives (light to dark)",
@@ -323,11 +329,13 @@ def _drives_figure(
     hidden = np.asarray(road.there)[:, 1]
     close = np.where(hidden, found["optimistic"]["clearance"].ravel(), np.inf)
     shown = (int(np.argmin(close)), int(np.argmin(hidden)))
-    with figure(11.0, 4.2, ncols=2, width_ratios=(1.5, 1)) as (canvas, axes):
-        axes[0].remove()
-        left = canvas.add_gridspec(2, 2, width_ratios=(1.5, 1))
+    with figure(11.0, 4.2, nrows=2, ncols=2, width_ratios=(1.5, 1)) as (canvas, axes):
+        grid = axes[0, 1].get_gridspec()
+        for panel in axes[:, 1]:
+            panel.remove()
+        right = canvas.add_subplot(grid[:, 1])
         for row, scene in enumerate(shown):
-            panel = canvas.add_subplot(left[row, 0])
+            panel = axes[row, 0]
             for car in range(2):
                 if road.there[scene, car]:
                     place, size = road.places[scene, car], road.axes[scene, car]
@@ -339,22 +347,21 @@ def _drives_figure(
                 panel.plot(*paths[name][scene].T, color=style, label=name, linewidth=1.3)
             title = "a car stands behind the truck" if row == 0 else "nothing is behind the truck"
             panel.set(title=title, xlim=(0, 45), ylim=(-3.6, 4.4), ylabel="y in metres")
-            panel.grid(alpha=0.3)
             panel.legend(loc="lower left", fontsize=7, ncols=2, frameon=False)
         panel.set_xlabel("x in metres")
         for place, name in enumerate(SHOWN):
             values = found[name]["clearance"][found[name]["hidden"]]
             offsets = np.linspace(-0.3, 0.3, values.size)
-            axes[1].plot(np.sort(values), place + offsets, ".", color="0.6", markersize=3)
-            axes[1].plot(values.mean(), place, "o", color="C3", markersize=7)
+            right.plot(np.sort(values), place + offsets, ".", color="0.6", markersize=3)
+            right.plot(values.mean(), place, "o", color="C3", markersize=7)
             below = int((values < 1).sum())
-            axes[1].text(
+            right.text(
                 2.05, place + 0.42, f"{below} of {values.size} below 1", ha="right", fontsize=8
             )
-        axes[1].axvline(1, color="k", linewidth=0.8)
-        axes[1].set_yticks(range(len(SHOWN)), SHOWN)
-        axes[1].invert_yaxis()
-        axes[1].set(
+        right.axvline(1, color="k", linewidth=0.8)
+        right.set_yticks(range(len(SHOWN)), SHOWN)
+        right.invert_yaxis()
+        right.set(
             xlabel="least (dx/a)² + (dy/b)² of the hidden car",
             title="all drives (grey), mean (red)",
             xlim=(0.4, 2.1),
