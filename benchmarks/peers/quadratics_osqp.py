@@ -14,8 +14,7 @@ def measure(
     gradients: list[list[list[float]]],
     ends: list[list[list[float]]],
 ) -> dict[str, Any]:
-    """Min c' Q c / 2 - q' c where some of c are given: milliseconds a program (by the clock, of the
-    processor), and all solutions."""
+    """Min c' Q c / 2 - q' c where some of c are given: times of a program, and all solutions."""
     solvers = []
     for Q, places in zip(quadratics, given, strict=True):
         matrix = np.asarray(Q)
