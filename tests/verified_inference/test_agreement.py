@@ -51,7 +51,7 @@ def comparison(statistic):
     return jax.jit(jax.vmap(distances, in_axes=(0, None)))
 
 
-@pytest.mark.parametrize("statistic", ["energy", "mmd"])
+@pytest.mark.parametrize("statistic", ["energy", pytest.param("mmd", marks=pytest.mark.slow)])
 def test_two_sample_tests_keep_their_level_and_see_other_distributions(statistic):
     keys = jax.random.split(KEY, 300)
     equal = jnp.log(jnp.array([[[0.5, 0.3, 0.2]]] * 2))
