@@ -139,6 +139,7 @@ def test_without_sharing_and_of_one_party_tap_is_pem():
         np.testing.assert_array_equal(tap.server.items, alone.server.items)
 
 
+@pytest.mark.slow
 def test_the_whole_domain_at_once():
     items = jnp.asarray(hh.as_words(crowd(bits=8), 8))
     table = hh.grouped(KEY, items, SIZES, 1)

@@ -85,7 +85,13 @@ SOME = (*ALL, ("neighbours", 4), ("largest_weight", 3.0))
 
 
 @pytest.mark.parametrize(
-    ("options", "lost"), [(ALL, []), (ALL, [1, 3]), (SOME, []), (SOME, [0, 5])]
+    ("options", "lost"),
+    [
+        (SOME, []),
+        (SOME, [0, 5]),
+        pytest.param(ALL, [], marks=pytest.mark.slow),
+        pytest.param(ALL, [1, 3], marks=pytest.mark.slow),
+    ],
 )
 def test_masks_drawn_and_taken_off_leave_the_sum_bit_for_bit(options, lost):
     """The literal mode equals the other one, both the integers' mean; bare words differ from masked."""

@@ -41,6 +41,7 @@ def poisson(probability=0.5, clients=N):
     return task, federation
 
 
+@pytest.mark.slow
 def test_1_without_noise_clips_and_momentum_it_is_full_batch_descent():
     task = quadratics(N, D)
     method = dx.server.dp_brem(half_square, N, rate=0.3, beta=0.0, **QUIET)
@@ -370,6 +371,7 @@ def test_dp_rsa_is_its_pseudo_code():
     np.testing.assert_allclose(states.clients.memory[-1], own, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_dp_rsa_moves_by_signs_alone_whatever_is_sent():
     task = quadratics(N, D)
     method = dx.server.dp_rsa(
@@ -427,8 +429,8 @@ def test_a_baseline_is_its_pseudo_code_without_noise(name):
     ("name", "deviation"),
     [
         ("dp_momentum", 0.5 * 2.0 / N),
-        ("dp_fedsgd", 0.5 * 2.0 / N),
-        ("dp_median", 0.5 * 2.0),
+        pytest.param("dp_fedsgd", 0.5 * 2.0 / N, marks=pytest.mark.slow),
+        pytest.param("dp_median", 0.5 * 2.0, marks=pytest.mark.slow),
         ("local_dp_momentum", 0.1 * 0.5 * 2.0 / np.sqrt(N)),
         ("distributed_dp", 0.3 * 0.5 * 2.0 / np.sqrt(N)),
     ],

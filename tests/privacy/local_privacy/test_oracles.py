@@ -160,7 +160,6 @@ FAST = [
     ("k_rr", False),
     ("oue", False),
     ("oue", True),
-    ("hadamard, 4 blocks", False),
 ]
 REST = [*((name, False) for name in UNBIASED if (name, False) not in FAST), ("sue", True)]
 
@@ -187,7 +186,7 @@ def test_simulated_counts_have_the_law_of_literal_ones(name):
         np.testing.assert_allclose(*shares, atol=0.06)
 
 
-@pytest.mark.parametrize("name", ["k_rr", "olh", *slow("k_rr without other", "sue")])
+@pytest.mark.parametrize("name", ["k_rr", *slow("olh", "k_rr without other", "sue")])
 def test_without_privacy_estimates_are_exact(name):
     inside = jnp.asarray(VALUES[VALUES >= 0] % 5)
     found = jax.jit(ORACLES[name](100.0).simulate)(KEY, inside, lp.domain(5))
@@ -246,8 +245,7 @@ def test_budgets_are_swept_in_one_program(name):
     "name",
     [
         "k_rr",
-        "olh",
-        *slow("oue", "hadamard, 2 blocks"),
+        *slow("olh", "oue", "hadamard, 2 blocks"),
     ],
 )
 def test_users_dealt_over_devices_tell_the_same(name):
@@ -273,6 +271,7 @@ def test_users_dealt_over_devices_tell_the_same(name):
     assert "all-gather" not in text
 
 
+@pytest.mark.slow
 def test_no_program_of_unary_encodings_has_an_entry_for_every_user_and_value():
     oracle, domain = lp.oue(1.0), lp.domain(2048)
     lowered = jax.jit(lambda key, values: oracle.simulate(key, values, domain)).lower(
