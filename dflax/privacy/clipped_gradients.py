@@ -13,7 +13,8 @@ from dflax.clients import against, platform
 from dflax.data.dataset import Batch
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.models.averaged import STATISTICS, holds_statistics
-from dflax.privacy.products import Convolution, Ghost, multiplied, products, squares, total
+from dflax.privacy.convolved import Convolution
+from dflax.privacy.products import Ghost, multiplied, products, squares, total
 
 Groups = Callable[[str], str]
 # Bytes of gradients and patches, example by example, that are held at the same time, where nobody says
