@@ -37,6 +37,7 @@ NAMES = (
     "compression",
     "secure_aggregation",
     "robots",
+    "planning",
     "heavy_hitters",
     "gaussian_processes",
     "sparse_coding",

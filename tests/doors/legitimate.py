@@ -222,6 +222,8 @@ LEGITIMATE = [
     ("robots.d2oc(radio)", "inf", "everybody hears everybody"),
     ("robots.double_integrator(*)", "inf", "no limit"),
     ("robots.quadrotor(*)", "inf", "no limit"),
+    ("robots.idm(*)", "[] array[0] array[2,3,4] rows", "as many cars as there are"),
+    ("robots.idm(closing)", "-1", "it falls behind"),
     ("robots.circling(step)", "-1", "it may go round the other way"),
     ("robots.known_value(value)", "-1", "any number"),
     ("robots.*(lie*)", "-1", "any number"),
