@@ -44,4 +44,3 @@ def put(tree: PyTree[Array], nodes: Int[Array, " k"], rows: PyTree[Array]) -> Py
     if client_devices(count) > 1:
         return scatter(tree, jnp.minimum(nodes, count - 1), rows, nodes < count)
     return jax.tree.map(lambda leaf, new: leaf.at[nodes].set(new, mode="drop"), tree, rows)
-
