@@ -217,13 +217,13 @@ def dadao(
         cuts = [count, count + links]
         parts = jax.tree.map(lambda leaf: jnp.split(leaf, cuts), rows)
         own, first, second = jax.tree.transpose(jax.tree.structure(rows), None, parts)
-        at, *ends = places.split(cuts)
+        at, one, other = places.split(cuts)
         moved = at.apply(
             lambda rows, place: gradient_jump(rows, drawn.batch(place), drawn.keys[place]),
             own,
             jnp.arange(count),
         )
-        firsts, seconds = jax.vmap(communication_jump)(tuple(ends), first, second)
+        firsts, seconds = jax.vmap(communication_jump)((one, other), first, second)
         rows = jax.tree.map(lambda *parts: jnp.concatenate(parts), moved, firsts, seconds)
         nodes = nodes._replace(
             vectors=places.write(nodes.vectors, rows), clock=places.write(nodes.clock, times)

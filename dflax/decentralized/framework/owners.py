@@ -110,10 +110,8 @@ def difference(
     def of_owners(one: Array, other: Array) -> Array:
         if first.owned is None or second.owned is None:
             return one - other
-        told = (
-            jnp.where(against(place.owned, leaf), leaf, 0)
-            for place, leaf in ((first, one), (second, other))
-        )
+        pairs = ((first.owned, one), (second.owned, other))
+        told = (jnp.where(against(owned, leaf), leaf, 0) for owned, leaf in pairs)
         return jax.lax.psum(jnp.subtract(*told), CLIENTS)
 
     return jax.tree.map(of_owners, ones, others)
