@@ -32,10 +32,9 @@ METHODS = {
 }
 
 
-def case(name, places=8):
-    """Algorithm, source and shapes of the state, of the robots of so many of eight devices."""
+def case(name):
+    """Algorithm, source and shapes of the state."""
     count, make = METHODS[name]
-    count = count * places // 8
     algorithm, points = make(count), jnp.zeros((count, 2))
     given = () if name in ("dbp", "w_msr") else (jnp.zeros((SAMPLES, 2)),)
     state = jax.eval_shape(algorithm.init, KEY, points, *given)
