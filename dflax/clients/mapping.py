@@ -207,19 +207,19 @@ def map_present(
         if width is None:
             function, width = _clients_at_once(function, stacked, shared)
         if width == 1:
-            one = functools.partial(_if_there, function)
+            one = functools.partial(if_there, function)
             return map_clients(one, present, *stacked, shared=shared, at_once=1)
 
     def together(rows: tuple[Any, ...], shared: tuple[Any, ...]) -> Any:
         return map_clients(function, *rows, shared=shared, at_once=at_once)
 
     pieces = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), (present, stacked))
-    made = jax.lax.map(lambda piece: _if_there(together, piece[0].any(), piece[1], shared), pieces)
+    made = jax.lax.map(lambda piece: if_there(together, piece[0].any(), piece[1], shared), pieces)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
 
 
-def _if_there(function: Callable[..., Any], there: Bool[Array, ""], *given: Any) -> Any:
-    """`function(*given)`, or zeros of its shapes."""
+def if_there(function: Callable[..., Any], there: Bool[Array, ""], *given: Any) -> Any:
+    """`function(*given)`, or zeros of its shapes, for which nothing is computed."""
     shapes = jax.eval_shape(function, *given)
 
     def nothing(*given: Any) -> Any:
