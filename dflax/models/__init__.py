@@ -6,6 +6,9 @@ from dflax.models.averaged import AveragedStatistics
 from dflax.models.cnn import CNN
 from dflax.models.convolution import Conv, convolve
 from dflax.models.mlp import MLP, Linear
+from dflax.models.moe.layer import Dispatch, MoE
+from dflax.models.moe.products import Owned
+from dflax.models.moe.routing import Load, balance_loss, square_loss
 from dflax.models.normalization import GroupNorm
 from dflax.models.pooling import avg_pool, max_pool
 from dflax.models.resnet import BasicBlock, ResNet18
@@ -28,11 +31,15 @@ __all__ = [
     "Block",
     "Conv",
     "DegenerateCut",
+    "Dispatch",
     "Exchange",
     "Frozen",
     "GroupNorm",
     "Linear",
+    "Load",
     "LowRank",
+    "MoE",
+    "Owned",
     "ResNet18",
     "Split",
     "SplitCost",
@@ -44,6 +51,7 @@ __all__ = [
     "as_apply",
     "attention",
     "avg_pool",
+    "balance_loss",
     "convolve",
     "lora",
     "max_pool",
@@ -54,6 +62,7 @@ __all__ = [
     "split_gradient",
     "split_mlp",
     "split_transformer",
+    "square_loss",
     "variables",
     "with_statistics",
     "with_variables",
