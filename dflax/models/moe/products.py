@@ -29,10 +29,15 @@ class Owned(NamedTuple):
 
 def joined(weights: Array | Owned) -> Float[Array, "E ..."]:
     """The parameter as one array; gradients reach `own` through a slice of those of all experts."""
-    if not isinstance(weights, Owned):
-        return weights
-    whole = jax.lax.stop_gradient(weights.whole)
-    return jax.lax.dynamic_update_slice_in_dim(whole, weights.own, weights.first, 0)
+    return placed(*weights) if isinstance(weights, Owned) else weights
+
+
+def placed(
+    whole: Float[Array, "E ..."], own: Float[Array, "q ..."], first: Int[Array, ""]
+) -> Float[Array, "E ..."]:
+    """The whole, which is not trained, with the own rows in their place."""
+    still = jax.lax.stop_gradient(whole)
+    return jax.lax.dynamic_update_slice_in_dim(still, own, first, 0)
 
 
 def every_product(x: Float[Array, "T D"], weights: Array | Owned) -> Float[Array, "E T H"]:
