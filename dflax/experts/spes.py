@@ -65,9 +65,9 @@ def spes(
       where: whether a leaf holds experts, by its path, names joined by "/"; default the matrices of
         `dflax.models.MoE`.
       merging: the warm-up; None for none.
-      as_seen: `(all experts, own, first) -> ` a leaf of experts as the loss gets it; by default one plain
-        array, which any model takes, while gradients of all experts of a layer are formed on the way.
-        With `dflax.models.Owned`, which a `dflax.models.MoE` takes, none of the others are.
+      as_seen: `(all experts, own, first) -> ` a leaf of experts as the loss gets it. By default one
+        array, which any model takes; gradients of all experts of a layer are formed on the way. With
+        `dflax.models.Owned`, which a `dflax.models.MoE` takes, none of the others' are.
       channel: between nodes and server; default perfect. It carries values, not changes.
       at_once: see `dflax.map_clients`.
 
@@ -84,7 +84,9 @@ def spes(
       Zhang et al., Pretraining A Large Language Model using Distributed GPUs: A Memory-Efficient
       Decentralized Paradigm, arXiv 2602.11543.
     """
-    validation.function("loss", loss, "For example dflax.experts.routed_language_modelling.", takes=3)
+    validation.function(
+        "loss", loss, "For example dflax.experts.routed_language_modelling.", takes=3
+    )
     check_optimizer("optimizer", optimizer)
     validation.function("as_seen", as_seen, "For example dflax.models.Owned.", takes=3)
     owns = ownership(experts, nodes, slices, where)
@@ -98,18 +100,18 @@ def spes(
 
     def message(params: Params) -> Upload:
         shared, all_experts = owns.divide(params)
-        return Upload(shared, owns.own(all_experts, jnp.int32(0)), jnp.ones(owns.count))
+        return Upload(shared, owns.own(all_experts, jnp.int32(0)))
 
     def work(
         assignment: Assignment, own: Any, server: Server, data: Dataset, index: Int[Array, ""]
     ) -> Report:
         trained, memory, metrics = local(server.params, own, assignment, data, index)
-        return Report(Upload(*trained, jnp.ones(owns.count)), memory, metrics)
+        return Report(Upload(*trained), memory, metrics)
 
     def update(server: Server, received: Received) -> tuple[Params, tuple[()], Metrics]:
         shared, known = owns.divide(server.params)
         sent = received.message
-        after = select(sent.there > 0, sent.experts, known)
+        after = select(sent.there, sent.experts, known)
         after, metrics = warmed_up(merging, after, received.number + 1)
         own = sum(leaf.size for leaf in jax.tree.leaves(after)) * owns.count / owns.experts
         count = received.reporting
@@ -155,7 +157,7 @@ def first_optimizers(optimizer: Optimizer, owns: Ownership, params: Params) -> P
 def local_steps(
     loss: Loss, optimizer: Optimizer, owns: Ownership, as_seen: Callable[[Array, Array, Array], Any]
 ) -> Callable[..., tuple[tuple[PyTree[Array], PyTree[Array]], Any, Metrics]]:
-    """A node's local work: `(params, optimiser, assignment, data, index) -> (trained, optimiser, metrics)`.
+    """A node's work, `(params, optimiser, assignment, data, index) -> (trained, optimiser, metrics)`.
 
     `trained` is the pair of the shared weights and the own experts, leaves `[q, ...]`.
     """

@@ -79,7 +79,9 @@ def spes_gossip(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.function("loss", loss, "For example dflax.experts.routed_language_modelling.", takes=3)
+    validation.function(
+        "loss", loss, "For example dflax.experts.routed_language_modelling.", takes=3
+    )
     check_optimizer("optimizer", optimizer)
     validation.instance("graph", graph, Graph, "For example dflax.topology.ring(4).")
     validation.function("as_seen", as_seen, "For example dflax.models.Owned.", takes=3)
@@ -112,9 +114,7 @@ def spes_gossip(
         place = jnp.arange(experts)
         mine = (place >= first) & (place < first + owns.count)
         version = jnp.where(mine, index + 1, memory.version)
-        after = jax.tree.map(
-            lambda leaf, new: placed(leaf, new, first), known, trained[1]
-        )
+        after = jax.tree.map(lambda leaf, new: placed(leaf, new, first), known, trained[1])
         if merging is not None:
             after = moved(after, mine, index + 1)
         params = put_together(trained[0], after)

@@ -31,7 +31,7 @@ class Merging(NamedTuple):
     like: str
 
     def at(self, rounds: Int[Array, ""]) -> Float[Array, ""]:
-        """alpha after so many rounds, 0 where nothing merges."""
+        """The strength after so many rounds, 0 where nothing merges."""
         left = jnp.maximum(1.0 - rounds / self.until, 0.0)
         return jnp.where(rounds % self.every == 0, self.strength * left, 0.0)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dflax import validation
 from dflax.aggregation.aggregator import Aggregator, Combining
@@ -96,7 +96,9 @@ def ownership(
     validation.integer("experts", experts, low=1)
     validation.integer("nodes", nodes, low=1)
     where = _of_mixture if where is None else where
-    validation.function("where", where, "It says of a path whether that leaf holds experts.", takes=1)
+    validation.function(
+        "where", where, "It says of a path whether that leaf holds experts.", takes=1
+    )
     if experts % nodes:
         raise ValueError(
             f"nodes must divide the number of experts = {experts}, got {nodes}. Each owns as many."
@@ -135,12 +137,12 @@ class Upload(NamedTuple):
     Attributes:
       shared: what all nodes train.
       experts: the node's own, leaves `[q, ...]`; of all of them together `[E, ...]`.
-      there: `[q]`, or `[E]`, 1 for experts whose owner sent them.
+      there: of all of them together `[E]`, whose owner sent them; None in a message.
     """
 
     shared: PyTree[Array]
     experts: PyTree[Array]
-    there: Float[Array, " E"]
+    there: Bool[Array, " E"] | None = None
 
 
 def collected(owns: Ownership) -> Aggregator:
@@ -150,7 +152,7 @@ def collected(owns: Ownership) -> Aggregator:
       owns: who owns what.
 
     Returns:
-      An `Aggregator` of `Upload`s. Experts of an owner that did not report are 0 where `there` is 0.
+      An `Aggregator` of `Upload`s. Experts of an owner that did not report are 0, and not `there`.
     """
     place = owns.first // owns.count
     nodes = len(place)
@@ -159,7 +161,8 @@ def collected(owns: Ownership) -> Aggregator:
         def every(leaf: Array) -> Array:
             return jnp.zeros((owns.experts, *leaf.shape[1:]), leaf.dtype)
 
-        return Upload(message.shared, jax.tree.map(every, message.experts), every(message.there))
+        experts = jax.tree.map(every, message.experts)
+        return Upload(message.shared, experts, jnp.zeros(owns.experts, bool))
 
     def apply(
         messages: Upload, weights: Float[Array, " m"], state: tuple[()], combining: Combining
@@ -174,7 +177,8 @@ def collected(owns: Ownership) -> Aggregator:
             rows = empty.at[target].set(leaf, mode="drop", unique_indices=True)
             return rows.reshape(owns.experts, *leaf.shape[2:])
 
-        experts, there = jax.tree.map(put, (messages.experts, messages.there))
+        there = put(jnp.ones((len(target), owns.count), bool))
+        experts = jax.tree.map(put, messages.experts)
         return Upload(weighted_mean(messages.shared, weights), experts, there), state, {}
 
     return Aggregator(lambda message: (), apply, gives=gives)

@@ -105,7 +105,7 @@ def silent():
     return slices, source, before, rolled(algorithm, source, state=before)[0]
 
 
-def test_experts_are_their_owners_bit_for_bit_and_those_of_the_absent_stay(silent):
+def test_experts_are_their_owners_and_those_of_the_absent_stay_bit_for_bit(silent):
     slices, source, before, after = silent
     nodes = [alone(source, i, slices[i, 0]) for i in range(N)]
     for name, first in PARAMS["experts"].items():
@@ -170,9 +170,7 @@ def test_the_complete_graph_is_the_server_and_an_expert_travels_an_edge_a_round(
         )
     np.testing.assert_allclose(metrics["age"], 0, atol=1e-6)
     line = dx.topology.from_edges(N, np.array([[0, 1], [1, 2], [2, 3]]))
-    state, metrics = rolled(
-        experts.spes_gossip(loss, ADAM, line, experts=E), source, rounds=3
-    )
+    state, metrics = rolled(experts.spes_gossip(loss, ADAM, line, experts=E), source, rounds=3)
     # A node at distance d of an owner has its expert as of round 3 - (d - 1).
     distance = np.abs(np.arange(N)[:, None] - np.arange(E) // Q)
     np.testing.assert_array_equal(
@@ -225,9 +223,7 @@ def test_plain_arrays_give_the_same_rounds(language, trained):
 
 def test_eight_devices_give_what_one_gives(language, trained):
     algorithm, start, wanted, _ = trained
-    state, _ = dx.run(
-        algorithm, start, language[2], rounds=3, key=KEY, mesh=dx.client_mesh()
-    )
+    state, _ = dx.run(algorithm, start, language[2], rounds=3, key=KEY, mesh=dx.client_mesh())
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
         state.server.params,
@@ -238,7 +234,7 @@ def test_eight_devices_give_what_one_gives(language, trained):
 def test_a_run_that_goes_on_is_the_run_bit_for_bit(language, trained):
     algorithm, start, wanted, _ = trained
     state, _ = dx.run(algorithm, start, language[2], rounds=1, key=KEY)
-    state, _ = dx.run(algorithm, state, language[2], rounds=3, key=KEY)
+    state, _ = dx.run(algorithm, state, language[2], rounds=2, key=KEY)
     jax.tree.map(np.testing.assert_array_equal, state, wanted)
 
 

@@ -67,9 +67,7 @@ def test_cosines_are_those_of_numpy():
 def test_the_schedule_falls_in_a_line_and_is_zero_between_merges():
     made = experts.merging(0.4, every=2, until=8.0)
     found = [float(made.at(jnp.int32(t))) for t in range(1, 12)]
-    np.testing.assert_allclose(
-        found, [0, 0.3, 0, 0.2, 0, 0.1, 0, 0, 0, 0, 0], rtol=1e-6, atol=1e-7
-    )
+    np.testing.assert_allclose(found, [0, 0.3, 0, 0.2, 0, 0.1, 0, 0, 0, 0, 0], rtol=1e-6, atol=1e-7)
 
 
 def test_strengths_can_be_swept():
