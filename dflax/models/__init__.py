@@ -13,7 +13,7 @@ from dflax.models.normalization import GroupNorm
 from dflax.models.pooling import avg_pool, max_pool
 from dflax.models.resnet import BasicBlock, ResNet18
 from dflax.models.split.cost import SplitCost, split_cost
-from dflax.models.split.lora import LowRank, apply_lora, lora
+from dflax.models.split.lora import LowRank, apply_lora, lora, rank_mask
 from dflax.models.split.mlp import split_mlp
 from dflax.models.split.split import Exchange, Frozen, Split, Trained, split_gradient
 from dflax.models.split.transformer import DegenerateCut, split_transformer
@@ -55,6 +55,7 @@ __all__ = [
     "convolve",
     "lora",
     "max_pool",
+    "rank_mask",
     "recalibrate",
     "recalibrate_on",
     "rewrite_convolutions",

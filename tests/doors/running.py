@@ -126,6 +126,7 @@ CALLS = {
     "models.convolve": {"inputs": IMAGES, "kernel": np.ones((3, 3, 2, 2), np.float32)},
     "models.lora": {"key": KEY, "params": WEIGHTS, "rank": 1},
     "models.max_pool": {"inputs": IMAGES, "window_shape": (2, 2)},
+    "models.rank_mask": {"adapter": dx.models.lora(KEY, WEIGHTS, 1), "ranks": 1},
     "models.recalibrate": {"model": NORMALIZED, "variables": VARIABLES, "data": DATA},
     "models.recalibrate_on": {
         "model": NORMALIZED,
