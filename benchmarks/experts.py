@@ -1,4 +1,4 @@
-"""A mixture of experts, gradient and all, beside a dense layer that does the work of its active experts."""
+"""A mixture of experts and its gradient, beside a dense layer that does the work of the active ones."""
 
 import functools
 from typing import Any

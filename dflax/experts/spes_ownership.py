@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from dflax import validation
 from dflax.aggregation.aggregator import Aggregator, Combining
 from dflax.algorithm import Metrics, Params
-from dflax.clients import weighted_mean
+from dflax.clients import everywhere, weighted_mean
 from dflax.data.dataset import AnyArray
 from dflax.parts import Chooser, joined, name_of, part
 
@@ -178,7 +178,8 @@ def collected(owns: Ownership) -> Aggregator:
             return rows.reshape(owns.experts, *leaf.shape[2:])
 
         there = put(jnp.ones((len(target), owns.count), bool))
-        experts = jax.tree.map(put, messages.experts)
+        # Every node goes on with all experts, so every device gets all that own some: one all-gather.
+        experts = jax.tree.map(put, everywhere(messages.experts))
         return Upload(weighted_mean(messages.shared, weights), experts, there), state, {}
 
     return Aggregator(lambda message: (), apply, gives=gives)
