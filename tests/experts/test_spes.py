@@ -1,6 +1,7 @@
 """SPES: rounds against steps written out, absence, ownership, graphs, devices, resumption."""
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -8,7 +9,9 @@ import pytest
 
 import dflax as dx
 from dflax import experts
+from dflax.experts.spes_ownership import ownership
 from dflax.models import MoE, Owned, TransformerLM
+from dflax.models.moe.products import placed
 
 KEY = jax.random.key(0)
 N, E, Q, D = 4, 8, 2, 3
@@ -240,7 +243,7 @@ def test_a_run_that_goes_on_is_the_run_bit_for_bit(language, trained):
 
 def test_no_array_of_all_experts_is_made_in_a_nodes_gradient(language):
     loss, params, source = language
-    owns = experts.spes_ownership.ownership(E, 4)
+    owns = ownership(E, 4)
     shared, all_experts = owns.divide(params)
     batch = dx.data.Batch(source.data.inputs[:4], source.data.labels[:4])
 
@@ -254,16 +257,16 @@ def test_no_array_of_all_experts_is_made_in_a_nodes_gradient(language):
 
     of_all = {(E, 8, 5), (E, 5, 8)}
     assert not shapes(Owned) & of_all
-    assert shapes(experts.spes_ownership.placed) & of_all == of_all
+    assert shapes(placed) & of_all == of_all
 
 
 def made(jaxpr):
     """The shapes of everything that a program and those within it make."""
     for equation in jaxpr.eqns:
-        inner = jax.core.jaxprs_in_params(equation.params)
+        inner = list(jax.extend.core.jaxprs_in_params(equation.params))
         for each in inner:
             yield from made(each)
-        if not list(inner):
+        if not inner:
             yield from (out.aval.shape for out in equation.outvars)
 
 
@@ -287,7 +290,11 @@ def test_wrong_ownership_is_refused(options, message):
     ("options", "params", "message"),
     [
         ({}, {"shared": jnp.ones(3)}, "where must choose some leaves"),
-        ({"where": lambda path: True}, PARAMS, "where must choose some leaves .* got all"),
+        (
+            {"where": lambda path: True},
+            PARAMS,
+            "where must choose some leaves, the experts, .* got all",
+        ),
         ({}, PARAMS | {"experts": {"gate": jnp.ones((6, 2))}}, "experts must be the first axis"),
         ({"merging": experts.merging(like="w1")}, PARAMS, "like must name a leaf of every layer"),
     ],
