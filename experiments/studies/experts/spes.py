@@ -65,14 +65,14 @@ class Config:
     length: int = 32
     batch_size: int = 8
     local_steps: int = 25
-    rounds: int = 32
+    rounds: int = 24
     rate: float = 5e-3
     warm_up: float = 0.05
     merge_every: int = 2
     merge_until: float = 10.0
     strength: float = 0.05
     donors: int = 2
-    text_rounds: int = 24
+    text_rounds: int = 20
     seeds: int = 3
     seed: int = 40
 
@@ -251,7 +251,7 @@ def on_text(config: Config, stage: Stage = in_memory) -> Summary:
             f"{name}, text",
             lambda name=name: run(config, name, languages, seeds, config.text_rounds),
         )
-        for name in (CENTRAL, DILOCO, SPES, DENSE)
+        for name in (CENTRAL, DILOCO, SPES)
     }
     report = Report()
     rows(report, "Python's reference", {f"{name}, text": found[name] for name in found})
@@ -283,12 +283,13 @@ def compare(report: Report, where: str, found: dict[str, Any]) -> None:
             [float(ratio.mean()), *ratio.tolist()],
             most,
         )
-    report.claim(
-        f"{where}: SPES ends below the dense model, mean over seeds",
-        last[SPES].mean() < last[DENSE].mean(),
-        last[SPES].tolist(),
-        last[DENSE].tolist(),
-    )
+    if DENSE in last:
+        report.claim(
+            f"{where}: SPES ends below the dense model, mean over seeds",
+            last[SPES].mean() < last[DENSE].mean(),
+            last[SPES].tolist(),
+            last[DENSE].tolist(),
+        )
 
 
 LOOKS = {
