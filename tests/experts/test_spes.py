@@ -147,6 +147,7 @@ def test_where_nobody_reports_nothing_changes():
         np.testing.assert_array_equal(new, old)
 
 
+@pytest.mark.slow
 def test_one_node_is_training_on_one_machine():
     source = federation(clients=1, steps=3)
     state, _ = rolled(spes(ADAM, nodes=1), source, rounds=2)
@@ -210,6 +211,7 @@ def trained(language):
     return algorithm, start, *dx.run(algorithm, start, source, rounds=3, key=KEY)
 
 
+@pytest.mark.slow
 def test_plain_arrays_give_the_same_rounds(language, trained):
     loss, params, source = language
     merging = experts.merging(0.2, every=2, donors=3)

@@ -93,6 +93,28 @@ def test_blocks_larger_and_smaller_than_groups_and_rows_agree(monkeypatch):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_clients_side_by_side_may_have_different_groups():
+    tokens, matrices, _ = draw()
+    several = jnp.stack([draw(skew)[2] for skew in (0.0, -20.0)])
+
+    def slope(scores):
+        def value(matrices):
+            y = mixture(tokens, matrices, route(scores, A), Dispatch.BLOCKED)
+            return jnp.sum(jnp.sin(y))
+
+        return jax.grad(value)(matrices)
+
+    together = jax.jit(jax.vmap(slope))(several)
+    for place, scores in enumerate(several):
+        alone = jax.jit(slope)(scores)
+        jax.tree.map(
+            lambda a, b, place=place: np.testing.assert_allclose(a[place], b, rtol=1e-5, atol=1e-5),
+            together,
+            alone,
+        )
+
+
 def test_a_full_capacity_drops_nothing_and_a_small_one_counts_what_it_drops():
     tokens, matrices, scores = draw()
     routing = route(scores, A, normalised=True)

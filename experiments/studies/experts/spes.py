@@ -362,7 +362,7 @@ STUDY = Study(
         Part("text", on_text, needs=(), wanted=lambda config: config.text_rounds > 0),
         Part("memory", memory, needs=()),
     ),
-    quick=Config(local_steps=5, rounds=4, batch_size=4, text_rounds=2, seeds=2),
+    quick=Config(depth=1, local_steps=5, rounds=4, batch_size=4, text_rounds=0, seeds=2),
 )
 
 
