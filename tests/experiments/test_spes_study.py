@@ -67,9 +67,24 @@ def test_the_claims_follow_from_the_numbers(good):
         spes.CENTRAL: 1.0,
         spes.DILOCO: 1.02,
         spes.SPES: 1.04 if good else 1.06,
-        spes.DENSE: 1.05,
+        spes.DENSE: 1.05 if good else 0.9,
     }
     found = {name: {"loss": np.array([[2.0, value]] * 2)} for name, value in last.items()}
     report = Report()
     spes.compare(report, "here", found)
+    assert [claim.holds for claim in report.claims] == [good] * 3
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_the_claims_of_merging_follow_from_the_numbers(good):
+    config = spes.Config(rounds=4, merge_every=1, merge_until=3.0)
+    worse = np.array([[0.01], [-0.01], [0.0]]) if good else np.array([[0.1], [0.11], [0.1]])
+    flat = np.ones((3, 4))
+    likeness = np.array([0.1, 0.3, 0.2, 0.1] if good else [0.1, 0.1, 0.2, 0.3])
+    found = {
+        spes.SPES: {"loss": flat + worse, "expert_cosine": flat * likeness},
+        spes.UNMERGED: {"loss": flat, "expert_cosine": flat * 0.1 if good else flat * 0.2},
+    }
+    report = Report()
+    spes.merging_claims(config, report, found)
     assert [claim.holds for claim in report.claims] == [good] * 3

@@ -75,7 +75,7 @@ def ragged_product(
     """
     if not isinstance(weights, Owned):
         return jax.lax.ragged_dot(x, weights, sizes)
-    return _own_gradient(_ragged)(x, weights.own, weights.whole, weights.first, sizes)
+    return _own_gradient(_RAGGED)(x, weights.own, weights.whole, weights.first, sizes)
 
 
 def blocked_product(
@@ -149,7 +149,7 @@ def _ragged_slice(x: Array, g: Array, count: int, first: Array, sizes: Array) ->
     return jax.lax.ragged_dot_general(*moved, own, _SUMS_OVER_ROWS)
 
 
-_ragged = _Form(_ragged_rows, _ragged_slice)
+_RAGGED = _Form(_ragged_rows, _ragged_slice)
 
 
 class _Blocks(NamedTuple):
