@@ -63,7 +63,7 @@ class Config:
     sources: int = 8
     vocabulary: int = 16
     length: int = 32
-    batch_size: int = 8
+    batch_size: int = 4
     local_steps: int = 25
     rounds: int = 24
     rate: float = 5e-3
@@ -72,7 +72,7 @@ class Config:
     merge_until: float = 10.0
     strength: float = 0.05
     donors: int = 2
-    text_rounds: int = 20
+    text_rounds: int = 16
     seeds: int = 3
     seed: int = 40
 
@@ -379,7 +379,7 @@ STUDY = Study(
         Part("text", on_text, needs=(), wanted=lambda config: config.text_rounds > 0),
         Part("memory", memory, needs=()),
     ),
-    quick=Config(depth=1, local_steps=5, rounds=4, batch_size=4, text_rounds=0, seeds=2),
+    quick=Config(depth=1, local_steps=5, rounds=4, text_rounds=0, seeds=2),
 )
 
 
