@@ -35,7 +35,7 @@ def markov_sources(
     other: float = 0.05,
     length: int = 64,
     train: int = 8192,
-    test: int = 256,
+    test: int = 128,
 ) -> Language:
     """Every sequence is of one of the sources, a Markov chain with few likely successors.
 
@@ -72,7 +72,7 @@ def markov_sources(
     )
 
 
-def python_reference(seed: int, *, length: int = 64, test: int = 256) -> Language:
+def python_reference(seed: int, *, length: int = 64, test: int = 128) -> Language:
     """The topics of `help()`: Python's language reference, a character a token.
 
     One in ten topics is kept for the test. Topics quote each other, so every paragraph counts once, and

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float
 
 import dflax as dx
 from dflax import evaluation, experts, models
@@ -21,6 +22,8 @@ from experiments.tools.study import Part, Study, Summary
 
 CENTRAL, DILOCO, SPES, UNMERGED = "central", "DiLoCo-like", "SPES", "SPES, no merging"
 DENSE, RING, SILENT = "dense, central", "SPES over a ring", "SPES, a silent node"
+# One program, run with other data.
+FAMILY = (SPES, UNMERGED, SILENT)
 
 # Counts bytes and changes nothing.
 COUNTED = dx.channel.uncompressed()
@@ -65,14 +68,14 @@ class Config:
     length: int = 32
     batch_size: int = 4
     local_steps: int = 25
-    rounds: int = 24
+    rounds: int = 16
     rate: float = 5e-3
     warm_up: float = 0.05
-    merge_every: int = 2
-    merge_until: float = 10.0
+    merge_every: int = 1
+    merge_until: float = 5.0
     strength: float = 0.05
     donors: int = 2
-    text_rounds: int = 16
+    text_rounds: int = 10
     seeds: int = 3
     seed: int = 40
 
@@ -102,14 +105,13 @@ def optimizer(config: Config, rounds: int) -> optax.GradientTransformation:
     )
 
 
-def algorithm(config: Config, name: str, loss: Any, rounds: int) -> dx.Algorithm:
-    """A method by its name."""
+def algorithm(
+    config: Config, name: str, loss: Any, rounds: int, strength: Float[Array, ""]
+) -> dx.Algorithm:
+    """A method by its name; the strength is that of merging."""
     descent = optimizer(config, rounds)
     merging = experts.merging(
-        0.0 if name == UNMERGED else config.strength,
-        every=config.merge_every,
-        until=config.merge_until,
-        donors=config.donors,
+        strength, every=config.merge_every, until=config.merge_until, donors=config.donors
     )
     if name == DILOCO:
         return dx.server.fedavg(
@@ -137,37 +139,44 @@ def federation(config: Config, name: str, train: dx.data.Dataset, seed: int) -> 
     clients = 1 if name in (CENTRAL, DENSE) else config.nodes
     count = len(train.labels) // config.nodes * config.nodes
     order = np.random.default_rng(seed).permutation(count).reshape(clients, -1)
-    options: dict[str, Any] = {}
+    there = np.ones((1, clients), bool)
     if name == SILENT:
-        options["participation"] = dx.participation.present(
-            np.arange(config.nodes)[None] != config.nodes - 1
-        )
+        there[0, -1] = False
     return dx.Federation(
         train,
         dx.data.from_indices(order),
         local_steps=config.local_steps,
         batch_size=config.batch_size * config.nodes // clients,
-        **options,
+        participation=dx.participation.present(there),
     )
 
 
 def run(
-    config: Config, name: str, languages: list[Language], seeds: list[int], rounds: int
-) -> dict[str, np.ndarray]:
-    """Held-out loss, and what rounds measured, after every round, `[S, T]`."""
-    net = network(config, languages[0].vocabulary, name == DENSE)
+    config: Config, names: tuple[str, ...], languages: list[Language], seeds: list[int], rounds: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """By method held-out loss, and what rounds measured, after every round, `[S, T]`.
+
+    Args:
+      config: settings.
+      names: of methods that are one program: those of `FAMILY`, or any one.
+      languages: of each seed.
+      seeds: of minibatches and weights.
+      rounds: T.
+    """
+    first = names[0]
+    net = network(config, languages[0].vocabulary, first == DENSE)
     loss = experts.routed_language_modelling(net)
-    method = algorithm(config, name, loss, rounds)
     kept = ("expert_cosine", "bytes_sent", "busiest", "age")
 
     def held_out(state: Any, test: Any) -> Any:
         measure = evaluation.on(loss, test)
-        if name != RING:
+        if first != RING:
             return measure(state.server.params)["loss"]
         return jax.lax.map(lambda own: measure(own)["loss"], state.clients.params).mean()
 
     def one(lane: Any) -> dict[str, Any]:
-        source, test, key = lane
+        source, test, key, strength = lane
+        method = algorithm(config, first, loss, rounds, strength)
         start_key, run_key = jax.random.split(key)
 
         def advance(state: Any, number: Any) -> tuple[Any, dict[str, Any]]:
@@ -181,11 +190,22 @@ def run(
 
     lanes = stacked(
         [
-            (federation(config, name, each.train, seed), each.test, jax.random.key(seed))
-            for each, seed in zip(languages, seeds, strict=True)
+            (
+                federation(config, name, language.train, seed),
+                language.test,
+                jax.random.key(seed),
+                jnp.float32(0.0 if name == UNMERGED else config.strength),
+            )
+            for name in names
+            for language, seed in zip(languages, seeds, strict=True)
         ]
     )
-    return jax.tree.map(np.asarray, jax.jit(lambda lanes: each(one, lanes))(lanes))
+    found = jax.tree.map(np.asarray, jax.jit(lambda lanes: each(one, lanes))(lanes))
+    count = len(seeds)
+    return {
+        name: {key: rows[place * count : (place + 1) * count] for key, rows in found.items()}
+        for place, name in enumerate(names)
+    }
 
 
 def on_sources(config: Config, stage: Stage = in_memory) -> Summary:
@@ -197,11 +217,12 @@ def on_sources(config: Config, stage: Stage = in_memory) -> Summary:
         )
         for seed in seeds
     ]
-    names = (CENTRAL, DILOCO, SPES, UNMERGED, DENSE, RING, SILENT)
-    found = {
-        name: stage(name, lambda name=name: run(config, name, languages, seeds, config.rounds))
-        for name in names
-    }
+    found: dict[str, Any] = {}
+    for names in ((CENTRAL,), (DILOCO,), FAMILY, (DENSE,), (RING,)):
+        found |= stage(
+            ", ".join(names),
+            lambda names=names: run(config, names, languages, seeds, config.rounds),
+        )
     report = Report()
     floor = np.array([language.floor for language in languages])
     rows(report, "Markov sources", found, floor=floor)
@@ -263,13 +284,12 @@ def on_text(config: Config, stage: Stage = in_memory) -> Summary:
         language._replace(train=jax.tree.map(lambda leaf: leaf[:least], language.train))
         for language in languages
     ]
-    found = {
-        name: stage(
+    found: dict[str, Any] = {}
+    for name in (CENTRAL, DILOCO, SPES):
+        found |= stage(
             f"{name}, text",
-            lambda name=name: run(config, name, languages, seeds, config.text_rounds),
+            lambda name=name: run(config, (name,), languages, seeds, config.text_rounds),
         )
-        for name in (CENTRAL, DILOCO, SPES)
-    }
     report = Report()
     rows(report, "Python's reference", {f"{name}, text": found[name] for name in found})
     compare(report, "Python's reference", found)
