@@ -40,6 +40,7 @@ NAMES = (
     "heavy_hitters",
     "gaussian_processes",
     "experts",
+    "sparse_coding",
     "verified",
 )
 RESULTS = pathlib.Path("results")
