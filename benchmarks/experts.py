@@ -46,6 +46,7 @@ def gradient_of(model: MoE, x: Any) -> Any:
     params = jax.jit(model.init)(jax.random.key(1), x)
 
     def value(params: Any, x: Any) -> Any:
-        return jnp.sum(jnp.sin(model.apply(params, x)))
+        y: Any = model.apply(params, x)
+        return jnp.sum(jnp.sin(y))
 
     return functools.partial(jax.jit(jax.grad(value, (0, 1))), params, x)

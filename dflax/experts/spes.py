@@ -113,7 +113,7 @@ def spes(
         sent = received.message
         after = select(sent.there, sent.experts, known)
         after, metrics = warmed_up(merging, after, received.number + 1)
-        own = sum(leaf.size for leaf in jax.tree.leaves(after)) * owns.count / owns.experts
+        own = sum(leaf.size for leaf in jax.tree.leaves(after)) * owns.held / owns.experts
         count = received.reporting
         metrics |= {
             "numbers_up": count * (size_of(shared) + own),

@@ -112,7 +112,7 @@ def spes_gossip(
         _, known = owns.divide(own.params)
         first = jnp.asarray(owns.first)[assignment.client]
         place = jnp.arange(experts)
-        mine = (place >= first) & (place < first + owns.count)
+        mine = (place >= first) & (place < first + owns.held)
         version = jnp.where(mine, index + 1, memory.version)
         after = jax.tree.map(lambda leaf, new: placed(leaf, new, first), known, trained[1])
         if merging is not None:

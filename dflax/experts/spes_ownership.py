@@ -21,13 +21,13 @@ class Ownership(NamedTuple):
 
     Attributes:
       first: `[N]`, the first expert of each node.
-      count: q, how many it has.
+      held: q, how many it has.
       experts: E = q N.
       where: whether a leaf holds experts, by its path.
     """
 
     first: np.ndarray
-    count: int
+    held: int
     experts: int
     where: Chooser
 
@@ -57,7 +57,7 @@ class Ownership(NamedTuple):
     def own(self, experts: PyTree[Array], first: Int[Array, ""]) -> PyTree[Array]:
         """A node's experts, leaves `[q, ...]`."""
         return jax.tree.map(
-            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, self.count, 0), experts
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, self.held, 0), experts
         )
 
     def whole(
@@ -154,7 +154,7 @@ def collected(owns: Ownership) -> Aggregator:
     Returns:
       An `Aggregator` of `Upload`s. Experts of an owner that did not report are 0, and not `there`.
     """
-    place = owns.first // owns.count
+    place = owns.first // owns.held
     nodes = len(place)
 
     def gives(message: Upload) -> Upload:
@@ -177,7 +177,7 @@ def collected(owns: Ownership) -> Aggregator:
             rows = empty.at[target].set(leaf, mode="drop", unique_indices=True)
             return rows.reshape(owns.experts, *leaf.shape[2:])
 
-        there = put(jnp.ones((len(target), owns.count), bool))
+        there = put(jnp.ones((len(target), owns.held), bool))
         # Every node goes on with all experts, so every device gets all that own some: one all-gather.
         experts = jax.tree.map(put, everywhere(messages.experts))
         return Upload(weighted_mean(messages.shared, weights), experts, there), state, {}

@@ -83,7 +83,7 @@ def python_reference(seed: int, *, length: int = 64, test: int = 128) -> Languag
       length: L.
       test: sequences at most.
     """
-    from pydoc_data.topics import topics  # type: ignore[import-untyped]
+    from pydoc_data.topics import topics
 
     names = np.random.default_rng(seed).permutation(sorted(topics))
     cut = max(len(names) // 10, 1)

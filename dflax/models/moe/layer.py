@@ -107,7 +107,7 @@ class MoE(nn.Module):
             tokens, given = jax.tree.map(_cast(self.dtype), (tokens, given))
         routing = route(scores, self.active, normalised=self.normalised)
         if self.capacity is None:
-            y, overflow = mixture(tokens, tuple(given), routing, self.dispatch), 0.0
+            y, overflow = mixture(tokens, tuple(given), routing, self.dispatch), jnp.zeros(())
         else:
             places = math.ceil(self.capacity * tokens.shape[0] * self.active / self.experts)
             places = min(places, tokens.shape[0])

@@ -145,8 +145,8 @@ _SUMS_OVER_ROWS = jax.lax.RaggedDotDimensionNumbers(
 def _ragged_slice(x: Array, g: Array, count: int, first: Array, sizes: Array) -> Array:
     start = jnp.where(jnp.arange(sizes.shape[0]) < first, sizes, 0).sum()
     own = jax.lax.dynamic_slice_in_dim(sizes, first, count, 0)
-    moved = (jnp.roll(rows, -start, axis=0) for rows in (x, g))
-    return jax.lax.ragged_dot_general(*moved, own, _SUMS_OVER_ROWS)
+    x, g = jnp.roll(x, -start, axis=0), jnp.roll(g, -start, axis=0)
+    return jax.lax.ragged_dot_general(x, g, own, _SUMS_OVER_ROWS)
 
 
 _RAGGED = _Form(_ragged_rows, _ragged_slice)

@@ -49,7 +49,7 @@ def node_program(count: int, nodes: int, active: int) -> dict[str, Any]:
     tokens = jnp.zeros((nodes, 4), jnp.int32)
     data = dx.data.Dataset(tokens, tokens, classes=VOCABULARY)
     source = dx.Federation(
-        data, dx.data.from_indices(np.arange(nodes)[:, None]), local_steps=2, batch_size=1
+        data, dx.data.from_indices(list(np.arange(nodes)[:, None])), local_steps=2, batch_size=1
     )
     params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
     owns = ownership(count, nodes)
@@ -63,7 +63,7 @@ def node_program(count: int, nodes: int, active: int) -> dict[str, Any]:
         lambda leaf: leaf[0], source.draw(jax.random.key(0), jnp.int32(0)).assignments
     )
     compiled = jax.jit(work).lower(params, moments, assignment, data, jnp.int32(0)).compile()
-    held = compiled.memory_analysis()
+    held: Any = compiled.memory_analysis()
     trained = size_of(shared) + size_of(all_experts) / nodes
     others = FLOAT * size_of(params) + data.inputs.nbytes + data.labels.nbytes
     return {

@@ -144,10 +144,10 @@ def federation(config: Config, name: str, train: dx.data.Dataset, seed: int) -> 
         there[0, -1] = False
     return dx.Federation(
         train,
-        dx.data.from_indices(order),
+        dx.data.from_indices(list(order)),
         local_steps=config.local_steps,
         batch_size=config.batch_size * config.nodes // clients,
-        participation=dx.participation.present(there),
+        participation=dx.participation.present(jnp.asarray(there)),
     )
 
 
