@@ -40,6 +40,7 @@ NAMES = (
     "planning",
     "heavy_hitters",
     "gaussian_processes",
+    "experts",
     "sparse_coding",
     "verified",
 )

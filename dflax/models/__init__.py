@@ -6,11 +6,14 @@ from dflax.models.averaged import AveragedStatistics
 from dflax.models.cnn import CNN
 from dflax.models.convolution import Conv, convolve
 from dflax.models.mlp import MLP, Linear
+from dflax.models.moe.layer import Dispatch, MoE
+from dflax.models.moe.products import Owned
+from dflax.models.moe.routing import Load, balance_loss, square_loss
 from dflax.models.normalization import GroupNorm
 from dflax.models.pooling import avg_pool, max_pool
 from dflax.models.resnet import BasicBlock, ResNet18
 from dflax.models.split.cost import SplitCost, split_cost
-from dflax.models.split.lora import LowRank, apply_lora, lora
+from dflax.models.split.lora import LowRank, apply_lora, lora, rank_mask
 from dflax.models.split.mlp import split_mlp
 from dflax.models.split.split import Exchange, Frozen, Split, Trained, split_gradient
 from dflax.models.split.transformer import DegenerateCut, split_transformer
@@ -28,11 +31,15 @@ __all__ = [
     "Block",
     "Conv",
     "DegenerateCut",
+    "Dispatch",
     "Exchange",
     "Frozen",
     "GroupNorm",
     "Linear",
+    "Load",
     "LowRank",
+    "MoE",
+    "Owned",
     "ResNet18",
     "Split",
     "SplitCost",
@@ -44,9 +51,11 @@ __all__ = [
     "as_apply",
     "attention",
     "avg_pool",
+    "balance_loss",
     "convolve",
     "lora",
     "max_pool",
+    "rank_mask",
     "recalibrate",
     "recalibrate_on",
     "rewrite_convolutions",
@@ -54,6 +63,7 @@ __all__ = [
     "split_gradient",
     "split_mlp",
     "split_transformer",
+    "square_loss",
     "variables",
     "with_statistics",
     "with_variables",

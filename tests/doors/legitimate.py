@@ -34,6 +34,10 @@ LEGITIMATE = [
         "array[0] array[2,3,4] array-of-NaN",
         "a model may be one array",
     ),
+    ("experts.merging(until)", "3", "3 rounds"),
+    ("experts.merging(like)", "word digit", "any text is a name"),
+    ("experts.routed_language_modelling(balance)", "3", "any weight >= 0"),
+    ("experts.routed_language_modelling(*_z)", "3", "any weight >= 0"),
     ("Events(table)", "array[0] array[2,3,4] array-of-NaN", "a table may be one column"),
     ("matching.activations(symmetries)", "{}", "a model without symmetries"),
     (
