@@ -50,7 +50,7 @@ class TransformerClassifier(nn.Module):
             )
         name = "patch" if self.vocabulary is None else "vocabulary"
         validation.integer(name, getattr(self, name), low=1)
-        _validate_blocks(self.width, self.depth, self.heads, self.dropout)
+        check_blocks(self.width, self.depth, self.heads, self.dropout)
         super().__post_init__()
 
     @nn.compact
@@ -108,7 +108,7 @@ class TransformerLM(nn.Module):
         validation.integer("length", self.length, low=1)
         validation.flag("tied", self.tied)
         validation.dtype("dtype", self.dtype)
-        _validate_blocks(self.width, self.depth, self.heads, self.dropout)
+        check_blocks(self.width, self.depth, self.heads, self.dropout)
         super().__post_init__()
 
     @nn.compact
@@ -218,7 +218,8 @@ def _require_tokens(name: str, tokens: Int[Array, "B L"]) -> None:
         )
 
 
-def _validate_blocks(width: int, depth: int, heads: int, dropout: float) -> None:
+def check_blocks(width: int, depth: int, heads: int, dropout: float) -> None:
+    """Refuse sizes of a transformer that do not fit together."""
     validation.integer("width", width, low=1)
     validation.integer("depth", depth, low=1)
     validation.integer("heads", heads, low=1)
