@@ -132,12 +132,12 @@ def log_probs(
     Raises:
       TypeError, ValueError: naming the argument; a step without noise.
     """
-    if not validation.is_traced(states):
-        validation.array("states", states, kind="real")
-    count = np.shape(times)[0] if np.ndim(times) else 0
-    if np.ndim(states) < 2 or np.shape(states)[0] != count:
+    _check_times(times)
+    validation.array("states", states, kind="real")
+    if np.ndim(states) < 2 or np.shape(states)[0] != len(times):
         raise ValueError(
-            f"states must have the shape [{count}, B, ...], one for each time, got {np.shape(states)}."
+            f"states must have the shape [{len(times)}, B, ...], one for each of times, got "
+            f"{np.shape(states)}."
         )
     states = jnp.asarray(states)
     _, rows = _checked(field, step, states[0], times, condition)
@@ -185,6 +185,15 @@ def _checked(field: Field, step: Step, start: Any, times: Any, condition: Any) -
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     when = jnp.asarray(times, x.dtype)
     return x, (jnp.arange(len(when) - 1), when[:-1], when[1:])
+
+
+def _check_times(times: Any) -> None:
+    fix = "Make them with dflax.generative.grid(50)."
+    validation.array("times", times, kind="real", shape=("N",), low=0.0, high=1.0, fix=fix)
+    if len(times) < 2:
+        raise ValueError(f"times must be at least two, the first and the last, got {len(times)}.")
+    if not validation.is_traced(times) and not np.all(np.diff(np.asarray(times)) < 0):
+        raise ValueError(f"times must fall from noise to data, got {validation.shown(times)}. {fix}")
 
 
 def _require_noise(step: Step, times: Any) -> None:
