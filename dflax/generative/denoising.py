@@ -85,22 +85,14 @@ def denoising(
         draw_key, model_key = (
             (jax.random.key(0), None) if key is None else tuple(jax.random.split(key))
         )
-        time_key, noise_key, drop_key = jax.random.split(draw_key, 3)
-        t = times(time_key, data.shape[0])
-        eps = jax.random.normal(noise_key, data.shape, jnp.promote_types(data.dtype, jnp.float32))
+        noise_key, drop_key = jax.random.split(draw_key)
         condition = labels if conditional else None
         if drops:
             condition = dropped(drop_key, condition, null, drop)
-        seen = Noised(noised(path, data, eps, t), t, condition)
+        seen, eps = noising(noise_key, path, times, data, condition)
         prediction, carry = apply.forward(params, seen, model_key)
-        wanted = value(target, path, data, eps, t)
-        if prediction.shape != wanted.shape:
-            raise ValueError(
-                f"model must give outputs of the inputs' shape {wanted.shape}, got {prediction.shape}."
-            )
-        squares = jnp.square(prediction.astype(wanted.dtype) - wanted)
-        errors = jnp.mean(squares.reshape(squares.shape[0], -1), axis=1)
-        return errors if weight is None else weight(t) * errors, carry
+        errors = squared_errors(prediction, value(target, path, data, eps, seen.time))
+        return errors if weight is None else weight(seen.time) * errors, carry
 
     mean = losses.from_examples(
         apply._replace(forward=forward), lambda errors, batch: {"loss": errors}
@@ -112,6 +104,32 @@ def denoising(
         return mean(params, batch._replace(inputs=(batch.inputs, batch.labels)), key)
 
     return loss
+
+
+def noising(
+    key: Key[Array, ""],
+    path: Path,
+    times: Times,
+    data: Float[Array, "B ..."],
+    condition: PyTree[Array] | None = None,
+) -> tuple[Noised, Float[Array, "B ..."]]:
+    """Examples at times of their own, and the noise that is in them."""
+    time_key, noise_key = jax.random.split(key)
+    t = times(time_key, data.shape[0])
+    eps = jax.random.normal(noise_key, data.shape, jnp.promote_types(data.dtype, jnp.float32))
+    return Noised(noised(path, data, eps, t), t, condition), eps
+
+
+def squared_errors(
+    prediction: Float[Array, "B ..."], wanted: Float[Array, "B ..."]
+) -> Float[Array, " B"]:
+    """Means over an example's entries of the squared difference."""
+    if prediction.shape != wanted.shape:
+        raise ValueError(
+            f"model must give outputs of the inputs' shape {wanted.shape}, got {prediction.shape}."
+        )
+    squares = jnp.square(prediction.astype(wanted.dtype) - wanted)
+    return jnp.mean(squares.reshape(squares.shape[0], -1), axis=1)
 
 
 def dropped(
