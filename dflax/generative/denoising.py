@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Key, PyTree
 from dflax import losses, validation
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import Batch
-from dflax.generative.path import Path, check_path, noised
 from dflax.generative.fields import check_target
+from dflax.generative.path import Path, check_path, noised
 from dflax.generative.targets import Target, value, velocity
 from dflax.generative.times import Times, uniform
 from dflax.local.oracle import Loss

@@ -126,7 +126,9 @@ def noised(
     """
     check_path(path)
     data = jnp.asarray(validation.array("data", data, kind="real"))
-    noise = jnp.asarray(validation.array("noise", noise, kind="real", shape=data.shape, fix="Like data."))
+    noise = jnp.asarray(
+        validation.array("noise", noise, kind="real", shape=data.shape, fix="Like data.")
+    )
     fix = "t = 0 is data and t = 1 is noise."
     validation.array("time", time, kind="real", shape=data.shape[:1], low=0.0, high=1.0, fix=fix)
     t = jnp.asarray(time)

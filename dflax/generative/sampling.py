@@ -193,7 +193,9 @@ def _check_times(times: Any) -> None:
     if len(times) < 2:
         raise ValueError(f"times must be at least two, the first and the last, got {len(times)}.")
     if not validation.is_traced(times) and not np.all(np.diff(np.asarray(times)) < 0):
-        raise ValueError(f"times must fall from noise to data, got {validation.shown(times)}. {fix}")
+        raise ValueError(
+            f"times must fall from noise to data, got {validation.shown(times)}. {fix}"
+        )
 
 
 def _require_noise(step: Step, times: Any) -> None:

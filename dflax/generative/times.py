@@ -11,7 +11,7 @@ Times = Callable[[Key[Array, ""], int], Float[Array, " B"]]
 
 
 def uniform(low: float | Float[Array, ""] = 0.0, high: float | Float[Array, ""] = 1.0) -> Times:
-    """t ~ U(low, high).
+    """Uniform times: t ~ U(low, high).
 
     Args:
       low: in [0, 1), below `high`; traceable.
@@ -34,7 +34,7 @@ def uniform(low: float | Float[Array, ""] = 0.0, high: float | Float[Array, ""] 
 def logit_normal(
     mean: float | Float[Array, ""] = 0.0, deviation: float | Float[Array, ""] = 1.0
 ) -> Times:
-    """t = sigmoid(n), n ~ N(mean, deviation^2): more of the middle times, none of the ends.
+    """Logit-normal times, t = sigmoid(n), n ~ N(mean, deviation^2): few near the ends.
 
     Args:
       mean: > 0 leans towards noise; traceable.

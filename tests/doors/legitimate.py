@@ -129,7 +129,11 @@ LEGITIMATE = [
     ("generative.targets.*", "any", "arrays of a step, within a loss or a sampler"),
     ("generative.*(start)", "array[2,3,4] rows", "examples of any shape"),
     ("generative.*(condition)", "array[2,3,4]", "whatever is known of each example"),
-    ("*(null)", "any", "any condition may stand for none; a tree is held against the labels when traced"),
+    (
+        "*(null)",
+        "any",
+        "any condition may stand for none; a tree is held against the labels when traced",
+    ),
     (
         "generative.field(params)",
         "array[0] array[2,3,4] array-of-NaN",

@@ -65,7 +65,7 @@ def test_experts_with_the_ideal_router_are_one_ideal_model(path):
         seen = G.Noised(
             jnp.asarray(RNG.normal(size=(50, D))), jnp.asarray(RNG.uniform(0.05, 1, 50))
         )
-        parts = jnp.stack([jnp.where(OWNERS == k, whole.weights, 0.0) for k in range(K)])
+        parts = jnp.stack([jnp.where(k == OWNERS, whole.weights, 0.0) for k in range(K)])
 
         def expert(weights, noised):
             return G.exact(whole._replace(weights=weights), path)(noised, KEY)
@@ -78,7 +78,8 @@ def test_experts_with_the_ideal_router_are_one_ideal_model(path):
     # At t = 1 the share of a cluster is its mass.
     ends = G.Noised(jnp.ones((2, D)), jnp.ones(2))
     masses = [np.arange(1.0, 10.0)[k == OWNERS].sum() / 45 for k in range(K)]
-    share = jnp.exp(G.log_responsibilities(G.mixture(MEANS, 0.0, np.arange(1.0, 10.0)), OWNERS, K, G.rectified(), ends))  # fmt: skip
+    whole = G.mixture(MEANS, 0.0, np.arange(1.0, 10.0))
+    share = jnp.exp(G.log_responsibilities(whole, OWNERS, K, PATH, ends))
     np.testing.assert_allclose(share[0], masses, rtol=1e-5)
 
 
@@ -153,16 +154,18 @@ def test_dispatch_costs_little_more_than_one_expert():
     model = dx.models.TimeMLP(64)
     noised = G.Noised(jnp.zeros((256, 16)), jnp.ones(256))
     small = dx.models.TimeMLP(8, outputs=K)
-    params = jax.eval_shape(lambda: jax.vmap(lambda k: model.init(k, noised)["params"])(jax.random.split(KEY, K)))  # fmt: skip
-    routing = jax.eval_shape(lambda: small.init(KEY, noised)["params"])
+    one, routing = (jax.eval_shape(m.init, KEY, noised)["params"] for m in (model, small))
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((K, *leaf.shape), leaf.dtype), one)
 
     def flops(field, *given):
         return operations(jax.make_jaxpr(lambda *p: field(*p)(noised, KEY))(*given))
 
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
+    def by_router(params, routing, **options):
+        return X.ensemble(model, params, G.field(small, routing), X.top(1), **options)
+
     alone = flops(lambda p: G.field(model, p), one)
-    top = flops(lambda p, r: X.ensemble(model, p, G.field(small, r), X.top(1), block=16), params, routing)  # fmt: skip
-    all_of_them = flops(lambda p, r: X.ensemble(model, p, G.field(small, r), X.top(1)), params, routing)  # fmt: skip
+    top = flops(functools.partial(by_router, block=16), params, routing)
+    all_of_them = flops(by_router, params, routing)
     assert top < 1.3 * alone
     assert all_of_them > 3.9 * alone
     assert X.evaluations(256, K, 1, 16) == 304
@@ -294,7 +297,7 @@ def test_runs_resume_bit_for_bit(tmp_path):
 
 def test_decay_drop_and_eta_can_be_swept():
     @jax.jit
-    def swept(decays, drops, etas):
+    def swept(decays, drops, etas, own):
         def one(decay, drop, eta):
             def model(params, noised):
                 return linear(params, noised) + noised.condition[:, None]
@@ -302,14 +305,15 @@ def test_decay_drop_and_eta_can_be_swept():
             loss = G.denoising(model, PATH, conditional=True, null=9, drop=drop)
             algorithm = X.ddm(loss, optax.sgd(0.01), K, decay=decay)
             start = jax.tree.map(lambda leaf: leaf[0], PARAMS)
-            state, _ = dx.rollout(algorithm, algorithm.init(KEY, start), source(), KEY, 2)
+            state, _ = dx.rollout(algorithm, algorithm.init(KEY, start), own, KEY, 2)
             field = X.ensemble(linear, state.clients.average, router, X.nucleus(eta / 2))
             step = G.ddim(PATH, eta=eta)
             return G.sample(field, step, jnp.ones((2, D)), G.grid(3), KEY)
 
         return jax.vmap(one)(decays, drops, etas)
 
-    found = swept(jnp.array([0.1, 0.9, 0.1]), jnp.array([0.1, 0.1, 0.9]), jnp.array([0.2, 0.2, 1.0]))  # fmt: skip
+    values = jnp.array([[0.1, 0.9, 0.1], [0.1, 0.1, 0.9], [0.2, 0.2, 1.0]])
+    found = swept(*values, source())
     assert found.shape == (3, 2, D)
     assert np.isfinite(found).all()
     assert np.abs(found[0] - found[1]).max() > 1e-4
@@ -345,7 +349,8 @@ def test_the_router_can_be_trained_by_fedavg():
         data, dx.data.iid(LABELS, 3), batch_size=27, local_steps=5, replacement=True
     )
     params = jax.jit(model.init)(KEY, ONE)["params"]
-    state, _ = dx.run(algorithm, algorithm.init(KEY, params), own, rounds=20, key=KEY, progress=False)  # fmt: skip
+    start = algorithm.init(KEY, params)
+    state, _ = dx.run(algorithm, start, own, rounds=20, key=KEY, progress=False)
     every = data.fetch(jnp.arange(len(data)))
     assert loss(state.server.params, every)[1]["accuracy"] > 0.9
 
@@ -361,20 +366,32 @@ def test_clusters_are_k_means_and_know_other_examples():
         assert found.labels.dtype == np.int32
 
 
+def mismatched():
+    other = X.ddm(LOSS, optax.sgd(0.1), 3)
+    return other.step(ALGORITHM.init(KEY, START), source().draw(KEY, 0))
+
+
+def asked(router, rule, **options):
+    return X.ensemble(linear, PARAMS, router, rule, **options)(NOISED, KEY)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: X.apart(DATA, LABELS, batch_size=8, experts=5), "none for cluster 4 of 5"),
         (lambda: X.apart(DATA, LABELS, batch_size=10), "batch_size must be divisible by .* 4"),
         (lambda: X.clusters(np.zeros((5, 2)), 2), "features must have at least 2 different"),
-        (lambda: X.ddm(LOSS, optax.sgd(0.1), 3).step(ALGORITHM.init(KEY, START), source().draw(KEY, 0)), "experts must be the federation's"),
-        (lambda: X.ddm(LOSS, optax.sgd(0.1), 3, independent=True).init(KEY, PARAMS), "params must have a leading axis"),
-        (lambda: X.ensemble(linear, PARAMS, lambda n, key: jnp.ones((B, 3)), X.full())(NOISED, KEY), "router must give logits"),
-        (lambda: X.ensemble(linear, PARAMS, router, X.top(5))(NOISED, KEY), "k must be at most"),
-        (lambda: X.ensemble(linear, PARAMS, router, X.full(), block=2), "block must be None"),
-        (lambda: X.ensemble(linear, PARAMS, router, X.oracle(np.zeros(3, int)))(NOISED, KEY), "labels must be one for each"),
+        (lambda: mismatched(), "experts must be the federation's"),
+        (
+            lambda: X.ddm(LOSS, optax.sgd(0.1), 3, independent=True).init(KEY, PARAMS),
+            "params must have a leading axis",
+        ),
+        (lambda: asked(lambda n, key: jnp.ones((B, 3)), X.full()), "router must give logits"),
+        (lambda: asked(router, X.top(5)), "k must be at most"),
+        (lambda: asked(router, X.full(), block=2), "block must be None"),
+        (lambda: asked(router, X.oracle(np.zeros(3, int))), "labels must be one for each"),
     ],
-)  # fmt: skip
+)
 def test_doors(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -91,9 +91,7 @@ def ddm(
         return FederatedState(jnp.int32(0), (), Expert(models, jax.vmap(remembering.init)(models)))
 
     def work(own: Expert, assignment: Assignment, data: Dataset) -> tuple[Expert, Metrics]:
-        found = solve(
-            Subproblem(), own.params, assignment, data, optimizer_state=own.optimizer
-        )
+        found = solve(Subproblem(), own.params, assignment, data, optimizer_state=own.optimizer)
         return Expert(found.params, found.optimizer), found.metrics
 
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:

@@ -54,8 +54,8 @@ def distillation(
         loss_k = mean over x_0 in S_k of |v(x_t, t; psi) - v_k(x_t, t)|^2
         psi    = optimiser(psi, sum_k w_k grad loss_k / sum_k w_k),   w_k the federation's weights
 
-    With weights as the clusters' sizes the minimiser is E[v_c | x_t] = sum_k P(c = k | x_t) v_k: the whole
-    ensemble with the ideal router, though no router is asked. Experts stay where they are; a round
+    With weights as the clusters' sizes the minimiser is E[v_c | x_t] = sum_k P(c = k | x_t) v_k: the
+    whole ensemble with the ideal router, though no router is asked. Experts stay where they are; a round
     exchanges one gradient of the student.
 
     Args:

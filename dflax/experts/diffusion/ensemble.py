@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Params
-from dflax.clients import map_clients
+from dflax.clients import everywhere, map_clients
 from dflax.experts.diffusion.rules import Rule
 from dflax.generative.fields import Field, check_field, field
 from dflax.models.apply import Model
@@ -89,7 +89,8 @@ def ensemble(
                 f"{logits.shape}."
             )
         wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        return rule.weigh(rule_key, jax.nn.softmax(wide, axis=1))
+        # A few numbers of each sample, which every device then has without asking the others.
+        return everywhere(rule.weigh(rule_key, jax.nn.softmax(everywhere(wide), axis=1)))
 
     def mixed(noised: Noised, key: Key[Array, ""]) -> Float[Array, "B ..."]:
         weight_key, expert_key = jax.random.split(key)
@@ -182,5 +183,3 @@ def evaluations(samples: int, experts: int, active: int, block: int) -> int:
         validation.integer(name, value, low=1)
     validation.integer("active", active, low=1, high=experts)
     return block * math.floor((samples * active + experts * (block - 1)) / block)
-
-
