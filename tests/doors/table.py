@@ -5,6 +5,7 @@ from typing import Any
 from doors import (
     asynchronous,
     data,
+    ddm,
     decentralized,
     gaussian_processes,
     generative,
@@ -22,6 +23,7 @@ from doors import (
 CALLS: dict[str, dict[str, Any]] = {
     **asynchronous.CALLS,
     **data.CALLS,
+    **ddm.CALLS,
     **decentralized.CALLS,
     **gaussian_processes.CALLS,
     **generative.CALLS,

@@ -16,6 +16,7 @@ from dflax.generative.denoising import noising, squared_errors
 from dflax.generative.path import Path, check_path
 from dflax.generative.times import Times, uniform
 from dflax.local.solver import check_optimizer
+from dflax.models.adapters.adapter import Apply
 from dflax.models.apply import Model, as_apply
 from dflax.population import Assignment, Round
 
@@ -79,7 +80,7 @@ def distillation(
     References:
       McAllister et al., Decentralized Diffusion Models, arXiv 2501.05450.
     """
-    learns, teaches = as_apply(student), as_apply(teacher)
+    learns, teaches = _as_apply("student", student), _as_apply("teacher", teacher)
     check_path(path)
     check_optimizer("optimizer", optimizer)
     validation.integer("experts", experts, low=1)
@@ -132,3 +133,11 @@ def distillation(
         return FederatedState(state.round + 1, moved, state.clients), {"loss": value}
 
     return Algorithm(init, step)
+
+
+def _as_apply(name: str, model: Model) -> Apply:
+    """`as_apply`, whose refusal names this argument."""
+    try:
+        return as_apply(model)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error

@@ -13,7 +13,7 @@ from dflax.algorithm import Params
 from dflax.clients import everywhere, map_clients
 from dflax.experts.diffusion.rules import Rule
 from dflax.generative.fields import Field, check_field, field
-from dflax.models.apply import Model
+from dflax.models.apply import Model, as_apply
 from dflax.models.diffusion.noised import Noised
 
 Router = Callable[[Noised, Key[Array, ""]], Float[Array, "B K"]]
@@ -57,6 +57,7 @@ def ensemble(
     References:
       McAllister et al., Decentralized Diffusion Models, arXiv 2501.05450.
     """
+    apply = as_apply(model)
     validation.model("params", params)
     experts = validation.leading_axis("params", params, least=1)
     validation.instance("rule", rule, Rule, "For example dflax.experts.top(1).")
@@ -74,7 +75,7 @@ def ensemble(
             )
 
     def expert(params: Params, noised: Noised, key: Key[Array, ""]) -> Float[Array, "B ..."]:
-        plain = field(model, params)
+        plain = field(apply, params)
         return (plain if each is None else each(plain))(noised, key)
 
     def weights(noised: Noised, key: Key[Array, ""]) -> Float[Array, "B K"]:
