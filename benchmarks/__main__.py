@@ -39,6 +39,7 @@ NAMES = (
     "robots",
     "heavy_hitters",
     "gaussian_processes",
+    "generation",
     "verified",
 )
 RESULTS = pathlib.Path("results")

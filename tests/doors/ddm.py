@@ -4,7 +4,7 @@ import numpy as np
 import optax
 
 import dflax as dx
-from doors.things import DATA, LOSS, N, OPTIMIZER, STACKED
+from doors.things import DATA, LOSS, OPTIMIZER, STACKED, N
 
 EXPERTS, G = dx.experts, dx.generative
 PATH = G.rectified()
