@@ -40,7 +40,9 @@ def cases() -> list[tuple[str, str, dict[str, Any], list[np.ndarray]]]:
             moved = targets.velocity_of(target, path, jnp.asarray(told), x, jnp.asarray(time))
             given = {"prediction": told.tolist(), "x": np.asarray(x).tolist()}
             arguments = {"path": name, "kind": kind, "time": time.tolist(), **given}
-            found.append((f"{name}: velocity of {kind}", "converted", arguments, [moved]))
+            found.append(
+                (f"{name}: velocity of {kind}", "converted", arguments, [np.asarray(moved)])
+            )
     matrix = rng.normal(size=(D, D)) / 2
 
     def field(noised: gen.Noised, key: jax.Array) -> jax.Array:

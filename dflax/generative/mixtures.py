@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.generative.fields import Field, check_target
 from dflax.generative.path import Path, check_path
 from dflax.generative.targets import Target, value, velocity
@@ -28,9 +29,9 @@ class Mixture(NamedTuple):
 
 
 def mixture(
-    means: Float[Array, "M D"],
-    variances: Float[Array, " M"] | float = 0.0,
-    weights: Float[Array, " M"] | float = 1.0,
+    means: Float[AnyArray, "M D"],
+    variances: Float[AnyArray, " M"] | float = 0.0,
+    weights: Float[AnyArray, " M"] | float = 1.0,
 ) -> Mixture:
     """A `Mixture`; of points, each as likely, where nothing else is said.
 
@@ -94,7 +95,7 @@ def exact(mixture: Mixture, path: Path, target: Target = velocity) -> Field:
 
 
 def log_responsibilities(
-    mixture: Mixture, labels: Int[Array, " M"], groups: int, path: Path, noised: Noised
+    mixture: Mixture, labels: Int[AnyArray, " M"], groups: int, path: Path, noised: Noised
 ) -> Float[Array, "B K"]:
     """`log P(c = k | x_t)`, the group of the component that an example came from: the exact router.
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from dflax import validation
 from dflax.clients import against
+from dflax.data.dataset import AnyArray
 
 Schedule = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
@@ -81,7 +82,7 @@ def variance_preserving(
     )
 
 
-def discrete(betas: Float[Array, " T"]) -> Path:
+def discrete(betas: Float[AnyArray, " T"]) -> Path:
     """DDPM's chain of T steps: abar_i = product over j <= i of (1 - beta_j), a^2 = abar_i at t = i / T.
 
     i counts from 1, and a = 1 at t = 0. Between steps log abar is interpolated linearly.
@@ -109,9 +110,9 @@ def discrete(betas: Float[Array, " T"]) -> Path:
 
 def noised(
     path: Path,
-    data: Float[Array, "B ..."],
-    noise: Float[Array, "B ..."],
-    time: Float[Array, " B"],
+    data: Float[AnyArray, "B ..."],
+    noise: Float[AnyArray, "B ..."],
+    time: Float[AnyArray, " B"],
 ) -> Float[Array, "B ..."]:
     """`x_t = a(t) x_0 + s(t) eps`, example by example.
 

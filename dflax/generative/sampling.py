@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.generative.fields import Field, check_field
 from dflax.generative.steps import Step
 from dflax.models.diffusion.noised import Noised
@@ -43,8 +44,8 @@ def grid(steps: int, *, last: float = 0.0) -> Float[np.ndarray, " N"]:
 def sample(
     field: Field,
     step: Step,
-    start: Float[Array, "B ..."],
-    times: Float[Array, " N"],
+    start: Float[AnyArray, "B ..."],
+    times: Float[AnyArray, " N"],
     key: Key[Array, ""],
     condition: PyTree[Array] | None = None,
 ) -> Float[Array, "B ..."]:
@@ -77,8 +78,8 @@ def sample(
 def trajectory(
     field: Field,
     step: Step,
-    start: Float[Array, "B ..."],
-    times: Float[Array, " N"],
+    start: Float[AnyArray, "B ..."],
+    times: Float[AnyArray, " N"],
     key: Key[Array, ""],
     condition: PyTree[Array] | None = None,
 ) -> Trajectory:
@@ -114,8 +115,8 @@ def trajectory(
 def log_probs(
     field: Field,
     step: Step,
-    states: Float[Array, "steps B ..."],
-    times: Float[Array, " N"],
+    states: Float[AnyArray, "steps B ..."],
+    times: Float[AnyArray, " N"],
     key: Key[Array, ""],
     condition: PyTree[Array] | None = None,
 ) -> Float[Array, "N B"]:

@@ -117,7 +117,8 @@ class Trainer:
     def _experts(self, sources: Any, own: Any, start: Any, key: jax.Array) -> Any:
         source = sources.source(own)
         algorithm = ex.ddm(self.loss, self.optimizer, source.clients, decay=self.decay)
-        state, _ = dx.rollout(algorithm, algorithm.init(key, start), source, key, self.steps)
+        rounds = self.steps // source.local_steps
+        state, _ = dx.rollout(algorithm, algorithm.init(key, start), source, key, rounds)
         return state.clients.average
 
     def student(self, sources: dx.SideBySide, lane: int, key: jax.Array, teachers: Any) -> Any:
@@ -136,11 +137,25 @@ class Trainer:
         state, _ = dx.rollout(algorithm, state, source, key, self.steps)
         return state.server.average
 
-    def sources(self, labels: list[np.ndarray], experts: int, share: int = 1) -> dx.SideBySide:
-        """The federations of experts for several partitions, for one program; a share of the batch."""
-        size = self.batch_size // share
+    def sources(self, labels: list[np.ndarray], experts: int) -> dx.SideBySide:
+        """The federations of experts for several partitions, for one program.
+
+        As nothing is exchanged, a round may be long: an expert's state then stays in the caches.
+        """
+        return self._sources(labels, experts, self.batch_size, 10)
+
+    def lessons(self, labels: list[np.ndarray], experts: int) -> dx.SideBySide:
+        """The same with a quarter of the batch and a step a round, for students."""
+        return self._sources(labels, experts, self.batch_size // 4, 1)
+
+    def _sources(
+        self, labels: list[np.ndarray], experts: int, size: int, steps: int
+    ) -> dx.SideBySide:
         return dx.side_by_side(
-            [ex.apart(self.task.data, one, batch_size=size, experts=experts) for one in labels]
+            [
+                ex.apart(self.task.data, one, batch_size=size, experts=experts, local_steps=steps)
+                for one in labels
+            ]
         )
 
     def samples(self, field: Any, count: int, steps: int, key: jax.Array) -> jax.Array:
@@ -214,5 +229,5 @@ class Routers:
         noise = jax.random.normal(jax.random.key(7), data.inputs.shape)
         when = jnp.full(len(data), time)
         seen = gen.Noised(gen.noised(PATH, data.inputs, noise, when), when)
-        told = self.model.apply({"params": params}, seen)
+        told = gen.field(self.model, params)(seen, jax.random.key(0))
         return jnp.mean(jnp.argmax(told, axis=1) == data.labels)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 
 
 class Rule(NamedTuple):
@@ -98,7 +99,7 @@ def sampled() -> Rule:
     return Rule(weigh, active=1)
 
 
-def oracle(labels: Int[Array, " B"]) -> Rule:
+def oracle(labels: Int[AnyArray, " B"]) -> Rule:
     """The expert of each sample's true cluster, the whole trajectory long; no router is asked.
 
     Args:

@@ -190,7 +190,7 @@ class OnDigits:
         every = [labels for several in self.partitions.values() for labels in several]
         self.whole = self.trainer.sources([np.zeros(count, int)], 1)
         self.parts = self.trainer.sources(every, config.experts)
-        self.lessons = self.trainer.sources(every, config.experts, share=4)
+        self.lessons = self.trainer.lessons(every, config.experts)
 
     def measured(self, place: int) -> dict[str, Any]:
         """Distances, ten samples of each method, and what routers of clients are worth."""
