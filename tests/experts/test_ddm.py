@@ -73,8 +73,9 @@ def test_experts_with_the_ideal_router_are_one_ideal_model(path):
         def ideal(noised, key):
             return G.log_responsibilities(whole, OWNERS, K, path, noised)
 
-        together = X.ensemble(expert, parts, ideal, X.full())(seen, KEY)
-        np.testing.assert_allclose(together, G.exact(whole, path)(seen, KEY), atol=1e-11)
+        together = jax.jit(X.ensemble(expert, parts, ideal, X.full()))(seen, KEY)
+        alone = jax.jit(G.exact(whole, path))(seen, KEY)
+        np.testing.assert_allclose(together, alone, atol=1e-11)
     # At t = 1 the share of a cluster is its mass.
     ends = G.Noised(jnp.ones((2, D)), jnp.ones(2))
     masses = [np.arange(1.0, 10.0)[k == OWNERS].sum() / 45 for k in range(K)]
@@ -125,12 +126,12 @@ def test_identical_experts_need_no_router_and_permuted_ones_no_names():
     same = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), PARAMS)
     wanted = linear(jax.tree.map(lambda leaf: leaf[0], PARAMS), NOISED)
     for rule in (X.full(), X.top(1), X.sampled(), X.nucleus(0.5)):
-        found = X.ensemble(linear, same, router, rule)(NOISED, KEY)
+        found = jax.jit(X.ensemble(linear, same, router, rule))(NOISED, KEY)
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
     turned = np.array([2, 0, 3, 1])
     moved = jax.tree.map(lambda leaf: leaf[turned], PARAMS)
     found = X.ensemble(linear, moved, lambda n, key: router(n, key)[:, turned], X.top(2))
-    np.testing.assert_allclose(found(NOISED, KEY), told(X.top(2)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(found)(NOISED, KEY), told(X.top(2)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("block", [1, 2, 5, 30])
@@ -143,7 +144,7 @@ def test_dispatch_gives_what_all_experts_give(block, active):
 def test_dispatch_bears_a_router_that_sends_all_to_one():
     labels = np.full(B, 3)
     rule = X.oracle(labels)
-    found = X.ensemble(linear, PARAMS, None, rule, block=4)(NOISED, KEY)
+    found = jax.jit(X.ensemble(linear, PARAMS, None, rule, block=4))(NOISED, KEY)
     np.testing.assert_allclose(found, values()[0][3], rtol=2e-4, atol=1e-5)
 
 
@@ -203,20 +204,27 @@ def test_each_expert_is_an_ordinary_optimiser_on_its_own_cluster():
     # By hand, of the second expert.
     optimizer = optax.adam(1e-3)
     params, inner, average = START, optimizer.init(START), START
-    for t in range(4):
-        round = source().draw(KEY, jnp.int32(t))
+
+    @jax.jit
+    def by_hand(params, inner, average, own, t):
+        round = own.draw(KEY, t)
         work = jax.tree.map(lambda leaf: leaf[1], round.assignments)
         fetch_key, loss_key = jax.random.split(jax.random.fold_in(work.key, 0))
         batch = round.data.fetch(work.minibatches[0], fetch_key)
-        slope = jax.grad(lambda p: LOSS(p, batch, loss_key)[0])(params)  # noqa: B023
+        slope = jax.grad(lambda p: LOSS(p, batch, loss_key)[0])(params)
         updates, inner = optimizer.update(slope, inner, params)
         params = optax.apply_updates(params, updates)
         average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, average, params)
+        return params, inner, average
+
+    for t in range(4):
+        params, inner, average = by_hand(params, inner, average, source(), jnp.int32(t))
     for found, wanted in ((state.clients.params, params), (state.clients.average, average)):
         for ours, right in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(ours[1], right, rtol=2e-4, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_one_expert_is_the_monolith():
     alone = X.ddm(LOSS, optax.adam(1e-3), 1, decay=0.9)
     whole = X.apart(DATA, np.zeros_like(LABELS), batch_size=8)
@@ -338,6 +346,7 @@ def test_the_student_learns_the_whole_ensemble():
         np.testing.assert_array_equal(kept, given)
 
 
+@pytest.mark.slow
 def test_the_router_can_be_trained_by_fedavg():
     import dataclasses
 
