@@ -38,6 +38,7 @@ class Config:
       samples: of each rule.
       rules: of inference, full and top-1 among them.
       routers: whether routers are trained by clients, too.
+      digits: whether the digits are run.
       fashion: whether Fashion-MNIST's latents are run as well, about ten minutes more.
       fashion_experts: K there.
       fashion_steps: of experts and monolith there.
@@ -48,14 +49,15 @@ class Config:
     seeds: int = 3
     seed: int = 40
     experts: int = 4
-    steps: int = 3000
+    steps: int = 2000
     router_steps: int = 2000
     samples: int = 2000
     rules: tuple[str, ...] = RULES
     routers: bool = True
+    digits: bool = True
     fashion: bool = False
     fashion_experts: int = 8
-    fashion_steps: int = 8000
+    fashion_steps: int = 6000
     widths: tuple[int, ...] = (32, 96)
     latents: int = 64
 
@@ -435,7 +437,7 @@ STUDY = Study(
     Config,
     (
         Part("identity", identity, needs=(DIGITS,)),
-        Part("digits", on_digits, needs=(DIGITS,)),
+        Part("digits", on_digits, needs=(DIGITS,), wanted=lambda config: config.digits),
         Part(
             "Fashion-MNIST",
             on_fashion,
