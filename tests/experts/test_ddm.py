@@ -148,6 +148,29 @@ def test_dispatch_bears_a_router_that_sends_all_to_one():
     np.testing.assert_allclose(found, values()[0][3], rtol=2e-4, atol=1e-5)
 
 
+def test_a_router_without_doubts_makes_all_rules_the_oracle():
+    labels = np.arange(B)[::-1] % K
+    sure = jax.nn.one_hot(labels, K) * 1e4
+    rules = (X.full(), X.top(2), X.nucleus(0.9), X.threshold(0.1), X.sampled())
+    found = jax.jit(
+        lambda n: [X.ensemble(linear, PARAMS, lambda n, key: sure, r)(n, KEY) for r in rules]
+    )(NOISED)
+    for one in found:
+        np.testing.assert_allclose(one, values()[0][labels, np.arange(B)], rtol=2e-4, atol=1e-5)
+
+
+def test_each_expert_may_be_guided():
+    def conditioned(params, noised):
+        return linear(params, noised) + noised.condition[:, None]
+
+    seen = NOISED._replace(condition=jnp.arange(float(B)))
+    field = X.ensemble(
+        conditioned, PARAMS, router, X.top(1), each=lambda f: G.guided(f, 2.0, 9.0), block=4
+    )
+    wanted = told(X.top(1)) + (9 + 2 * (np.arange(B) - 9))[:, None]
+    np.testing.assert_allclose(jax.jit(field)(seen, KEY), wanted, rtol=2e-4, atol=1e-4)
+
+
 def test_dispatch_costs_little_more_than_one_expert():
     """Floating-point operations of a compiled step, against those of one expert on the batch."""
     from dflax.programs.arithmetic import operations
