@@ -45,6 +45,7 @@ def test_only_a_class_that_says_so_lays_out_shared_data_over_a_mesh():
     assert issubclass(Dealt, DealtWithClients)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("count", [8, 16, 11])
 @pytest.mark.parametrize("at_once", [1, 2, 100])
 def test_map_clients_over_a_mesh_equals_one_device(count, at_once):

@@ -91,6 +91,7 @@ TABLES = {
 }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", TABLES)
 def test_it_is_the_event_loop(name):
     table = TABLES[name]()
