@@ -41,6 +41,7 @@ NAMES = (
     "heavy_hitters",
     "gaussian_processes",
     "experts",
+    "generation",
     "sparse_coding",
     "verified",
 )

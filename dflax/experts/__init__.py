@@ -1,4 +1,4 @@
-"""Experts that train apart: mixtures of experts whose parts are the clients'."""
+"""Experts that train apart: mixtures whose experts are the clients', and diffusion on clusters of the data."""
 
 from dflax.experts.spes import spes
 from dflax.experts.spes_gossip import Node, spes_gossip
@@ -7,13 +7,30 @@ from dflax.experts.spes_merging import Merging, merging
 from dflax.experts.spes_ownership import Upload
 
 __all__ = [
+    "Clusters",
+    "Expert",
     "Merging",
     "Node",
+    "Rule",
+    "Student",
     "Upload",
+    "apart",
+    "clusters",
+    "ddm",
+    "distillation",
+    "ensemble",
+    "evaluations",
+    "full",
     "merging",
+    "nucleus",
+    "oracle",
     "routed_language_modelling",
+    "routing",
+    "sampled",
     "spes",
     "spes_gossip",
+    "threshold",
+    "top",
 ]
 
 

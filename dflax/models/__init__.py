@@ -5,6 +5,10 @@ from dflax.models.apply import as_apply, variables, with_variables
 from dflax.models.averaged import AveragedStatistics
 from dflax.models.cnn import CNN
 from dflax.models.convolution import Conv, convolve
+from dflax.models.diffusion.noised import Noised, time_features
+from dflax.models.diffusion.perceptron import TimeMLP
+from dflax.models.diffusion.transformer import AdaptiveBlock, DiT
+from dflax.models.diffusion.unet import ResidualBlock, UNet
 from dflax.models.mlp import MLP, Linear
 from dflax.models.moe.layer import Dispatch, MoE
 from dflax.models.moe.products import Owned
@@ -25,12 +29,14 @@ from dflax.programs.convolutions import rewrite_convolutions
 __all__ = [
     "CNN",
     "MLP",
+    "AdaptiveBlock",
     "Apply",
     "AveragedStatistics",
     "BasicBlock",
     "Block",
     "Conv",
     "DegenerateCut",
+    "DiT",
     "Dispatch",
     "Exchange",
     "Frozen",
@@ -39,14 +45,18 @@ __all__ = [
     "Load",
     "LowRank",
     "MoE",
+    "Noised",
     "Owned",
     "ResNet18",
+    "ResidualBlock",
     "Split",
     "SplitCost",
+    "TimeMLP",
     "Trained",
     "TransformerClassifier",
     "TransformerLM",
     "TwoLayer",
+    "UNet",
     "apply_lora",
     "as_apply",
     "attention",
@@ -64,6 +74,7 @@ __all__ = [
     "split_mlp",
     "split_transformer",
     "square_loss",
+    "time_features",
     "variables",
     "with_statistics",
     "with_variables",

@@ -5,9 +5,11 @@ from typing import Any
 from doors import (
     asynchronous,
     data,
+    ddm,
     decentralized,
     experts,
     gaussian_processes,
+    generative,
     heavy_hitters,
     privacy,
     robots,
@@ -22,9 +24,11 @@ from doors import (
 CALLS: dict[str, dict[str, Any]] = {
     **asynchronous.CALLS,
     **data.CALLS,
+    **ddm.CALLS,
     **decentralized.CALLS,
     **experts.CALLS,
     **gaussian_processes.CALLS,
+    **generative.CALLS,
     **heavy_hitters.CALLS,
     **privacy.CALLS,
     **robots.CALLS,
