@@ -168,7 +168,10 @@ def noisy(
       TypeError, ValueError: naming the argument.
     """
     validation.typed_key("key", key)
-    validation.arrays("clean", clean, some=True)
+    fix = "Without measurements there is no noise."
+    clean = jnp.asarray(validation.array("clean", clean, kind="complex", fix=fix))
+    if not clean.ndim or not clean.size:
+        raise ValueError(f"clean must be measurements of some shape, got {clean.shape}. {fix}")
     validation.real("decibels", decibels, scalar=True)
     sigma = jnp.sqrt(jnp.mean(jnp.square(jnp.abs(clean))) * 10 ** (-decibels / 10))
     real, imaginary = jax.random.normal(key, (2, *clean.shape), sigma.dtype) * sigma / math.sqrt(2)

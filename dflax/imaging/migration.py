@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Complex
 
 from dflax import validation
@@ -79,12 +78,7 @@ def _with_slopes(antennas: Array, geometry: Geometry) -> tuple[Array, Array]:
 
 def _checked(geometry: Geometry, measurements: Array) -> Array:
     validation.instance("geometry", geometry, Geometry, "For example crossed_diagonals().")
-    validation.arrays("measurements", measurements, some=True)
-    shape = np.shape(measurements)
-    if len(shape) != 4 or shape[1:] != geometry.measured or not shape[0]:
-        raise ValueError(
-            f"measurements must be [B, F, T, R] with [F, T, R] = {list(geometry.measured)}, B >= 1, "
-            f"got {shape}."
-        )
+    shape = ("B", *geometry.measured)
+    validation.array("measurements", measurements, kind="complex", shape=shape)
     y = jnp.asarray(measurements)
     return y.astype(jnp.promote_types(y.dtype, jnp.complex64))

@@ -119,7 +119,7 @@ def pnp_admm(
         key: Key[Array, ""], params: Complex[Array, "B F T R"], radius: float | Float[Array, " B"]
     ) -> FederatedState:
         validation.typed_key("key", key)
-        y, eps = measured_by(operator, params, radius)
+        y, eps = measured_by("params", operator, params, radius)
         arrays = operator.arrays
         basis = basis_of(operator, arrays) if cg_steps is None else ()
         x = jax.vmap(lambda own: first_guess(operator, arrays, own))(y)
@@ -217,23 +217,17 @@ def check_parts(operator: Any, prior: Any, penalty: Any, strength: Any) -> None:
 
 
 def measured_by(
-    operator: Operator, measurements: Any, radius: Any
+    name: str, operator: Operator, measurements: Any, radius: Any
 ) -> tuple[Complex[Array, "B F T R"], Float[Array, " B"]]:
     """Measurements and radii of B scenes; refuses none, other shapes, and what is not finite."""
-    fix = (
-        f"One scene has measurements [F, T, R] = {list(operator.measured)}; add the axis of scenes."
-    )
-    validation.arrays("params", measurements, some=True)
-    shape = np.shape(measurements)
-    if len(shape) != 4 or shape[1:] != operator.measured or not shape[0]:
-        raise ValueError(f"params must be measurements [B, F, T, R], B >= 1, got {shape}. {fix}")
-    if not validation.is_traced(measurements) and not np.isfinite(np.asarray(measurements)).all():
-        raise ValueError("params must be finite measurements, got NaN or infinity among them.")
+    fix = "They are [B, F, T, R]; give one scene an axis of its own."
+    shape = ("B", *operator.measured)
+    y = jnp.asarray(validation.array(name, measurements, kind="complex", shape=shape, fix=fix))
     validation.real("radius", radius, low=0.0, fix="For example sqrt(M) sigma of the noise.")
-    if np.shape(radius) not in ((), shape[:1]):
+    if np.shape(radius) not in ((), y.shape[:1]):
         raise ValueError(
-            f"radius must be one number or one for each of {shape[0]} scenes, got {np.shape(radius)}."
+            f"radius must be one number or one for each of {y.shape[0]} scenes, got shape "
+            f"{np.shape(radius)}."
         )
-    y = jnp.asarray(measurements)
     y = y.astype(jnp.promote_types(y.dtype, jnp.complex64))
-    return y, jnp.broadcast_to(jnp.asarray(radius, y.real.dtype), shape[:1])
+    return y, jnp.broadcast_to(jnp.asarray(radius, y.real.dtype), y.shape[:1])

@@ -73,7 +73,7 @@ def received(
       TypeError, ValueError: naming the argument.
     """
     validation.instance("operator", operator, Operator, "For example dense(crossed_diagonals()).")
-    y, eps = _measured(operator, measurements, radius)
+    y, eps = measured_by("measurements", operator, measurements, radius)
     count = operator.measured[2] if among is None else among
     if among is not None:
         validation.integer("among", among, low=1)
@@ -135,7 +135,7 @@ def pnp_consensus(
       clients: n, receivers, or 1.
       penalty: kappa > 0; traceable.
       strength: alpha > 0, of one client's prox; traceable.
-      least_squares: no balls; minimise alpha kappa R + (1 / 2) |A x - y|^2 instead: v2_i = y_i, d2_i = 0.
+      least_squares: minimise alpha kappa R + (1 / 2) |A x - y|^2 without balls: v2_i = y_i, d2_i = 0.
       **options: `channel`, `aggregator`, `downlink`, `at_once`, `stop` of `dflax.server.consensus`.
 
     Returns:
@@ -193,7 +193,7 @@ def first_scenes(operator: Operator, measurements: Complex[Array, "B F T R"]) ->
       TypeError, ValueError: naming the argument.
     """
     validation.instance("operator", operator, Operator, "For example dense(crossed_diagonals()).")
-    y, _ = _measured(operator, measurements, 0.0)
+    y, _ = measured_by("measurements", operator, measurements, 0.0)
     x = jax.vmap(lambda own: first_guess(operator, operator.arrays, own))(y)
     return Parts(x.real, x.imag)
 
@@ -208,14 +208,6 @@ def shared_scenes(state: FederatedState) -> Complex[Array, "B X Y Z"]:
 def whole(parts: Parts) -> Complex[Array, "*S"]:
     """Complex numbers from their parts."""
     return jax.lax.complex(parts.real, parts.imaginary)
-
-
-def _measured(operator: Operator, measurements: Any, radius: Any) -> tuple[Array, Array]:
-    """As `measured_by`, under the names of this file."""
-    try:
-        return measured_by(operator, measurements, radius)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("params", "measurements", 1)) from None
 
 
 def _received_by(assignment: Assignment, data: Dataset) -> Received:

@@ -73,7 +73,6 @@ def _reverse(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
     x, kernel = kept
     back = convolve_3d(slope, jnp.swapaxes(kernel[::-1, ::-1, ::-1], -1, -2))
     lines = _lines(x)
-    X, Y = slope.shape[-4:-2]
     batch = [(0, 0)] * (slope.ndim - 4)
     shifted = [
         jnp.pad(slope, [*batch, (a, 2 - a), (b, 2 - b), (0, 0), (0, 0)])

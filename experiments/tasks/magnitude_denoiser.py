@@ -1,4 +1,4 @@
-"""Trains the denoiser of magnitudes that dflax ships: `python -m experiments.tasks.magnitude_denoiser`."""
+"""Trains the denoiser that dflax ships: `python -m experiments.tasks.magnitude_denoiser`."""
 
 import argparse
 import pathlib

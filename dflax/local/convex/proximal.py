@@ -19,7 +19,7 @@ def soft_threshold(x: Float[Array, "*S"], weight: float | Float[Array, "*S"]) ->
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.model("x", x)
+    x = jnp.asarray(validation.array("x", x, kind="real"))
     validation.real("weight", weight, low=0.0)
     return jnp.sign(x) * jnp.maximum(jnp.abs(x) - weight, 0)
 
@@ -36,7 +36,7 @@ def group_threshold(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.model("x", x)
+    x = jnp.asarray(validation.array("x", x, kind="real"))
     validation.real("weight", weight, low=0.0, scalar=True)
     if jnp.ndim(x) < 1:
         raise ValueError(f"x must have groups along its last axis, got shape {jnp.shape(x)}.")
@@ -58,7 +58,7 @@ def onto_box(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.model("x", x)
+    x = jnp.asarray(validation.array("x", x, kind="real"))
     validation.real("low", low)
     validation.real("high", high)
     if not (validation.is_traced(low) or validation.is_traced(high)) and bool(
@@ -98,8 +98,10 @@ def onto_ball(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    for name, given in (("x", x), ("center", center)):
-        validation.arrays(name, given, some=True)
+    x, center = (
+        jnp.asarray(validation.array(name, given, kind="complex"))
+        for name, given in (("x", x), ("center", center))
+    )
     if jnp.shape(x) != jnp.shape(center):
         raise ValueError(f"center must have x's shape {jnp.shape(x)}, got {jnp.shape(center)}.")
     validation.real("radius", radius, low=0.0, scalar=True)
@@ -132,7 +134,7 @@ def on_magnitude(
       Imaging, arXiv 2312.16024.
     """
     validation.function("prox", prox, takes=1)
-    validation.arrays("z", z, some=True)
+    z = jnp.asarray(validation.array("z", z, kind="complex"))
     size = jnp.abs(z)
     found = prox(size)
     if jnp.shape(found) != size.shape:
