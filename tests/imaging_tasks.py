@@ -51,17 +51,25 @@ def shrunk(z: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def numpy_run(
-    y: np.ndarray, eps: float, kappa: float, alpha: float, steps: int, tolerance: float = 0.0
+    y: np.ndarray,
+    eps: float,
+    kappa: float | None,
+    alpha: float | None,
+    steps: int,
+    tolerance: float = 0.0,
+    changing: list[tuple[float, float]] | None = None,
 ) -> tuple[list[np.ndarray], int]:
     """PnP-ADMM of one scene with the l1 prior, as the paper states it: every x, and how many."""
     A = matrix()
     x = A.conj().T @ y
     x = x / np.abs(x).max()
     v1, v2, d1, d2 = x, A @ x, 0 * x, 0 * y
-    normal = A.conj().T @ A + kappa * np.eye(A.shape[1])
     path = []
     for step in range(steps):
         before = x
+        if changing is not None:
+            kappa, alpha = changing[step]
+        normal = A.conj().T @ A + kappa * np.eye(A.shape[1])
         x = np.linalg.solve(normal, kappa * (v1 + d1) + A.conj().T @ (v2 + d2))
         v1 = shrunk(x - d1, alpha)
         e = A @ x - d2 - y

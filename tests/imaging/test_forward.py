@@ -81,8 +81,12 @@ def test_the_papers_system():
     paper = imaging.crossed_diagonals()
     assert paper.measured == (20, 12, 13)
     assert paper.voxels == (25, 25, 49)
-    np.testing.assert_allclose(paper.receivers[[0, -1]], [[-0.15, -0.15, 0], [0.15, 0.15, 0]])
-    np.testing.assert_allclose(paper.transmitters[[0, -1]], [[-0.15, 0.15, 0], [0.15, -0.15, 0]])
+    np.testing.assert_allclose(
+        paper.receivers[:: len(paper.receivers) - 1], [[-0.15, -0.15, 0], [0.15, 0.15, 0]]
+    )
+    np.testing.assert_allclose(
+        paper.transmitters[:: len(paper.transmitters) - 1], [[-0.15, 0.15, 0], [0.15, -0.15, 0]]
+    )
     np.testing.assert_allclose([paper.frequencies[0], paper.frequencies[-1]], [4e9, 16e9])
     np.testing.assert_allclose([paper.axes[2][0], paper.axes[2][-1]], [0.35, 0.65])
 
@@ -93,7 +97,7 @@ def test_the_papers_system():
         ({"receivers": np.zeros((0, 3))}, "receivers must be .* Without it nothing is measured"),
         ({"frequencies": []}, "frequencies must be .* Without it nothing is measured"),
         ({"frequencies": [0.0]}, "frequencies must be"),
-        ({"axes": ([0.0], [0.0])}, "axes must be three"),
+        ({"axes": ([0.0], [0.0])}, "axes must be"),
         ({"axes": ([0.0], [0.0], [0.0])}, "transmitters must lie on no voxel"),
     ],
 )
