@@ -39,6 +39,7 @@ NAMES = (
     "robots",
     "heavy_hitters",
     "gaussian_processes",
+    "imaging",
     "verified",
 )
 RESULTS = pathlib.Path("results")

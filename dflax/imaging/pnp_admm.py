@@ -183,7 +183,14 @@ def magnitudes(state: FederatedState) -> Float[Array, "B X Y Z"]:
 
 
 def normalised(x: Complex[Array, "*B X Y Z"]) -> Float[Array, "*B X Y Z"]:
-    """Magnitudes of greatest value 1; of nothing, zeros."""
+    """Magnitudes of greatest value 1; of nothing, zeros.
+
+    Raises:
+      TypeError, ValueError: x is no array of scenes.
+    """
+    x = jnp.asarray(validation.array("x", x, kind="complex"))
+    if x.ndim < 3 or not x.size:
+        raise ValueError(f"x must be scenes [..., X, Y, Z], got shape {x.shape}.")
     m = jnp.abs(x)
     return m / positive(m.max((-3, -2, -1), keepdims=True))
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, PyTree
 
 from dflax import validation
-from dflax.imaging.denoiser import WEIGHTS, noise_removed, unflattened
+from dflax.imaging.denoiser import WEIGHTS, check_weights, noise_removed, unflattened
 from dflax.local.convex.proximal import on_magnitude
 
 Magnitude = Float[Array, "X Y Z"]
@@ -124,6 +124,7 @@ def learned(weights: PyTree[Array] | None = None, *, scale_invariant: bool = Fal
     if weights is None:
         with np.load(WEIGHTS, allow_pickle=False) as file:
             weights = unflattened(file)
+    check_weights(weights)
 
     def denoise(weights: PyTree[Array], m: Array, alpha: Array) -> Array:
         return noise_removed(weights, m, jnp.sqrt(alpha))

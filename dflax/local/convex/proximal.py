@@ -1,6 +1,8 @@
 """Proximal maps in closed form, and how one of magnitudes becomes one of complex numbers."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -19,8 +21,8 @@ def soft_threshold(x: Float[Array, "*S"], weight: float | Float[Array, "*S"]) ->
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    x = jnp.asarray(validation.array("x", x, kind="real"))
-    validation.real("weight", weight, low=0.0)
+    x = _real_numbers(x)
+    weight = _each("weight", weight, x, low=0.0)
     return jnp.sign(x) * jnp.maximum(jnp.abs(x) - weight, 0)
 
 
@@ -36,10 +38,10 @@ def group_threshold(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    x = jnp.asarray(validation.array("x", x, kind="real"))
+    x = _real_numbers(x)
     validation.real("weight", weight, low=0.0, scalar=True)
-    if jnp.ndim(x) < 1:
-        raise ValueError(f"x must have groups along its last axis, got shape {jnp.shape(x)}.")
+    if x.ndim < 1:
+        raise ValueError(f"x must have groups along its last axis, got shape {x.shape}.")
     size = jnp.sqrt(jnp.sum(jnp.square(x), -1, keepdims=True))
     kept = jnp.maximum(size - weight, 0)
     return x * (kept / jnp.where(size > 0, size, 1))
@@ -58,12 +60,10 @@ def onto_box(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    x = jnp.asarray(validation.array("x", x, kind="real"))
-    validation.real("low", low)
-    validation.real("high", high)
-    if not (validation.is_traced(low) or validation.is_traced(high)) and bool(
-        jnp.any(jnp.asarray(low) > jnp.asarray(high))
-    ):
+    x = _real_numbers(x)
+    low, high = _each("low", low, x), _each("high", high, x)
+    known = not (validation.is_traced(low) or validation.is_traced(high))
+    if known and bool(jnp.any(low > high)):
         raise ValueError(f"high must be >= low, got {validation.shown(high)}.")
     return jnp.clip(x, low, high)
 
@@ -82,7 +82,7 @@ def onto_simplex(
     """
     validation.array("x", x, kind="real", shape=("n",))
     validation.real("total", total, low=0.0, low_open=True, scalar=True)
-    return optax.projections.projection_simplex(jnp.asarray(x), total)
+    return optax.projections.projection_simplex(_real_numbers(x), total)
 
 
 def onto_ball(
@@ -142,3 +142,19 @@ def on_magnitude(
     p = jnp.maximum(found, 0).astype(size.dtype)
     phase = jnp.where(size > 0, z / jnp.where(size > 0, size, 1), 1)
     return p * phase
+
+
+def _real_numbers(x: Any) -> Array:
+    """x, of a floating type."""
+    given = jnp.asarray(validation.array("x", x, kind="real"))
+    return given.astype(jnp.promote_types(given.dtype, jnp.float32))
+
+
+def _each(name: str, value: Any, x: Array, low: float = -math.inf) -> Array:
+    """A number, or one for each entry of x."""
+    validation.real(name, value, low=low)
+    if jnp.shape(value) not in ((), x.shape):
+        raise ValueError(
+            f"{name} must be one number or have x's shape {x.shape}, got {jnp.shape(value)}."
+        )
+    return jnp.asarray(value, x.dtype)

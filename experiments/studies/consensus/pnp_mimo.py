@@ -88,50 +88,30 @@ def prior_of(name: str) -> imaging.Prior:
 
 
 @functools.cache
-def solver(name: str, geometry_of: Any, iterations: int, scenes: int) -> Any:
-    """Compiled: from measurements to estimates, their misfit, and how many iterations scenes took."""
-    base = name.split(",")[0]
-    penalty, strength = TUNED[base]
-    operator = imaging.dense(geometry_of())
-    prior = prior_of(name)
-    algorithm = imaging.pnp_admm(operator, prior, penalty=penalty, strength=strength)
+def solver(name: str, config: Config, frequencies: int | None) -> tuple[dx.Algorithm, Any]:
+    """A method on the system, and its iterations as one compiled program."""
+    penalty, strength = TUNED[name.split(",")[0]]
+    operator = imaging.dense(system(config, frequencies))
+    algorithm = imaging.pnp_admm(operator, prior_of(name), penalty=penalty, strength=strength)
+    return algorithm, rolled(algorithm, LONG if name == SPARSE_LONG else ITERATIONS)
 
-    @jax.jit
-    def run(state: Any, source: dx.Population) -> tuple[Any, Any]:
-        state, metrics = dx.rollout(algorithm, state, source, jax.random.key(0), iterations)
-        misfit = metrics["misfit"][-1]
-        return imaging.magnitudes(state), {
-            "misfit": misfit,
-            "iterations": state.clients.iterations.mean(),
-        }
 
-    start = jax.jit(lambda y, radius: algorithm.init(jax.random.key(0), y, radius))
-
-    def solve(drawn: Imaged) -> tuple[Any, Any]:
-        return run(start(drawn.measurements, drawn.radius), dx.Population(scenes))
-
-    return solve
+def rolled(algorithm: dx.Algorithm, rounds: int) -> Any:
+    """So many rounds, compiled: `(state, source, key) -> (state, metrics)`."""
+    return jax.jit(lambda state, source, key: dx.rollout(algorithm, state, source, key, rounds))
 
 
 def estimates(name: str, config: Config, drawn: Imaged, frequencies: int | None = None) -> Any:
-    """Images of a method, and what was measured of it."""
+    """Images of a method, and how far they are from the data."""
     if name in (PROJECTION, KIRCHHOFF):
         migrate = imaging.back_projection if name == PROJECTION else imaging.kirchhoff
-        return imaging.normalised(migrate(system(config, frequencies), drawn.measurements)), {}
-    iterations = LONG if name == SPARSE_LONG else ITERATIONS
-    place = _Place(config, frequencies)
-    return solver(name, place, iterations, drawn.radius.shape[0])(drawn)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """The system of some settings, to be made when asked."""
-
-    config: Config
-    frequencies: int | None
-
-    def __call__(self) -> imaging.Geometry:
-        return system(self.config, self.frequencies)
+        images = migrate(system(config, frequencies), drawn.measurements)
+        return imaging.normalised(images), np.nan
+    algorithm, run = solver(name, config, frequencies)
+    key = jax.random.key(0)
+    state = algorithm.init(key, drawn.measurements, drawn.radius)
+    state, metrics = run(state, dx.Population(config.scenes), key)
+    return imaging.magnitudes(state), metrics["misfit"][-1]
 
 
 def scenes_of(config: Config, seed: int, noise: float, frequencies: int | None = None) -> Imaged:
@@ -154,9 +134,9 @@ def methods(config: Config, stage: Stage = in_memory) -> Summary:
                 for seed in range(config.seed, config.seed + config.seeds):
                     drawn = scenes_of(config, seed, noise)
                     truth = jnp.abs(drawn.reflectivity)
-                    images, extra = estimates(name, config, drawn)
+                    images, misfit = estimates(name, config, drawn)
                     qualities.append(np.asarray(imaging.psnr(images, truth)))
-                    misfits.append(np.asarray(extra.get("misfit", np.nan)))
+                    misfits.append(np.asarray(misfit))
                     if first is None:
                         first = np.asarray(images[:4]), np.asarray(truth[:4])
                 return {
@@ -255,7 +235,7 @@ def dealt(config: Config, stage: Stage = in_memory) -> Summary:
             return _held_together(config, seed)
 
         result = stage(f"receivers, seed {seed}", measured)
-        report.row("receivers", f"seed {seed}", None, **{k: v for k, v in result.items()})
+        report.row("receivers", f"seed {seed}", None, **result)
     rows = list(report.rows.values())
     table = {key: [row[key] for row in rows] for key in rows[0]}
     report.claim(
@@ -295,7 +275,7 @@ def _held_together(config: Config, seed: int) -> dict[str, np.ndarray]:
         )
         source = imaging.receiving(kept)
         state = algorithm.init(key, first, kept)
-        state, _ = _rolled(algorithm, rounds)(state, source, key)
+        state, _ = rolled(algorithm, rounds)(state, source, key)
         return imaging.shared_scenes(state)
 
     penalty, strength = TUNED[PNP]
@@ -303,7 +283,7 @@ def _held_together(config: Config, seed: int) -> dict[str, np.ndarray]:
         operator, prior_of(PNP), penalty=penalty, strength=strength, tolerance=0.0
     )
     state = algorithm.init(key, y, radius)
-    state, _ = _rolled(algorithm, ITERATIONS)(state, dx.Population(config.scenes), key)
+    state, _ = rolled(algorithm, ITERATIONS)(state, dx.Population(config.scenes), key)
     central = state.clients.v1
     alone = consensus(PNP, 1, ITERATIONS, penalty)
     spread = consensus(PNP, config.receivers, 2 * ITERATIONS, penalty / config.receivers)
@@ -334,10 +314,6 @@ def _held_together(config: Config, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def _rolled(algorithm: dx.Algorithm, rounds: int) -> Any:
-    return jax.jit(lambda state, source, key: dx.rollout(algorithm, state, source, key, rounds))
-
-
 def full_size(config: Config, stage: Stage = in_memory) -> Summary:
     """One scene of the paper's system."""
     report = Report()
@@ -359,7 +335,7 @@ def full_size(config: Config, stage: Stage = in_memory) -> Summary:
             began = time.perf_counter()
             state = jax.block_until_ready(algorithm.init(key, drawn.measurements, drawn.radius))
             ready = time.perf_counter() - began
-            run = _rolled(algorithm, ITERATIONS)
+            run = rolled(algorithm, ITERATIONS)
             began = time.perf_counter()
             state, _ = jax.block_until_ready(run(state, dx.Population(1), key))
             took = time.perf_counter() - began
