@@ -11,12 +11,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from dflax.imaging.denoiser import NETWORK, WEIGHTS, flattened, noise_removed, unflattened
+from dflax.imaging.denoiser import NETWORK, WEIGHTS, flattened, noise_removed
 from experiments.tasks.scenes import magnitudes
 
 VOXELS = (13, 13, 17)
 LEAST, MOST = 0.005, 0.2
-KEPT_EVERY = 100
+UNTIL, COUNTS_FROM = 3000, 2000
 
 
 class Training(NamedTuple):
@@ -26,11 +26,15 @@ class Training(NamedTuple):
       weights: of the network.
       optimizer: its state.
       step: how many were done.
+      mean: of the weights after each stretch of steps that counts.
+      counted: how many of them count so far.
     """
 
     weights: Any
     optimizer: Any
     step: Array
+    mean: Any
+    counted: Array
 
 
 def error(
@@ -51,63 +55,83 @@ def error(
     return jnp.mean(jnp.mean(jnp.square(found - clean), (1, 2, 3)) / jnp.square(sigma))
 
 
-def trainer(steps: int, batch: int, rate: float, voxels: tuple[int, int, int] = VOXELS) -> Any:
-    """`(start, advance)`: a training of Adam whose rate falls as a cosine, and some of its steps."""
+def trainer(
+    rate: float, steps: int, batch: int, every: int, voxels: tuple[int, int, int] = VOXELS
+) -> Any:
+    """`(start, advance)`: `every` steps of Adam, whose rate falls as a cosine over so many steps."""
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
     def start(seed: int) -> Training:
-        shape = jnp.zeros(voxels)
-        weights = NETWORK.init(jax.random.key(seed), shape, jnp.float32(0.1))
-        # The untrained network returns what it is given.
+        weights = NETWORK.init(jax.random.key(seed), jnp.zeros(voxels), jnp.float32(0.1))
+        # The untrained network removes nothing.
         last = weights["params"]["Dense_1"]
         weights["params"]["Dense_1"] = jax.tree.map(jnp.zeros_like, last)
-        return Training(weights, optimizer.init(weights), jnp.int32(0))
+        nothing = jax.tree.map(jnp.zeros_like, weights)
+        return Training(weights, optimizer.init(weights), jnp.int32(0), nothing, jnp.int32(0))
 
     @jax.jit
-    def advance(state: Training, key: Key[Array, ""]) -> tuple[Training, Array]:
-        def one(state: Training, _: None) -> tuple[Training, Array]:
-            now = jax.random.fold_in(key, state.step)
-            loss, slope = jax.value_and_grad(error)(state.weights, now, batch, voxels)
-            change, memory = optimizer.update(slope, state.optimizer)
-            weights = optax.apply_updates(state.weights, change)
-            return Training(weights, memory, state.step + 1), loss
+    def advance(
+        state: Training, key: Key[Array, ""], counts_from: int
+    ) -> tuple[Training, Float[Array, " steps"]]:
+        def one(carry: tuple[Any, Any, Array], _: None) -> tuple[tuple[Any, Any, Array], Array]:
+            weights, memory, step = carry
+            now = jax.random.fold_in(key, step)
+            loss, slope = jax.value_and_grad(error)(weights, now, batch, voxels)
+            change, memory = optimizer.update(slope, memory)
+            return (optax.apply_updates(weights, change), memory, step + 1), loss
 
-        return jax.lax.scan(one, state, None, min(KEPT_EVERY, steps))
+        (weights, memory, step), losses = jax.lax.scan(one, state[:3], None, every)
+        counts = step >= counts_from
+        counted = state.counted + counts
+        share = counts / jnp.maximum(counted, 1)
+        mean = jax.tree.map(lambda m, w: m + share * (w - m), state.mean, weights)
+        return Training(weights, memory, step, mean, counted), losses
 
     return start, advance
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kept", default="results/magnitude_denoiser.npz", help="to go on from")
-    parser.add_argument("--out", default=str(WEIGHTS), help="where the weights go")
-    options = parser.parse_args()
-    start, advance = trainer(options.steps, options.batch, options.rate)
-    state, kept = start(options.seed), pathlib.Path(options.kept)
-    kept.parent.mkdir(parents=True, exist_ok=True)
+def trained(
+    kept: pathlib.Path, seed: int, until: int, counts_from: int, **options: Any
+) -> Training:
+    """A training until so many steps are done, from where the file `kept` says that it was."""
+    start, advance = trainer(**options)
+    state = start(seed)
     if kept.exists():
         with np.load(kept, allow_pickle=False) as file:
-            leaves = [jnp.asarray(file[f"{place}"]) for place in range(len(file.files))]
+            leaves = [jnp.asarray(file[str(place)]) for place in range(len(file.files))]
         state = jax.tree.unflatten(jax.tree.structure(state), leaves)
         print(f"going on from step {int(state.step)}", flush=True)
-    key = jax.random.fold_in(jax.random.key(options.seed), 1)
-    while int(state.step) < options.steps:
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    while int(state.step) < until:
         began = time.perf_counter()
-        state, losses = advance(state, key)
+        state, losses = advance(state, key, counts_from)
         leaves = {str(place): np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(state))}
         unfinished = kept.with_suffix(".tmp.npz")
         np.savez(unfinished, **leaves)
         unfinished.replace(kept)
         took = time.perf_counter() - began
         print(f"step {int(state.step)}: {float(losses.mean()):.5f}, {took:.1f} s", flush=True)
-    np.savez_compressed(options.out, **flattened(state.weights))
-    again = unflattened(np.load(options.out, allow_pickle=False))
-    print("kept", sum(leaf.size for leaf in jax.tree.leaves(again)), "weights in", options.out)
+    return state
+
+
+def main() -> None:
+    """The command line; the defaults are those of the weights that dflax ships."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--until", type=int, default=UNTIL, help="steps that are done")
+    parser.add_argument("--counts-from", type=int, default=COUNTS_FROM, help="weights are averaged")
+    parser.add_argument("--steps", type=int, default=8000, help="over which the rate falls to 0")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--every", type=int, default=100, help="steps between two averaged weights")
+    parser.add_argument("--kept", default="results/magnitude_denoiser.npz", help="to go on from")
+    parser.add_argument("--out", default=str(WEIGHTS), help="where the weights go")
+    given = vars(parser.parse_args())
+    out, kept = given.pop("out"), pathlib.Path(given.pop("kept"))
+    state = trained(kept, **given)
+    np.savez_compressed(out, **flattened(state.mean))
+    print("kept", sum(leaf.size for leaf in jax.tree.leaves(state.mean)), "weights in", out)
 
 
 if __name__ == "__main__":
