@@ -30,7 +30,7 @@ def iterations(geometry: imaging.Geometry, scenes: int, size: str, quick: bool) 
     key = jax.random.key(0)
     y = jax.random.normal(key, (scenes, *operator.measured)).astype(jnp.complex64)
     source = dx.Population(scenes)
-    round = source.draw(key, 0)
+    round = source.draw(key, jnp.int32(0))
     M, N = math.prod(operator.measured), math.prod(operator.voxels)
     matrix = operator.arrays.reshape(M, N)
     found = []
@@ -53,13 +53,17 @@ def iterations(geometry: imaging.Geometry, scenes: int, size: str, quick: bool) 
             return imaging.noise_removed(weights, noisy, level)
 
         def all_products(
-            state: Any = state, x: Any = x, noisy: Any = noisy, level: Any = level, prior: Any = prior
+            state: Any = state,
+            x: Any = x,
+            noisy: Any = noisy,
+            level: Any = level,
+            prior: Any = prior,
         ) -> Any:
             both = products(matrix, state.server.basis.vectors, x, y.reshape(scenes, M))
             return (both, network(prior.weights, noisy, level)) if prior.weights else both
 
         ours, least = alternately(
-            lambda step=step, state=state: step(state, round),  # type: ignore[misc]
+            lambda step=step, state=state: step(state, round),
             all_products,
             repeats=5 if quick else 20,
         )

@@ -28,7 +28,8 @@ def noise_removed(
       deviation: of that noise, in each of real and imaginary part, > 0.
     """
     level = jnp.asarray(deviation, noisy.dtype)
-    return noisy - level[..., None, None, None] * NETWORK.apply(weights, noisy, level)
+    said: Any = NETWORK.apply(weights, noisy, level)
+    return noisy - level[..., None, None, None] * said
 
 
 def check_weights(weights: Any) -> None:
@@ -37,7 +38,7 @@ def check_weights(weights: Any) -> None:
     level = jax.ShapeDtypeStruct((), jnp.float32)
     wanted = jax.eval_shape(NETWORK.init, jax.random.key(0), volume, level)
     shapes = jax.tree.map(jnp.shape, wanted)
-    named = [jax.tree.structure(tree) for tree in (wanted, weights)]
+    named: list[Any] = [jax.tree.structure(tree) for tree in (wanted, weights)]
     if named[0] != named[1] or jax.tree.map(jnp.shape, weights) != shapes:
         raise ValueError(
             f"weights must be those of dflax.imaging.NETWORK, got {validation.shown(weights)}. Train "

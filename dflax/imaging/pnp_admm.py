@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int, Key, PyTree
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics
 from dflax.clients import map_clients, select
-from dflax.imaging.data_step import Basis, basis_of, by_gradients, first_guess, in_basis
+from dflax.imaging.data_step import basis_of, by_gradients, first_guess, in_basis
 from dflax.imaging.forward import Operator
 from dflax.imaging.priors import Prior
 from dflax.local.convex.proximal import onto_ball
@@ -22,12 +22,12 @@ class Instrument(NamedTuple):
 
     Attributes:
       arrays: of the forward model.
-      basis: of A A^H; () where conjugate gradients take its place.
+      basis: a `Basis` of A A^H; () where conjugate gradients take its place.
       weights: of the prior.
     """
 
     arrays: PyTree[Array]
-    basis: Basis | tuple[()]
+    basis: Any
     weights: PyTree[Array]
 
 

@@ -112,7 +112,7 @@ def pnp_consensus(
     prior: Prior,
     clients: int,
     *,
-    penalty: float | Float[Array, ""] = 500.0,
+    penalty: float = 500.0,
     strength: float | Float[Array, ""] = 3.9e-2,
     least_squares: bool = False,
     **options: Any,

@@ -1,5 +1,6 @@
 """A U-Net for volumes that is told how noisy they are."""
 
+import functools
 from typing import Any
 
 import jax
@@ -52,11 +53,12 @@ def convolve_3d(
     weights = jnp.moveaxis(kernel.reshape(9, -1, kernel.shape[-1]), 0, 1)
     each = _lines(x) @ weights.reshape(weights.shape[0], -1)
     parts = each.reshape(*each.shape[:-1], 9, -1)
-    return sum(
+    shifted = [
         parts[..., a : a + sides[0], b : b + sides[1], :, 3 * a + b, :]
         for a in range(3)
         for b in range(3)
-    )
+    ]
+    return functools.reduce(jnp.add, shifted)
 
 
 def _lines(x: Array) -> Array:
@@ -144,9 +146,7 @@ def halved(h: Float[Array, "*B X Y Z C"]) -> Float[Array, "*B x y z C"]:
     return h.reshape(*h.shape[:-4], x, 2, y, 2, z, 2, h.shape[-1]).max((-6, -4, -2))
 
 
-def doubled(
-    h: Float[Array, "*B x y z 8C"], sides: tuple[int, int, int]
-) -> Float[Array, "*B X Y Z C"]:
+def doubled(h: Float[Array, "*B x y z 8C"], sides: tuple[int, ...]) -> Float[Array, "*B X Y Z C"]:
     """Each voxel's channels laid out as 2 x 2 x 2 voxels; zeros at the ends that are short."""
     x, y, z = h.shape[-4:-1]
     batch, axes = h.shape[:-4], h.ndim - 4

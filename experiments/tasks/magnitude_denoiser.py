@@ -106,9 +106,11 @@ def trained(
     while int(state.step) < until:
         began = time.perf_counter()
         state, losses = advance(state, key, counts_from)
-        leaves = {str(place): np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(state))}
+        now: dict[str, Any] = {
+            str(place): np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(state))
+        }
         unfinished = kept.with_suffix(".tmp.npz")
-        np.savez(unfinished, **leaves)
+        np.savez(unfinished, **now)
         unfinished.replace(kept)
         took = time.perf_counter() - began
         print(f"step {int(state.step)}: {float(losses.mean()):.5f}, {took:.1f} s", flush=True)
@@ -130,7 +132,8 @@ def main() -> None:
     given = vars(parser.parse_args())
     out, kept = given.pop("out"), pathlib.Path(given.pop("kept"))
     state = trained(kept, **given)
-    np.savez_compressed(out, **flattened(state.mean))
+    named: dict[str, Any] = flattened(state.mean)
+    np.savez_compressed(out, **named)
     print("kept", sum(leaf.size for leaf in jax.tree.leaves(state.mean)), "weights in", out)
 
 

@@ -26,7 +26,7 @@ ZERO_SPARSE, ZERO_PNP = "l1, zero phase", "PnP, zero phase"
 SPARSE_LONG = f"l1, {LONG} iterations"
 # Of each prior, the best of a grid on 16 scenes of another seed (11), for both noises together. The
 # denoiser's strength falls by the factor of `decay` an iteration.
-TUNED: dict[str, dict[str, float]] = {
+TUNED: dict[str, dict[str, Any]] = {
     SPARSE: {"penalty": 20.0, "strength": 0.1},
     VARIATION: {"penalty": 50.0, "strength": 0.02},
     PNP: {"penalty": 50.0, "strength": 0.01, "decay": 1.1},
