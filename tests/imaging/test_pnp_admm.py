@@ -17,34 +17,46 @@ SOURCE = dx.Population(SCENES)
 
 
 @functools.cache
-def program(rounds, prior="sparse", **options):
+def begun():
+    """The start, compiled; it depends on neither prior nor hyper-parameters."""
+    algorithm = imaging.pnp_admm(operator(), imaging.sparse())
+    return jax.jit(lambda y, radius: algorithm.init(KEY, y, radius))
+
+
+@functools.cache
+def program(prior="sparse", cg_steps=None):
+    """One round with hyper-parameters that are arguments, compiled once."""
     priors = {
-        "sparse": imaging.sparse,
-        "nothing": lambda: imaging.of_magnitude(lambda weights, m, alpha: m),
-        "zero phase": lambda: imaging.zero_phase(lambda weights, m, alpha: m),
-        "learned": lambda: imaging.learned(scale_invariant=True),
+        "sparse": imaging.sparse(),
+        "cut": imaging.of_magnitude(
+            lambda weights, m, alpha: jnp.where(m > alpha, m, 0), scale_invariant=True
+        ),
     }
 
     @jax.jit
-    def run(y, radius, source, penalty=KAPPA, strength=ALPHA, tolerance=0.0):
+    def step(state, source, penalty, strength, tolerance, growth, decay):
         algorithm = imaging.pnp_admm(
             operator(),
-            priors[prior](),
+            priors[prior],
             penalty=penalty,
             strength=strength,
             tolerance=tolerance,
-            **options,
+            growth=growth,
+            decay=decay,
+            cg_steps=cg_steps,
         )
-        return dx.rollout(algorithm, algorithm.init(KEY, y, radius), source, KEY, rounds)
+        return algorithm.step(state, source.draw(KEY, state.round))
 
-    return run
+    return step
 
 
-def ran(rounds, source=SOURCE, prior="sparse", y=None, radius=None, **given):
-    options = {name: given.pop(name) for name in ("cg_steps", "growth", "decay") if name in given}
+def ran(rounds, source=SOURCE, y=None, radius=None, prior="sparse", cg_steps=None, **given):
     y = measured().measurements if y is None else y
-    radius = measured().radius if radius is None else radius
-    return program(rounds, prior, **options)(y, radius, source, **given)
+    state = begun()(y, measured().radius if radius is None else jnp.full(SCENES, radius))
+    defaults = {"penalty": KAPPA, "strength": ALPHA, "tolerance": 0.0, "growth": 1.0, "decay": 1.0}
+    for _ in range(rounds):
+        state, metrics = program(prior, cg_steps)(state, source, **(defaults | given))
+    return state, metrics
 
 
 @pytest.mark.parametrize("options", [{}, {"cg_steps": 100}], ids=["exact", "gradients"])
@@ -59,7 +71,7 @@ def test_scenes_are_those_of_numpy(options):
             flat(state.clients.x)[scene], x, rtol=0, atol=2e-3 * np.abs(x).max()
         )
         misfits.append(np.linalg.norm(y[scene] - matrix() @ x) / np.linalg.norm(y[scene]))
-    assert metrics["misfit"][-1] == pytest.approx(np.mean(misfits), rel=1e-2)
+    assert metrics["misfit"] == pytest.approx(np.mean(misfits), rel=1e-2)
 
 
 def test_a_scene_that_is_done_stands_still():
@@ -76,28 +88,25 @@ def test_a_scene_that_is_done_stands_still():
         )
     assert state.clients.iterations.tolist() == steps
     assert state.clients.done.tolist() == [False, True, True]
-    assert metrics["done"][-1] == pytest.approx(2 / 3)
+    assert metrics["done"] == pytest.approx(2 / 3)
 
 
-def test_a_global_phase_and_a_brightness_pass_through():
-    y, eps = measured().measurements, measured().radius
-    state, _ = ran(6)
-    turned, _ = ran(6, y=y * jnp.exp(0.7j))
+@pytest.mark.parametrize("prior", ["sparse", "cut"])
+def test_a_global_phase_passes_through(prior):
+    y = measured().measurements
+    state, _ = ran(6, prior=prior, strength=0.2)
+    turned, _ = ran(6, prior=prior, strength=0.2, y=y * jnp.exp(0.7j))
     expected = state.clients.x * jnp.exp(0.7j)
-    np.testing.assert_allclose(turned.clients.x, expected, rtol=0, atol=1e-4)
-    learned, _ = ran(6, prior="learned")
-    # The start has greatest magnitude 1, whatever the data's scale: start where it has no say.
-    bright, _ = ran(6, prior="learned", y=y * jnp.exp(0.7j), radius=eps)
-    assert_trees_close(imaging.magnitudes(bright), imaging.magnitudes(learned), atol=2e-3)
+    np.testing.assert_allclose(turned.clients.x, expected, rtol=0, atol=1e-3)
 
 
 def test_without_a_prior_the_data_are_explained_exactly():
-    state, metrics = ran(150, prior="nothing", radius=0.0)
+    state, metrics = ran(150, strength=1e-30, radius=0.0)
     scenes = state.clients
     seen = flat(scenes.x) @ matrix().T
     assert np.abs(seen - flat(scenes.measurements)).max() < 1e-3
     np.testing.assert_allclose(scenes.x, scenes.v1, atol=1e-3)
-    assert metrics["misfit"][-1] < 1e-3
+    assert metrics["misfit"] < 1e-3
 
 
 def test_a_fixed_point_is_in_the_ball():
@@ -105,14 +114,7 @@ def test_a_fixed_point_is_in_the_ball():
     scenes = state.clients
     away = np.linalg.norm(flat(scenes.x) @ matrix().T - flat(scenes.measurements), axis=1)
     np.testing.assert_array_less(away, 1.01 * np.asarray(scenes.radius))
-    assert metrics["apart"][-1] < 0.02
-
-
-def test_zero_phase_scenes_are_real():
-    state, _ = ran(3, prior="zero phase")
-    v1 = np.asarray(state.clients.v1)
-    np.testing.assert_array_equal(v1.imag, 0)
-    assert v1.real.min() == 0 < v1.real.max()
+    assert metrics["apart"] < 0.02
 
 
 def test_continuation_is_another_penalty_and_strength_each_iteration():
@@ -132,10 +134,15 @@ def test_who_is_left_out_stands_still():
     assert_trees_close(state.clients.x[::2], everyone.clients.x[::2], rtol=1e-5, atol=1e-6)
 
 
-def test_eight_devices_and_one_agree():
+@pytest.mark.parametrize(
+    "prior",
+    [imaging.sparse, pytest.param(imaging.learned, marks=pytest.mark.slow)],
+    ids=["l1", "learned"],
+)
+def test_eight_devices_and_one_agree(prior):
     y = jnp.concatenate([measured().measurements] * 3)[:8]
     radius = jnp.concatenate([measured().radius] * 3)[:8]
-    algorithm = imaging.pnp_admm(operator(), imaging.learned(), penalty=KAPPA)
+    algorithm = imaging.pnp_admm(operator(), prior(), penalty=KAPPA)
     state, options = algorithm.init(KEY, y, radius), {"rounds": 3, "key": KEY}
     alone, _ = dx.run(algorithm, state, dx.Population(8), **options)
     state = algorithm.init(KEY, y, radius)
