@@ -16,7 +16,7 @@ from experiments.tasks.scenes import magnitudes
 
 VOXELS = (13, 13, 17)
 LEAST, MOST = 0.005, 0.2
-UNTIL, COUNTS_FROM = 3000, 2000
+UNTIL, COUNTS_FROM = 2500, 1500
 
 
 class Training(NamedTuple):
