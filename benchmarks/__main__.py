@@ -40,6 +40,7 @@ NAMES = (
     "heavy_hitters",
     "gaussian_processes",
     "imaging",
+    "sparse_coding",
     "verified",
 )
 RESULTS = pathlib.Path("results")

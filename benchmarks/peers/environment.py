@@ -26,6 +26,16 @@ ENVIRONMENTS = {
         "statsmodels==0.15.0",
     ),
     "appfl_simulation": ("torch==2.13.0", "appfl==1.12.0"),
+    # Of 2019: it asks for the NumPy of its time, and an MPI.
+    "prosper": (
+        "numpy==1.23.5",
+        "scipy==1.10.1",
+        "tables==3.8.0",
+        "mpi4py==4.1.2",
+        "mpich==5.0.2",
+        "six==1.17.0",
+        "prosper @ git+https://github.com/ml-uol/prosper@0865c1d",
+    ),
 }
 
 
@@ -55,6 +65,7 @@ PEERS = {
     "pure_ldp": Peer("pure-ldp", "pure-ldp", "ldp"),
     "appfl_simulation": Peer("APPFL's simulation", "appfl", "appfl_simulation", optional=True),
     "gpytorch": Peer("GPyTorch", "gpytorch", "gpytorch"),
+    "prosper": Peer("ProSper", "ProSper", "prosper", optional=True),
     "flower": Peer("Flower", "flwr", "flower", optional=True),
 }
 

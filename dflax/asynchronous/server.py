@@ -1,5 +1,6 @@
 """A server that follows a timetable: it applies changes when they arrive, however old."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,10 @@ from dflax.local import Loss, Optimizer, Oracle, Subproblem, solver
 from dflax.metrics import disjoint
 from dflax.models.averaged import warn_of_averaging
 from dflax.population import Assignment, Round
+
+# How many changes a step of one device adds in one pass over them, which also leaves out what did not
+# arrive; more are one product.
+IN_ONE_PASS = 32
 
 
 class Working(NamedTuple):
@@ -253,7 +258,7 @@ def _stepped(
         there = here & window(counted)
         share = jnp.where(there, window(factor), 0.0)
 
-        summed = counted_sum(jax.tree.map(window, changes), share, there)
+        summed = _summed(jax.tree.map(window, changes), share, there)
         happened = there.any()
         state, total = server.memory.optimizer
         if latest:
@@ -274,6 +279,24 @@ def _stepped(
     if cut.most_steps == 1:
         return one(server, jax.tree.map(lambda column: column[0], steps))[0]
     return jax.lax.scan(one, server, steps)[0]
+
+
+def _summed(
+    changes: PyTree[Array], share: Float[Array, " r"], there: Bool[Array, " r"]
+) -> PyTree[Array]:
+    """The sum of those that are there, whatever the others hold."""
+    if len(share) > IN_ONE_PASS or client_devices() > 1:
+        return counted_sum(changes, share, there)
+
+    def total(leaf: Array) -> Array:
+        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        parts = [
+            jnp.where(counts, factor.astype(wide) * row, 0)
+            for counts, factor, row in zip(there, share, leaf, strict=True)
+        ]
+        return functools.reduce(jnp.add, parts).astype(leaf.dtype)
+
+    return jax.tree.map(total, changes)
 
 
 def _require_event(event: Any, cut: Waves, round: Round) -> None:

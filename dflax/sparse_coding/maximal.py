@@ -99,21 +99,29 @@ def _maximal(latents: int, candidates: int, most: int, sharpest: float, *, signe
             apart = jnp.maximum(W.T[None] - y[:, None], 0).sum(-1)
         return jax.lax.top_k(-apart, candidates)[1]
 
-    def shown(own: Array, rho: Array) -> Array:
-        """F of every pattern, `[B, S, D]`, of the candidates' columns `[B, C, D]`."""
+    def shown(own: Array, rho: Array) -> tuple[Array, Array, Array]:
+        """F of every pattern, `[B, S, D]`, of the candidates' columns; its unit, and its log-size in it.
+
+        A CPU takes a logarithm and an exponential several times faster than a power.
+        """
         T = jnp.asarray(patterns, own.dtype)
         # In units of the largest candidate, so that powers stay in range.
         unit = jnp.abs(own).max(1, keepdims=True)
-        powers = jnp.sign(own) * (jnp.abs(own) / unit) ** rho
-        total = jnp.einsum("sc,bcd->bsd", T, powers)
-        return unit * jnp.sign(total) * jnp.maximum(jnp.abs(total), 1e-30) ** (1 / rho)
+        powers = jnp.exp(rho * jnp.log(jnp.abs(own) / unit))
+        if not signed:
+            total = jnp.einsum("sc,bcd->bsd", T, powers)
+            size = jnp.log(total) / rho
+            return unit * jnp.exp(size), unit, size
+        total = jnp.einsum("sc,bcd->bsd", T, jnp.sign(own) * powers)
+        size = jnp.log(jnp.maximum(jnp.abs(total), 1e-30)) / rho
+        return unit * jnp.sign(total) * jnp.exp(size), unit, size
 
     def joints(coding: Discrete, y: Array, chosen: Array, temperature: Array) -> Joints:
         W, sigma = columns(coding), coding.noise
         odds = jnp.log((1 - coding.prior[0]) / coding.prior[0])
         length = jnp.sum(y * y, 1)
         alone = length[:, None] - 2 * y @ W + jnp.sum(W * W, 0)
-        f = shown(W.T[chosen], power(temperature))
+        f, _, _ = shown(W.T[chosen], power(temperature))
         apart = jnp.sum(jnp.square(y[:, None] - f), -1)
         active = jnp.asarray(patterns.sum(1), y.dtype)
         scale = 1 / (2 * sigma**2)
@@ -128,26 +136,25 @@ def _maximal(latents: int, candidates: int, most: int, sharpest: float, *, signe
         zeros = jnp.zeros((coding.dictionary.shape[0], H), kind)
         return MaximalSums(zeros, zeros, jnp.zeros((), kind), jnp.zeros((), kind))
 
-    def parts(own: Array, f: Array, q: Array, rho: Array) -> Array:
-        """Sums over patterns of q a, `[B, C, D]`."""
+    def parts(own: Array, unit: Array, size: Array, q: Array, rho: Array) -> Array:
+        """Sums over patterns of q a, `[B, C, D]`, for patterns of log-size in that unit."""
         T = jnp.asarray(patterns, own.dtype)
-        size = jnp.maximum(jnp.abs(f), 1e-30)
+        each = jnp.exp((rho - 1) * jnp.log(jnp.abs(own) / unit))
+        inverse = jnp.exp((1 - rho) * size)
         if not signed:
-            unit = own.max(1, keepdims=True)
-            inverse = q[:, :, None] * (size / unit) ** (1 - rho)
-            return (own / unit) ** (rho - 1) * jnp.einsum("sc,bsd->bcd", T, inverse)
-        over = jnp.log(size)[:, :, None] - jnp.log(jnp.abs(own))[:, None]
-        a = jnp.exp(-(rho - 1) * jnp.maximum(over, 0))
-        return jnp.einsum("bs,sc,bscd->bcd", q, T, a)
+            return each * jnp.einsum("sc,bsd->bcd", T, q[:, :, None] * inverse)
+        a = jnp.minimum(inverse[:, :, None] * each[:, None], 1)
+        # A sum, which takes a in passing; a product would write it down.
+        return jnp.sum((q[:, :, None] * T)[..., None] * a, 1)
 
     def statistics(
         coding: Discrete, y: Array, chosen: Array, found: Joints, temperature: Array
     ) -> MaximalSums:
         W, rho = columns(coding), power(temperature)
         own = W.T[chosen]
-        f = shown(own, rho)
+        f, unit, size = shown(own, rho)
         alone = found.alone[:, 0]
-        shares = parts(own, f, found.together, rho)
+        shares = parts(own, unit, size, found.together, rho)
         D = W.shape[0]
         together = jnp.zeros((H, D), y.dtype).at[chosen].add(shares)
         pulled = jnp.zeros((H, D), y.dtype).at[chosen].add(shares * y[:, None])

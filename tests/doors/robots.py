@@ -16,7 +16,29 @@ SWARM = {
 POINT = dx.robots.double_integrator()
 LAW = dx.robots.straight(POINT, 1.0)
 
+CURVES = dx.robots.bernstein(7, 1.0, 5)
+EMPTY = np.zeros((1, 1, 2, 7))
+START = dx.robots.Start(np.zeros(2), np.ones(2), np.zeros(()), np.zeros(()))
+SCENE = dx.robots.Scene(START, EMPTY, EMPTY, np.ones(1), np.ones(1))
+
 CALLS = {
+    "robots.bernstein": {},
+    "robots.cpto": {"curves": CURVES, "hypotheses": 1, "obstacles": 1, "shared": 2},
+    "robots.discrete_barrier": {"rate": 0.5, "steps": 4},
+    "robots.driving": {
+        "planner": dx.robots.planner(CURVES, 1, 1, shared=2),
+        "steps": 2,
+        "imagined": np.ones((1, 1), bool),
+    },
+    "robots.idm": {"gap": 10.0, "speed": 5.0, "closing": 1.0, "wanted": 8.0},
+    "robots.in_view": {
+        "eye": np.zeros(2),
+        "targets": np.ones((1, 2)),
+        "centres": np.ones((1, 2)),
+        "axes": np.ones((1, 2)),
+    },
+    "robots.planner": {"curves": CURVES, "hypotheses": 1, "obstacles": 1, "shared": 2},
+    "robots.straight_guess": {"curves": CURVES, "scene": SCENE},
     "robots.d2oc": {"dynamics": POINT, "controller": LAW, "agents": N, "steps": 4},
     "robots.double_integrator": {},
     "robots.iterated": {"dynamics": POINT, "horizon": 2, "input_cost": 1.0},

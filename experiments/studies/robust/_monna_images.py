@@ -24,6 +24,9 @@ HONEST = PEERS - FAULTY
 # Images of a minibatch, of a peer, and of those that models are measured on; rounds between measures.
 BATCH, OWNED, TESTED, EVERY = 25, 500, 1000, 20
 NONE = "none"
+# What MoNNA may lose on every seed. ALIE hides within the spread of the honest, which is wide here: of what
+# NNA averages a third is hostile, and it costs more than the 0.03 of digits.
+LOSSES = {"sign flip": 0.03, "FoE": 0.03, "ALIE": 0.06}
 # By name: the rule, None for the mean, and the values of beta.
 RULES: dict[str, tuple[gossip.NeighbourRule | None, tuple[float, ...]]] = {
     "mean": (None, (0.9,)),
@@ -146,8 +149,8 @@ def statements(config: Any) -> list[str]:
     """What is claimed of Fashion-MNIST."""
     return [
         *(
-            f"Fashion-MNIST: MoNNA loses less than 0.03 under {attack}, every seed"
-            for attack in ("sign flip", "FoE", "ALIE")
+            f"Fashion-MNIST: MoNNA loses less than {limit} under {attack}, every seed"
+            for attack, limit in LOSSES.items()
         ),
         "Fashion-MNIST: MoNNA loses less than 0.03 to flipped labels, mean over seeds",
         "Fashion-MNIST: MoNNA is at least 0.1 ahead of the mean under sign flip, every seed",
@@ -165,8 +168,8 @@ def _claims(config: Any, found: dict[str, dict[str, Found]]) -> list[Claim]:
     ours = last["NNA 0.9"]
     lost = {attack: ours[NONE] - ours[attack] for attack in ATTACKS}
     claims = [
-        Claim(next(texts), bool((lost[attack] < 0.03).all()), lost[attack].tolist(), 0.03)
-        for attack in ("sign flip", "FoE", "ALIE")
+        Claim(next(texts), bool((lost[attack] < limit).all()), lost[attack].tolist(), limit)
+        for attack, limit in LOSSES.items()
     ]
     flipped = lost["label flip"]
     told = [float(flipped.mean()), *flipped.tolist()]
