@@ -1,7 +1,8 @@
 """Scenes for near-field imaging: a few boxes and plates of random phase in an empty box of voxels."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,10 +76,13 @@ def imaged(key: Key[Array, ""], operator: Operator, count: int, decibels: float)
     """Scenes, measured with noise."""
     drawn, noises = jax.random.split(key)
     x = scenes(drawn, count, operator.voxels)
+    keys = jax.random.split(noises, count)
+    return Imaged(x, *_measured(operator.forward, operator.arrays, x, keys, decibels))
 
-    @jax.jit
-    def measure(arrays: Array, x: Array, keys: Array) -> tuple[Array, Array]:
-        clean = jax.vmap(operator.forward, (None, 0))(arrays, x)
-        return jax.vmap(noisy, (0, 0, None))(keys, clean, decibels)
 
-    return Imaged(x, *measure(operator.arrays, x, jax.random.split(noises, count)))
+@functools.partial(jax.jit, static_argnums=0)
+def _measured(
+    forward: Callable[..., Array], arrays: Any, x: Array, keys: Array, decibels: float
+) -> tuple[Array, Array]:
+    clean = jax.vmap(forward, (None, 0))(arrays, x)
+    return jax.vmap(noisy, (0, 0, None))(keys, clean, decibels)

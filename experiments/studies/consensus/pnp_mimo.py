@@ -78,6 +78,12 @@ def system(config: Config, frequencies: int | None = None) -> imaging.Geometry:
     )
 
 
+@functools.cache
+def seen_by(config: Config, frequencies: int | None = None) -> imaging.Operator:
+    """Its forward model."""
+    return imaging.dense(system(config, frequencies))
+
+
 def prior_of(name: str) -> imaging.Prior:
     """A prior by the name of its method."""
     made = {
@@ -97,7 +103,7 @@ def prior_of(name: str) -> imaging.Prior:
 @functools.cache
 def solver(name: str, config: Config, frequencies: int | None) -> tuple[dx.Algorithm, Any]:
     """A method on the system, and its iterations as one compiled program."""
-    operator = imaging.dense(system(config, frequencies))
+    operator = seen_by(config, frequencies)
     algorithm = imaging.pnp_admm(operator, prior_of(name), **TUNED[name.split(",")[0]])
     return algorithm, rolled(algorithm, LONG if name == SPARSE_LONG else ITERATIONS)
 
@@ -122,7 +128,7 @@ def estimates(name: str, config: Config, drawn: Imaged, frequencies: int | None 
 
 def scenes_of(config: Config, seed: int, noise: float, frequencies: int | None = None) -> Imaged:
     """The scenes of a seed, seen by the system at a signal-to-noise ratio."""
-    operator = imaging.dense(system(config, frequencies))
+    operator = seen_by(config, frequencies)
     return imaged(jax.random.key(seed), operator, config.scenes, noise)
 
 
@@ -256,55 +262,51 @@ def dealt(config: Config, stage: Stage = in_memory) -> Summary:
         table["least squares"],
         1e-2,
     )
-    lost = np.subtract(table["psnr central"], table["psnr receivers"])
-    report.claim(
-        "PnP over receivers, a ball each, is within 1 dB of PnP with one ball (mean of each seed)",
-        np.all(lost <= 1.0),
-        lost.tolist(),
-        1.0,
-    )
     return report.summary({})
+
+
+@functools.cache
+def shared(name: str, config: Config, clients: int, rounds: int, **options: Any) -> Any:
+    """Consensus over receivers and its rounds, as one compiled program."""
+    operator = seen_by(config)
+    algorithm = imaging.pnp_consensus(operator, prior_of(name), clients, **options)
+    return algorithm, rolled(algorithm, rounds)
+
+
+@functools.cache
+def steady(config: Config, rounds: int) -> Any:
+    """PnP-ADMM with one strength throughout, as one compiled program."""
+    tuned = TUNED[PNP] | {"decay": 1.0, "strength": STEADY}
+    algorithm = imaging.pnp_admm(seen_by(config), prior_of(PNP), tolerance=0.0, **tuned)
+    return algorithm, rolled(algorithm, rounds)
 
 
 def _held_together(config: Config, seed: int) -> dict[str, np.ndarray]:
     drawn = scenes_of(config, seed, NOISES[0])
-    operator = imaging.dense(system(config))
+    operator, n = seen_by(config), config.receivers
     y, radius, key = drawn.measurements, drawn.radius, jax.random.key(seed)
     first = imaging.first_scenes(operator, y)
     truth = jnp.abs(drawn.reflectivity)
 
+    def central(rounds: int) -> Any:
+        algorithm, run = steady(config, rounds)
+        state = algorithm.init(key, y, radius)
+        return run(state, dx.Population(config.scenes), key)[0].clients.v1
+
     def consensus(name: str, clients: int, rounds: int, **options: Any) -> Any:
         kept = imaging.received(operator, y, radius, among=1 if clients == 1 else None)
-        algorithm = imaging.pnp_consensus(operator, prior_of(name), clients, **options)
-        state = algorithm.init(key, first, kept)
-        state, _ = rolled(algorithm, rounds)(state, imaging.receiving(kept), key)
+        algorithm, run = shared(name, config, clients, rounds, **options)
+        state, _ = run(algorithm.init(key, first, kept), imaging.receiving(kept), key)
         return imaging.shared_scenes(state)
 
-    tuned = TUNED[PNP] | {"decay": 1.0, "strength": STEADY}
-    algorithm = imaging.pnp_admm(operator, prior_of(PNP), tolerance=0.0, **tuned)
-    state = algorithm.init(key, y, radius)
-    source = dx.Population(config.scenes)
-    central, _ = rolled(algorithm, ITERATIONS)(state, source, key)
-    longer, _ = rolled(algorithm, 3 * ITERATIONS)(state, source, key)
-    penalty = TUNED[PNP]["penalty"]
+    penalty, longer = TUNED[PNP]["penalty"], 3 * ITERATIONS
     alone = consensus(PNP, 1, ITERATIONS, penalty=penalty, strength=STEADY)
-    # The prox of all receivers together then has the central strength.
-    shares = {"penalty": penalty / config.receivers, "strength": STEADY * config.receivers}
-    spread = consensus(PNP, config.receivers, 3 * ITERATIONS, **shares)
-    # The same problem whatever the penalty: its product with the strength is fixed.
-    product = 5.0
-    whole = consensus(
-        SPARSE, 1, config.dealt, penalty=50.0, strength=product / 50.0, least_squares=True
-    )
-    share = 50.0 / config.receivers
-    parts = consensus(
-        SPARSE,
-        config.receivers,
-        config.dealt,
-        penalty=share,
-        strength=product / share,
-        least_squares=True,
-    )
+    # The prox of all receivers together has the central strength.
+    spread = consensus(PNP, n, longer, penalty=penalty / n, strength=n * STEADY)
+    # One problem whatever the penalty: its product with the strength is fixed.
+    squares: dict[str, Any] = {"rounds": config.dealt, "least_squares": True}
+    whole = consensus(SPARSE, 1, penalty=50.0, strength=0.1, **squares)
+    parts = consensus(SPARSE, n, penalty=50.0 / n, strength=n * 0.1, **squares)
 
     def apart(one: Any, other: Any) -> np.ndarray:
         return np.asarray(jnp.linalg.norm(one - other) / jnp.linalg.norm(other))
@@ -313,9 +315,9 @@ def _held_together(config: Config, seed: int) -> dict[str, np.ndarray]:
         return np.asarray(imaging.psnr(imaging.normalised(v), truth)).mean()
 
     return {
-        "one_client": apart(alone, central.clients.v1),
+        "one_client": apart(alone, central(ITERATIONS)),
         "least_squares": apart(parts, whole),
-        "psnr_central": quality(longer.clients.v1),
+        "psnr_central": quality(central(longer)),
         "psnr_receivers": quality(spread),
     }
 
