@@ -46,10 +46,16 @@ def test_grids_are_halved_and_doubled():
 def test_volumes_of_any_size_and_batch_pass():
     model = models.UNet3D(2, 2)
     x = jax.random.normal(KEY, (2, 5, 4, 3))
-    params = model.init(KEY, x, jnp.zeros(2))
-    several = model.apply(params, x, jnp.array([0.1, 0.2]))
+
+    @jax.jit
+    def both(x):
+        params = model.init(KEY, x, jnp.zeros(2))
+        several = model.apply(params, x, jnp.array([0.1, 0.2]))
+        return several, model.apply(params, x[1], jnp.float32(0.2))
+
+    several, alone = both(x)
     assert several.shape == x.shape
-    alone = model.apply(params, x[1], jnp.float32(0.2))
     np.testing.assert_allclose(alone, several[1], rtol=1e-4, atol=1e-5)
+    params = jax.eval_shape(model.init, KEY, x, jnp.zeros(2))
     with pytest.raises(ValueError, match="x must be volumes of sides >= 2"):
         model.apply(params, x[:, :1], jnp.zeros(2))
