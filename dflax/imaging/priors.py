@@ -116,8 +116,8 @@ def learned(weights: PyTree[Array] | None = None, *, scale_invariant: bool = Fal
 
     Args:
       weights: of `dflax.imaging.NETWORK`; by default those that dflax ships, which
-        `experiments/tasks/magnitude_denoiser.py` trained on boxes and plates in 13 x 13 x 17 voxels under
-        circular noise of deviation 0.005 to 0.2.
+        `experiments/tasks/magnitude_denoiser.py` trained on boxes and plates in 13 x 13 x 17 voxels
+        under circular noise of deviation 0.005 to 0.2.
       scale_invariant: see `of_magnitude`; for scenes whose greatest magnitude is not about 1.
 
     Raises:
