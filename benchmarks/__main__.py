@@ -42,6 +42,7 @@ NAMES = (
     "gaussian_processes",
     "experts",
     "generation",
+    "imaging",
     "sparse_coding",
     "verified",
 )

@@ -24,6 +24,7 @@ from dflax.models.split.transformer import DegenerateCut, split_transformer
 from dflax.models.statistics import recalibrate, recalibrate_on, with_statistics
 from dflax.models.transformer import Block, TransformerClassifier, TransformerLM, attention
 from dflax.models.two_layer import TwoLayer
+from dflax.models.unet import Conv3D, UNet3D, convolve_3d
 from dflax.programs.convolutions import rewrite_convolutions
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "BasicBlock",
     "Block",
     "Conv",
+    "Conv3D",
     "DegenerateCut",
     "DiT",
     "Dispatch",
@@ -57,12 +59,14 @@ __all__ = [
     "TransformerLM",
     "TwoLayer",
     "UNet",
+    "UNet3D",
     "apply_lora",
     "as_apply",
     "attention",
     "avg_pool",
     "balance_loss",
     "convolve",
+    "convolve_3d",
     "lora",
     "max_pool",
     "rank_mask",
