@@ -40,6 +40,9 @@ NAMES = (
     "planning",
     "heavy_hitters",
     "gaussian_processes",
+    "experts",
+    "generation",
+    "imaging",
     "sparse_coding",
     "verified",
 )

@@ -58,6 +58,23 @@ def pytest_configure() -> None:
     gc.set_threshold(100_000, 50, 1_000)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is marked `some(k)` k variants, spread over all, are quick; the others are slow."""
+    variants: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("some") is not None:
+            variants.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for group in variants.values():
+        marker = group[0].get_closest_marker("some")
+        assert marker is not None
+        (count,) = marker.args
+        quick = {place * len(group) // count for place in range(count)}
+        for place, item in enumerate(group):
+            if place not in quick:
+                item.add_marker(pytest.mark.slow)
+
+
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """What a module leaves behind is not looked through again, and dropped before it is too much.
 

@@ -65,6 +65,7 @@ def test_keys_are_in_the_order_of_the_numbers_and_give_them_back(dtype):
     assert np.isnan(from_keys(nan, dtype).astype(np.float32)).all()
 
 
+@pytest.mark.some(3)
 # 9 and 10 are unrolled; staged networks run for any number of rows, here beyond the limit.
 @pytest.mark.parametrize("rows", [1, 2, 9, 10, order_statistics.UNROLLED + 3])
 def test_statistics_equal_those_of_numpy(rows):

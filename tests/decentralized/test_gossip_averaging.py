@@ -42,6 +42,7 @@ RECURSIONS = {
 }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("order", list(Order))
 @pytest.mark.parametrize("steps", [1, 3])
 def test_each_order_is_its_matrix_recursion_on_quadratics(order, steps):

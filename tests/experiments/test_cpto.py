@@ -28,7 +28,7 @@ def test_scenes_are_drawn_as_their_family_says():
     assert parked.places.shape == (4, 2, 2)
     again = together([scenes(Family(), 3, 4), scenes(Family(), 4, 4)])
     np.testing.assert_array_equal(again.places[:4], parked.places)
-    assert np.abs(again.places[4:] - parked.places).min() > 0
+    assert np.abs(again.places[4:, 0, 0] - parked.places[:, 0, 0]).min() > 0
 
 
 def outcome(clearance, offset, speed, change):

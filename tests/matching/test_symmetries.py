@@ -79,6 +79,7 @@ MODELS = {
 }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", [*MODELS, *FUNCTIONS])
 def test_permuting_all_derived_groups_keeps_the_function(name):
     if name in FUNCTIONS:

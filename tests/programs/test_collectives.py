@@ -75,6 +75,7 @@ GOSSIP = {
 }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", GOSSIP)
 def test_gossip_on_a_graph_of_shifts_permutes_boundary_rows_alone(name, mesh):
     make, rows = GOSSIP[name]
@@ -111,6 +112,7 @@ def sent(found):
     return sum(one.sent * one.times for one in found)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("graph", "rows"),
     [
@@ -179,6 +181,7 @@ DEALT = {
 }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", DEALT)
 def test_any_other_gossip_deals_models_by_coordinates_and_back(name, mesh):
     found, _ = exchanged(dfedavg(DEALT[name]()), federation(32), mesh)

@@ -61,6 +61,7 @@ def operation(name):
     return (lambda x, k: lax.conv_general_dilated(x, k, **settings)), x, k
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", COVERED)
 def test_any_layout_gives_the_same_values_and_derivatives(name):
     convolve, x, k = operation(name)
@@ -164,6 +165,7 @@ CALLS = {
 }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", CALLS)
 def test_inside_of_calls(name):
     call = CALLS[name]

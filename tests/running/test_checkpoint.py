@@ -335,6 +335,7 @@ def test_without_any_good_checkpoint_the_run_starts_again(setting, whole, copied
         same(setting.run(checkpoint=copied), whole)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
