@@ -35,7 +35,8 @@ def measure(
         [(-np.asarray(q), np.asarray(e)[places]) for q, e in zip(qs, es, strict=True)]
         for qs, es, places in zip(gradients, ends, given, strict=True)
     ]
-    best, least, solutions = float("inf"), float("inf"), []
+    best, least = float("inf"), float("inf")
+    solutions: list[Any] = []
     for _ in range(20):
         began, worked = time.perf_counter(), time.process_time()
         solutions = []
@@ -48,5 +49,5 @@ def measure(
         best = min(best, time.perf_counter() - began)
         least = min(least, time.process_time() - worked)
     count = sum(map(len, tasks))
-    found = {"ms": 1e3 * best / count, "cpu_ms": 1e3 * least / count}
-    return found | {"solutions": [np.array(s).tolist() for s in solutions]}
+    times = {"ms": 1e3 * best / count, "cpu_ms": 1e3 * least / count}
+    return times | {"solutions": [np.array(s).tolist() for s in solutions]}

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import dflax as dx
@@ -20,8 +21,9 @@ def crossing() -> robots.Scene:
     centres[:, 1, 0], centres[:, 1, 1] = 20, -3
     axes[:, :, 0], axes[:, :, 1] = 4, 2.2
     axes[1, 1] = 0
-    start = robots.Start(np.zeros(2), np.array([7.0, 0.0]), np.float64(0), np.float64(0))
-    return robots.Scene(start, centres, axes, np.full(2, 7.0), np.array([3.0, -3.0]))
+    begun: list[Any] = [np.zeros(2), np.array([7.0, 0.0]), np.float64(0), np.float64(0)]
+    rest: list[Any] = [centres, axes, np.full(2, 7.0), np.array([3.0, -3.0])]
+    return robots.Scene(robots.Start(*begun), *rest)
 
 
 def planned(shared: int = 5, **options: Any) -> dict[str, np.ndarray]:
@@ -37,7 +39,7 @@ def planned(shared: int = 5, **options: Any) -> dict[str, np.ndarray]:
     key = jax.random.key(0)
 
     def step(state: Any, _: None) -> tuple[Any, Any]:
-        state, metrics = algorithm.step(state, source.draw(key, 0))
+        state, metrics = algorithm.step(state, source.draw(key, jnp.int32(0)))
         found = state.clients.memory.params
         return state, (found.x, found.y, metrics["kinematic"])
 

@@ -68,21 +68,22 @@ def scenes(family: Family, seed: int, count: int, slots: int = SLOTS) -> Road:
 
     axes = [[4.5, 2.2], [4.0, 2.2], [4.0, 2.2]][:slots]
     bodies = [[4.0, 1.6], [2.0, 0.9], [2.0, 0.9]][:slots]
-    return Road(
-        places=np.stack([along, across], -1),
-        speeds=every(np.full(slots, family.moving)),
-        wanted=every(np.where(third, 1, 2) * family.moving),
-        axes=every(axes),
-        bodies=every(bodies),
-        there=there,
-        known=every(~second),
-        phantoms=np.stack([imagined, np.where(second, family.imagined, across)], -1),
-        drifts=every(np.where(second, family.moving, 0.0)),
-        hidden=every(second),
-        speed=family.speed * row,
-        detour=DETOUR * row,
-        wary=family.speed * family.wary * row,
-    )
+    made: dict[str, Any] = {
+        "places": np.stack([along, across], -1),
+        "speeds": every(np.full(slots, family.moving)),
+        "wanted": every(np.where(third, 1, 2) * family.moving),
+        "axes": every(axes),
+        "bodies": every(bodies),
+        "there": there,
+        "known": every(~second),
+        "phantoms": np.stack([imagined, np.where(second, family.imagined, across)], -1),
+        "drifts": every(np.where(second, family.moving, 0.0)),
+        "hidden": every(second),
+        "speed": family.speed * row,
+        "detour": DETOUR * row,
+        "wary": family.speed * family.wary * row,
+    }
+    return Road(**made)
 
 
 def together(roads: Sequence[Road]) -> Road:

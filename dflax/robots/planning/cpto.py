@@ -128,8 +128,9 @@ def cpto(
         slacks    over-relaxed: max(0, -r (G c - g) + (1 - r) slack)
         duals     += rho times the residual
 
-    The problem is not convex, and what it ends in depends on the guess. Check the segment that is
-    driven, not the whole horizon.
+    The penalty stays as it is, since the quadratics are inverted once for it. The problem is not
+    convex, and what it ends in depends on the guess. Check the segment that is driven, not the whole
+    horizon.
 
     Args:
       curves: of `bernstein`.

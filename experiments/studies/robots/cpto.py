@@ -64,7 +64,7 @@ def static(config: Config, stage: Stage = in_memory) -> Summary:
     report = Report()
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, options in RUNS.items():
-        result = stage(name, lambda options=options: planned(**options))  # type: ignore[misc]
+        result = stage(name, lambda options=options: planned(**options))
         found[name] = result
         ten, hundred, last = result["spread"]
         columns = {"spread_at_10": ten, "at_100": hundred, "at_300": last}
@@ -171,7 +171,7 @@ def _said_besides(report: Report, found: dict[str, dict[str, np.ndarray]]) -> No
     hits = [int((own["clearance"] < COLLISION).sum()) for own in (ours, alone, optimist)]
     fast, slow = ours["speed"].mean(1), union["speed"].mean(1)
     steady, other = ours["change"].mean(1), alone["change"].mean(1)
-    rows = {
+    rows: dict[str, tuple[Any, Any, Any]] = {
         "fewer collisions than the optimist": (hits[0] < hits[2], hits[0], hits[2]),
         "fewer collisions than without consensus": (hits[0] < hits[1], hits[0], hits[1]),
         "faster than the union on every seed": (np.all(fast > slow), fast, slow),
@@ -320,7 +320,7 @@ def _plan_figure(found: dict[str, dict[str, np.ndarray]]) -> Any:
     return canvas
 
 
-def _ellipse(panel: Any, centre: np.ndarray, axes: np.ndarray, **look: Any) -> Any:
+def _ellipse(panel: Any, centre: Any, axes: Any, **look: Any) -> Any:
     from matplotlib.patches import Ellipse
 
     return panel.add_patch(Ellipse(tuple(centre), 2 * axes[0], 2 * axes[1], **look))
