@@ -41,6 +41,8 @@ NAMES = (
     "heavy_hitters",
     "gaussian_processes",
     "experts",
+    "generation",
+    "imaging",
     "sparse_coding",
     "verified",
 )

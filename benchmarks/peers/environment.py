@@ -16,6 +16,7 @@ ENVIRONMENTS = {
     "fedjax": ("fedjax==0.0.17", "jax==0.10.2", "optax==0.2.8"),
     "flower": ("torch==2.13.0", "flwr[simulation]==1.41.0"),
     "opacus": ("torch==2.13.0", "opacus>=1.5"),
+    "flow": ("torch==2.13.0", "flow-matching==1.0.10", "torchcfm==1.0.7"),
     "gpytorch": ("torch==2.13.0", "gpytorch==1.15.2"),
     # Its scheduler alone is run, which needs NumPy.
     "appfl": ("--no-deps", "appfl==1.12.0", "numpy==2.2.6"),
@@ -65,6 +66,7 @@ PEERS = {
     "appfl": Peer("APPFL", "appfl", "appfl"),
     "pure_ldp": Peer("pure-ldp", "pure-ldp", "ldp"),
     "appfl_simulation": Peer("APPFL's simulation", "appfl", "appfl_simulation", optional=True),
+    "flow": Peer("torchcfm and flow-matching", "torchcfm", "flow"),
     "gpytorch": Peer("GPyTorch", "gpytorch", "gpytorch"),
     "osqp": Peer("OSQP", "osqp", "osqp"),
     "prosper": Peer("ProSper", "ProSper", "prosper", optional=True),

@@ -196,7 +196,8 @@ def asynchronous_server(
             )
             happened, write = trained.any(), event["write"][0]
             server = _moved(made, latest, server, summed, happened, write)
-            kept, sending, sent, counted = clients.kept, clients.channel, {}, trained
+            kept, sending, counted = clients.kept, clients.channel, trained
+            sent: Metrics = {}
         else:
             made_now, measured = map_present(
                 work,

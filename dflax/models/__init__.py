@@ -5,6 +5,10 @@ from dflax.models.apply import as_apply, variables, with_variables
 from dflax.models.averaged import AveragedStatistics
 from dflax.models.cnn import CNN
 from dflax.models.convolution import Conv, convolve
+from dflax.models.diffusion.noised import Noised, time_features
+from dflax.models.diffusion.perceptron import TimeMLP
+from dflax.models.diffusion.transformer import AdaptiveBlock, DiT
+from dflax.models.diffusion.unet import ResidualBlock, UNet
 from dflax.models.mlp import MLP, Linear
 from dflax.models.moe.layer import Dispatch, MoE
 from dflax.models.moe.products import Owned
@@ -20,17 +24,21 @@ from dflax.models.split.transformer import DegenerateCut, split_transformer
 from dflax.models.statistics import recalibrate, recalibrate_on, with_statistics
 from dflax.models.transformer import Block, TransformerClassifier, TransformerLM, attention
 from dflax.models.two_layer import TwoLayer
+from dflax.models.unet import Conv3D, UNet3D, convolve_3d
 from dflax.programs.convolutions import rewrite_convolutions
 
 __all__ = [
     "CNN",
     "MLP",
+    "AdaptiveBlock",
     "Apply",
     "AveragedStatistics",
     "BasicBlock",
     "Block",
     "Conv",
+    "Conv3D",
     "DegenerateCut",
+    "DiT",
     "Dispatch",
     "Exchange",
     "Frozen",
@@ -39,20 +47,26 @@ __all__ = [
     "Load",
     "LowRank",
     "MoE",
+    "Noised",
     "Owned",
     "ResNet18",
+    "ResidualBlock",
     "Split",
     "SplitCost",
+    "TimeMLP",
     "Trained",
     "TransformerClassifier",
     "TransformerLM",
     "TwoLayer",
+    "UNet",
+    "UNet3D",
     "apply_lora",
     "as_apply",
     "attention",
     "avg_pool",
     "balance_loss",
     "convolve",
+    "convolve_3d",
     "lora",
     "max_pool",
     "rank_mask",
@@ -64,6 +78,7 @@ __all__ = [
     "split_mlp",
     "split_transformer",
     "square_loss",
+    "time_features",
     "variables",
     "with_statistics",
     "with_variables",

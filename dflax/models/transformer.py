@@ -51,7 +51,7 @@ class TransformerClassifier(nn.Module):
             )
         name = "patch" if self.vocabulary is None else "vocabulary"
         validation.integer(name, getattr(self, name), low=1)
-        _validate_blocks(self.width, self.depth, self.heads, self.dropout)
+        check_blocks(self.width, self.depth, self.heads, self.dropout)
         super().__post_init__()
 
     @nn.compact
@@ -113,7 +113,7 @@ class TransformerLM(nn.Module):
         validation.flag("tied", self.tied)
         _validate_mixture(self.mixture)
         validation.dtype("dtype", self.dtype)
-        _validate_blocks(self.width, self.depth, self.heads, self.dropout)
+        check_blocks(self.width, self.depth, self.heads, self.dropout)
         super().__post_init__()
 
     @nn.compact
@@ -241,7 +241,8 @@ def _validate_mixture(mixture: MoE | None) -> None:
         validation.instance("mixture", mixture, MoE, "For example dflax.models.MoE(8, active=2).")
 
 
-def _validate_blocks(width: int, depth: int, heads: int, dropout: float) -> None:
+def check_blocks(width: int, depth: int, heads: int, dropout: float) -> None:
+    """Refuse sizes of a transformer that do not fit together."""
     validation.integer("width", width, low=1)
     validation.integer("depth", depth, low=1)
     validation.integer("heads", heads, low=1)

@@ -77,8 +77,9 @@ def _as_given(leaf: Array) -> Array:
     """The array in the layout of a program's arguments.
 
     A convolution would have its kernels in another one, and the compiler then all rows in it, copied.
+    Keys have no layout, and of complex numbers TPUs' compiler knows no constraint.
     """
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) or jnp.iscomplexobj(leaf):
         return leaf
     return with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim))))
 

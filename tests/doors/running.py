@@ -107,6 +107,7 @@ CALLS = {
     "models.Block": {"heads": 2},
     "models.CNN": {"classes": 3},
     "models.Conv": {"features": 4, "kernel_size": (3, 3)},
+    "models.Conv3D": {"features": 4},
     "models.GroupNorm": {},
     "models.Linear": {"classes": 3},
     "models.MLP": {"features": (4,), "classes": 3},
@@ -115,6 +116,7 @@ CALLS = {
     "models.TransformerClassifier": {"classes": 3, "patch": 4},
     "models.TransformerLM": {"vocabulary": 16},
     "models.TwoLayer": {"width": 4},
+    "models.UNet3D": {},
     "models.apply_lora": {
         "params": WEIGHTS,
         "adapter": dx.models.lora(KEY, WEIGHTS, 1),

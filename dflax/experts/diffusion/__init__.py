@@ -1,0 +1,1 @@
+"""Decentralized diffusion: experts that never speak to each other, and a router over them."""

@@ -1,0 +1,1 @@
+"""Networks of noised inputs, their times and conditions: denoisers and routers."""

@@ -1,0 +1,48 @@
+"""The study of DDM: its distance is Frechet's, and its claims can fail."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from experiments.studies.experts import ddm
+from experiments.tasks import generation
+from experiments.tools.report import Report
+
+
+def test_the_distance_is_frechets():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(500, 3)) @ np.diag([1.0, 2.0, 0.5]) + 1
+    second = rng.normal(size=(400, 3)) @ np.array([[1, 0.3, 0], [0, 1, 0.2], [0, 0, 1]])
+    c, d = np.cov(first.T), np.cov(second.T)
+    root = scipy.linalg.sqrtm(c @ d).real
+    wanted = np.sum((first.mean(0) - second.mean(0)) ** 2) + np.trace(c + d - 2 * root)
+    assert generation.frechet(first, second) == pytest.approx(wanted, rel=1e-6)
+    assert generation.frechet(first, first) == pytest.approx(0, abs=1e-6)
+
+
+def test_digits_are_in_range_and_pictures_undo_it():
+    task = generation.digits()
+    x = np.asarray(task.data.inputs)
+    assert x.shape == (1797, 64)
+    assert (x.min(), x.max()) == (-1, 1)
+    assert task.features.shape == (1797, 16)
+    assert task.picture(x.max(0)).max() == 1
+    assert generation.distance(task, x) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_the_claims_follow_from_the_numbers(good):
+    bad = 0.0 if good else 5.0
+    found = {
+        "monolith": np.array([0.4, 0.5]),
+        "k-means, full": np.array([0.5, 0.6 + bad]),
+        "k-means, top-1": np.array([0.5, 0.6 + bad]),
+        "random, full": np.array([0.7, 0.8]),
+        "k-means, one expert alone": np.array([7.0, 7.0 if good else 0.6]),
+        "k-means, distilled": np.array([0.5, 0.6 - bad]),
+    }
+    report = Report()
+    ddm._claims_on_digits(report, found, {"monolith": 1.0, "k-means, top-1": 1.2 if good else 1.4})
+    full = {"central": np.array([0.4, 0.4]), "FedAvg": np.array([0.4, 0.45 + bad])}
+    ddm._claims_of_routers(report, full)
+    assert [claim.holds for claim in report.claims] == [good] * 7
