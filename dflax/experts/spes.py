@@ -89,6 +89,8 @@ def spes(
     )
     check_optimizer("optimizer", optimizer)
     validation.function("as_seen", as_seen, "For example dflax.models.Owned.", takes=3)
+    if channel is not None:
+        validation.instance("channel", channel, Channel, "Make one with dflax.channel.")
     owns = ownership(experts, nodes, slices, where)
     check_merging(merging, experts)
     local = local_steps(loss, optimizer, owns, as_seen)
