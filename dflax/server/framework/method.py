@@ -63,7 +63,7 @@ def stated(aggregator: Aggregator | None, channel: Channel | None, **given: Any)
     for place, kind in enumerate(validation.sequence("kinds", given["kinds"], "names", least=0)):
         validation.text(f"kinds[{place}]", kind)
     aggregator = mean() if aggregator is None else aggregator
-    each_is_wanted = (channel, given["read"], given["receive"]) != (None, None, None)
+    each_is_wanted = any(x is not None for x in (channel, given["read"], given["receive"]))
     channel = perfect() if channel is None else channel
     validation.instance(
         "aggregator", aggregator, Aggregator, "For example dflax.aggregation.mean()."
