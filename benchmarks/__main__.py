@@ -37,9 +37,12 @@ NAMES = (
     "compression",
     "secure_aggregation",
     "robots",
+    "planning",
     "heavy_hitters",
     "gaussian_processes",
+    "experts",
     "generation",
+    "imaging",
     "sparse_coding",
     "verified",
 )

@@ -62,7 +62,7 @@ def large(horizon: float) -> list[Row]:
         ("FedBuff 5", asynchronous.fedbuff(times, 5, horizon, weights="importance")),
     ):
         cut = asynchronous.waves(table)
-        method = asynchronous.asynchronous_server(nearer, optax.sgd(0.1), cut)
+        method = asynchronous.asynchronous_server(nearer, optax.sgd(0.1), cut, at_once=1)
         joined = asynchronous.join(source, cut)
 
         @functools.partial(jax.jit, donate_argnums=0)

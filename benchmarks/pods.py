@@ -97,7 +97,30 @@ def transformer() -> Task:
     return Task(loss, variables["params"], ((512,), jnp.int32), None, 1, 2)
 
 
-TASKS = {"CNN": cnn, "ResNet-18": resnet, "transformer, 1.3B": transformer}
+@functools.cache
+def mixture() -> Task:
+    """A language model of 4 layers with 256 experts each, one for every node of 256."""
+    network = dx.models.TransformerLM(
+        vocabulary=8192,
+        length=256,
+        width=512,
+        depth=4,
+        heads=8,
+        mixture=dx.models.MoE(EXPERTS, active=4, hidden=512),
+    )
+    variables = jax.eval_shape(network.init, KEY, jnp.zeros((1, 256), jnp.int32))
+    loss = dx.experts.routed_language_modelling(network)
+    return Task(loss, variables["params"], ((256,), jnp.int32), None, 2, 4)
+
+
+EXPERTS = 256
+MIXTURE = "mixture of 256 experts"
+TASKS = {
+    "CNN": cnn,
+    "ResNet-18": resnet,
+    "transformer, 1.3B": transformer,
+    MIXTURE: mixture,
+}
 METHODS: dict[str, Callable[[Task, Plan], dx.Algorithm]] = {
     "FedAvg": lambda task, plan: dx.server.fedavg(task.loss, SGD, at_once=plan.at_once),
     "FedAvg, median": lambda task, plan: dx.server.fedavg(
@@ -111,6 +134,23 @@ METHODS: dict[str, Callable[[Task, Plan], dx.Algorithm]] = {
     ),
     "DFedADMM, ring": lambda task, plan: dx.decentralized.dfedadmm(
         task.loss, SGD, dx.gossip.ring(plan.clients), at_once=plan.at_once
+    ),
+}
+METHODS |= {
+    "SPES": lambda task, plan: dx.experts.spes(
+        task.loss,
+        optax.adamw(1e-3),
+        experts=EXPERTS,
+        nodes=plan.clients,
+        as_seen=dx.models.Owned,
+        at_once=plan.at_once,
+    ),
+    "FedAvg, AdamW kept": lambda task, plan: dx.server.fedavg(
+        task.loss,
+        optax.adamw(1e-3),
+        keep_optimizer=True,
+        clients=plan.clients,
+        at_once=plan.at_once,
     ),
 }
 PLANS = (
@@ -130,6 +170,8 @@ PLANS = (
     Plan("transformer, 1.3B", "FedAvg", "8xH100", cohort=8),
     Plan("transformer, 1.3B", "FedAvg", "v5e:16x16", cohort=256),
     Plan("transformer, 1.3B", "FedAvg", "v5e:16x16", cohort=16, model=16),
+    Plan(MIXTURE, "SPES", "v5e:16x16", clients=256),
+    Plan(MIXTURE, "FedAvg, AdamW kept", "v5e:16x16", clients=256),
 )
 
 

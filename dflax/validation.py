@@ -41,8 +41,14 @@ _KINDS = {
     "real": (jax.numpy.floating, jax.numpy.integer),
     "integer": (jax.numpy.integer,),
     "boolean": (np.bool_,),
+    "complex": (jax.numpy.floating, jax.numpy.integer, jax.numpy.complexfloating),
 }
-_KIND_NAMES = {"real": "real numbers", "integer": "integers", "boolean": "booleans"}
+_KIND_NAMES = {
+    "real": "real numbers",
+    "integer": "integers",
+    "boolean": "booleans",
+    "complex": "real or complex numbers",
+}
 
 
 def is_traced(value: Any) -> bool:
@@ -241,7 +247,7 @@ def array(
     name: str,
     value: Any,
     *,
-    kind: Literal["real", "integer", "boolean"],
+    kind: Literal["real", "integer", "boolean", "complex"],
     shape: tuple[int | str, ...] | None = None,
     low: float = -math.inf,
     high: float = math.inf,
@@ -252,7 +258,8 @@ def array(
     Args:
       name: the argument's name, for the message.
       value: numbers in any form that NumPy reads; a tracer is returned as it is, if its shape fits.
-      kind: real numbers (integers count as such), integers or booleans; nothing is converted.
+      kind: real numbers (integers count as such), integers, booleans, or complex numbers (real ones
+        count as such, and there are no bounds); nothing is converted.
       shape: per axis its length, or a letter where any length of at least 1 will do. None: any shape.
       low: smallest allowed entry.
       high: largest allowed entry.
@@ -270,7 +277,9 @@ def array(
         raise TypeError(_message(name, value, given_type, fix))
     if shape is not None and not _has_shape(given.shape, shape):
         raise ValueError(f"{name} must be {allowed}, got shape {given.shape}. {fix}".rstrip())
-    if not is_traced(given) and kind != "boolean" and given.size:
+    if not is_traced(given) and kind == "complex" and not np.isfinite(given).all():
+        raise ValueError(f"{name} must be finite numbers, got NaN or infinity. {fix}".rstrip())
+    if not is_traced(given) and kind in ("real", "integer") and given.size:
         least, most = given.min(), given.max()
         if not (least >= low and most <= high and np.isfinite(least) and np.isfinite(most)):
             bounds = _interval(low, high, False, False)

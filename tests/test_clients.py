@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dflax as dx
-from dflax.clients import DealtWithClients, map_present
+from dflax.clients import DealtWithClients, map_present, sum_cohort
 from dflax.data.dealt import Dealt
 
 
@@ -131,6 +131,45 @@ def test_a_client_alone_reads_its_row_where_it_lies():
 
     assert "f32[50,64]" in program(2)
     assert "f32[50,64]" not in program(1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_terms_are_added_up_as_they_come(count, devices):
+    draw = np.random.default_rng(0)
+    tree, rows = jnp.asarray(draw.normal(size=(8, 4)), jnp.float32), jnp.arange(float(count))
+    factors = jnp.asarray(draw.normal(size=count), jnp.float32)
+    cohort = jnp.asarray(draw.permutation(8)[:count])
+    shared = jnp.arange(4.0)
+
+    def work(own, row, shared):
+        return {"half": own.astype(jnp.bfloat16), "whole": own * row + shared}, own + row
+
+    def summed(tree, cohort, factors, rows, shared):
+        return sum_cohort(work, factors, tree, cohort, rows, shared=(shared,))
+
+    mesh = dx.client_mesh(jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        given = jax.device_put(tree, jax.NamedSharding(mesh, jax.P("clients")))
+        total, others = jax.jit(summed)(given, cohort, factors, rows, shared)
+    own = np.asarray(tree)[np.asarray(cohort)]
+    terms = own * np.asarray(rows)[:, None] + np.arange(4)
+    np.testing.assert_allclose(total["whole"], np.asarray(factors) @ terms, rtol=1e-5, atol=1e-6)
+    # Narrow terms in float32 sums, and back.
+    assert total["half"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        total["half"].astype(jnp.float32), np.asarray(factors) @ own, rtol=0.02, atol=0.02
+    )
+    np.testing.assert_array_equal(others, own + np.asarray(rows)[:, None])
+
+
+def test_one_client_is_computed_by_all_devices_and_sent_to_none():
+    mesh = dx.client_mesh()
+    with jax.set_mesh(mesh):
+        mapped = jax.jit(lambda row, shared: dx.map_clients(jnp.multiply, row, shared=(shared,)))
+        row, shared = jnp.ones((1, 256)), jnp.arange(256.0)
+        assert dx.profile.collectives(mapped.lower(row, shared).compile()) == []
+        np.testing.assert_array_equal(mapped(row, shared)[0], shared)
 
 
 @pytest.mark.parametrize("at_once", [None, 1, 2, 6])

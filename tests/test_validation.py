@@ -176,6 +176,17 @@ def test_arrays_have_their_kind_shape_and_range():
     jax.jit(lambda x: validation.array("rates", x, kind="real", shape=("m",)))(jnp.ones(2))
 
 
+def test_complex_arrays_are_finite_numbers():
+    for value in ([1.0, 2.0], np.array([1 + 2j]), np.arange(3)):
+        assert validation.array("y", value, kind="complex", shape=("M",)) is not None
+    with pytest.raises(TypeError, match="y must be real or complex numbers"):
+        validation.array("y", np.array(["a"]), kind="complex")
+    with pytest.raises(ValueError, match="y must be finite numbers"):
+        validation.array("y", np.array([1 + 1j * np.nan]), kind="complex")
+    with pytest.raises(ValueError, match="y must be real or complex numbers of shape"):
+        validation.array("y", np.zeros(0, complex), kind="complex", shape=("M",))
+
+
 def test_typed_keys_are_arrays():
     validation.arrays(
         "tree", {"key": jax.random.key(0), "keys": jax.random.split(jax.random.key(0))}

@@ -27,6 +27,7 @@ ENVIRONMENTS = {
         "statsmodels==0.15.0",
     ),
     "appfl_simulation": ("torch==2.13.0", "appfl==1.12.0"),
+    "osqp": ("osqp==1.1.3", "numpy==2.2.6", "scipy==1.15.3"),
     # Of 2019: it asks for the NumPy of its time, and an MPI.
     "prosper": (
         "numpy==1.23.5",
@@ -67,6 +68,7 @@ PEERS = {
     "appfl_simulation": Peer("APPFL's simulation", "appfl", "appfl_simulation", optional=True),
     "flow": Peer("torchcfm and flow-matching", "torchcfm", "flow"),
     "gpytorch": Peer("GPyTorch", "gpytorch", "gpytorch"),
+    "osqp": Peer("OSQP", "osqp", "osqp"),
     "prosper": Peer("ProSper", "ProSper", "prosper", optional=True),
     "flower": Peer("Flower", "flwr", "flower", optional=True),
 }

@@ -59,6 +59,8 @@ class Aggregator(NamedTuple):
       linear: of a rule without state and metrics that takes a combination known from the weights alone:
         from these to its coefficients, `[m]`; None for all others. Such a rule can be applied to scaled
         messages that are never made: see `arc`.
+      gives: of a rule whose combination has other shapes than a message: from one message to what it
+        gives, of which only shapes are read; None for all others.
     """
 
     init: Callable[[Message], Any]
@@ -71,6 +73,7 @@ class Aggregator(NamedTuple):
         | None
     ) = None
     linear: Callable[[Float[Array, " m"]], Float[Array, " m"]] | None = None
+    gives: Callable[[Message], Message] | None = None
 
 
 def mean() -> Aggregator:

@@ -20,10 +20,12 @@ from dflax.clients import (
     client_devices,
     everywhere,
     gather,
+    if_there,
     map_present,
     mean_metrics,
     replicate,
     scatter,
+    sum_cohort,
 )
 from dflax.data.dataset import Dataset
 from dflax.local import Loss, Optimizer, Oracle, Subproblem, solver
@@ -103,6 +105,8 @@ def asynchronous_server(
       channel: of the changes; default perfect.
       at_once: see `dflax.map_clients`. Clients at the same time take as many gradients as the one of
         them with the most steps could; with 1 none is taken in vain, however different their steps.
+        With 1, a perfect channel and one step of the server a wave, changes are added up as they come,
+        and a device holds one of them.
 
     Returns:
       An `Algorithm` on a `FederatedState`; the model is `state.server.params`. Metrics: the loss's own,
@@ -130,11 +134,14 @@ def asynchronous_server(
     validation.flag("latest", latest)
     if latest and cut.keeps:
         raise ValueError("latest must be False with a timetable that keeps changes for later.")
+    each_is_wanted = channel is not None or latest or cut.keeps
     channel = perfect() if channel is None else channel
     validation.instance("channel", channel, Channel, "For example dflax.channel.finite_only().")
     validation.at_once(at_once)
     solve = solver(loss, optimizer)
     population, remembers = cut.timetable.population, latest or cut.keeps
+    # Then a step is a sum whose factors are known before.
+    in_turn = at_once == 1 and cut.most_steps == 1 and not each_is_wanted
 
     def init(key: Key[Array, ""], params: Params) -> FederatedState:
         validation.typed_key("key", key)
@@ -168,38 +175,58 @@ def asynchronous_server(
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
         event, (server, clients) = round.event, (state.server, state.clients)
         _require_event(event, cut, round)
-        channel_key, _ = jax.random.split(round.key)
         reports = everywhere((round.weights > 0).astype(jnp.float32))
         trained = (reports > 0) & ~event["kept"]
-        made_now, measured = map_present(
-            work,
-            trained,
-            round.assignments,
-            event["start"],
-            shared=(server.memory.models, round.data, round.number),
-            chunk=cut.chunk,
-            at_once=at_once,
-        )
-        changes, weights, sending, sent = sent_through(
-            channel,
-            made_now,
-            jnp.where(trained, 1.0, 0.0),
-            gather(clients.channel, round.cohort),
-            Sending(channel_key, round.number, round.members, round.clients),
-        )
-        arrived = everywhere(weights) > 0
-        kept, counted = clients.kept, (arrived | event["kept"]) & (reports > 0) & ~event["later"]
-        if remembers:
-            kept, changes = _remembered(kept, round, changes, arrived, latest)
-        factor = event["weight"] * jnp.where(counted, 1.0, 0.0)
-        if discount is not None:
-            factor = factor * discount(event["staleness"])
-        server = _stepped(made, cut, latest, server, changes, factor, counted, event)
+        shared = (server.memory.models, round.data, round.number)
+
+        def factors(counted: Array) -> Array:
+            factor = event["weight"] * jnp.where(counted, 1.0, 0.0)
+            return factor if discount is None else factor * discount(event["staleness"])
+
+        if in_turn:
+            summed, measured = sum_cohort(
+                lambda own, there, *given: if_there(work, there, *given),
+                factors(trained),
+                (),
+                None,
+                trained,
+                round.assignments,
+                event["start"],
+                shared=shared,
+            )
+            happened, write = trained.any(), event["write"][0]
+            server = _moved(made, latest, server, summed, happened, write)
+            kept, sending, counted = clients.kept, clients.channel, trained
+            sent: Metrics = {}
+        else:
+            made_now, measured = map_present(
+                work,
+                trained,
+                round.assignments,
+                event["start"],
+                shared=shared,
+                chunk=cut.chunk,
+                at_once=at_once,
+            )
+            channel_key, _ = jax.random.split(round.key)
+            changes, weights, sending, sent = sent_through(
+                channel,
+                made_now,
+                jnp.where(trained, 1.0, 0.0),
+                gather(clients.channel, round.cohort),
+                Sending(channel_key, round.number, round.members, round.clients),
+            )
+            sending = scatter(clients.channel, round.cohort, sending, trained)
+            arrived = everywhere(weights) > 0
+            counted = (arrived | event["kept"]) & (reports > 0) & ~event["later"]
+            kept = clients.kept
+            if remembers:
+                kept, changes = _remembered(kept, round, changes, arrived, latest)
+            server = _stepped(made, cut, latest, server, changes, factors(counted), counted, event)
         metrics = _measured(event, counted)
-        after = AsyncClients(kept, scatter(clients.channel, round.cohort, sending, trained))
         own_metrics = mean_metrics(measured, jnp.where(trained, 1.0, 0.0))
         parts = disjoint(**{"the clients' work": own_metrics, "time": metrics, "channel": sent})
-        return FederatedState(state.round + 1, server, after), parts
+        return FederatedState(state.round + 1, server, AsyncClients(kept, sending)), parts
 
     return Algorithm(init, step)
 
@@ -259,26 +286,37 @@ def _stepped(
         share = jnp.where(there, window(factor), 0.0)
 
         summed = _summed(jax.tree.map(window, changes), share, there)
-        happened = there.any()
-        state, total = server.memory.optimizer
-        if latest:
-            total = jax.tree.map(jnp.add, total, summed)
-            summed = total
-        slope = jax.tree.map(lambda leaf, like: -leaf.astype(like.dtype), summed, server.params)
-        updates, moved = optimizer.update(slope, state, server.params)
-        params = optax.apply_updates(server.params, updates)
-        params, moved = jax.tree.map(
-            lambda new, old: jnp.where(happened, new, old), (params, moved), (server.params, state)
-        )
-        models = jax.tree.map(
-            lambda leaf, new: leaf.at[write].set(new, mode="drop"), server.memory.models, params
-        )
-        return AsyncServer(params, Working(models, (moved, total))), None
+        return _moved(optimizer, latest, server, summed, there.any(), write), None
 
     steps = (event["first"], event["count"], event["write"])
     if cut.most_steps == 1:
         return one(server, jax.tree.map(lambda column: column[0], steps))[0]
     return jax.lax.scan(one, server, steps)[0]
+
+
+def _moved(
+    optimizer: optax.GradientTransformation,
+    latest: bool,
+    server: AsyncServer,
+    summed: PyTree[Array],
+    happened: Bool[Array, ""],
+    write: Int[Array, ""],
+) -> AsyncServer:
+    """The server after a step along the changes' sum; as it was where none arrived."""
+    state, total = server.memory.optimizer
+    if latest:
+        total = jax.tree.map(jnp.add, total, summed)
+        summed = total
+    slope = jax.tree.map(lambda leaf, like: -leaf.astype(like.dtype), summed, server.params)
+    updates, moved = optimizer.update(slope, state, server.params)
+    params = optax.apply_updates(server.params, updates)
+    params, moved = jax.tree.map(
+        lambda new, old: jnp.where(happened, new, old), (params, moved), (server.params, state)
+    )
+    models = jax.tree.map(
+        lambda leaf, new: leaf.at[write].set(new, mode="drop"), server.memory.models, params
+    )
+    return AsyncServer(params, Working(models, (moved, total)))
 
 
 def _summed(

@@ -12,7 +12,7 @@ from dflax.clients.devices import (
     shared_axis,
     with_their_clients,
 )
-from dflax.clients.mapping import map_clients, map_cohort, map_present
+from dflax.clients.mapping import if_there, map_clients, map_cohort, map_present, sum_cohort
 from dflax.clients.reductions import mean_metrics, sum_clients, weighted_mean, weighted_sum
 from dflax.clients.rows import against, gather, replicate, require_structure, scatter, select
 
@@ -24,6 +24,7 @@ __all__ = [
     "client_devices",
     "everywhere",
     "gather",
+    "if_there",
     "is_planned",
     "map_clients",
     "map_cohort",
@@ -37,6 +38,7 @@ __all__ = [
     "select",
     "shared_axis",
     "sum_clients",
+    "sum_cohort",
     "weighted_mean",
     "weighted_sum",
     "with_their_clients",

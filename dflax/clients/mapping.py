@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dflax import validation
 from dflax.clients.devices import CLIENTS, DealtWithClients, client_devices, known_to_all, platform
 from dflax.clients.rows import gather
-from dflax.programs.in_place import map_in_place
+from dflax.programs.in_place import map_in_place, scan_in_place
 from dflax.programs.products import contract_last
 from dflax.programs.rewriting import traced_once
 
@@ -59,23 +59,13 @@ def map_clients(
     validation.at_once(at_once)
     shared = jax.tree.map(jnp.asarray, shared)
 
-    devices = client_devices()
-    if devices == 1:
-        return _on_one_device(function, at_once, stacked, shared)
     work = functools.partial(_on_one_device, function, at_once)
-    uneven = bool(count % devices)
-    dealt = jax.shard_map(
-        functools.partial(_on_taken_rows, work, count, devices) if uneven else work,
-        in_specs=(PartitionSpec() if uneven else PartitionSpec(CLIENTS), _layout(shared, devices)),
-        out_specs=PartitionSpec(CLIENTS),
-        axis_names={CLIENTS},
-        check_vma=False,
-    )
-    if not uneven:
-        return dealt(stacked, shared)
-    # Put together on every device and then dealt: an axis that the devices do not divide would else
-    # be cut up and sent around piece by piece.
-    return jax.tree.map(lambda leaf: leaf[:count], dealt(known_to_all(stacked), shared))
+    if client_devices() == 1:
+        return work(stacked, shared)
+    # One client is computed by every device, and what comes of it need not be sent to any.
+    split = count > 1 or any(map(_is_dealt, jax.tree.leaves(shared, is_leaf=_is_dealt)))
+    out = PartitionSpec(CLIENTS if split else None)
+    return _rows_of(count, _over_devices(work, count, stacked, shared, out))
 
 
 def map_cohort(
@@ -119,13 +109,61 @@ def map_cohort(
     if width != 1:
         rows = gather(tree, cohort)
         return map_clients(function, rows, *stacked, shared=shared, at_once=width)
-
-    def reading(member: Array, *others: Any) -> Any:
-        *given, tree = others
-        own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, member, 0, False), tree)
-        return function(own, *given)
-
+    reading = _reading(function)
     return map_clients(reading, cohort, *stacked, shared=(*shared, tree), at_once=1)
+
+
+def sum_cohort(
+    function: Callable[..., tuple[PyTree[Array], Any]],
+    coefficients: Float[Array, " m"],
+    tree: PyTree[Array],
+    cohort: Int[Array, " m"] | None,
+    *stacked: PyTree[Array],
+    shared: tuple[PyTree[Array], ...] = (),
+) -> tuple[PyTree[Array], Any]:
+    """`map_cohort` of clients in turn, whose first result is added up as they come.
+
+        term_i, out_i = function(tree[cohort[i]], *(other[i] for other in stacked), *shared)
+        total         = sum_i c_i term_i
+
+    A device holds one term at a time. Where clients are dealt over devices, each adds up its own, and
+    the sums are added.
+
+    Args:
+      function: as for `map_cohort`; what it returns first is floating point.
+      coefficients: `[m]`, of any sign.
+      tree: as for `map_cohort`, and so are all others.
+      cohort: as there.
+      *stacked: as there.
+      shared: as there.
+
+    Returns:
+      The total, in the terms' dtypes, from sums in float32 or wider; and what else the function
+      returns, each leaf with the leading axis m.
+    """
+    validation.function("function", function)
+    count = coefficients.shape[0]
+    if cohort is not None and client_devices() == 1 and jax.tree.leaves(tree):
+        function, rows, shared = _reading(function), cohort, (*shared, tree)
+    else:
+        rows = gather(tree, cohort)
+    stacked = (coefficients, rows, *stacked)
+    validation.leading_axis("stacked", stacked, count)
+    shared = jax.tree.map(jnp.asarray, shared)
+    add_up = functools.partial(_added_in_turn, function)
+    if client_devices() == 1:
+        return add_up(stacked, shared)
+
+    def own(stacked: Any, shared: Any) -> Any:
+        factors, *rows = stacked
+        number = jax.lax.axis_index(CLIENTS) * len(factors) + jnp.arange(len(factors))
+        # Rows that a device repeats count nothing.
+        total, others = add_up((jnp.where(number < count, factors, 0), *rows), shared)
+        return jax.lax.psum(total, CLIENTS), others
+
+    out = (PartitionSpec(), PartitionSpec(CLIENTS))
+    total, others = _over_devices(own, count, stacked, shared, out)
+    return total, _rows_of(count, others)
 
 
 def map_present(
@@ -169,19 +207,19 @@ def map_present(
         if width is None:
             function, width = _clients_at_once(function, stacked, shared)
         if width == 1:
-            one = functools.partial(_if_there, function)
+            one = functools.partial(if_there, function)
             return map_clients(one, present, *stacked, shared=shared, at_once=1)
 
     def together(rows: tuple[Any, ...], shared: tuple[Any, ...]) -> Any:
         return map_clients(function, *rows, shared=shared, at_once=at_once)
 
     pieces = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), (present, stacked))
-    made = jax.lax.map(lambda piece: _if_there(together, piece[0].any(), piece[1], shared), pieces)
+    made = jax.lax.map(lambda piece: if_there(together, piece[0].any(), piece[1], shared), pieces)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
 
 
-def _if_there(function: Callable[..., Any], there: Bool[Array, ""], *given: Any) -> Any:
-    """`function(*given)`, or zeros of its shapes."""
+def if_there(function: Callable[..., Any], there: Bool[Array, ""], *given: Any) -> Any:
+    """`function(*given)`, or zeros of its shapes, for which nothing is computed."""
     shapes = jax.eval_shape(function, *given)
 
     def nothing(*given: Any) -> Any:
@@ -211,27 +249,85 @@ def _on_one_device(
     return (contract_last(several) if platform() == "cpu" else several)(stacked, shared)
 
 
+def _added_in_turn(function: Callable[..., Any], stacked: Any, shared: Any) -> Any:
+    """The sum of `coefficient * term`, the coefficients being the first of `stacked`, and the rest."""
+    row = _row(stacked)
+    term, _ = jax.eval_shape(lambda row: function(*row[1:], *shared), row)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), term
+    )
+
+    def one(shared: Any, total: Any, row: Any) -> Any:
+        factor, *given = row
+        term, others = function(*given, *shared)
+        total = jax.tree.map(
+            lambda sums, leaf: sums + factor.astype(sums.dtype) * leaf.astype(sums.dtype),
+            total,
+            term,
+        )
+        return total, others
+
+    def in_turn(stacked: Any, shared: Any) -> Any:
+        scan = jax.lax.scan if platform() == "cpu" else scan_in_place
+        return scan(functools.partial(one, shared), zeros, stacked)
+
+    total, others = (contract_last(in_turn) if platform() == "cpu" else in_turn)(stacked, shared)
+    return jax.tree.map(lambda sums, leaf: sums.astype(leaf.dtype), total, term), others
+
+
+def _reading(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a client's number, which reads the row of the last of what is shared."""
+
+    def reading(member: Array, *others: Any) -> Any:
+        *given, tree = others
+        own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, member, 0, False), tree)
+        return function(own, *given)
+
+    return reading
+
+
 def _layout(shared: Any, devices: int) -> Any:
     """Where what is shared lies: everywhere, except data that say they are dealt with their clients."""
-
-    def is_dealt(node: Any) -> bool:
-        return isinstance(node, DealtWithClients)
-
     return jax.tree.map(
-        lambda node: node.layout(devices) if is_dealt(node) else PartitionSpec(),
+        lambda node: node.layout(devices) if _is_dealt(node) else PartitionSpec(),
         shared,
-        is_leaf=is_dealt,
+        is_leaf=_is_dealt,
     )
 
 
-def _on_taken_rows(
-    work: Callable[[Any, Any], Any], count: int, devices: int, stacked: Any, shared: Any
+def _is_dealt(node: Any) -> bool:
+    return isinstance(node, DealtWithClients)
+
+
+def _over_devices(
+    work: Callable[[Any, Any], Any], count: int, stacked: Any, shared: Any, out: Any
 ) -> Any:
-    """The work on a device's own of all rows; the last devices repeat the first row."""
-    block = -(-count // devices)
-    own = jax.lax.axis_index(CLIENTS) * block + jnp.arange(block)
-    own = jnp.where(own < count, own, 0)
-    return work(jax.tree.map(lambda leaf: leaf[own], stacked), shared)
+    """The work of every device on its own rows; where they are uneven, the last repeat the first row."""
+    devices = client_devices()
+    uneven = bool(count % devices)
+
+    def on_taken_rows(stacked: Any, shared: Any) -> Any:
+        block = -(-count // devices)
+        own = jax.lax.axis_index(CLIENTS) * block + jnp.arange(block)
+        return work(
+            jax.tree.map(lambda leaf: leaf[jnp.where(own < count, own, 0)], stacked), shared
+        )
+
+    dealt = jax.shard_map(
+        on_taken_rows if uneven else work,
+        in_specs=(PartitionSpec() if uneven else PartitionSpec(CLIENTS), _layout(shared, devices)),
+        out_specs=out,
+        axis_names={CLIENTS},
+        check_vma=False,
+    )
+    # Put together on every device and then dealt: an axis that the devices do not divide would else
+    # be cut up and sent around piece by piece.
+    return dealt(known_to_all(stacked) if uneven else stacked, shared)
+
+
+def _rows_of(count: int, tree: Any) -> Any:
+    """The first rows of leaves that may have been filled up."""
+    return jax.tree.map(lambda leaf: leaf[:count] if len(leaf) > count else leaf, tree)
 
 
 def _row(stacked: Any) -> Any:

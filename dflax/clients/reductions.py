@@ -1,5 +1,6 @@
 """Weighted sums and means over the client axis."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -88,9 +89,11 @@ def _sum_of_rows(factors: Float[Array, " m"], leaf: Float[Array, "m ..."]) -> Fl
     # A TPU would copy a leaf to other tiles to make rows of it, and devices that share models would
     # bring them together.
     kept = platform() == "tpu" or model_devices() > 1
-    flat = leaf if kept else leaf.reshape(len(leaf), -1)
+    flat = leaf if kept else leaf.reshape(len(leaf), math.prod(leaf.shape[1:]))
     values, exact = flat.astype(factors.dtype), jax.lax.Precision.HIGHEST
-    with sends(lambda: mean_over(client_devices(), size(values) / len(leaf))):
+    # One client is computed by all devices, and they have its row.
+    devices = client_devices() if len(leaf) > 1 else 1
+    with sends(lambda: mean_over(devices, size(values) / len(leaf))):
         product = jnp.tensordot(factors, values, axes=1, precision=exact)
     return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
 

@@ -12,13 +12,12 @@ from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.channel.channel import Channel
 from dflax.clients import weighted_mean
 from dflax.data.dataset import Dataset
-from dflax.decentralized.framework.protocol import Client, adapt_then_combine
+from dflax.decentralized.framework.protocol import Client, adapt_then_combine, of_type
 from dflax.gossip.mixer import Mixer, require_mean_kept
 from dflax.local.oracle import Loss, Oracle
 from dflax.local.sam import sam
 from dflax.local.solver import Optimizer, check_optimizer, check_pull, solver
 from dflax.local.subproblem import Subproblem
-from dflax.models.averaged import of_weights
 from dflax.population import Assignment
 
 
@@ -108,14 +107,15 @@ def dfedadmm(
         assignment: Assignment, own: Client, data: Dataset, index: Array
     ) -> tuple[Client, Metrics]:
         x, dual = own
-        problem = Subproblem(
-            shift=jax.tree.map(jnp.negative, dual), pull=jnp.asarray(1.0 / penalty), anchor=x
-        )
+        shift = jax.tree.map(jnp.negative, dual)
+        problem = Subproblem(shift=shift, pull=jnp.asarray(1.0 / penalty), anchor=x)
+        problem = problem.around_origin()
         solution = solve(problem, x, assignment, data, index=index)
         change = jax.tree.map(jnp.subtract, solution.params, x)
-        dual = jax.tree.map(
-            lambda g, c: g - c / jnp.asarray(penalty, c.dtype), dual, of_weights(change)
-        )
+        # g - (y - x) / lambda, of what the local steps read, so that none of the round's old dual need
+        # be held while they are taken.
+        zeros = jax.tree.map(jnp.zeros_like, x)
+        dual = of_type(jax.tree.map(jnp.negative, problem.direction(zeros, solution.params)), dual)
         # As products, which run at memory speed where sums of squares do not.
         measured = {
             "drift": jnp.sqrt(optax.tree.vdot(change, change)),

@@ -1,4 +1,4 @@
-"""Experts that train apart: mixtures of experts whose parts are the clients'."""
+"""Experts that train apart: owned experts of a mixture, and diffusion models on clusters of data."""
 
 from dflax.experts.diffusion.clusters import Clusters, apart, clusters
 from dflax.experts.diffusion.ddm import Expert, ddm
@@ -6,12 +6,20 @@ from dflax.experts.diffusion.distillation import Student, distillation
 from dflax.experts.diffusion.ensemble import ensemble, evaluations
 from dflax.experts.diffusion.routing import routing
 from dflax.experts.diffusion.rules import Rule, full, nucleus, oracle, sampled, threshold, top
+from dflax.experts.spes import spes
+from dflax.experts.spes_gossip import Node, spes_gossip
+from dflax.experts.spes_loss import routed_language_modelling
+from dflax.experts.spes_merging import Merging, merging
+from dflax.experts.spes_ownership import Upload
 
 __all__ = [
     "Clusters",
     "Expert",
+    "Merging",
+    "Node",
     "Rule",
     "Student",
+    "Upload",
     "apart",
     "clusters",
     "ddm",
@@ -19,14 +27,19 @@ __all__ = [
     "ensemble",
     "evaluations",
     "full",
+    "merging",
     "nucleus",
     "oracle",
+    "routed_language_modelling",
     "routing",
     "sampled",
+    "spes",
+    "spes_gossip",
     "threshold",
     "top",
 ]
 
 
 def __dir__() -> list[str]:
+    """Its names alone: its folders and files are found through them."""
     return __all__

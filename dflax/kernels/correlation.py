@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ Method = Literal["auto", "patches", "winograd", "native"]
 # with fewer tiles the transforms of the kernel are not made good, and in one dimension (1.5) or where
 # tiles stand over the edge, too few multiplications are saved.
 WINOGRAD_CHANNELS = 32
-WINOGRAD_TILES = 64
+WINOGRAD_TILES = 48
 WINOGRAD_SAVES = 1.6
 
 
@@ -99,25 +99,28 @@ def as_products(geometry: Geometry, x: Array, kernel: Array) -> Array:
     """What `correlate` computes on CPU: Winograd's method where it pays, and patches otherwise."""
     if geometry.pointwise:
         return _product(x, kernel.reshape(kernel.shape[-2:]))
-    best = _winograd if _winograd_pays(geometry, x, kernel) else _patches
-    return best(geometry, x, kernel)
+    pays = kernel.dtype == x.dtype and winograd_pays(
+        geometry, x.shape[0], kernel.shape[-2:], x.dtype
+    )
+    return (_winograd if pays else _patches)(geometry, x, kernel)
 
 
-def _winograd_pays(geometry: Geometry, x: Array, kernel: Array) -> bool:
-    if not geometry.tiles_of_three or x.dtype.itemsize < 4 or kernel.dtype != x.dtype:
+def winograd_pays(geometry: Geometry, examples: int, channels: tuple[int, ...], dtype: Any) -> bool:
+    """Whether Winograd's method is the faster one on a CPU, for channels of inputs and outputs."""
+    if not geometry.tiles_of_three or dtype.itemsize < 4:
         return False
     counts = [-(-outer // 2) for outer in geometry.outputs]
     direct = math.prod(3 * outer for outer in geometry.outputs)
     saved = direct / math.prod(4 * count for count in counts)
     return (
-        min(kernel.shape[-2:]) >= WINOGRAD_CHANNELS
-        and x.shape[0] * math.prod(counts) >= WINOGRAD_TILES
+        min(channels) >= WINOGRAD_CHANNELS
+        and examples * math.prod(counts) >= WINOGRAD_TILES
         and saved >= WINOGRAD_SAVES
     )
 
 
 def _patches(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    seen = _seen(geometry, x)
+    seen = receptive_fields(geometry, x)
     taps, features, groups = math.prod(geometry.size), kernel.shape[-1], geometry.groups
     if groups == 1:
         return _product(seen, kernel.reshape(-1, features))
@@ -127,7 +130,7 @@ def _patches(geometry: Geometry, x: Array, kernel: Array) -> Array:
     return products.reshape(*products.shape[:-2], features)
 
 
-def _seen(geometry: Geometry, x: Array) -> Array:
+def receptive_fields(geometry: Geometry, x: Float[Array, "B *space C"]) -> Array:
     """`[B, *outputs, taps * C]`: the part of the padded input that each output sees."""
     padded = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
     windows = []
@@ -142,23 +145,29 @@ def _seen(geometry: Geometry, x: Array) -> Array:
 
 def _winograd(geometry: Geometry, x: Array, kernel: Array) -> Array:
     """Winograd's F(2, 3) along every axis of space: 4 products for 2 outputs and 3 taps."""
-    outputs = geometry.outputs
-    dimensions = len(outputs)
-    tiles = [-(-outer // 2) for outer in outputs]
-    fills = [
-        (low, 2 * count + 2 - low - inner)
-        for count, (low, _), inner in zip(tiles, geometry.padding, x.shape[1:-1], strict=True)
-    ]
-    inputs, taps = [jnp.pad(x, ((0, 0), *fills, (0, 0)))], [kernel]
-    for axis in range(dimensions):
-        inputs = _each(lambda part, axis=axis: _of_inputs(part, axis + 1), inputs)
-        taps = _each(_of_taps, taps)
+    outputs, taps = geometry.outputs, [kernel]
+    for _ in outputs:
+        taps = each(_of_taps, taps)
     # Left as many independent products, the platform runs them side by side, each next to the sums
     # that feed it; stacked into one batch they took twice the time.
-    products = [_product(tile, tap) for tile, tap in zip(inputs, taps, strict=True)]
-    whole = _outputs(products, 0)
-    whole = whole.reshape(x.shape[0], *(2 * count for count in tiles), kernel.shape[-1])
+    tiles = tiles_of_inputs(geometry, x)
+    whole = _outputs([_product(tile, tap) for tile, tap in zip(tiles, taps, strict=True)], 0)
+    whole = whole.reshape(x.shape[0], *(-(-outer // 2) * 2 for outer in outputs), kernel.shape[-1])
     return whole[(slice(None), *(slice(outer) for outer in outputs))]
+
+
+def tiles_of_inputs(geometry: Geometry, x: Array) -> list[Array]:
+    """What Winograd's products start from, `[B, *tiles, C]` each, of all axes."""
+    fills = [
+        (low, 2 * -(-outer // 2) + 2 - low - inner)
+        for outer, (low, _), inner in zip(
+            geometry.outputs, geometry.padding, x.shape[1:-1], strict=True
+        )
+    ]
+    inputs = [jnp.pad(x, ((0, 0), *fills, (0, 0)))]
+    for axis in range(len(geometry.outputs)):
+        inputs = each(lambda part, axis=axis: _of_inputs(part, axis + 1), inputs)
+    return inputs
 
 
 def _product(x: Float[Array, "*B C"], kernel: Float[Array, "C O"]) -> Float[Array, "*B O"]:
@@ -167,7 +176,8 @@ def _product(x: Float[Array, "*B C"], kernel: Float[Array, "C O"]) -> Float[Arra
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def _each(transform: Callable[[Array], list[Array]], parts: list[Array]) -> list[Array]:
+def each(transform: Callable[[Array], list[Array]], parts: list[Array]) -> list[Array]:
+    """All results of a transform of every part, in order."""
     return [result for part in parts for result in transform(part)]
 
 

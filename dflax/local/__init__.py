@@ -13,6 +13,14 @@ from dflax.local.change_on import change_on
 from dflax.local.client_gradients import client_gradients
 from dflax.local.clipping import clipped
 from dflax.local.consensus import Minimised, Nearby, Splitting
+from dflax.local.convex.proximal import (
+    group_threshold,
+    on_magnitude,
+    onto_ball,
+    onto_box,
+    onto_simplex,
+    soft_threshold,
+)
 from dflax.local.convex.quadratic import (
     Quadratic,
     proximal_points,
@@ -63,8 +71,13 @@ __all__ = [
     "el2n",
     "fast_gradient_sign",
     "gradient",
+    "group_threshold",
     "large_batches",
     "large_gradient",
+    "on_magnitude",
+    "onto_ball",
+    "onto_box",
+    "onto_simplex",
     "optimizer_at",
     "per_example",
     "perturbed",
@@ -75,6 +88,7 @@ __all__ = [
     "quadratic_objectives",
     "recursive",
     "sam",
+    "soft_threshold",
     "solver",
     "trades",
     "travel",

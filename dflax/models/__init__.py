@@ -10,17 +10,21 @@ from dflax.models.diffusion.perceptron import TimeMLP
 from dflax.models.diffusion.transformer import AdaptiveBlock, DiT
 from dflax.models.diffusion.unet import ResidualBlock, UNet
 from dflax.models.mlp import MLP, Linear
+from dflax.models.moe.layer import Dispatch, MoE
+from dflax.models.moe.products import Owned
+from dflax.models.moe.routing import Load, balance_loss, square_loss
 from dflax.models.normalization import GroupNorm
 from dflax.models.pooling import avg_pool, max_pool
 from dflax.models.resnet import BasicBlock, ResNet18
 from dflax.models.split.cost import SplitCost, split_cost
-from dflax.models.split.lora import LowRank, apply_lora, lora
+from dflax.models.split.lora import LowRank, apply_lora, lora, rank_mask
 from dflax.models.split.mlp import split_mlp
 from dflax.models.split.split import Exchange, Frozen, Split, Trained, split_gradient
 from dflax.models.split.transformer import DegenerateCut, split_transformer
 from dflax.models.statistics import recalibrate, recalibrate_on, with_statistics
 from dflax.models.transformer import Block, TransformerClassifier, TransformerLM, attention
 from dflax.models.two_layer import TwoLayer
+from dflax.models.unet import Conv3D, UNet3D, convolve_3d
 from dflax.programs.convolutions import rewrite_convolutions
 
 __all__ = [
@@ -32,14 +36,19 @@ __all__ = [
     "BasicBlock",
     "Block",
     "Conv",
+    "Conv3D",
     "DegenerateCut",
     "DiT",
+    "Dispatch",
     "Exchange",
     "Frozen",
     "GroupNorm",
     "Linear",
+    "Load",
     "LowRank",
+    "MoE",
     "Noised",
+    "Owned",
     "ResNet18",
     "ResidualBlock",
     "Split",
@@ -50,13 +59,17 @@ __all__ = [
     "TransformerLM",
     "TwoLayer",
     "UNet",
+    "UNet3D",
     "apply_lora",
     "as_apply",
     "attention",
     "avg_pool",
+    "balance_loss",
     "convolve",
+    "convolve_3d",
     "lora",
     "max_pool",
+    "rank_mask",
     "recalibrate",
     "recalibrate_on",
     "rewrite_convolutions",
@@ -64,6 +77,7 @@ __all__ = [
     "split_gradient",
     "split_mlp",
     "split_transformer",
+    "square_loss",
     "time_features",
     "variables",
     "with_statistics",

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from dflax import validation
+from dflax.models.moe.layer import MoE
 
 
 class TransformerClassifier(nn.Module):
@@ -87,6 +88,8 @@ class TransformerLM(nn.Module):
       heads: attention heads, >= 1.
       dropout: probability in [0, 1) of dropping an entry, in training.
       tied: whether the logits are products with the embeddings, rather than a layer of their own.
+      mixture: a `MoE` that stands, with weights of its own, for the dense layers of every block, as
+        `Block_0/experts`; None for dense layers.
       dtype: dtype of the computation; None means that of the parameters, float32.
 
     References:
@@ -101,12 +104,14 @@ class TransformerLM(nn.Module):
     heads: int = 4
     dropout: float = 0.0
     tied: bool = True
+    mixture: MoE | None = None
     dtype: Any = None
 
     def __post_init__(self) -> None:
         validation.integer("vocabulary", self.vocabulary, low=1)
         validation.integer("length", self.length, low=1)
         validation.flag("tied", self.tied)
+        _validate_mixture(self.mixture)
         validation.dtype("dtype", self.dtype)
         check_blocks(self.width, self.depth, self.heads, self.dropout)
         super().__post_init__()
@@ -133,7 +138,13 @@ class TransformerLM(nn.Module):
         x = x + positions[: tokens.shape[1]].astype(x.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         for _ in range(self.depth):
-            x = Block(self.heads, causal=True, dropout=self.dropout, dtype=self.dtype)(x, train)
+            x = Block(
+                self.heads,
+                causal=True,
+                dropout=self.dropout,
+                mixture=self.mixture,
+                dtype=self.dtype,
+            )(x, train)
         x = nn.LayerNorm(dtype=self.dtype)(x)
         if self.tied:
             return embedding.attend(x)
@@ -147,18 +158,21 @@ class Block(nn.Module):
       heads: attention heads; divides the width.
       causal: whether a position sees only itself and earlier ones.
       dropout: probability of dropping an entry of what is added to x.
+      mixture: a `MoE` in the place of the two dense layers, named "experts"; None for these.
       dtype: dtype of the computation.
     """
 
     heads: int
     causal: bool = False
     dropout: float = 0.0
+    mixture: MoE | None = None
     dtype: Any = None
 
     def __post_init__(self) -> None:
         validation.integer("heads", self.heads, low=1)
         validation.flag("causal", self.causal)
         validation.probability("dropout", self.dropout, high_open=True)
+        _validate_mixture(self.mixture)
         validation.dtype("dtype", self.dtype)
         super().__post_init__()
 
@@ -175,8 +189,12 @@ class Block(nn.Module):
         mixed = attention(joint[:, :, 0], joint[:, :, 1], joint[:, :, 2], causal=self.causal)
         mixed = nn.Dense(width, dtype=self.dtype, name="projection")(mixed.reshape(x.shape))
         x = x + nn.Dropout(self.dropout, deterministic=not train)(mixed)
-        hidden = nn.Dense(4 * width, dtype=self.dtype)(nn.LayerNorm(dtype=self.dtype)(x))
-        hidden = nn.Dense(width, dtype=self.dtype)(nn.gelu(hidden))
+        hidden = nn.LayerNorm(dtype=self.dtype)(x)
+        if self.mixture is not None:
+            hidden = self.mixture.copy(parent=self, name="experts")(hidden)
+        else:
+            hidden = nn.Dense(4 * width, dtype=self.dtype)(hidden)
+            hidden = nn.Dense(width, dtype=self.dtype)(nn.gelu(hidden))
         return x + nn.Dropout(self.dropout, deterministic=not train)(hidden)
 
 
@@ -216,6 +234,11 @@ def _require_tokens(name: str, tokens: Int[Array, "B L"]) -> None:
             f"{name} must be token numbers (integers), got {tokens.dtype} {tokens.shape}. Cast them "
             "with astype(jnp.int32)."
         )
+
+
+def _validate_mixture(mixture: MoE | None) -> None:
+    if mixture is not None:
+        validation.instance("mixture", mixture, MoE, "For example dflax.models.MoE(8, active=2).")
 
 
 def check_blocks(width: int, depth: int, heads: int, dropout: float) -> None:

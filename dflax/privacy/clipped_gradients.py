@@ -13,12 +13,13 @@ from dflax.clients import against, platform
 from dflax.data.dataset import Batch
 from dflax.local.oracle import Loss, Oracle, gradient
 from dflax.models.averaged import STATISTICS, holds_statistics
-from dflax.privacy.products import Product, multiplied, products, squares, total
+from dflax.privacy.convolved import Convolution
+from dflax.privacy.products import Ghost, multiplied, products, squares, total
 
 Groups = Callable[[str], str]
-# Bytes of gradients example by example that are held at the same time, where nobody says how many: on
-# a CPU what its caches hold.
-HELD = {"cpu": 1 << 19}
+# Bytes of gradients and patches, example by example, that are held at the same time, where nobody says
+# how many: on a CPU what its caches hold.
+HELD = {"cpu": 1 << 21}
 HELD_ELSEWHERE = 1 << 24
 
 
@@ -46,8 +47,8 @@ def clipped_per_example(
     whose gradient holds a NaN or an infinity counts as 0.
 
     Weights that a plain loss multiplies by once, as dense layers do, cost no more than in a gradient
-    of the minibatch: their gradients on single examples are never made. Those of all others are, for
-    `at_once` examples at a time.
+    of the minibatch: their gradients on single examples are never made. Nor are those of a convolution
+    with many channels and few outputs. Those of all others are, for `at_once` examples at a time.
 
     Args:
       loss: a loss, or an `Oracle` without memory. It sees each example as a minibatch of its own, with
@@ -60,7 +61,7 @@ def clipped_per_example(
         as `layer`. Every one of G groups is then cut by itself, to R / sqrt(G), so that the whole is no
         longer than R. None: one group.
       at_once: examples whose gradients are held at the same time, >= 1; None: as many as fill 16 MiB,
-        or half a MiB on a CPU. Results differ by rounding alone.
+        or 2 MiB on a CPU. Results differ by rounding alone.
 
     Returns:
       An `Oracle`. Metrics: the loss's own, means over the examples that are there (0 without any);
@@ -112,7 +113,7 @@ def clipped_per_example(
 
         def chunk(some: Batch, own: Array | None, there: Bool[Array, " B"]) -> Any:
             seen = _seen(oracle, params, some, own, ghosts)
-            return _cut(seen, there, norm, groups)
+            return _cut(seen, there, norm, groups, size if expected is None else expected)
 
         def add(sums: Any, scanned: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, chunk(*scanned)), None
@@ -126,11 +127,7 @@ def clipped_per_example(
                 lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(chunk, *first)
             )
             (summed, measured, bad), _ = jax.lax.scan(add, zeros, scanned)
-        divisor = size if expected is None else expected
-        mean = [
-            (q / jnp.asarray(divisor, q.dtype)).astype(x.dtype)
-            for q, x in zip(summed, jax.tree.leaves(params), strict=True)
-        ]
+        mean = [q.astype(x.dtype) for q, x in zip(summed, jax.tree.leaves(params), strict=True)]
         count = jnp.maximum(mask.sum(), 1)
         metrics = jax.tree.map(lambda leaf: leaf / count.astype(leaf.dtype), measured)
         metrics["not_finite"] = bad
@@ -150,27 +147,33 @@ class _Seen(NamedTuple):
     """
 
     gradients: dict[int, Array]
-    ghosts: dict[int, tuple[Product, Array, Array]]
+    ghosts: dict[int, tuple[Ghost, Array, Array]]
     metrics: Metrics
     params: Params
 
 
-def _ghosts(oracle: Oracle, params: Params, one: Batch, key: Any) -> dict[int, Product]:
-    """The leaves whose gradients need not be made."""
+def _ghosts(oracle: Oracle, params: Params, one: Batch, key: Any) -> dict[int, Ghost]:
+    """The leaves whose gradients are products of rows."""
     if oracle.objective is None:
         return {}
     program = jax.make_jaxpr(oracle.objective)(params, one, key)
     return products(program, len(jax.tree.leaves(params)))
 
 
-def _fitting(params: Params, ghosts: dict[int, Product]) -> int:
-    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)]
-    bytes_each = sum(size for leaf, size in enumerate(sizes) if leaf not in ghosts)
+def _fitting(params: Params, ghosts: dict[int, Ghost]) -> int:
+    def held(leaf: int, value: Array) -> int:
+        ghost = ghosts.get(leaf)
+        numbers = value.size if ghost is None else 0
+        if isinstance(ghost, Convolution):
+            numbers = ghost.numbers_held
+        return numbers * value.dtype.itemsize
+
+    bytes_each = sum(held(*given) for given in enumerate(jax.tree.leaves(params)))
     return max(HELD.get(platform(), HELD_ELSEWHERE) // max(bytes_each, 1), 1)
 
 
 def _seen(
-    oracle: Oracle, params: Params, batch: Batch, keys: Any, ghosts: dict[int, Product]
+    oracle: Oracle, params: Params, batch: Batch, keys: Any, ghosts: dict[int, Ghost]
 ) -> _Seen:
     """The gradients of some examples, of each as a minibatch of its own."""
     leaves, structure = jax.tree.flatten(params)
@@ -193,7 +196,7 @@ def _seen(
         single = jax.tree.map(lambda leaf: leaf[None], example)
         of = jax.tree.unflatten(structure, filled), single, key
         program, shapes = jax.make_jaxpr(oracle.objective, return_shape=True)(*of)
-        results, others = multiplied(program, filled, jax.tree.leaves(of[1:]), probes)
+        results, others = multiplied(program, filled, jax.tree.leaves(of[1:]), ghosts, probes)
         value, metrics = jax.tree.unflatten(jax.tree.structure(shapes), results)
         return value, (metrics, others)
 
@@ -203,14 +206,26 @@ def _seen(
     (gradients, seen), (metrics, others) = jax.vmap(differentiate, in_axes=(None, None, 0, 0))(
         made, probes, batch, keys
     )
-    found = {leaf: (p, p.rows(others[leaf]), p.gradients(seen[leaf])) for leaf, p in ghosts.items()}
+    found = {}
+    for leaf, ghost in ghosts.items():
+        if isinstance(ghost, Convolution) and not ghost.by_rows:
+            gradients[leaf] = ghost.each(others[leaf], seen[leaf])
+        else:
+            found[leaf] = (ghost, ghost.rows(others[leaf]), ghost.gradients(seen[leaf]))
     return _Seen(gradients, found, metrics, params)
 
 
 def _cut(
-    seen: _Seen, there: Bool[Array, " B"], norm: float | Array, groups: Groups | None
+    seen: _Seen,
+    there: Bool[Array, " B"],
+    norm: float | Array,
+    groups: Groups | None,
+    divisor: float | Array,
 ) -> tuple[list[Array], Metrics, Array]:
-    """Sums over examples: of gradients cut to a length, of metrics, and of those that count as 0."""
+    """Sums over examples: of gradients cut to a length, of metrics, and of those that count as 0.
+
+    Those of the gradients are over the divisor, which so needs no pass over the model of its own.
+    """
     named = jax.tree_util.tree_leaves_with_path(seen.params)
     names = ["" if groups is None else groups(jax.tree_util.keystr(path)) for path, _ in named]
     among: dict[str, Any] = {}
@@ -228,7 +243,8 @@ def _cut(
     for name, square in among.items():
         length = jnp.sqrt(square)
         over = counts & (length > bound)
-        factors[name] = jnp.where(counts, jnp.where(over, bound / jnp.where(over, length, 1), 1), 0)
+        cut = jnp.where(over, bound / jnp.where(over, length, 1), 1)
+        factors[name] = jnp.where(counts, cut, 0) / jnp.asarray(divisor, length.dtype)
         longer = longer | over
     sums = []
     for leaf, name in enumerate(names):

@@ -1,18 +1,32 @@
-"""Weights that a loss only multiplies by, whose gradients on single examples need not be made.
+"""Weights that a loss only multiplies by or convolves with, whose gradients are products of rows.
 
 Of y = x W the gradient on one example is the outer product of x and the gradient d of y. Its length is
 |x| |d|, and a weighted sum over examples is one product of matrices, so nothing of the size of W is
-made for every example ("ghost norms"). `jax_privacy` 2.0 and `optax` make every gradient.
+made for every example ("ghost norms"). `jax_privacy` 2.0 and `optax` make every gradient. The rows of a
+convolution are what its outputs see of x. Where examples have many rows, lengths from the rows alone
+would cost more than the gradients: these are then made, each as one product.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.extend.core import primitives
 from jaxtyping import Array, Float
 
-from dflax.programs.walk import Operation, Program, bind, called, evaluate, operands, results
+from dflax.privacy.convolved import Convolution
+from dflax.programs.convolutions import geometry_of
+from dflax.programs.walk import (
+    Operation,
+    Program,
+    bind,
+    called,
+    chosen_by_platform,
+    evaluate,
+    inner,
+    operands,
+    results,
+)
 
 
 class Weight(NamedTuple):
@@ -44,6 +58,11 @@ class Product(NamedTuple):
     contracted: int
     own: int
 
+    @property
+    def other(self) -> int:
+        """Which operand the weight is multiplied with."""
+        return 1 - self.place
+
     def rows(self, other: Float[Array, "B ..."]) -> Float[Array, "B T in"]:
         """What the weight is multiplied by, of all examples."""
         last = jnp.moveaxis(other, self.contracted + 1, -1)
@@ -54,13 +73,20 @@ class Product(NamedTuple):
         last = seen if self.place == 1 else jnp.moveaxis(seen, 1, -1)
         return last.reshape(last.shape[0], -1, last.shape[-1])
 
+    def laid(self, gradients: Float[Array, "*B in out"]) -> Array:
+        """Gradients of the weight in its own shape."""
+        return gradients if self.own == 0 else jnp.swapaxes(gradients, -2, -1)
 
-def products(program: Program, leaves: int) -> dict[int, Product]:
+
+Ghost = Product | Convolution
+
+
+def products(program: Program, leaves: int) -> dict[int, Ghost]:
     """The leaves, among the first inputs of a program, that take part in one product and nothing else.
 
-    Only those of which a product of the examples' rows is cheaper than their gradients.
+    Of matrices, only those of which products of the examples' rows are cheaper than their gradients.
     """
-    found: dict[int, list[Product | None]] = {leaf: [] for leaf in range(leaves)}
+    found: dict[int, list[Ghost | None]] = {leaf: [] for leaf in range(leaves)}
 
     def visit(operation: Operation, *inputs: Any) -> Sequence[Any]:
         given = [value for value in inputs if isinstance(value, Weight)]
@@ -69,7 +95,9 @@ def products(program: Program, leaves: int) -> dict[int, Product]:
         if given and operation.primitive is primitives.convert_element_type_p:
             return [Weight(given[0].leaf, None)]
         for weight in given:
-            found[weight.leaf].append(_product(operation, inputs))
+            found[weight.leaf].append(
+                _product(operation, inputs) or _convolution(operation, inputs)
+            )
         return [None] * len(operation.outvars)
 
     def walked(program: Any, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -84,7 +112,11 @@ def products(program: Program, leaves: int) -> dict[int, Product]:
 
 
 def multiplied(
-    program: Program, leaves: Sequence[Array], rest: Sequence[Array], probes: dict[int, Array]
+    program: Program,
+    leaves: Sequence[Array],
+    rest: Sequence[Array],
+    ghosts: Mapping[int, Ghost],
+    probes: Mapping[int, Array],
 ) -> tuple[list[Array], dict[int, Array]]:
     """The results of a program, with a probe added to some products, and what they were products with.
 
@@ -104,7 +136,7 @@ def multiplied(
         leaf = inputs[places[0]].leaf
         if operation.primitive is primitives.convert_element_type_p:
             return [Weight(leaf, computed[0])]
-        others[leaf] = bare[1 - places[0]]
+        others[leaf] = bare[ghosts[leaf].other]
         return [computed[0] + probes[leaf]]
 
     inputs: list[Any] = [
@@ -126,7 +158,7 @@ def squares(rows: Float[Array, "B T in"], gradients: Float[Array, "B T out"]) ->
 
 
 def total(
-    product: Product,
+    product: Ghost,
     rows: Float[Array, "B T in"],
     gradients: Float[Array, "B T out"],
     factors: Float[Array, " B"],
@@ -136,8 +168,10 @@ def total(
     here = there[:, None, None]
     kept = jnp.where(here, rows, 0)
     scaled = jnp.where(here, gradients * factors[:, None, None].astype(gradients.dtype), 0)
-    letters = "jti,jto->io" if product.own == 0 else "jti,jto->oi"
-    return jnp.einsum(letters, kept, scaled, preferred_element_type=_wide(rows))
+    if isinstance(product, Product) and product.own == 1:
+        return jnp.einsum("jti,jto->oi", kept, scaled, preferred_element_type=_wide(rows))
+    summed = jnp.einsum("jti,jto->io", kept, scaled, preferred_element_type=_wide(rows))
+    return product.laid(summed)
 
 
 def _product(operation: Operation, inputs: Sequence[Any]) -> Product | None:
@@ -156,6 +190,29 @@ def _product(operation: Operation, inputs: Sequence[Any]) -> Product | None:
         return None
     (result,) = results(operation)
     return Product(result.shape, result.dtype, place, its, own)
+
+
+def _convolution(operation: Operation, inputs: Sequence[Any]) -> Convolution | None:
+    """Of a convolution, or of a choice by platform among ways to compute one."""
+    first = int(chosen_by_platform(operation))
+    ways = [part.program.jaxpr for part in inner(operation)] if first else []
+    named = [way.eqns[0] for way in ways if len(way.eqns) == 1 and _all_of(way)]
+    convolution = named[0] if named else operation
+    is_one = convolution.primitive is primitives.conv_general_dilated_p
+    if not is_one or isinstance(inputs[first], Weight) or not isinstance(inputs[first + 1], Weight):
+        return None
+    geometry, numbers = geometry_of(convolution), convolution.params["dimension_numbers"]
+    if geometry is None or geometry.groups > 1:
+        return None
+    (result,), kernel = results(operation), operands(convolution)[1].shape
+    layouts = tuple(map(tuple, (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec)))
+    return Convolution(result.shape, result.dtype, first, geometry, layouts, kernel)
+
+
+def _all_of(way: Any) -> bool:
+    """Whether the only operation of a program has the program's operands and result."""
+    operation = way.eqns[0]
+    return operation.invars == way.invars and operation.outvars == way.outvars
 
 
 def _squared(rows: Float[Array, "B T d"]) -> Float[Array, " B"]:

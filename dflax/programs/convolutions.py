@@ -61,7 +61,8 @@ def _replacement(operation: Operation) -> Replacement | None:
     return None if rule is None else rule(operation)
 
 
-def _convolution(operation: Operation) -> Replacement | None:
+def geometry_of(operation: Operation) -> Geometry | None:
+    """The facts of a convolution that `dflax.kernels.correlation` can compute; None for others."""
     options, (x, kernel), (result,) = operation.params, operands(operation), results(operation)
     numbers = options["dimension_numbers"]
     size = tuple(kernel.shape[axis] for axis in numbers.rhs_spec[2:])
@@ -76,7 +77,7 @@ def _convolution(operation: Operation) -> Replacement | None:
     )
     if not covered:
         return None
-    geometry = Geometry(
+    return Geometry(
         size,
         tuple(options["window_strides"]),
         tuple(options["padding"]),
@@ -84,6 +85,12 @@ def _convolution(operation: Operation) -> Replacement | None:
         options["feature_group_count"],
         tuple(result.shape[axis] for axis in numbers.out_spec[2:]),
     )
+
+
+def _convolution(operation: Operation) -> Replacement | None:
+    geometry, numbers = geometry_of(operation), operation.params["dimension_numbers"]
+    if geometry is None:
+        return None
 
     def products(x: Array, kernel: Array) -> list[Array]:
         # Specifications list batch or outputs, channels, then space.

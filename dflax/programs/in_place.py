@@ -19,10 +19,25 @@ def map_in_place(one: Callable[[Any], Any], stacked: Any) -> Any:
       one: of a row.
       stacked: leaves `[m, ...]`, m >= 1.
     """
+    return scan_in_place(lambda carried, row: (carried, one(row)), (), stacked)[1]
+
+
+def scan_in_place(
+    one: Callable[[Any, Any], tuple[Any, Any]], start: Any, stacked: Any
+) -> tuple[Any, Any]:
+    """`jax.lax.scan(one, start, stacked)` that writes as `map_in_place` does.
+
+    Args:
+      one: `(carried, row) -> (carried, result)`.
+      start: what is carried into the first turn.
+      stacked: leaves `[m, ...]`, m >= 1.
+
+    Returns:
+      What the last turn carries, and the results, leaves `[m, ...]`.
+    """
     given, structure = jax.tree.flatten(stacked)
-    made, form = jax.tree.flatten(
-        jax.eval_shape(lambda tree: one(jax.tree.map(lambda leaf: leaf[0], tree)), stacked)
-    )
+    first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stacked)
+    made, form = jax.tree.flatten(jax.eval_shape(one, start, first)[1])
     free = list(range(len(given)))
     over: dict[int, int] = {}
     for result, new in enumerate(made):
@@ -33,8 +48,8 @@ def map_in_place(one: Callable[[Any], Any], stacked: Any) -> Any:
                 free.remove(place)
                 break
 
-    def body(carried: dict[int, Array], turn: tuple[Array, dict[int, Array]]) -> Any:
-        number, others = turn
+    def body(carrying: tuple[Any, dict[int, Array]], turn: tuple[Array, dict[int, Array]]) -> Any:
+        (own, carried), (number, others) = carrying, turn
         carried = {place: _as_given(leaf) for place, leaf in carried.items()}
         rows = {
             place: jax.lax.dynamic_index_in_dim(leaf, number, 0, keepdims=False)
@@ -43,26 +58,28 @@ def map_in_place(one: Callable[[Any], Any], stacked: Any) -> Any:
         # Read before anything is written: a read later in the turn would need a copy of all rows.
         rows = jax.lax.optimization_barrier(jax.tree.map(_as_given, rows))
         row = jax.tree.unflatten(structure, [(rows | others)[i] for i in range(len(given))])
-        found = jax.tree.leaves(one(row))
+        own, result = one(own, row)
+        found = jax.tree.leaves(result)
         carried = {
             place: jax.lax.dynamic_update_index_in_dim(carried[place], found[result], number, 0)
             for result, place in over.items()
         }
-        return carried, {i: leaf for i, leaf in enumerate(found) if i not in over}
+        return (own, carried), {i: leaf for i, leaf in enumerate(found) if i not in over}
 
     count = jnp.arange(given[0].shape[0])
-    start = {place: given[place] for place in over.values()}
-    end, others = jax.lax.scan(body, start, (count, {i: given[i] for i in free}))
+    begun = (start, {place: given[place] for place in over.values()})
+    (last, end), others = jax.lax.scan(body, begun, (count, {i: given[i] for i in free}))
     results = {result: end[place] for result, place in over.items()} | others
-    return jax.tree.unflatten(form, [results[i] for i in range(len(made))])
+    return last, jax.tree.unflatten(form, [results[i] for i in range(len(made))])
 
 
 def _as_given(leaf: Array) -> Array:
     """The array in the layout of a program's arguments.
 
     A convolution would have its kernels in another one, and the compiler then all rows in it, copied.
+    Keys have no layout, and of complex numbers TPUs' compiler knows no constraint.
     """
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) or jnp.iscomplexobj(leaf):
         return leaf
     return with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim))))
 

@@ -1,4 +1,4 @@
-"""Robots in a box: flooding, accusations and blocklists, and what they are good for."""
+"""Swarms that flood, accuse and cover; cars that plan for what they cannot see."""
 
 from dflax.robots.application import Application, Claims, Estimate, Robot, Statement, origins
 from dflax.robots.clocks import Clock, time_synchronisation
@@ -13,6 +13,13 @@ from dflax.robots.known_value import known_value
 from dflax.robots.localisation import localisation
 from dflax.robots.matching import maximum_matching
 from dflax.robots.motion import Motion, motion, scattered
+from dflax.robots.planning.barrier import Barrier, discrete_barrier
+from dflax.robots.planning.bernstein import Curves, bernstein
+from dflax.robots.planning.cpto import Trajectory, cpto, straight_guess
+from dflax.robots.planning.driving import Drive, Road, Track, driving
+from dflax.robots.planning.planner import Plan, Planner, Preferences, planner
+from dflax.robots.planning.scene import Costs, Limits, Scene, Start
+from dflax.robots.planning.traffic import idm, in_view
 from dflax.robots.swarm import Bodies, Byzantine, accusing, byzantine
 from dflax.robots.tracking import circling, target_tracking
 from dflax.robots.w_msr import Averaging, w_msr
@@ -21,28 +28,47 @@ __all__ = [
     "Agents",
     "Application",
     "Averaging",
+    "Barrier",
     "Bodies",
     "Byzantine",
     "Claims",
     "Clock",
     "Controller",
+    "Costs",
+    "Curves",
+    "Drive",
     "Dynamics",
     "Estimate",
     "Feedback",
     "Ledger",
+    "Limits",
     "Modes",
     "Motion",
+    "Plan",
+    "Planner",
     "Points",
+    "Preferences",
     "Reference",
+    "Road",
     "Robot",
+    "Scene",
+    "Start",
     "Statement",
     "Swarm",
+    "Track",
+    "Trajectory",
     "accusing",
+    "bernstein",
     "byzantine",
     "circling",
+    "cpto",
     "d2oc",
     "dbp",
+    "discrete_barrier",
     "double_integrator",
+    "driving",
+    "idm",
+    "in_view",
     "iterated",
     "known_value",
     "lawn_mower",
@@ -51,10 +77,12 @@ __all__ = [
     "maximum_matching",
     "motion",
     "origins",
+    "planner",
     "quadrotor",
     "scattered",
     "spectral_coverage",
     "straight",
+    "straight_guess",
     "target_tracking",
     "time_synchronisation",
     "w_msr",

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from dflax.clients import client_devices, map_clients
+from dflax.clients import client_devices, everywhere, map_clients
 from dflax.robots.matching import matched, packed
 
 # Position of an accusation that was never made.
@@ -74,6 +74,11 @@ def matchings(
         return jax.lax.while_loop(lambda at: jnp.any(at[1]), work, (mate, changed))[0]
 
     found = map_clients(
-        of_a_device, dealt(mate), dealt(known), dealt(changed), shared=(places,), at_once=1
+        of_a_device,
+        dealt(mate),
+        dealt(known),
+        dealt(changed),
+        shared=(everywhere(places),),
+        at_once=1,
     )
     return found.reshape(-1, robots)[:robots]

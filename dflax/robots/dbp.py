@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics
-from dflax.clients import map_clients
+from dflax.clients import everywhere, map_clients
 from dflax.population import Round
 from dflax.robots.application import Application, Claims, Robot
 from dflax.robots.blocklists import NEVER, matchings
@@ -19,7 +19,9 @@ from dflax.robots.swarm import (
     Bodies,
     Byzantine,
     Sensed,
+    all_links,
     measured,
+    present,
     require_parts,
     sensed,
     started,
@@ -154,8 +156,9 @@ def dbp(
         tick, (bodies, ledger) = state.round, state.clients
         now = sensed(application, liars, motion, radio, bodies, tick, round)
         passed, ledger = _passed_on(ledger, liars, tick, window, cap)
-        fresh = hop(now.links, passed)
-        told = _accusations_told(ledger.known, now.links, liars)
+        links = all_links(now.bodies, radio, present(round, robots))
+        fresh = hop(links, passed)
+        told = _accusations_told(ledger.known, links, liars)
         ledger, new = _received(
             ledger, application, liars, now, fresh, tick, window, suspicion, cap is not None
         )
@@ -261,7 +264,7 @@ def _received(
     return map_clients(
         receive,
         *(seen, jnp.asarray(liars.members), now.statements, fresh, ledger),
-        shared=(ledger.said,),
+        shared=(everywhere(ledger.said),),
         at_once=robots,
     )
 
@@ -300,22 +303,25 @@ def _estimates(
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(now.keys)
     seen = Robot(numbers, bodies.position, ticks, bodies.memory, keys)
     return map_clients(
-        estimate, seen, ledger.held, ledger.came, shared=(ledger.said,), at_once=robots
+        estimate, seen, ledger.held, ledger.came, shared=(everywhere(ledger.said),), at_once=robots
     )
 
 
 def _protocol(ledger: Ledger, liars: Byzantine) -> Metrics:
     """Sizes of the cooperative robots' blocklists, and counts of accusations."""
-    honest, lying = np.flatnonzero(~liars.members), np.flatnonzero(liars.members)
-    blocked = ledger.mate[honest] >= 0
+    lying, honest = jnp.asarray(liars.members), jnp.asarray(~liars.members)
+    # Of every robot, where its row lies; means are of the cooperative ones.
+    mine = np.flatnonzero(~liars.members)
+    blocked = ledger.mate >= 0
     made = ledger.places != NEVER
-    justly = blocked[:, lying].sum(1)
+    justly, unjustly = (blocked & lying).sum(1)[mine], (blocked & honest).sum(1)[mine]
+    same = jnp.all(blocked == blocked[mine[0]], axis=1)[mine]
     return {
         "blocked_byzantine": justly.mean(),
-        "blocked_cooperative": blocked[:, honest].sum(1).mean(),
-        "blocklist_least": blocked.sum(1).min(),
-        "complete": (justly == len(lying)).mean(),
-        "agree": jnp.all(blocked == blocked[0]),
+        "blocked_cooperative": unjustly.mean(),
+        "blocklist_least": blocked.sum(1)[mine].min(),
+        "complete": (justly == lying.sum()).mean(),
+        "agree": jnp.all(same),
         "accusations": made.sum(),
-        "unjust": made[honest][:, honest].sum(),
+        "unjust": (made & honest & honest[:, None]).sum(),
     }

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from dflax.clients import map_clients
+from dflax.gossip.products.by_coordinates import by_coordinates
 
 
 def hop(links: Bool[Array, "n n"], held: Int[Array, "n m"]) -> Int[Array, "n m"]:
@@ -12,10 +12,11 @@ def hop(links: Bool[Array, "n n"], held: Int[Array, "n m"]) -> Int[Array, "n m"]
 
         heard_ik = max over j with links_ij of held_jk
 
-    Nothing of the size n x n x m is made. Under a mesh `links` and the result stay with the robots.
+    Nothing of the size n x n x m is made. Under a mesh a device floods its share of the m columns: what
+    is held is dealt by columns, and what is heard by robots again.
 
     Args:
-      links: `[n, n]`, whom each robot (a row) hears.
+      links: `[n, n]`, whom each robot (a row) hears; every device wants to know it whole.
       held: `[n, m]` integers; the least of their type stands for nothing.
 
     Returns:
@@ -23,12 +24,12 @@ def hop(links: Bool[Array, "n n"], held: Int[Array, "n m"]) -> Int[Array, "n m"]
     """
     nothing = jnp.iinfo(held.dtype).min
 
-    def heard(neighbours: Array, held: Array) -> Array:
+    def heard(held: Array, links: Array) -> Array:
         def hear(best: Array, other: tuple[Array, Array]) -> tuple[Array, None]:
-            is_neighbour, row = other
-            return jnp.maximum(best, jnp.where(is_neighbour, row, nothing)), None
+            hears, row = other
+            return jnp.maximum(best, jnp.where(hears[:, None], row, nothing)), None
 
-        start = jnp.full(held.shape[1], nothing, held.dtype)
-        return jax.lax.scan(hear, start, (neighbours, held))[0]
+        start = jnp.full(held.shape, nothing, held.dtype)
+        return jax.lax.scan(hear, start, (links.T, held))[0]
 
-    return map_clients(heard, links, shared=(held,), at_once=links.shape[0])
+    return by_coordinates(heard, held, links)

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.clients import map_clients
+from dflax.clients import everywhere, map_clients
+from dflax.clients.devices import known_to_all
 from dflax.population import Round
 from dflax.robots.application import Application, Estimate, Robot, Statement
 from dflax.robots.motion import Motion, moved, within
@@ -185,7 +186,7 @@ def sensed(
         return moved(motion, own.position, own.heading, goal, valid, others, key)
 
     position, heading = map_clients(
-        move, bodies, keys[:, 0], shared=(bodies.position,), at_once=robots
+        move, bodies, keys[:, 0], shared=(everywhere(bodies.position),), at_once=robots
     )
     there = present(round, robots)
 
@@ -212,11 +213,21 @@ def sensed(
     memory, statements, links = map_clients(
         sense,
         *(numbers, position, bodies.memory, jnp.asarray(liars.members), keys[:, 1], keys[:, 2]),
-        shared=(position, there, tick),
+        shared=(everywhere(position), there, tick),
         at_once=robots,
     )
     bodies = bodies._replace(position=position, heading=heading, memory=memory)
     return Sensed(bodies, links, statements, keys[:, 3])
+
+
+def all_links(
+    bodies: Bodies, radio: float | Float[Array, ""], there: Bool[Array, " n"] | None
+) -> Bool[Array, "n n"]:
+    """Whom each robot hears, known to every device, which finds it from the places."""
+    places = everywhere(bodies.position)
+    links = jax.vmap(within, (0, None, None))(places, places, radio)
+    links = links & ~jnp.eye(len(places), dtype=bool)
+    return known_to_all(links if there is None else links & there & there[:, None])
 
 
 def measured(

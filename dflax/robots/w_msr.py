@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics
-from dflax.clients import map_clients
+from dflax.clients import everywhere, map_clients
 from dflax.population import Round
 from dflax.robots.application import Application, Claims, Robot, Statement
 from dflax.robots.motion import Motion
@@ -134,7 +134,7 @@ def w_msr(
         memory, estimate, valid, stalled = map_clients(
             average,
             *(seen, now.bodies, now.links, now.statements),
-            shared=(before.said, before.spoke),
+            shared=everywhere((before.said, before.spoke)),
             at_once=robots,
         )
         bodies = now.bodies._replace(memory=memory, estimate=estimate, valid=valid)

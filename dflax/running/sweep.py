@@ -28,7 +28,7 @@ from dflax.running.run import run
 from dflax.side_by_side import SideBySide, side_by_side
 
 POINTS = "points"
-OPTIONS = ("progress", "title", "sinks", "chunk", "checkpoint")
+OPTIONS = ("progress", "title", "sinks", "chunk", "checkpoint", "limit")
 REASONS = {
     "mesh": " A sweep deals its points, not the clients, over devices: pass devices.",
     "donate": " A sweep makes its states itself and always donates them.",
@@ -150,14 +150,18 @@ def sweep(
       evaluate: `state -> metrics` of one point, see `dflax.evaluation`.
       every: rounds between evaluations; default only after the last.
       devices: devices to split the points over; default all. Points are padded to fill them evenly.
-      **options: of `dflax.run`: `progress`, `title`, `sinks`, `chunk`, and `checkpoint`, with which a
-        killed sweep is taken up again by the same call.
+      **options: of `dflax.run`: `progress`, `title`, `sinks`, `chunk`, `checkpoint`, with which a
+        killed sweep is taken up again by the same call, and `limit`, at which all points end together:
+        make it for the point that may do the fewest rounds.
 
     Returns:
       A `Sweep`.
 
     Raises:
       TypeError, ValueError: naming the argument.
+
+    Warns:
+      dflax.interrupt.LimitReached: the limit came before the last round that was asked for.
     """
     _verify_options(options)
     if devices is not None and any(map(_is_elsewhere, _devices(devices))):
@@ -169,8 +173,13 @@ def sweep(
         factory, start, source, sources=sources, grid=grid, key=key, rounds=rounds, seeds=seeds,
         evaluate=evaluate, every=every, devices=devices,
     )  # fmt: skip
-    values, keys, own = jax.device_put(ready.given, ready.split)
+    mesh = ready.split.mesh
+    # Laid out as the program returns it, or the second call would compile it once more.
+    whole = NamedSharding(mesh, PartitionSpec())
+    split = whole if mesh.size == 1 else ready.split
+    values, keys, own = jax.device_put(ready.given, split)
     points, shared = ready.points(values, keys, own, jax.jit(ready.begin)(values, keys))
+    points = points._replace(round=jax.device_put(points.round, whole))
     points, history = run(
         ready.algorithm,
         points,

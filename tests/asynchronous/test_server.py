@@ -113,6 +113,25 @@ def test_however_the_timetable_is_cut_the_models_are_the_same(width, chunk):
     np.testing.assert_allclose(params, expected(table)[cut.begins[1:] - 1], rtol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["FedAvg", "FedFix"])
+def test_changes_of_clients_in_turn_are_added_up_as_they_come(name):
+    table = TABLES[name]()
+    cut = asynchronous.waves(table)
+    assert cut.most_steps == 1
+    options = {"discount": asynchronous.polynomial(0.5), "per_step": True}
+    params, metrics = followed(cut, at_once=1, **options)
+    held, same = followed(cut, **options)
+    np.testing.assert_allclose(params, held, rtol=2e-6)
+    np.testing.assert_array_equal(metrics["contributors"], same["contributors"])
+    np.testing.assert_allclose(metrics["loss"], same["loss"], rtol=1e-5)
+
+    algorithm = asynchronous.asynchronous_server(LOSS, optax.sgd(RATE), cut, at_once=1, **options)
+    state = algorithm.init(KEY, jnp.asarray(START))
+    joined = asynchronous.join(source(10), cut)
+    dealt, _ = dx.run(algorithm, state, joined, rounds=cut.rounds, key=KEY, mesh=dx.client_mesh())
+    np.testing.assert_allclose(dealt.server.params, held[-1], rtol=2e-5)
+
+
 def test_the_memory_of_all_clients_latest_changes():
     table = asynchronous.arrivals(N, 3, 60, local_steps=(1, 10), delay=3, memory=True, seed=3)
     cut = asynchronous.waves(table)
@@ -244,7 +263,7 @@ def test_on_eight_devices_and_in_two_halves_it_is_the_same_run():
 
 @pytest.mark.parametrize(
     ("name", "at_once"),
-    [("FedFix", None), ("asynchronous", None), ("FedCompass with late clients", 1)],
+    [("FedFix", None), ("FedFix", 1), ("asynchronous", None), ("FedCompass with late clients", 1)],
 )
 def test_hardly_a_gradient_is_taken_in_vain(name, at_once):
     table, taken = TABLES[name](), []

@@ -530,7 +530,7 @@ def test_a_study_that_needs_the_images_has_its_claims_listed(monkeypatch):
         "decentralized_comparison": 15,
         "dfedadmm": 2,
         "dimat": 1,
-        "dp_sgd": 1,
+        "dp_sgd": 2,
         "dp_brem": 3,
         "fedcompass": 5,
         "kafal": 5,

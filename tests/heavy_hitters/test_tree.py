@@ -45,20 +45,27 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_trees_are_those_of_the_reference(name):
-    """On two crowds, at all depths of sharing, of items whose levels have different widths."""
-    factory, options, expected = CASES[name]
+@functools.cache
+def compiled(name):
+    """The state and the metrics of a case, a program of the source and the depth of sharing."""
+    factory, options, _ = CASES[name]
 
+    @jax.jit
     def found(source, sharing):
         algorithm = factory(exact(NOISE), sharing=sharing, **SETTING, **options)
         state = algorithm.init(KEY, jnp.array(SIZES))
-        return dx.rollout(algorithm, state, source, KEY, LEVELS)[0].server
+        return dx.rollout(algorithm, state, source, KEY, LEVELS)
 
-    compiled = jax.jit(found)
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_trees_are_those_of_the_reference(name):
+    """On two crowds, at all depths of sharing, of items whose levels have different widths."""
+    expected = CASES[name][2]
     for seed in range(2):
         for sharing in (0, 2, LEVELS):
-            ours = compiled(source(seed), jnp.int32(sharing))
+            ours = compiled(name)(source(seed), jnp.int32(sharing))[0].server
             settings = {"extend": adaptive, **expected}
             theirs, sums = reference.tree(
                 groups_of(source(seed)), SIZES, BITS, K, sharing, deviation=NOISE, **settings
@@ -104,9 +111,15 @@ def same(one, other):
 )
 def test_with_nothing_pruned_taps_is_tap(oracle):
     tap, _ = run(hh.tap(oracle, sharing=2, **SETTING), source())
-    taps, _ = run(hh.taps(oracle, sharing=2, pruning=hh.prior(1e9), **SETTING), source())
-    same(taps, tap)
-    prunes, _ = run(hh.taps(oracle, sharing=2, pruning=hh.prior(0.0), **SETTING), source())
+
+    @jax.jit
+    def pruned(scale, source):
+        algorithm = hh.taps(oracle, sharing=2, pruning=hh.prior(scale), **SETTING)
+        state = algorithm.init(KEY, jnp.array(SIZES))
+        return dx.rollout(algorithm, state, source, KEY, LEVELS)[0]
+
+    same(pruned(1e9, source()), tap)
+    prunes = pruned(0.0, source())
     assert not np.array_equal(prunes.clients.parents.words, tap.clients.parents.words)
 
 
@@ -126,6 +139,7 @@ def test_without_sharing_and_of_one_party_tap_is_pem():
         np.testing.assert_array_equal(tap.server.items, alone.server.items)
 
 
+@pytest.mark.slow
 def test_the_whole_domain_at_once():
     items = jnp.asarray(hh.as_words(crowd(bits=8), 8))
     table = hh.grouped(KEY, items, SIZES, 1)
@@ -147,7 +161,11 @@ def spied(oracle, reports):
 
 
 @pytest.mark.parametrize(
-    "rule", [None, pytest.param(hh.prior(), marks=pytest.mark.slow), hh.validated(share=0.3)]
+    "rule",
+    [
+        hh.prior(),
+        *(pytest.param(r, marks=pytest.mark.slow) for r in (None, hh.validated(share=0.3))),
+    ],
 )
 def test_every_user_reports_exactly_once(rule):
     """Groups hold everyone once, and nobody in a group reports twice: epsilon in all."""
@@ -196,7 +214,8 @@ def test_group_sizes():
     assert all(SIZES[0] <= v < SIZES[0] + SIZES[1] for level in first for v in level[1])
 
 
-@pytest.mark.parametrize("make", [pytest.param(hh.tap, marks=pytest.mark.slow), hh.taps])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [hh.tap, hh.taps])
 def test_users_dealt_over_devices_find_the_same(make):
     algorithm = make(lp.oue(2.0), sharing=2, **SETTING)
     alone, metrics = run(algorithm, source())
@@ -211,6 +230,7 @@ def test_users_dealt_over_devices_find_the_same(make):
         np.testing.assert_allclose(dealt_metrics[name], values, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_runs_and_sweeps_over_budgets_and_seeds():
     def make(epsilon):
         return hh.tap(lp.k_rr(epsilon), sharing=2, **SETTING)
@@ -230,12 +250,16 @@ def test_runs_and_sweeps_over_budgets_and_seeds():
 
 
 def test_what_is_sent_is_counted():
-    _, metrics = run(hh.tap(exact(NOISE), sharing=2, extension=hh.fixed(3), **SETTING), source())
+    _, metrics = compiled("tap, fixed")(source(), jnp.int32(2))
     # Prefixes of 3, 5, 7, 9 and 11 bits.
     np.testing.assert_array_equal(metrics["candidates"], [8, 12, 12, 12, 12])
     np.testing.assert_array_equal(metrics["extended"], 3)
     np.testing.assert_array_equal(metrics["report_bits"], 4)
     np.testing.assert_array_equal(metrics["numbers_sent"], [16, 24, 0, 0, 2 * K])
+
+
+@pytest.mark.slow
+def test_what_unary_reports_and_pruning_parties_send_is_counted():
     _, metrics = run(hh.taps(lp.oue(1.0), sharing=2, pruning=hh.prior(1e9), **SETTING), source())
     np.testing.assert_array_equal(metrics["report_bits"], metrics["candidates"])
     alone = 2 * metrics["candidates"]

@@ -1,12 +1,13 @@
 """Every method, on a small real model with eight clients, for machines that are not here."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from planned import others
+from planned import others, private, swarms
 
 import dflax as dx
 from dflax import decentralized, gossip, server, topology
@@ -34,13 +35,13 @@ class Case(NamedTuple):
     state: object
 
 
-def federation(clients=N, width=FEATURES, labels=jnp.int32):
+def federation(clients=N, width=FEATURES, labels=jnp.int32, steps=STEPS):
     inputs = jnp.zeros((clients * OWN, width))
     classes = 10 if labels == jnp.int32 else None
     data = dx.data.Dataset(inputs, jnp.zeros(clients * OWN, labels), classes=classes)
     owned = np.arange(clients * OWN).reshape(clients, OWN)
     return dx.Federation(
-        data, dx.data.from_indices(owned.tolist()), local_steps=STEPS, batch_size=BATCH
+        data, dx.data.from_indices(owned.tolist()), local_steps=steps, batch_size=BATCH
     )
 
 
@@ -181,10 +182,16 @@ EVENTS = {
 # Whose clients do more than FedAvg's, as methods of one client that talks to nobody.
 ALONE = {
     "dispfl": lambda loss: decentralized.dispfl(loss, SGD, gossip.identity(1), rounds=5),
+} | {
+    name: functools.partial(lambda make, loss: make(loss, 1), make)
+    for name, make in private.METHODS.items()
 }
 # Whose clients solve their problems instead of taking steps: how many of them at the same time.
 SOLVES = {"msda": 1, "continuized": 2}
-NAMES = (*NETWORKS, *ROBUST, *QUADRATICS, "bristle", "msda", *EVENTS, *others.NAMES)
+NAMES = (
+    *(*NETWORKS, *ROBUST, *QUADRATICS, "bristle", "msda", *EVENTS),
+    *(*others.NAMES, *private.METHODS, *swarms.METHODS),
+)
 
 
 def of_a_layer():
@@ -204,6 +211,11 @@ def of_a_layer():
     return Case(algorithm, source, jax.eval_shape(algorithm.init, KEY, params))
 
 
+def steps_of(name):
+    """Local steps of a round: one of methods that take noisy gradients."""
+    return 1 if name in private.ONE_STEP else STEPS
+
+
 def case(name, hidden=HIDDEN):
     """A method of the gallery, on a network of so many hidden units where it trains one."""
     if name in NETWORKS or name in ROBUST:
@@ -216,6 +228,12 @@ def case(name, hidden=HIDDEN):
         return Case(algorithm, source, jax.eval_shape(algorithm.init, KEY, params, *given))
     if name == "bristle":
         return of_a_layer()
+    if name in private.METHODS:
+        algorithm = private.METHODS[name](loss_of(hidden), N)
+        state = jax.eval_shape(algorithm.init, KEY, params_of(hidden))
+        return Case(algorithm, federation(steps=steps_of(name)), state)
+    if name in swarms.METHODS:
+        return Case(*swarms.case(name))
     if name in others.NAMES:
         return Case(
             *others.case(name, loss_of(hidden), network(hidden), params_of(hidden), federation())

@@ -81,23 +81,35 @@ def test_buffers_are_cheaper_than_bands_and_as_good():
     assert len(jax.tree.leaves(noise.init(jnp.zeros(3)))[0]) <= 2
 
 
-def test_dp_ftrl_is_the_noisy_sum_of_its_changes(tmp_path):
-    """With a tree, the model is the start, the clipped changes, and the nodes' noise."""
+def of_ftrl():
     task = quadratics(clients=8)
     table = dx.participation.from_table(np.arange(8).reshape(4, 2))
     source = task.federation(1, participation=table)
     noise = dx.privacy.tree_noise(4)
     method = dx.recipes.dp_ftrl(half_square, optax.sgd(0.5), noise, 0.7, 0.6, 2.0)
-    start = method.init(KEY, jnp.zeros(3))
-    state, _ = dx.run(method, start, source, rounds=8, key=KEY)
+    return task, source, noise, method, method.init(KEY, jnp.zeros(3))
+
+
+def test_dp_ftrl_is_the_noisy_sum_of_its_changes(tmp_path):
+    """With a tree, the model is the start, the clipped changes, and the nodes' noise; resumed."""
+    task, source, noise, method, start = of_ftrl()
+    dx.run(method, start, source, rounds=4, key=KEY, checkpoint=tmp_path / "run")
+    state, _ = dx.run(method, start, source, rounds=8, key=KEY, checkpoint=tmp_path / "run")
     held = jax.random.wrap_key_data(state.server.aggregator[1])
-    added = [noise.step((), held, t, jnp.zeros(3))[0] for t in jnp.arange(8)]
+    step = jax.jit(lambda t: noise.step((), held, t, jnp.zeros(3))[0])
+    added = [step(t) for t in range(8)]
     x = np.zeros(3)
     for t in range(8):
         change = 0.5 * (task.centers[2 * t % 8 : 2 * t % 8 + 2] - x)
         cut = np.minimum(1, 0.7 / np.linalg.norm(change, axis=1)) @ change
         x = x + (cut + 0.6 * 0.7 * np.asarray(added[t])) / 2
     np.testing.assert_allclose(state.server.params, x, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_dp_ftrl_interrupted_and_on_devices_is_the_same(tmp_path):
+    _, source, _, method, start = of_ftrl()
+    state, _ = dx.run(method, start, source, rounds=8, key=KEY)
     dx.run(method, start, source, rounds=3, key=KEY, checkpoint=tmp_path / "run")
     again, _ = dx.run(method, start, source, rounds=8, key=KEY, checkpoint=tmp_path / "run")
     assert_trees_close(again.server, state.server, rtol=0, atol=0)

@@ -1,5 +1,7 @@
 """Private means, noise and its shares: formulas, scales, and what one client can do."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +23,16 @@ def lengths(rows):
     return np.sqrt(sum((leaf.reshape(6, -1) ** 2).sum(1) for leaf in rows.values()))
 
 
-def combined(rule, rows=ROWS, weights=WEIGHTS, key=KEY, state=None):
-    state = rule.init(jax.tree.map(lambda leaf: leaf[0], rows)) if state is None else state
-    apply = jax.jit(
+@functools.cache
+def program(rule):
+    return jax.jit(
         lambda rows, weights, state, key: rule.apply(rows, weights, state, Combining(key))
     )
-    return apply(jax.tree.map(jnp.asarray, rows), jnp.asarray(weights), state, key)
+
+
+def combined(rule, rows=ROWS, weights=WEIGHTS, key=KEY, state=None):
+    state = rule.init(jax.tree.map(lambda leaf: leaf[0], rows)) if state is None else state
+    return program(rule)(jax.tree.map(jnp.asarray, rows), jnp.asarray(weights), state, key)
 
 
 def noises(make, count=400):
@@ -81,7 +87,7 @@ def test_one_client_moves_the_sum_by_the_norm_at_most_whatever_it_sends():
         rows["a"][4] = wild
         for weights in (WEIGHTS, np.where(np.arange(6) == 4, 0, WEIGHTS)):
             other, _, metrics = combined(rule, rows, weights)
-            moved = float(optax.tree.norm(jax.tree.map(jnp.subtract, out, other)))
+            moved = np.sqrt(sum(np.sum((out[n] - np.asarray(other[n])) ** 2) for n in "ab"))
             assert moved <= 2 * 0.5 / 3 * (1 + 1e-5)
             assert metrics["messages_dropped"] == (not np.isfinite(wild)) * (weights[4] > 0)
 
@@ -175,7 +181,7 @@ def test_noise_on_a_rule_and_on_gradients():
     np.testing.assert_allclose(seen.mean(), 1.0, atol=0.03)
 
 
-def test_dp_fedavg_follows_its_pseudo_code_and_meshes_agree():
+def test_dp_fedavg_follows_its_pseudo_code():
     task = quadratics(clients=8)
     source = task.federation(2, participation=dx.participation.bernoulli(0.5))
     algorithm = dx.recipes.dp_fedavg(half_square, optax.sgd(0.5), 0.7, 0.0, 4.0)
@@ -188,6 +194,11 @@ def test_dp_fedavg_follows_its_pseudo_code_and_meshes_agree():
         length = np.linalg.norm(change, axis=1)
         x = x + (there * np.minimum(1, 0.7 / length)) @ change / 4
     np.testing.assert_allclose(state.server.params, x, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_dp_fedavg_on_devices_is_the_same():
+    source = quadratics(clients=8).federation(2, participation=dx.participation.bernoulli(0.5))
     noisy = dx.recipes.dp_fedavg(half_square, optax.sgd(0.5), 0.7, 0.5, 4.0, 0.5)
     start = noisy.init(KEY, jnp.zeros(3))
     alone, told = dx.run(noisy, start, source, rounds=3, key=KEY)

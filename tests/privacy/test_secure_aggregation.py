@@ -33,12 +33,15 @@ def messages(seed=0, scale=1.0):
     }
 
 
-def ends(literal, lost, **options):
+def ends(literal, options):
     """Both ends and the whole of one round, a program of messages, weights, round and who is lost."""
-    pair = privacy.secure_aggregation(KEY, M, literal=literal, transport=losing(lost), **options)
 
-    def both(tree, weights, index, key):
-        invited = weights > 0
+    @jax.jit
+    def both(tree, weights, index, lost):
+        pair = privacy.secure_aggregation(
+            KEY, M, literal=literal, transport=losing(lost), threshold=1, **dict(options)
+        )
+        key, invited = KEY, weights > 0
         sending = Sending(key, index, jnp.arange(M), None, invited)
         words, left, _, metrics = pair.channel.apply(tree, weights, (), sending)
         here = Combining(key, index, jnp.arange(M), None, None, invited)
@@ -46,14 +49,15 @@ def ends(literal, lost, **options):
         whole, _, told = pair.mean.apply(tree, weights, (), here)
         return words, left, out, whole, metrics, told
 
-    return jax.jit(both)
+    return both
 
 
-def losing(lost):
-    """Loses the messages of these rows; None is a perfect link."""
-    if lost is None:
-        return None
-    gone = jnp.zeros(M, bool).at[jnp.asarray(lost, int)].set(True)
+def rows(*numbers):
+    return np.isin(np.arange(M), numbers)
+
+
+def losing(gone):
+    """Loses the messages of these rows."""
 
     def apply(tree, weights, state, sending):
         def zero(leaf):
@@ -76,26 +80,28 @@ def by_hand(tree, weights, scale, largest=None):
     return jax.tree.map(of, tree)
 
 
+ALL = (("bound", 8.0), ("scale_bits", 20))
+SOME = (*ALL, ("neighbours", 4), ("largest_weight", 3.0))
+
+
 @pytest.mark.parametrize(
-    ("neighbours", "lost", "largest"),
-    [(None, None, None), (2, None, 3.0), (4, [0, 5], None), (None, [1, 3], 3.0)],
+    ("options", "lost"),
+    [
+        (SOME, []),
+        (SOME, [0, 5]),
+        pytest.param(ALL, [], marks=pytest.mark.slow),
+        pytest.param(ALL, [1, 3], marks=pytest.mark.slow),
+    ],
 )
-def test_masks_drawn_and_taken_off_leave_the_sum_bit_for_bit(neighbours, lost, largest):
+def test_masks_drawn_and_taken_off_leave_the_sum_bit_for_bit(options, lost):
     """The literal mode equals the other one, both the integers' mean; bare words differ from masked."""
-    options = {
-        "bound": 8.0,
-        "scale_bits": 20,
-        "neighbours": neighbours,
-        "largest_weight": largest,
-        "threshold": 1,
-    }
-    tree, weights = messages(), jnp.asarray(WEIGHTS)
-    bare = ends(False, lost, **options)(tree, weights, 4, KEY)
-    masked = ends(True, lost, **options)(tree, weights, 4, KEY)
+    tree, weights, largest = messages(), jnp.asarray(WEIGHTS), dict(options).get("largest_weight")
+    bare = ends(False, options)(tree, weights, 4, rows(*lost))
+    masked = ends(True, options)(tree, weights, 4, rows(*lost))
     assert_trees_equal(bare[1:], masked[1:])
     assert_trees_equal(masked[2], masked[3])
     there = WEIGHTS.copy()
-    there[[] if lost is None else lost] = 0
+    there[lost] = 0
     np.testing.assert_array_equal(bare[1], there)
     wanted = by_hand(tree, there, 20, largest)
     # A weight's third is a float32, so a number here and there is rounded the other way.
@@ -107,8 +113,8 @@ def test_masks_drawn_and_taken_off_leave_the_sum_bit_for_bit(neighbours, lost, l
 
 
 def test_another_round_has_other_masks_and_neighbours():
-    run = ends(True, None, bound=8.0, neighbours=2)
-    first, second = (run(messages(), jnp.asarray(WEIGHTS), t, KEY) for t in (0, 1))
+    run = ends(True, SOME)
+    first, second = (run(messages(), jnp.asarray(WEIGHTS), t, rows()) for t in (0, 1))
     assert (np.asarray(first[0]["w"]) != np.asarray(second[0]["w"]))[WEIGHTS > 0].mean() > 0.99
     assert_trees_equal(first[2], second[2])
 
@@ -217,8 +223,8 @@ def test_in_a_federation_it_is_the_weighted_mean_up_to_rounding():
 def test_numbers_and_weights_beyond_the_bounds_are_cut_and_counted_and_nan_is_dropped():
     tree = messages()
     tree["w"] = tree["w"].at[3, 0, 0].set(100.0).at[0, 0, 0].set(jnp.nan)
-    run = ends(False, None, bound=50.0, largest_weight=2.0)
-    _, left, out, whole, metrics, told = run(tree, jnp.asarray(WEIGHTS), 0, KEY)
+    run = ends(False, (("bound", 50.0), ("largest_weight", 2.0)))
+    _, left, out, whole, metrics, told = run(tree, jnp.asarray(WEIGHTS), 0, rows())
     assert_trees_equal((out, metrics), (whole, told))
     assert metrics["numbers_clipped"] == 1
     assert metrics["weights_clipped"] == 1
@@ -238,9 +244,10 @@ def test_message_sizes_are_those_that_the_paper_prints():
         np.testing.assert_allclose(size.total / (2 * d), printed, atol=0.005)
         bits = 2 * n * 256 + (5 * n - 4) * 256 + d * (16 + exponent)
         assert size.total == bits / 8
-    run = ends(False, [0, 5], bound=8.0, neighbours=2, threshold=1)
-    *_, metrics, _ = run(messages(), jnp.asarray(WEIGHTS), 0, KEY)
-    each = privacy.message_bytes(19, 2, modulus_bits=32)
+    run = ends(False, SOME)
+    *_, metrics, _ = run(messages(), jnp.asarray(WEIGHTS), 0, rows(0, 5))
+    # Nineteen numbers and a weight.
+    each = privacy.message_bytes(20, 4, modulus_bits=32)
     # Six participate and send, two of the messages are lost, four answer.
     sent = 6 * (each.keys_sent + each.shares_sent + each.vector) + 4 * each.answer
     assert metrics["bytes_sent"] == sent
@@ -261,6 +268,7 @@ def test_client_shares_of_noise_add_up_to_the_deviation_that_is_wanted():
     np.testing.assert_allclose(np.mean(total), 0, atol=4 * sigma / np.sqrt(d))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("literal", [False, True])
 def test_on_devices_sums_are_the_same_bit_for_bit(literal):
     pair = privacy.secure_aggregation(KEY, 8, bound=8.0, neighbours=4, literal=literal)
@@ -279,8 +287,8 @@ def test_on_devices_sums_are_the_same_bit_for_bit(literal):
     alone = jax.jit(run)(tree)
     mesh = dx.client_mesh()
     with jax.set_mesh(mesh):
-        rows = NamedSharding(mesh, PartitionSpec("clients"))
-        shared = jax.jit(run)(jax.device_put(tree, rows))
+        dealt = NamedSharding(mesh, PartitionSpec("clients"))
+        shared = jax.jit(run)(jax.device_put(tree, dealt))
     assert_trees_equal(alone, shared)
 
 

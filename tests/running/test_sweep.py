@@ -27,20 +27,23 @@ def start(algorithm, key):
 
 
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
-def test_each_element_equals_its_single_run(devices):
+def test_each_element_equals_its_single_run(devices, caplog):
     grid = {"rate": [0.05, 0.2, 0.5], "momentum": [0.0, 0.5]}
-    swept = sweep(
-        fedavg,
-        start,
-        FEDERATION,
-        grid=grid,
-        seeds=3,
-        key=KEY,
-        rounds=5,
-        evaluate=MEASURE,
-        every=2,
-        devices=jax.devices()[:devices],
-    )
+    with jax.log_compiles():
+        swept = sweep(
+            fedavg,
+            start,
+            FEDERATION,
+            grid=grid,
+            seeds=3,
+            key=KEY,
+            rounds=5,
+            evaluate=MEASURE,
+            every=2,
+            devices=jax.devices()[:devices],
+        )
+    # The points come back laid out as they went in.
+    assert caplog.text.count("XLA compilation of jit(advance)") == 1
     assert list(swept.axes) == ["rate", "momentum", "seed"]
     assert swept.metrics["loss"].shape == (3, 2, 3, 5)
     assert swept.evaluations["accuracy"].shape == (3, 2, 3, 3)

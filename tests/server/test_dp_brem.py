@@ -41,6 +41,7 @@ def poisson(probability=0.5, clients=N):
     return task, federation
 
 
+@pytest.mark.slow
 def test_1_without_noise_clips_and_momentum_it_is_full_batch_descent():
     task = quadratics(N, D)
     method = dx.server.dp_brem(half_square, N, rate=0.3, beta=0.0, **QUIET)
@@ -55,9 +56,14 @@ def test_2_and_3_unclipped_momentum_is_the_clients_mean_plus_this_rounds_noise_a
     rounds, sigma, record = 400, 0.2, 2.0
     task = quadratics(N, D, seed=1)
     options = {"record_clip": record, "radius": FAR, "rate": 1e-6}
-    for noise in (0.0, sigma):
+
+    @jax.jit
+    def run(noise):
         method = dx.server.dp_brem(half_square, N, noise=noise, **options)
-        states, _ = rolled(method, task.federation(), jnp.zeros(D), rounds)
+        return rolled(method, task.federation(), jnp.zeros(D), rounds)[0]
+
+    for noise in (0.0, sigma):
+        states = run(noise)
         apart = np.asarray(states.server.memory - states.clients.memory.mean(1))
         # The centre's 1e9 is a radius, and never added.
         if not noise:
@@ -156,28 +162,37 @@ def test_recentred_norm_bounding_is_one_step_of_centred_clipping():
         np.testing.assert_allclose(one, two, atol=1e-6)
 
 
-@pytest.mark.parametrize("sampling", [1.0, 0.5])
-def test_8_with_secure_aggregation_one_round_is_the_same_up_to_rounding(sampling):
-    """From the same state and noise, under attack as well: 2^-(s + 1) per coordinate."""
-    task, federation = poisson()
+@functools.cache
+def brem_steps():
+    """A round with a trusted server and one with secure aggregation, of the share that is sampled."""
     secure = privacy.secure_aggregation(KEY, N, bound=0.2, scale_bits=16)
     options = {
         "rate": 0.5,
         "record_clip": 1.0,
         "radius": 0.2,
         "noise": 0.05,
-        "sampling": sampling,
         "channel": attacks.inner_product(1, 5.0),
     }
-    trusted = dx.server.dp_brem(softmax_loss, N, joint=True, **options)
-    jointly = dx.server.dp_brem_plus(softmax_loss, N, secure, **options)
-    plain, hidden = jax.jit(trusted.step), jax.jit(jointly.step)
-    state, largest = trusted.init(KEY, task.params), 0.0
+
+    @jax.jit
+    def both(sampling, state, round):
+        trusted = dx.server.dp_brem(softmax_loss, N, joint=True, sampling=sampling, **options)
+        jointly = dx.server.dp_brem_plus(softmax_loss, N, secure, sampling=sampling, **options)
+        return trusted.step(state, round), jointly.step(state, round)
+
+    return both, dx.server.dp_brem(softmax_loss, N, joint=True, **options).init
+
+
+@pytest.mark.parametrize("sampling", [1.0, 0.5])
+def test_8_with_secure_aggregation_one_round_is_the_same_up_to_rounding(sampling):
+    """From the same state and noise, under attack as well: 2^-(s + 1) per coordinate."""
+    task, federation = poisson()
+    both, init = brem_steps()
+    draw = jax.jit(federation.draw)
+    state, largest = init(KEY, task.params), 0.0
     # The states are of one structure, but for what secure aggregation remembers: nothing.
     for t in range(6):
-        round = federation.draw(KEY, t)
-        after, told = plain(state, round)
-        other, heard = hidden(state, round)
+        (after, told), (other, heard) = both(sampling, state, draw(KEY, t))
         gap = jax.tree.map(
             lambda a, b: np.abs(a - b).max(), after.server.memory, other.server.memory
         )
@@ -290,6 +305,7 @@ def test_noise_is_on_the_sum_of_those_who_count():
     assert abs(np.corrcoef(first, other)[0, 1]) < 0.05
 
 
+@pytest.mark.slow
 def test_a_sweep_over_noise_clips_radius_and_momentum_is_one_program():
     task, federation = poisson()
 
@@ -319,7 +335,8 @@ def test_a_sweep_over_noise_clips_radius_and_momentum_is_one_program():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("dp_brem", marks=pytest.mark.slow), "dp_brem_plus", "dp_rsa"]
+    "name",
+    ["dp_brem_plus", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dp_brem", "dp_rsa"))],
 )
 def test_on_eight_devices_it_is_the_same(name):
     task, federation = poisson(clients=8)
@@ -354,6 +371,7 @@ def test_dp_rsa_is_its_pseudo_code():
     np.testing.assert_allclose(states.clients.memory[-1], own, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_dp_rsa_moves_by_signs_alone_whatever_is_sent():
     task = quadratics(N, D)
     method = dx.server.dp_rsa(
@@ -413,8 +431,8 @@ def test_a_baseline_is_its_pseudo_code_without_noise(name):
     ("name", "deviation"),
     [
         ("dp_momentum", 0.5 * 2.0 / N),
-        ("dp_fedsgd", 0.5 * 2.0 / N),
-        ("dp_median", 0.5 * 2.0),
+        pytest.param("dp_fedsgd", 0.5 * 2.0 / N, marks=pytest.mark.slow),
+        pytest.param("dp_median", 0.5 * 2.0, marks=pytest.mark.slow),
         ("local_dp_momentum", 0.1 * 0.5 * 2.0 / np.sqrt(N)),
         ("distributed_dp", 0.3 * 0.5 * 2.0 / np.sqrt(N)),
     ],
@@ -440,7 +458,7 @@ def test_a_baseline_has_the_noise_that_it_says(name, deviation):
 def test_a_schedule_follows_the_round():
     rule = aggregation.scheduled(lambda t: aggregation.norm_bounding(1.0 / (1 + t)))
     for t in (0, 3):
-        out, _, _ = rule.apply(jnp.full((2, 1), 9.0), jnp.ones(2), (), Combining(KEY, t))
+        out, _, _ = jax.jit(rule.apply)(jnp.full((2, 1), 9.0), jnp.ones(2), (), Combining(KEY, t))
         np.testing.assert_allclose(out, 1 / (1 + t))
 
 

@@ -227,6 +227,37 @@ def test_a_cohort_of_which_four_fifths_drop_out_still_trains():
     assert measured["accuracy"] > 0.85
 
 
+@pytest.mark.parametrize("method", ["fedavg", "scaffold"])
+def test_messages_of_clients_in_turn_are_added_up_as_they_come(method):
+    rule = participation.dropout(participation.uniform(4), 0.3)
+    federation = TASK.federation(2, weights=jnp.arange(1.0, 7.0), participation=rule)
+
+    def made(at_once):
+        if method == "fedavg":
+            return dx.server.fedavg(half_square, optax.sgd(0.1), at_once=at_once)
+        return dx.server.scaffold(half_square, optax.sgd(0.1), 6, at_once=at_once)
+
+    turn, told = advance(made(1), federation, 4)
+    together, measured = advance(made(6), federation, 4)
+    assert_trees_close(turn, together, rtol=1e-5, atol=1e-6)
+    assert_trees_close(told, measured, rtol=1e-5, atol=1e-6)
+
+
+def test_clients_in_turn_never_hold_two_messages():
+    clients, width = 32, 1 << 14
+    task = quadratics(clients=clients, dimension=width)
+
+    def held(at_once, **options):
+        algorithm = dx.server.fedavg(half_square, optax.sgd(0.1), at_once=at_once, **options)
+        state = jax.eval_shape(algorithm.init, KEY, jnp.zeros(width))
+        return dx.profile.round(algorithm, state, task.federation()).temporary_bytes
+
+    model = 4 * width
+    assert held(1) < 8 * model < clients * model <= held(clients)
+    # A median wants to see them all.
+    assert held(1, aggregator=dx.aggregation.median()) >= clients * model
+
+
 def test_a_sweep_over_rates_and_seeds_is_one_program():
     task = regression()
     federation = dx.Federation(

@@ -78,7 +78,9 @@ def trained():
     return model, model.init(KEY, inputs)["params"], inputs
 
 
-@pytest.mark.parametrize("cut", [(0, 0), (1, 1), (2, 0)])
+@pytest.mark.parametrize(
+    "cut", [(1, 1), *(pytest.param(cut, marks=pytest.mark.slow) for cut in ((0, 0), (2, 0)))]
+)
 def test_a_split_model_is_the_model_bit_for_bit(cut):
     model, params, inputs = trained()
     split = dx.models.split_mlp(model, cut)
@@ -123,6 +125,7 @@ def test_probes_find_what_is_there_and_nothing_where_nothing_is():
     assert vi.distance_correlation(x, twisted) > vi.distance_correlation(x, other)
 
 
+@pytest.mark.slow
 def test_a_network_finds_what_a_linear_probe_does_not():
     x = RNG.uniform(-1, 1, (300, 2)).astype(np.float32)
     h = np.stack([np.maximum(x[:, 0], 0), np.maximum(-x[:, 0], 0) ** 3, x[:, 1]], 1)

@@ -47,8 +47,24 @@ def test_arithmetic_is_that_of_integers(p):
     assert totals.tolist() == [x.sum() % p, y.sum() % p]
 
 
-@pytest.mark.parametrize("shape", [(6, 300, 7), (6, 1, 7), (6, 300, 2), (3, 20, 6)])
-@pytest.mark.parametrize("p", [P, 101])
+@pytest.mark.parametrize(
+    ("p", "shape"),
+    [
+        (P, (6, 300, 7)),
+        (P, (6, 300, 2)),
+        (101, (6, 300, 7)),
+        *(
+            pytest.param(p, shape, marks=pytest.mark.slow)
+            for p, shape in (
+                (P, (6, 1, 7)),
+                (P, (3, 20, 6)),
+                (101, (6, 1, 7)),
+                (101, (6, 300, 2)),
+                (101, (3, 20, 6)),
+            )
+        ),
+    ],
+)
 def test_matrix_products_are_those_of_integers(p, shape):
     """By digits, in one block and in two, and entry by entry where one factor is a vector or two."""
     m, n, k = shape

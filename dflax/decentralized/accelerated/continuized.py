@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
-from dflax.decentralized.framework.rows import read, starts, write
+from dflax.decentralized.framework.owners import Places, at_owners, difference
+from dflax.decentralized.framework.rows import starts
 from dflax.events.law import require_drawn_by
 from dflax.events.node_events import NodeEvent
 from dflax.events.stream import Stream
@@ -106,47 +107,52 @@ def continuized(
         shared = Shared(jnp.asarray(table), jnp.zeros(()), jnp.int32(0), jnp.int32(0))
         return FederatedState(jnp.int32(0), shared, Nodes(start, duals))
 
+    def flowed(rows: Params, gap: Array) -> Params:
+        share = 0.5 * (1.0 - jnp.exp(-2.0 * eta * gap))
+
+        def mix(leaf: Array) -> Array:
+            change = share.astype(leaf.dtype) * (leaf[1] - leaf[0])
+            return jnp.stack([leaf[0] + change, leaf[1] - change])
+
+        return jax.tree.map(mix, rows)
+
+    def part(rows: Params, which: int) -> Params:
+        return jax.tree.map(lambda leaf: leaf[which], rows)
+
+    def on_link(places: Places, nodes: Nodes, drawn: NodeEvent, resistance: Array) -> Nodes:
+        event, (i, j) = drawn.event, (places.one(0), places.one(1))
+        batches = [drawn.batch(place) for place in (0, 1)]
+        first, second = (
+            flowed(place.read(nodes.duals), gap)
+            for place, gap in zip((i, j), (event.gaps[0], event.gaps[1]), strict=True)
+        )
+        slopes = [
+            conjugate(part(rows, 0), batch)
+            for rows, batch in zip((first, second), batches, strict=True)
+        ]
+        push, sizes = difference(i, j, *slopes), (gamma * resistance, gamma_tilde)
+
+        def jump(sign: float, rows: Params) -> Params:
+            def change(leaf: Array, push: Array) -> Array:
+                steps = jnp.stack([jnp.asarray(size, leaf.dtype) * push for size in sizes])
+                return leaf + sign * steps
+
+            return jax.tree.map(change, rows, push)
+
+        first, second = jump(-1.0, first), jump(1.0, second)
+        duals, params = j.write(i.write(nodes.duals, first), second), nodes.params
+        for place, rows, batch in zip((i, j), (first, second), batches, strict=True):
+            params = place.write(params, conjugate(part(rows, 1), batch))
+        return Nodes(params, duals)
+
     def step(state: FederatedState, drawn: NodeEvent) -> tuple[FederatedState, Metrics]:
         validation.instance("the event", drawn, NodeEvent, "Run on a dflax.gossip.NodeEvents.")
         validation.instance("the event's row", drawn.event, Stream, "Groups are not supported.")
         fix = "Draw them with poisson_stream(unit_rates(graph), events, seed=0, gradient_rate=0.0)."
         require_drawn_by(drawn.event.law, rates, 0.0, fix)
-        event, nodes, done = drawn.event, state.clients, state.server
+        event, done = drawn.event, state.server
         i, j = event.nodes[0], event.nodes[1]
-
-        def flowed(node: Array, gap: Array) -> Params:
-            share = 0.5 * (1.0 - jnp.exp(-2.0 * eta * gap))
-
-            def mix(leaf: Array) -> Array:
-                change = share.astype(leaf.dtype) * (leaf[1] - leaf[0])
-                return jnp.stack([leaf[0] + change, leaf[1] - change])
-
-            return jax.tree.map(mix, read(nodes.duals, node))
-
-        def take(rows: Params, which: int) -> Params:
-            return jax.tree.map(lambda leaf: leaf[which], rows)
-
-        batches = [drawn.batch(place) for place in (0, 1)]
-        first, second = flowed(i, event.gaps[0]), flowed(j, event.gaps[1])
-        slopes = [
-            conjugate(take(rows, 0), batch)
-            for rows, batch in zip((first, second), batches, strict=True)
-        ]
-        sizes = gamma * done.resistances[i, j], gamma_tilde
-
-        def jump(sign: float, rows: Params) -> Params:
-            def change(leaf: Array, one: Array, other: Array) -> Array:
-                push = one - other
-                steps = jnp.stack([jnp.asarray(size, leaf.dtype) * push for size in sizes])
-                return leaf + sign * steps
-
-            return jax.tree.map(change, rows, *slopes)
-
-        first, second = jump(-1.0, first), jump(1.0, second)
-        duals = write(write(nodes.duals, i, first), j, second)
-        params = nodes.params
-        for node, rows, batch in zip((i, j), (first, second), batches, strict=True):
-            params = write(params, node, conjugate(take(rows, 1), batch))
+        nodes = at_owners(on_link, event.nodes, state.clients, drawn, done.resistances[i, j])
         done = Shared(
             done.resistances,
             event.time.astype(done.time.dtype),
@@ -154,7 +160,7 @@ def continuized(
             done.communications + 1,
         )
         counts = {k: v for k, v in done._asdict().items() if k != "resistances"}
-        return FederatedState(state.round + 1, done, Nodes(params, duals)), counts
+        return FederatedState(state.round + 1, done, nodes), counts
 
     return Algorithm(init, step)
 

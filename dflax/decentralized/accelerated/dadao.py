@@ -11,7 +11,8 @@ from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics, Params
 from dflax.clients import against
 from dflax.decentralized.accelerated.flow import Real, apply_flow, momenta, propagator
-from dflax.decentralized.framework.rows import put, read, starts, take, write
+from dflax.decentralized.framework.owners import Places, at_owners, difference
+from dflax.decentralized.framework.rows import starts
 from dflax.events.law import require_drawn_by
 from dflax.events.node_events import NodeEvent
 from dflax.events.stream import Groups
@@ -157,28 +158,31 @@ def dadao(
 
         return jax.tree.map(jump, rows, slope)
 
-    def communication_jump(first: Params, second: Params) -> tuple[Params, Params]:
+    def communication_jump(
+        places: tuple[Places, Places], one: Params, other: Params
+    ) -> tuple[Params, Params]:
         sizes = jnp.stack([0.0, 0.0, 0.0, 0.0, jnp.asarray(k.beta, beta_tilde.dtype), beta_tilde])
+        told = [jax.tree.map(lambda leaf: leaf[Y] + leaf[Z], rows) for rows in (one, other)]
+        message = difference(*places, *told)
 
-        def change(one: Array, other: Array) -> Array:
-            return against(sizes, one).astype(one.dtype) * (one[Y] + one[Z] - other[Y] - other[Z])
+        def changed(sign: int, rows: Params) -> Params:
+            return jax.tree.map(
+                lambda leaf, m: leaf + sign * against(sizes, leaf).astype(leaf.dtype) * m,
+                rows,
+                message,
+            )
 
-        changes = jax.tree.map(change, first, second)
-        return (
-            jax.tree.map(jnp.subtract, first, changes),
-            jax.tree.map(jnp.add, second, changes),
-        )
+        return changed(-1, one), changed(1, other)
 
-    def step(state: FederatedState, drawn: NodeEvent) -> tuple[FederatedState, Metrics]:
-        validation.instance("the event", drawn, NodeEvent, "Run on a dflax.gossip.NodeEvents.")
-        fix = (
-            "Draw them with dflax.gossip.poisson_stream(rates, events, seed=0), of the same rates."
-        )
-        require_drawn_by(drawn.event.law, rates, 1.0, fix)
-        if isinstance(drawn.event, Groups):
-            return together(state, drawn)
-        event, nodes, done = drawn.event, state.clients, state.server
-        i, j = event.nodes[0], event.nodes[1]
+    def counted(nodes: Nodes, node: Places, taken: Array, x: Params) -> Nodes:
+        """The running means with x of gradients that were taken."""
+        if not running_mean:
+            return nodes
+        total = node.add(nodes.total, x)
+        return nodes._replace(total=total, taken=node.add(nodes.taken, taken))
+
+    def one_event(places: Places, nodes: Nodes, drawn: NodeEvent) -> Nodes:
+        event, (i, j) = drawn.event, (places.one(0), places.one(1))
 
         # Rows go into the conditional by value: what is written back then never aliases what is read,
         # and the compiled loop updates the state in place.
@@ -189,56 +193,64 @@ def dadao(
 
         def over_link(first: Params, second: Params) -> tuple[Params, Params]:
             return communication_jump(
-                advanced(first, event.gaps[0]), advanced(second, event.gaps[1])
+                (i, j), advanced(first, event.gaps[0]), advanced(second, event.gaps[1])
             )
 
         first, second = jax.lax.cond(
-            event.gradient, at_node, over_link, read(nodes.vectors, i), read(nodes.vectors, j)
+            event.gradient, at_node, over_link, i.read(nodes.vectors), j.read(nodes.vectors)
         )
-        vectors = write(write(nodes.vectors, i, first), j, second)
-        clock = write(write(nodes.clock, i, event.time), j, event.time)
-        nodes = nodes._replace(vectors=vectors, clock=clock)
+        vectors = j.write(i.write(nodes.vectors, first), second)
+        clock = j.write(i.write(nodes.clock, event.time), event.time)
         taken = event.gradient.astype(jnp.int32)
-        if running_mean:
-            seen = jax.tree.map(lambda leaf: taken.astype(leaf.dtype) * leaf[X], first)
-            total = jax.tree.map(lambda sums, row: sums.at[i].add(row), nodes.total, seen)
-            nodes = nodes._replace(total=total, taken=nodes.taken.at[i].add(taken))
-        done = Progress(
-            event.time.astype(done.time.dtype),
-            done.gradients + taken,
-            done.communications + 1 - taken,
-        )
-        return FederatedState(state.round + 1, done, nodes), done._asdict()
+        seen = jax.tree.map(lambda leaf: taken.astype(leaf.dtype) * leaf[X], first)
+        return counted(nodes._replace(vectors=vectors, clock=clock), i, taken, seen)
 
-    def together(state: FederatedState, drawn: NodeEvent) -> tuple[FederatedState, Metrics]:
+    def together(places: Places, nodes: Nodes, drawn: NodeEvent) -> Nodes:
         """All events of a row at once; places that are not used read some node and write none."""
-        event, nodes, done = drawn.event, state.clients, state.server
-        at, links = event.gradient_nodes, event.links
-        places = jnp.concatenate([at, links[:, 0], links[:, 1]])
+        event = drawn.event
         gaps = jnp.concatenate([event.gradient_gaps, event.link_gaps[:, 0], event.link_gaps[:, 1]])
         times = jnp.concatenate([event.gradient_times, event.link_times, event.link_times])
+        count, links = len(event.gradient_nodes), len(event.links)
 
         # One read of all rows, on which the one write waits: the loop updates the state in place.
-        rows = jax.vmap(advanced)(take(nodes.vectors, places), gaps)
-        cuts = [at.shape[0], at.shape[0] + links.shape[0]]
+        rows = jax.vmap(advanced)(places.read(nodes.vectors), gaps)
+        cuts = [count, count + links]
         parts = jax.tree.map(lambda leaf: jnp.split(leaf, cuts), rows)
         own, first, second = jax.tree.transpose(jax.tree.structure(rows), None, parts)
-        moved = jax.vmap(
-            lambda rows, place: gradient_jump(rows, drawn.batch(place), drawn.keys[place])
-        )(own, jnp.arange(at.shape[0]))
-        firsts, seconds = jax.vmap(communication_jump)(first, second)
+        at, one, other = places.split(cuts)
+        moved = at.apply(
+            lambda rows, place: gradient_jump(rows, drawn.batch(place), drawn.keys[place]),
+            own,
+            jnp.arange(count),
+        )
+        firsts, seconds = jax.vmap(communication_jump)((one, other), first, second)
         rows = jax.tree.map(lambda *parts: jnp.concatenate(parts), moved, firsts, seconds)
-        vectors, clock = put(nodes.vectors, places, rows), put(nodes.clock, places, times)
-        nodes = nodes._replace(vectors=vectors, clock=clock)
-        if running_mean:
-            total = jax.tree.map(
-                lambda sums, rows: sums.at[at].add(rows[:, X], mode="drop"), nodes.total, moved
-            )
-            nodes = nodes._replace(total=total, taken=nodes.taken.at[at].add(1, mode="drop"))
+        nodes = nodes._replace(
+            vectors=places.write(nodes.vectors, rows), clock=places.write(nodes.clock, times)
+        )
+        seen = jax.tree.map(lambda leaf: leaf[:, X], moved)
+        return counted(nodes, at, jnp.ones(count, jnp.int32), seen)
+
+    def step(state: FederatedState, drawn: NodeEvent) -> tuple[FederatedState, Metrics]:
+        validation.instance("the event", drawn, NodeEvent, "Run on a dflax.gossip.NodeEvents.")
+        fix = (
+            "Draw them with dflax.gossip.poisson_stream(rates, events, seed=0), of the same rates."
+        )
+        event, done = drawn.event, state.server
+        require_drawn_by(event.law, rates, 1.0, fix)
+        if isinstance(event, Groups):
+            links, change = event.links, together
+            at = jnp.concatenate([event.gradient_nodes, links[:, 0], links[:, 1]])
+            gradients, communications = event.gradients, event.communications
+        else:
+            at, change = event.nodes, one_event
+            gradients = event.gradient.astype(jnp.int32)
+            communications = 1 - gradients
+        nodes = at_owners(change, at, state.clients, drawn)
         done = Progress(
             event.time.astype(done.time.dtype),
-            done.gradients + event.gradients,
-            done.communications + event.communications,
+            done.gradients + gradients,
+            done.communications + communications,
         )
         return FederatedState(state.round + 1, done, nodes), done._asdict()
 

@@ -4,10 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Params
+from dflax.data.dataset import AnyArray
 from dflax.parts import Chooser, name_of
 
 
@@ -116,6 +118,57 @@ def apply_lora(
 
     leaves = map(changed, jax.tree.leaves(params), adapters)
     return jax.tree.unflatten(wanted, list(leaves))
+
+
+def rank_mask(
+    adapter: PyTree[LowRank], ranks: int | Int[AnyArray, "..."]
+) -> PyTree[Float[Array, "..."]]:
+    """Ones for the first components of an adapter, and zeros for the others.
+
+        A B  becomes  A[:, :r] B[:r]      as  jax.tree.map(jnp.multiply, adapter, mask)
+
+    Shapes stay, so that ranks may differ from matrix to matrix, client to client and step to step in
+    one compiled program. Components outside the mask get no gradient. As the weights of a
+    `dflax.aggregation.Weighted` message the mask makes means over those clients that have a component.
+
+    Args:
+      adapter: from `lora`, of rank R.
+      ranks: r in [0, R] of all matrices, `[]`, or of each, `[P]`, in the order of the tree; traceable.
+
+    Returns:
+      A tree like `adapter` of float32 masks.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+
+    References:
+      Cho et al., Heterogeneous LoRA for Federated Fine-tuning, arXiv 2401.06432.
+    """
+    fix = "Make one with dflax.models.lora."
+    adapters = jax.tree.leaves(adapter, is_leaf=_is_low_rank)
+    if not adapters or not all(map(_is_low_rank, adapters)):
+        raise TypeError(
+            f"adapter must be a tree of LowRank and None, got {validation.shown(adapter)}. {fix}"
+        )
+    most = min(own.down.shape[-1] for own in adapters)
+    shape = (len(adapters),) if np.ndim(ranks) else ()
+    given = validation.array("ranks", ranks, kind="integer", shape=shape, low=0, high=most)
+    each = jnp.broadcast_to(jnp.asarray(given), (len(adapters),))
+    numbered = iter(range(len(adapters)))
+
+    def mask(own: LowRank) -> LowRank:
+        there = jnp.arange(own.down.shape[-1]) < each[next(numbered)]
+        there = there.astype(jnp.float32)
+        return LowRank(
+            jnp.broadcast_to(there, own.down.shape),
+            jnp.broadcast_to(there[:, None], own.up.shape),
+        )
+
+    return jax.tree.map(mask, adapter, is_leaf=_is_low_rank)
+
+
+def _is_low_rank(node: Any) -> bool:
+    return isinstance(node, LowRank)
 
 
 def _stands_for_a_leaf(node: Any) -> bool:

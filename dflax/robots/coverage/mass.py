@@ -6,6 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dflax.clients import everywhere
+from dflax.clients.devices import known_to_all
+from dflax.gossip.products.by_coordinates import by_coordinates
+
 # A sample with less than this share of its mass is empty: sums of float32 never end at 0.
 EMPTY = 1e-5
 
@@ -55,15 +59,18 @@ def newest(ledger: Ledger, links: Bool[Array, "n n"]) -> Ledger:
     decides, and their contents are the same.
     """
     n = links.shape[0]
-    clocks = jnp.where(links[:, :, None], ledger.clock[None], -1)
+    # A few numbers, of which every device then knows whose record is the newest.
+    clock, links = everywhere(ledger.clock), known_to_all(links)
+    clocks = jnp.where(links[:, :, None], clock[None], -1)
     # An agent's own record, unless another's is newer.
     clocks = 2 * clocks + jnp.eye(n, dtype=jnp.int32)[:, :, None]
     best = jnp.argmax(clocks, axis=1)
-    about = jnp.arange(n)
-    return Ledger(
-        ledger.taken[best, about[None]],
-        ledger.clock[best, about[None]],
-    )
+    about = jnp.arange(n)[None]
+
+    def records(taken: Array, best: Array) -> Array:
+        return taken[best, about]
+
+    return Ledger(by_coordinates(records, ledger.taken, best, axis=2), clock[best, about])
 
 
 def left(ledger: Ledger, samples: int) -> Float[Array, "n N"]:

@@ -116,7 +116,8 @@ def _apply(
 ) -> tuple[PyTree[Array], Any, Metrics]:
     """One use of an aggregator, with what it returns checked."""
     made = aggregator.apply(messages, weights, state, combining)
-    one = jax.eval_shape(lambda tree: jax.tree.map(lambda leaf: leaf[0], tree), messages)
+    gives = (lambda one: one) if aggregator.gives is None else aggregator.gives
+    one = jax.eval_shape(lambda tree: gives(jax.tree.map(lambda leaf: leaf[0], tree)), messages)
     returned.parts("Aggregator.apply", made, ("message", "state", "metrics"))
     returned.alike("the message of Aggregator.apply", made[0], one, "one message", dtypes=False)
     returned.alike("the state of Aggregator.apply", made[1], state, "the one it was given")

@@ -24,7 +24,12 @@ TAKES = {
 
 
 class Method(NamedTuple):
-    """What a method states, see `with_server`, whose arguments these are. None: not stated."""
+    """What a method states, see `with_server`, whose arguments these are. None: not stated.
+
+    Attributes:
+      in_turn: whether messages are added up as they come, clients one after another, and no two of them
+        are ever held: nothing but their sum is wanted, with factors that are known before.
+    """
 
     start: Callable[..., Any]
     work: Callable[..., Any]
@@ -43,6 +48,7 @@ class Method(NamedTuple):
     clients: int | None
     equal: bool
     at_once: int | None
+    in_turn: bool
 
 
 def stated(aggregator: Aggregator | None, channel: Channel | None, **given: Any) -> Method:
@@ -57,6 +63,7 @@ def stated(aggregator: Aggregator | None, channel: Channel | None, **given: Any)
     for place, kind in enumerate(validation.sequence("kinds", given["kinds"], "names", least=0)):
         validation.text(f"kinds[{place}]", kind)
     aggregator = mean() if aggregator is None else aggregator
+    each_is_wanted = (channel, given["read"], given["receive"]) != (None, None, None)
     channel = perfect() if channel is None else channel
     validation.instance(
         "aggregator", aggregator, Aggregator, "For example dflax.aggregation.mean()."
@@ -75,4 +82,6 @@ def stated(aggregator: Aggregator | None, channel: Channel | None, **given: Any)
             f"downlink={validation.shown(given['downlink'])}."
         )
     given["downlink"] = without_memory("downlink", given["downlink"])
-    return Method(aggregator=aggregator, channel=channel, **given)
+    summed = aggregator.linear is not None and not each_is_wanted and not given["kinds"]
+    in_turn = given["at_once"] == 1 and summed
+    return Method(aggregator=aggregator, channel=channel, in_turn=in_turn, **given)

@@ -4,13 +4,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from dflax import returned, validation
 from dflax.aggregation.aggregator import Combining
 from dflax.algorithm import FederatedState, Metrics, Params
 from dflax.channel.channel import Sending
-from dflax.clients import gather, map_clients, map_cohort, mean_metrics, replicate, select
+from dflax.clients import (
+    gather,
+    map_clients,
+    map_cohort,
+    mean_metrics,
+    replicate,
+    select,
+    sum_cohort,
+)
 from dflax.data.dataset import Dataset
 from dflax.models.averaged import warn_of_averaging
 from dflax.population import Round
@@ -72,7 +80,7 @@ def require_rows(clients: Clients, round: Round) -> None:
 def worked(
     method: Method, state: FederatedState, round: Round, heard: Any, key: Key[Array, ""]
 ) -> Report:
-    """What the cohort's local work reports, leaves `[m, ...]`."""
+    """What the cohort's local work reports, leaves `[m, ...]`; the message alone is one, if in turn."""
     one = jax.eval_shape(method.message, state.server.params)
     tasks = round.assignments if method.assign is None else method.assign(round, key)
 
@@ -83,16 +91,23 @@ def worked(
         report = method.work(task, own, seen, data, index)
         return cleared(reported(report, own, one, method.kinds), task, weight)
 
-    return map_cohort(
-        local,
-        state.clients.memory,
-        round.cohort,
-        tasks,
-        round.weights,
-        heard,
-        shared=(state.server, round.data, round.number),
-        at_once=method.at_once,
-    )
+    rows = (state.clients.memory, round.cohort, tasks, round.weights, heard)
+    shared = (state.server, round.data, round.number)
+    if not method.in_turn:
+        return map_cohort(local, *rows, shared=shared, at_once=method.at_once)
+
+    def apart(own: Any, task: Any, weight: Array, *given: Any) -> tuple[PyTree[Array], Report]:
+        report = local(own, task, weight, *given)
+        # Whoever does not report is known, and keeps its memory here: no old one lies beside a new one.
+        kept = select(weight > 0, report.memory, own)
+        return report.message, report._replace(message=(), memory=kept)
+
+    weights = (round.weights > 0).astype(jnp.float32) if method.equal else round.weights
+    # Shares of a third rounded to float32 would spoil a mean of float64.
+    wide = jnp.result_type(weights.dtype, jnp.float32, *jax.tree.leaves(one))
+    coefficients = method.aggregator.linear(weights.astype(wide))
+    message, reports = sum_cohort(apart, coefficients, *rows, shared=shared)
+    return reports._replace(message=message)
 
 
 def in_hand(
@@ -124,8 +139,12 @@ def in_hand(
         server.params,
         round.weights > 0,
     )
-    one, combining, measured = combined(
-        method.aggregator, contributions, weights, of_kind, server.aggregator, context
+    one, combining, measured = (
+        (contributions, server.aggregator, {})
+        if method.in_turn
+        else combined(
+            method.aggregator, contributions, weights, of_kind, server.aggregator, context
+        )
     )
     present = {"": weights > 0} | {k: (weights > 0) & of_kind[k] for k in kinds}
     # From the count, so that it is as precise as the run: memories telescope by it.

@@ -174,8 +174,10 @@ def with_server(
         told, measured_reply = remembered(
             method, reports, arrived, server, round, invited, keys.reply
         )
+        # What is told in turn is decided already.
+        takes = None if method.in_turn and round.cohort is None else weights
         after = Clients(
-            scatter(rested(method, before.memory, round), round.cohort, told, weights),
+            scatter(rested(method, before.memory, round), round.cohort, told, takes),
             scatter(before.channel, round.cohort, sent_memory, round.weights),
         )
         totals = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), reports.totals)

@@ -24,8 +24,8 @@ HONEST = PEERS - FAULTY
 # Images of a minibatch, of a peer, and of those that models are measured on; rounds between measures.
 BATCH, OWNED, TESTED, EVERY = 25, 500, 1000, 20
 NONE = "none"
-# What MoNNA may lose on every seed. ALIE hides within the spread of the honest, which is wide here: of what
-# NNA averages a third is hostile, and it costs more than the 0.03 of digits.
+# What MoNNA may lose on every seed. ALIE hides within the spread of the honest, which is wide here: of
+# what NNA averages a third is hostile, and it costs more than the 0.03 of digits.
 LOSSES = {"sign flip": 0.03, "FoE": 0.03, "ALIE": 0.06}
 # By name: the rule, None for the mean, and the values of beta.
 RULES: dict[str, tuple[gossip.NeighbourRule | None, tuple[float, ...]]] = {

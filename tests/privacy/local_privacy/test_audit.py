@@ -14,8 +14,8 @@ KEY = jax.random.key(3)
     [
         (lp.k_rr(1.0), 1.0),
         (lp.oue(2.0), 2.0),
-        (lp.olh(1.0), 1.0),
-        (lp.hadamard_response(2.0, blocks=2), 2.0),
+        pytest.param(lp.olh(1.0), 1.0, marks=pytest.mark.slow),
+        pytest.param(lp.hadamard_response(2.0, blocks=2), 2.0, marks=pytest.mark.slow),
     ],
     ids=["k_rr", "oue", "olh", "hadamard"],
 )

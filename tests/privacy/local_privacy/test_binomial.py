@@ -26,14 +26,14 @@ def p_value(drawn, n, p):
 @pytest.mark.parametrize(
     ("n", "p"),
     [
-        (1_000_000, 0.5),
         (1_000_000, 1 / (np.exp(4) + 1)),
         (2**30, 0.3),
-        (20_000, 0.018),
         (1000, 0.95),
-        (21, 0.5),
-        (100, 0.05),
         (7, 0.9),
+        *(
+            pytest.param(n, p, marks=pytest.mark.slow)
+            for n, p in ((1_000_000, 0.5), (20_000, 0.018), (21, 0.5), (100, 0.05))
+        ),
     ],
 )
 def test_draws_follow_the_law(draw, n, p):

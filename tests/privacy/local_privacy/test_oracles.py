@@ -27,6 +27,11 @@ UNBIASED = [name for name in ORACLES if name != "k_rr without other"]
 named = pytest.mark.parametrize("name", ORACLES)
 
 
+def slow(*names):
+    """Variants of what is tried among the fast ones."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def test_hand_values_of_k_rr():
     """p = 1/2, q = 1/6: counts (5, 3, 2, 2) of 12 are (0.75, 0.25, 0, 0)."""
     reports = jnp.repeat(jnp.arange(4), jnp.array([5, 3, 2, 2]))
@@ -102,7 +107,16 @@ def test_no_report_is_more_than_e_to_the_epsilon_times_as_likely(name):
     np.testing.assert_allclose(np.exp(likelihoods).sum(1), total, rtol=1e-5)
 
 
-@named
+@pytest.mark.parametrize(
+    "name",
+    [
+        "k_rr",
+        "oue",
+        "olh",
+        "hadamard, 2 blocks",
+        *slow("k_rr without other", "sue", "blh", "hadamard", "hadamard, 4 blocks"),
+    ],
+)
 def test_reports_are_as_likely_as_they_are_said_to_be(name):
     """For a value and for one outside of the domain: counts of every report against its likelihood."""
     oracle, domain, users = ORACLES[name](1.0), lp.domain(3, 4), 40_000
@@ -142,8 +156,16 @@ def many_estimates(name, literal):
     return np.asarray(found.frequency[:, :5], np.float64), np.asarray(variance[:5])
 
 
+FAST = [
+    ("k_rr", False),
+    ("oue", False),
+    ("oue", True),
+]
+REST = [*((name, False) for name in UNBIASED if (name, False) not in FAST), ("sue", True)]
+
+
 @pytest.mark.parametrize(
-    ("name", "literal"), [*((name, False) for name in UNBIASED), ("oue", True), ("sue", True)]
+    ("name", "literal"), [*FAST, *(pytest.param(*one, marks=pytest.mark.slow) for one in REST)]
 )
 def test_estimates_are_unbiased_and_as_exact_as_said(name, literal):
     found, variance = many_estimates(name, literal)
@@ -153,7 +175,7 @@ def test_estimates_are_unbiased_and_as_exact_as_said(name, literal):
     assert np.mean(found.var(0) / variance) == pytest.approx(1, abs=0.07)
 
 
-@pytest.mark.parametrize("name", ["oue", "sue"])
+@pytest.mark.parametrize("name", ["oue", *slow("sue")])
 def test_simulated_counts_have_the_law_of_literal_ones(name):
     literal, counted = many_estimates(name, True)[0], many_estimates(name, False)[0]
     for each in np.concatenate([literal, counted], 1).T:
@@ -164,7 +186,7 @@ def test_simulated_counts_have_the_law_of_literal_ones(name):
         np.testing.assert_allclose(*shares, atol=0.06)
 
 
-@pytest.mark.parametrize("name", ["k_rr", "k_rr without other", "sue", "olh"])
+@pytest.mark.parametrize("name", ["k_rr", *slow("olh", "k_rr without other", "sue")])
 def test_without_privacy_estimates_are_exact(name):
     inside = jnp.asarray(VALUES[VALUES >= 0] % 5)
     found = jax.jit(ORACLES[name](100.0).simulate)(KEY, inside, lp.domain(5))
@@ -172,6 +194,7 @@ def test_without_privacy_estimates_are_exact(name):
     np.testing.assert_allclose(found.frequency, true, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_privacy_oue_still_tosses_a_coin_for_ones_own_bit():
     """p stays 1/2: exact is alone that nobody has what nobody has."""
     found = jax.jit(lp.oue(100.0).simulate)(KEY, jnp.asarray(VALUES) % 4, lp.domain(6))
@@ -182,28 +205,27 @@ def test_without_privacy_oue_still_tosses_a_coin_for_ones_own_bit():
     assert np.any(found.frequency[:4] != shares[:4].astype(np.float32))
 
 
-def test_absent_rows_are_no_users():
+@pytest.mark.parametrize("name", ["k_rr", "hadamard, 2 blocks", *slow("sue", "olh")])
+def test_absent_rows_are_no_users(name):
     domain = lp.domain(5)
     present = jnp.arange(1000) < 500
     values = jnp.concatenate([jnp.asarray(VALUES), jnp.zeros(500, int)])
-    for name in ("k_rr", "sue", "olh", "hadamard, 2 blocks"):
-        simulate = jax.jit(ORACLES[name](100.0).simulate)
-        found = simulate(KEY, values, domain, present)
-        assert found.users == 500
-        assert np.isfinite(found.frequency).all()
-        if name in ("k_rr", "sue", "olh"):
-            np.testing.assert_allclose(found.frequency, TRUE, atol=1e-6)
-        nobody = simulate(KEY, values, domain, jnp.zeros(1000, bool))
-        np.testing.assert_array_equal(nobody.frequency, 0)
-        np.testing.assert_array_equal(nobody.deviation, np.inf)
+    simulate = jax.jit(ORACLES[name](100.0).simulate)
+    found = simulate(KEY, values, domain, present)
+    assert found.users == 500
+    assert np.isfinite(found.frequency).all()
+    if name != "hadamard, 2 blocks":
+        np.testing.assert_allclose(found.frequency, TRUE, atol=1e-6)
+    nobody = simulate(KEY, values, domain, jnp.zeros(1000, bool))
+    np.testing.assert_array_equal(nobody.frequency, 0)
+    np.testing.assert_array_equal(nobody.deviation, np.inf)
 
 
 @pytest.mark.parametrize(
     "name",
     [
         "k_rr",
-        "oue",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("olh", "hadamard, 4 blocks")),
+        *slow("oue", "olh", "hadamard, 4 blocks"),
     ],
 )
 def test_budgets_are_swept_in_one_program(name):
@@ -223,8 +245,7 @@ def test_budgets_are_swept_in_one_program(name):
     "name",
     [
         "k_rr",
-        "olh",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("oue", "hadamard, 2 blocks")),
+        *slow("olh", "oue", "hadamard, 2 blocks"),
     ],
 )
 def test_users_dealt_over_devices_tell_the_same(name):
@@ -250,6 +271,7 @@ def test_users_dealt_over_devices_tell_the_same(name):
     assert "all-gather" not in text
 
 
+@pytest.mark.slow
 def test_no_program_of_unary_encodings_has_an_entry_for_every_user_and_value():
     oracle, domain = lp.oue(1.0), lp.domain(2048)
     lowered = jax.jit(lambda key, values: oracle.simulate(key, values, domain)).lower(
@@ -272,9 +294,11 @@ def test_hashing_counts_some_users_at_a_time():
 
 def test_counts_of_hashing_are_those_of_its_supports():
     oracle, domain = lp.olh(1.0), lp.domain(700, 1024)
-    reports = oracle.respond(KEY, jax.random.randint(KEY, (3000,), -1, 700), domain)
+    values = np.random.default_rng(0).integers(-1, 700, 3000)
+    reports = jax.jit(oracle.respond)(KEY, values, domain)
     found = jax.jit(oracle.estimate)(reports, domain)
-    np.testing.assert_array_equal(found.counts, oracle.supports(reports, domain).sum(0))
+    supports = jax.jit(oracle.supports)(reports, domain)
+    np.testing.assert_array_equal(found.counts, supports.sum(0))
 
 
 @named

@@ -44,8 +44,8 @@ def test_estimates_of_one_time_are_unbiased_and_as_exact_as_said():
 
 
 def test_all_reports_about_a_value_tell_the_permanent_answer_and_no_more():
-    """The mean of 400 reports is p2 or 1 - p2 by the permanent bits, of which p1 are one's own."""
-    users, oracle = 2000, lp.rappor(1.0, 0.9)
+    """The mean of 200 reports is p2 or 1 - p2 by the permanent bits, of which p1 are one's own."""
+    users, oracle = 1000, lp.rappor(1.0, 0.9)
     memory = oracle.init(KEY, users)
     values = jnp.arange(users) % 5
     respond = jax.jit(
@@ -54,20 +54,20 @@ def test_all_reports_about_a_value_tell_the_permanent_answer_and_no_more():
         ).mean(0)
     )
     inner, fresh = keep_probabilities(1.0, 0.9)
-    mean = np.asarray(respond(jax.random.split(KEY, 400), values))[:, :5]
+    mean = np.asarray(respond(jax.random.split(KEY, 200), values))[:, :5]
     permanent = mean > 0.5
     nearest = np.where(permanent, fresh, 1 - fresh)
-    assert np.abs(mean - nearest).max() < 6 * np.sqrt(fresh * (1 - fresh) / 400)
+    assert np.abs(mean - nearest).max() < 6 * np.sqrt(fresh * (1 - fresh) / 200)
     own = np.arange(5) == np.asarray(values)[:, None]
     agrees = (permanent == own).mean()
     assert agrees == pytest.approx(inner, abs=4 * np.sqrt(inner * (1 - inner) / own.size))
     # Another value has a permanent answer of its own, and coming back to the first finds the old one.
-    other = np.asarray(respond(jax.random.split(KEY, 400), values + 1))[:, :5] > 0.5
+    other = np.asarray(respond(jax.random.split(KEY, 200), values + 1))[:, :5] > 0.5
     own_other = np.arange(5) == (np.asarray(values) + 1)[:, None]
     flips, flips_other = permanent ^ own, other ^ own_other
     correlation = np.corrcoef(flips.ravel(), flips_other.ravel())[0, 1]
     assert abs(correlation) < 5 / np.sqrt(own.size)
-    again = np.asarray(respond(jax.random.split(jax.random.key(1), 400), values))[:, :5] > 0.5
+    again = np.asarray(respond(jax.random.split(jax.random.key(1), 200), values))[:, :5] > 0.5
     np.testing.assert_array_equal(again, permanent)
 
 

@@ -1,0 +1,1 @@
+"""Mixtures of experts: routing, products of grouped rows, and the layer."""

@@ -1,0 +1,1 @@
+"""Plans for cars that see only part of the road: one trajectory a hypothesis, one shared beginning."""
