@@ -22,6 +22,8 @@ from experiments.tools.report import Report
 from experiments.tools.study import Part, Study, Summary
 
 BLOCK = 16
+# Clients of one cluster each, which ten steps lead apart.
+DRIFTING = "FedAvg, experts as clients, 10 local steps"
 RULES = ("full", "top-1", "top-2", "nucleus 0.9", "threshold 0.2", "sample")
 
 
@@ -281,9 +283,7 @@ def _routers(
         "FedAvg, 10 clients alike, 10 local steps": routers.trained(
             routers.source(labels, mixed, 13, 10), key
         ),
-        "FedAvg, experts as clients, 10 local steps": routers.trained(
-            routers.source(labels, apart, 128 // len(owners), 10), key
-        ),
+        DRIFTING: routers.trained(routers.source(labels, apart, 128 // len(owners), 10), key),
         "experts as clients, a step each, Adam at the server": routers.trained(
             routers.source(labels, apart, 128 // len(owners)), key, at_server=True
         ),
@@ -312,11 +312,13 @@ def _claims_on_digits(
             apart.tolist(),
             0.25,
         )
+    # That clusters are ahead of a random deal does not come out after 2,000 steps.
+    dealt = found["random, full"]
     report.claim(
-        "the full ensemble of k-means experts is closer than that of random experts on every seed",
-        np.all(full < found["random, full"]),
+        "the full ensembles of k-means and of random experts are within 0.1 of each other on every seed",
+        np.all(np.abs(full - dealt) < 0.1),
         full.tolist(),
-        found["random, full"].tolist(),
+        dealt.tolist(),
     )
     alone = found["k-means, one expert alone"]
     report.claim(
@@ -344,6 +346,14 @@ def _claims_of_routers(report: Report, full: dict[str, np.ndarray]) -> None:
     central = full["central"]
     for name, values in full.items():
         if name == "central":
+            continue
+        if name == DRIFTING:
+            report.claim(
+                f"with the router of '{name}' it is more than 0.5 further, every seed",
+                np.all(values - central > 0.5),
+                (values - central).tolist(),
+                0.5,
+            )
             continue
         report.claim(
             f"with the router of '{name}' the full ensemble is within 0.1 of the central router's on "
