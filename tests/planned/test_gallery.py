@@ -123,6 +123,8 @@ FRAMEWORKS = {
     *("with_server", "adapt_then_combine", "combine_then_adapt"),
     *("client_momentum", "expectation_maximisation"),
 }
+# Whose rounds have scenes in the place of models: tests/robots/planning compiles them for such machines.
+OF_SCENES = {"cpto", "driving"}
 
 
 def test_the_gallery_has_every_method():
@@ -135,7 +137,7 @@ def test_the_gallery_has_every_method():
         and value.__name__ == name
     }
     methods = set(gallery.NAMES) - set(gallery.ROBUST)
-    assert made - FRAMEWORKS == {name.partition(",")[0] for name in methods}
+    assert made - FRAMEWORKS - OF_SCENES == {name.partition(",")[0] for name in methods}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dflax import validation
@@ -108,6 +109,11 @@ def balance_loss(load: Load, factor: Float[Array, " E"] | float = 1.0) -> Float[
     validation.instance("load", load, Load, "Layers sow it into the collection routing.")
     validation.real("factor", factor, low=0.0)
     counts = jax.lax.stop_gradient(load.counts)
+    if np.shape(factor) not in ((), counts.shape[-1:]):
+        raise ValueError(
+            f"factor must be one number or one of each expert, {counts.shape[-1:]}, got shape "
+            f"{np.shape(factor)}."
+        )
     share = counts / counts.sum(-1, keepdims=True)
     return counts.shape[-1] * jnp.mean(jnp.sum(factor * share * load.probability, -1))
 
