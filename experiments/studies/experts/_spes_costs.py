@@ -74,9 +74,8 @@ def node_program(count: int, nodes: int, active: int) -> dict[str, Any]:
     }
 
 
-def costs(stage: Stage, count: int, nodes: int, active: int) -> Summary:
-    """The same for nodes that train everything and for those that own experts."""
-    sizes = sorted({1, nodes, count})
+def costs(stage: Stage, count: int, sizes: list[int], active: int) -> Summary:
+    """The same for nodes that train everything, the first of the sizes, and for one of so many."""
     found = {
         each: stage(
             f"a program of one of {each}", lambda each=each: node_program(count, each, active)

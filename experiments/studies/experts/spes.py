@@ -53,6 +53,7 @@ class Config:
       strength: alpha_0.
       donors: kappa.
       text_rounds: of a run on text; 0 for none.
+      others: whether a dense model, SPES over a ring and nodes that own one expert are looked at too.
       seeds: repetitions, each with a language, weights and minibatches of its own.
       seed: of the first one.
     """
@@ -76,6 +77,7 @@ class Config:
     strength: float = 0.05
     donors: int = 2
     text_rounds: int = 10
+    others: bool = True
     seeds: int = 3
     seed: int = 40
 
@@ -218,7 +220,8 @@ def on_sources(config: Config, stage: Stage = in_memory) -> Summary:
         for seed in seeds
     ]
     found: dict[str, Any] = {}
-    for names in ((CENTRAL,), (DILOCO,), FAMILY, (DENSE,), (RING,)):
+    more = ((DENSE,), (RING,)) if config.others else ()
+    for names in ((CENTRAL,), (DILOCO,), FAMILY, *more):
         found |= stage(
             ", ".join(names),
             lambda names=names: run(config, names, languages, seeds, config.rounds),
@@ -398,7 +401,8 @@ def _draw_text(config: Config, found: dict[str, Any]) -> Any:
 
 def memory(config: Config, stage: Stage = in_memory) -> Summary:
     """What a node's compiled program holds, and what it uploads."""
-    return costs(stage, config.experts, config.nodes, config.active)
+    owners = {1, config.nodes, *([config.experts] if config.others else [])}
+    return costs(stage, config.experts, sorted(owners), config.active)
 
 
 STUDY = Study(
@@ -408,7 +412,7 @@ STUDY = Study(
         Part("text", on_text, needs=(), wanted=lambda config: config.text_rounds > 0),
         Part("memory", memory, needs=()),
     ),
-    quick=Config(depth=1, local_steps=5, rounds=4, text_rounds=0, seeds=2),
+    quick=Config(depth=1, local_steps=5, rounds=4, text_rounds=0, others=False, seeds=2),
 )
 
 
