@@ -171,14 +171,7 @@ def _checked(field: Field, step: Step, start: Any, times: Any, condition: Any) -
     validation.array("start", start, kind="real")
     if np.ndim(start) < 2:
         raise ValueError(f"start must have the shape [B, ...], got {np.shape(start)}.")
-    fix = "Make them with dflax.generative.grid(50)."
-    validation.array("times", times, kind="real", shape=("N",), low=0.0, high=1.0, fix=fix)
-    if len(times) < 2:
-        raise ValueError(f"times must be at least two, the first and the last, got {len(times)}.")
-    if not validation.is_traced(times) and not np.all(np.diff(np.asarray(times)) < 0):
-        raise ValueError(
-            f"times must fall from noise to data, got {validation.shown(times)}. {fix}"
-        )
+    _check_times(times)
     if condition is not None:
         validation.arrays("condition", condition)
         validation.leading_axis("condition", condition, np.shape(start)[0])
