@@ -45,7 +45,7 @@ def test_only_a_class_that_says_so_lays_out_shared_data_over_a_mesh():
     assert issubclass(Dealt, DealtWithClients)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("count", [8, 16, 11])
 @pytest.mark.parametrize("at_once", [1, 2, 100])
 def test_map_clients_over_a_mesh_equals_one_device(count, at_once):
@@ -99,6 +99,7 @@ def joined(own, row, shared):
     return {"sum": own["a"] + row * shared, "draw": jax.random.normal(own["key"]), "n": own["n"]}
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("at_once", [None, 1, 2, 4])
 def test_map_cohort_is_the_map_over_gathered_rows(at_once):
     tree = {
@@ -172,6 +173,7 @@ def test_one_client_is_computed_by_all_devices_and_sent_to_none():
         np.testing.assert_array_equal(mapped(row, shared)[0], shared)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("at_once", [None, 1, 2, 6])
 def test_map_present_passes_over_who_is_absent(at_once):
     rows, factor = jnp.arange(1.0, 13.0).reshape(6, 2), jnp.float32(3.0)

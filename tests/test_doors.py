@@ -22,7 +22,7 @@ def test_every_public_callable_has_a_right_call():
     assert not gone, f"{gone} are public no longer. Take them out of tests/doors/."
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("package", PACKAGES)
 def test_wrong_values_are_refused_by_name(package, tmp_path, monkeypatch):
     # Files that a wrong call might make, or look for.

@@ -31,7 +31,7 @@ def meshes(clients, name, rule):
 FAILING = participation.stragglers(participation.dropout(participation.uniform(6), 0.3), 0.5)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("clients", "name", "rule"),
     [

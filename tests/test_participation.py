@@ -213,7 +213,7 @@ def test_the_largest_population_is_drawn_from_without_overflow():
     assert all(len(set(row)) == 5 for row in np.asarray(draws).tolist())
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     "rule",
     [

@@ -95,7 +95,7 @@ READERS = {
 }
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", READERS)
 def test_work_that_reads_data_says_so(name):
     algorithm = READERS[name]()

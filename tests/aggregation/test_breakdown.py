@@ -127,6 +127,7 @@ def test_broken_messages_leave_before_anything_is_centred_on_them():
         np.testing.assert_allclose(near[0, 1], 0.01, rtol=1e-4)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("rows", [1, 6, 200])
 def test_the_median_by_weight_is_numpys(dtype, rows):

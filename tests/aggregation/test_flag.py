@@ -62,6 +62,7 @@ def by_singular_vectors(rows, dimension, regularisation, steps, pairs, smoothing
     return *best, losses
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("regularisation", "pairs"), [(0.0, "normalised"), (4.0, "normalised"), (4.0, "plain")]
 )

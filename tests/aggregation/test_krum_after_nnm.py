@@ -51,7 +51,7 @@ def combined(faulty, tree, weights):
     )(tree, weights)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("faulty", [0, 1, 2, 4])
 def test_it_is_the_definition_whoever_reports(faulty):
     with jax.enable_x64(True):

@@ -65,7 +65,7 @@ def test_keys_are_in_the_order_of_the_numbers_and_give_them_back(dtype):
     assert np.isnan(from_keys(nan, dtype).astype(np.float32)).all()
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 # 9 and 10 are unrolled; staged networks run for any number of rows, here beyond the limit.
 @pytest.mark.parametrize("rows", [1, 2, 9, 10, order_statistics.UNROLLED + 3])
 def test_statistics_equal_those_of_numpy(rows):
@@ -78,6 +78,7 @@ def test_statistics_equal_those_of_numpy(rows):
     np.testing.assert_allclose(out, trimmed(values, trim), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("rows", [7, 8, order_statistics.UNROLLED + 1])
 def test_absent_rows_do_not_count_whatever_they_hold(rows):
     values = normal(rows)

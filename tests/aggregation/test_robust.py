@@ -172,7 +172,7 @@ def test_a_rule_is_permutation_invariant_agrees_and_bounded(name):
         assert np.linalg.norm(alone(out)) < 3 * np.linalg.norm(flat(tree), axis=1).max()
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", [*RULES, "distances"])
 @pytest.mark.parametrize("clients", [16, 12])
 def test_over_eight_devices_models_are_dealt_by_coordinates_once(name, clients):

@@ -91,7 +91,7 @@ TABLES = {
 }
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", TABLES)
 def test_it_is_the_event_loop(name):
     table = TABLES[name]()
@@ -261,6 +261,7 @@ def test_on_eight_devices_and_in_two_halves_it_is_the_same_run():
     np.testing.assert_array_equal(resumed.server.params, alone.server.params)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("name", "at_once"),
     [("FedFix", None), ("FedFix", 1), ("asynchronous", None), ("FedCompass with late clients", 1)],

@@ -32,7 +32,7 @@ def trained(rule):
     return np.asarray(state.clients.params)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", RULES)
 def test_a_liar_among_neighbours_is_not_followed(name):
     alone = trained(RULES[name]())
@@ -46,7 +46,7 @@ def test_the_mean_follows_it():
     assert np.abs(np.delete(trained(aggregation.mean()), 5, axis=0)).max() > 100
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("family", ["inner_product", "little_is_enough"])
 @pytest.mark.parametrize("name", ["nna", "clipping"])
 def test_a_line_search_knows_what_peers_make_of_all_messages(family, name):

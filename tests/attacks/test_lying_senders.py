@@ -101,7 +101,7 @@ TOGETHER = {
 }
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", TOGETHER)
 @pytest.mark.parametrize("knows", ["all", "own"])
 def test_hostile_clients_send_one_message_made_of_those_that_they_know(name, knows):
@@ -116,7 +116,7 @@ def test_hostile_clients_send_one_message_made_of_those_that_they_know(name, kno
         np.testing.assert_array_equal(out[others], rows[others])
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", TOGETHER)
 def test_who_knows_nobody_sends_nothing_and_who_is_not_sampled_does_not_lie(name):
     make, _ = TOGETHER[name]

@@ -55,7 +55,7 @@ def test_the_largest_of_zeros_and_of_integers_are_exactly_as_many():
     np.testing.assert_array_equal(largest(words, 3), [True, True, False, False, True])
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", list(BIASED))
 def test_compressors_are_contractions_and_count_their_bytes(name):
     """E |x - C(x)|^2 <= (1 - delta) |x|^2 with the delta that each states."""

@@ -148,7 +148,7 @@ def spoiled(state):
     return state._replace(clients=jax.tree.map(spoil, state.clients))
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", ROUNDS)
 def test_where_nobody_reports_nothing_changes_and_nothing_is_measured(name):
     step, before = begun(name)
@@ -189,7 +189,7 @@ def test_who_is_absent_keeps_its_rows_and_is_not_heard(name):
         assert np.isfinite(value).all(), key
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", ROUNDS)
 def test_where_all_messages_are_lost_everybody_hears_itself_alone(name):
     step, state = begun(name, lossy=True)

@@ -74,7 +74,7 @@ NO_MIXER = {"dispfl", "gossip learning", "modest", "fedavg", "fedprox", "fedadmm
 NO_MIXER |= {"scaffold"}
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", METHODS)
 def test_averaged_statistics_are_warned_of_once_at_the_start(name):
     algorithm = METHODS[name]()

@@ -42,7 +42,7 @@ RECURSIONS = {
 }
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("order", list(Order))
 @pytest.mark.parametrize("steps", [1, 3])
 def test_each_order_is_its_matrix_recursion_on_quadratics(order, steps):
@@ -118,6 +118,7 @@ def test_momentum_is_fresh_in_dfedavg_and_kept_in_dpsgd():
     assert fresh.clients.optimizer is None
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("order", list(Order))
 def test_absent_clients_keep_model_and_optimiser_bit_for_bit(order):
     rule = participation.dropout(participation.uniform(5), 0.3)

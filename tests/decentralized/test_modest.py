@@ -130,7 +130,7 @@ def fedavg_on(sampled, rounds, steps=2):
     return rollout(method.init(KEY, START), federation, KEY)[0]
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("idealised", [True, False])
 @pytest.mark.parametrize("aggregators", [1, 2])
 def test_with_everyone_there_it_is_fedavg(idealised, aggregators):

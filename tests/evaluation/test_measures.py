@@ -52,6 +52,7 @@ EVALUATIONS = {
 PREFIX = {"server": "", "clients": "", "mean": "mean_model_", "own": "own_", "attacked": "robust_"}
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_a_loss_without_metrics_measures_itself(name):
     found = jax.jit(EVALUATIONS[name](silent))(STATE)

@@ -71,7 +71,7 @@ def test_a_run_is_the_algorithms_own():
     assert 0 < told["hostile drawn"] < 1
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("place", range(len(task.LIES)))
 def test_what_hostile_peers_send_is_the_lanes_lie(place):
     own = task.lane(

@@ -488,6 +488,7 @@ def absent_of(part, config):
     return names
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("module", EVERY_STUDY)
 def test_every_study_plans_without_data_and_tells_what_is_not_run(module, monkeypatch, capsys):
     def absent(*arguments, **options):

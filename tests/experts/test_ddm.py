@@ -134,6 +134,7 @@ def test_identical_experts_need_no_router_and_permuted_ones_no_names():
     np.testing.assert_allclose(jax.jit(found)(NOISED, KEY), told(X.top(2)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("block", [1, 2, 5, 30])
 @pytest.mark.parametrize("active", [1, 3])
 def test_dispatch_gives_what_all_experts_give(block, active):

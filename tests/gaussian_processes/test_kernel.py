@@ -38,7 +38,7 @@ def found(mode, **options):
         return as_numpy(each)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("mode", MODES)
 def test_value_and_traces_are_those_of_numpy_whatever_the_padding(mode):
     for agent, rows in enumerate(ROWS):
@@ -76,7 +76,7 @@ def test_the_gradient_is_g_minus_q(mode):
     np.testing.assert_allclose(slope[3], difference / 2e-5, rtol=1e-6)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("mode", MODES)
 def test_single_precision_is_near(mode):
     kernel, _, observed = task(mode)
@@ -86,7 +86,7 @@ def test_single_precision_is_near(mode):
         np.testing.assert_allclose(seen, true, rtol=2e-3, atol=1e-3)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("mode", ["stored", "recomputed", "factored"])
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_products_over_dimensions(mode, dimensions):

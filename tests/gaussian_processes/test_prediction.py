@@ -25,6 +25,7 @@ def conditional(kernel, x, y, noise, points):
     return across @ inverse @ y, variance - np.einsum("mi,ij,mj->m", across, inverse, across)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("mode", ["recomputed", "factored", "even"])
 def test_predictions_and_their_fusion(mode):
     with jax.enable_x64(True):

@@ -111,7 +111,7 @@ def centralised():
     return min(runs)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("penalty", "resolution", "solver"),
     [(0.1, 0.0, gp.mm()), (0.1, 1e-3, gp.mm()), (1e-10, 0.0, gp.mm()), (0.1, 0.0, gp.dsca(4))],

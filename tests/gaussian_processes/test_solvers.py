@@ -76,7 +76,7 @@ def test_a_step_without_a_pull_is_multiplicative():
     np.testing.assert_allclose(found, THETA * np.sqrt(q / g), rtol=1e-9)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("rho", [0.0, 1e-10, 3.0, 200.0])
 def test_no_step_raises_the_objective(rho):
     center = CENTER if rho else np.zeros(COMPONENTS)

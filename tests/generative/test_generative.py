@@ -161,6 +161,7 @@ def drawn(name, step, target=targets.velocity, steps=100):
     return np.asarray(jax.jit(lambda x: G.sample(field, made, x, times, KEY))(start))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("name", "step", "target"),
     [

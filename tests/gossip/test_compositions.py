@@ -136,6 +136,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("outer", "inner"), PAIRS, ids=lambda name: name)
 def test_wrappers_compose_or_are_refused_by_name(outer, inner):
     made = BASES[inner] if inner in BASES else lambda: WRAPPERS[inner](gossip.ring(N))

@@ -91,7 +91,7 @@ def off_diagonal_count(matrix):
     return np.count_nonzero(matrix - np.diag(np.diagonal(matrix)))
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", CASES)
 def test_mixer_is_its_matrix(name):
     mixer, matrix = CASES[name]

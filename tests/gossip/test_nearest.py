@@ -83,7 +83,7 @@ def krum(rows, numbers):
     return x[best], np.asarray(numbers)[[best]]
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("name", RULES)
 def test_against_numpy_where_clients_wait_for_some(name, together):

@@ -43,7 +43,7 @@ def reference(matrix, models, rounds, active=None):
 CIRCULANT = topology.circulant(7, (1, 3), directed=True)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     "graph",
     [GRAPH, HUB, CIRCULANT, topology.torus(4, 3), topology.complete(50)],

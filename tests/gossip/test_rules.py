@@ -54,7 +54,7 @@ def heard_by(graph, client, active):
     return [client, *(j for j in there if active[j] and active[client])]
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("everyone", [True, False])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_mean_as_a_rule_is_the_mixer(name, everyone):
@@ -69,7 +69,7 @@ def test_the_mean_as_a_rule_is_the_mixer(name, everyone):
     assert metrics["models_sent"] == known["models_sent"]
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_median_and_the_trimmed_mean_of_those_heard(name):
     """Against NumPy client by client, with absent clients whose models are NaN."""
@@ -191,7 +191,7 @@ def test_a_rule_with_a_memory_keeps_it_for_each_client():
     assert_trees_equal(dealt.memory, state.memory)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("at_once", [1, None])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_on_eight_devices_the_result_is_the_same(name, at_once):

@@ -62,6 +62,7 @@ def program(mixer, sharding, active=None):
     return jax.jit(mix, out_shardings=sharding).lower(shape, state).compile(), state
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", BY_ROLLS)
 def test_graphs_of_shifts_exchange_boundary_rows_alone(name, clients):
     compiled, _ = program(BY_ROLLS[name], clients)
@@ -70,7 +71,7 @@ def test_graphs_of_shifts_exchange_boundary_rows_alone(name, clients):
     assert not [kind for kind in GATHERS if re.search(rf"{kind}(-start)?\(", found)]
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", EVERY)
 def test_devices_do_not_change_the_result(name, clients):
     mixer = EVERY[name]
@@ -95,7 +96,7 @@ TREES = {
 EXACT = ("edges", "slots", "matching", "random neighbours")
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", [*EXACT, "star", "push-sum by slots", "gossip learning"])
 def test_models_dealt_by_coordinates_and_back_are_mixed_as_on_one_device(name, clients):
     mixer = gossip.age_weighted(CLIENTS) if name == "gossip learning" else OTHERS[name]
@@ -129,7 +130,7 @@ LARGE = {
 }
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", ["ring", "wide torus", "random neighbours", "average"])
 @pytest.mark.parametrize("active", [None, jnp.asarray(ACTIVE)], ids=["all", "some"])
 def test_large_leaves_are_mixed_in_blocks_as_they_are_whole(name, active, clients, monkeypatch):

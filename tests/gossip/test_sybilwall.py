@@ -222,6 +222,7 @@ OWN = np.zeros(4)
 NEAR = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 9, 0), (0, 0, 0, 1), (0, 0, 0, 2))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("combine", "expected"),
     [

@@ -51,7 +51,7 @@ def reference(stacked, matrix, beta, target):
     return {"kernel": out, "bias": beta * bias + (1 - beta) * matrix @ bias}
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("target", list(gossip.Target))
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_one_mixing_is_the_published_rule(target, beta):
@@ -65,7 +65,7 @@ def test_one_mixing_is_the_published_rule(target, beta):
     assert metrics["models_sent"] > NODES * 4
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("graph", "beta", "left"),
     [

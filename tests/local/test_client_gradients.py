@@ -31,6 +31,7 @@ def expected():
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("batch_size", "at_once"), [(7, 1), (7, 8), (500, 8)])
 def test_clients_of_unequal_sizes_give_the_mean_over_all_of_their_examples(batch_size, at_once):
     assert len(set(np.asarray(TASK.partition.sizes))) > 3

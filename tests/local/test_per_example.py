@@ -25,7 +25,7 @@ def squares(params, batch, key):
     return loss, {"loss": loss, "large": loss > 1.0}
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("at_once", [None, 1, 2, 9])
 @pytest.mark.parametrize("mask", [None, MASK])
 def test_every_example_has_its_gradient(at_once, mask):

@@ -79,7 +79,7 @@ MODELS = {
 }
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", [*MODELS, *FUNCTIONS])
 def test_permuting_all_derived_groups_keeps_the_function(name):
     if name in FUNCTIONS:
@@ -100,6 +100,7 @@ def test_permuting_all_derived_groups_keeps_the_function(name):
     assert any(jax.tree.leaves(changed))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
 def test_activations_move_with_their_units(name):
     model, _ = MODELS[name]

@@ -187,6 +187,7 @@ class Attention(nn.Module):
         return nn.Dense(2)(x)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("module", "key", "message"),
     [

@@ -132,6 +132,7 @@ def test_batch_axes_and_dtypes_are_as_in_flax():
     assert "bias" not in Conv(3, (3, 3), use_bias=False).init(KEY, x)["params"]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("space", "padding"),
     [((6, 8), "SAME"), ((7, 5), "VALID"), ((5, 6), ((0, 2), (3, 1))), ((9,), "SAME")],

@@ -11,7 +11,7 @@ from dflax.models import GroupNorm
 KEY = jax.random.key(0)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("space", [(), (5,), (4, 3)])
 def test_drop_in_for_flax(groups, space):

@@ -78,6 +78,7 @@ def test_steps_equal_flaxs_mutable_update():
     assert min(jax.tree.leaves(moved["batch_stats"])) > 0.01
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     "optimizer", [optax.sgd(0.1), optax.adamw(0.1, weight_decay=0.1), optax.sgd(0.1, momentum=0.9)]
 )

@@ -55,6 +55,7 @@ def exchanged(algorithm, source, mesh):
     return found, [one for one in found if one.bytes > SMALL]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("clients", "cohort"), [(32, None), (20, None), (32, 16), (32, 10)])
 def test_a_fedavg_round_is_one_all_reduce_of_the_model(clients, cohort, mesh):
     found, large = exchanged(fedavg(), federation(clients, cohort), mesh)
@@ -75,7 +76,7 @@ GOSSIP = {
 }
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", GOSSIP)
 def test_gossip_on_a_graph_of_shifts_permutes_boundary_rows_alone(name, mesh):
     make, rows = GOSSIP[name]
@@ -99,6 +100,7 @@ def of_family(mixer):
     }
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", of_family(dx.gossip.ring(32)))
 def test_methods_without_a_server_exchange_what_they_mix_and_no_more(name, mesh):
     algorithm, trees = of_family(dx.gossip.ring(32))[name]
@@ -112,7 +114,7 @@ def sent(found):
     return sum(one.sent * one.times for one in found)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("graph", "rows"),
     [
@@ -181,7 +183,7 @@ DEALT = {
 }
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", DEALT)
 def test_any_other_gossip_deals_models_by_coordinates_and_back(name, mesh):
     found, _ = exchanged(dfedavg(DEALT[name]()), federation(32), mesh)
@@ -272,6 +274,7 @@ def test_state_stays_dealt_from_round_to_round(mesh):
     assert {one.times for one in found if one.bytes > SMALL} == {5}
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("clients", "cohort"), [(24, None), (24, 8), (20, 10)])
 def test_eight_devices_and_one_train_the_same_models(clients, cohort, mesh):
     algorithm = dfedavg(dx.gossip.torus(clients // 4, 4))
@@ -305,6 +308,7 @@ def numbers(tree):
     return jax.tree.map(plain, tree)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("clients", "members"), [(32, 8), (32, 5), (20, 8)])
 def test_cohorts_are_read_and_written_as_on_one_device(clients, members, mesh):
     tree = every_kind_of_leaf(clients)

@@ -61,7 +61,7 @@ def operation(name):
     return (lambda x, k: lax.conv_general_dilated(x, k, **settings)), x, k
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", COVERED)
 def test_any_layout_gives_the_same_values_and_derivatives(name):
     convolve, x, k = operation(name)
@@ -95,6 +95,7 @@ POOLINGS = [
 ]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("pool", POOLINGS, ids=["max tiles", "max", "mean tiles", "mean"])
 def test_poolings(pool):
     x = jax.random.randint(KEY, (3, 2, 5, 7, 3), 0, 3).astype(jnp.float32)
@@ -165,7 +166,7 @@ CALLS = {
 }
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", CALLS)
 def test_inside_of_calls(name):
     call = CALLS[name]

@@ -37,7 +37,7 @@ def tracked():
     return track
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("step", [0.02, 0.45])
 @pytest.mark.parametrize("speed", [0.02, 1.5])
 @pytest.mark.parametrize("noise", [0.05, 0.2])

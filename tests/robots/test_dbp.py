@@ -221,6 +221,7 @@ def largest(program):
     return max(sizes)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [

@@ -121,6 +121,7 @@ def test_a_run_with_checkpoints_is_the_run_without(setting, whole, tmp_path):
     assert checkpoints(tmp_path / "deep" / "run") == [12]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("number", [1, 4, 5, 12])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(setting, whole, tmp_path, number):
     settings = Checkpoints(tmp_path, every_rounds=2)
@@ -335,7 +336,7 @@ def test_without_any_good_checkpoint_the_run_starts_again(setting, whole, copied
         same(setting.run(checkpoint=copied), whole)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("change", "message"),
     [

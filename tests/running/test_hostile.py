@@ -242,6 +242,7 @@ SKIPPED = [
 ]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("harm", "why"), SKIPPED)
 def test_a_checkpoint_that_cannot_be_trusted_is_skipped(folder, outside, whole, harm, why):
     harm(folder, outside)
@@ -292,6 +293,7 @@ def json_of(folder):
     return json.loads((folder / NEWEST / manifest.MANIFEST).read_bytes())["content"]["facts"]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("seed", range(3))
 def test_random_damage_of_any_file_is_harmless(stored, outside, whole, tmp_path, seed):
     draw = random.Random(seed)

@@ -320,7 +320,7 @@ def test_loops_are_counted_by_their_counter_where_the_compiler_does_not_say():
     assert estimated_cycles("HloModule x") is None
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("make", "models"),
     [

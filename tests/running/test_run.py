@@ -186,6 +186,7 @@ def test_measures_of_clients_summarise_over_clients():
     )
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("batch_size", [7, 100, 240, 1000])
 def test_measures_on_a_data_set_are_exact_means(batch_size):
     task = regression()

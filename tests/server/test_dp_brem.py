@@ -396,7 +396,7 @@ BASELINES = {
 }
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_is_its_pseudo_code_without_noise(name):
     task, record, rounds = quadratics(N, D), 0.8, 6
@@ -426,7 +426,7 @@ def test_a_baseline_is_its_pseudo_code_without_noise(name):
     np.testing.assert_allclose(states.server.params[-1], x, rtol=0, atol=3e-6)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("name", "deviation"),
     [

@@ -216,7 +216,7 @@ def of_no_client(metrics, counts):
             assert np.isnan(metrics[metric]), metric
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_a_round_in_which_nobody_reports_leaves_everything(name):
     step, states = rounds(name)

@@ -26,6 +26,7 @@ import dflax as dx
 RATE, PULL = 0.05, 0.5
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("server_rate", [None, 1.0])
 @pytest.mark.parametrize("warm", [False, True])
 def test_rounds_are_those_of_the_paper(server_rate, warm):

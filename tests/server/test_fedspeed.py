@@ -52,7 +52,7 @@ def rounds_by_hand(radius=0.0, alpha=1.0, average="code", relaxed=0.0):
     return x, h, np.mean([np.sum((end - x) ** 2) for end in ends])
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     "options",
     [

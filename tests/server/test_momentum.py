@@ -71,6 +71,7 @@ def swept(name):
     return jax.jit(jax.vmap(run))(jnp.asarray([1.0, 0.3]))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", METHODS)
 def test_rounds_are_those_of_the_paper(name):
     _, control, reduced = METHODS[name]

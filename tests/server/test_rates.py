@@ -49,7 +49,7 @@ def test_a_wrong_rate_is_refused_by_name(name, wrong):
         getattr(server, name)(*given, **{rate: wrong}, **options)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", ["scaffold", "fedcm", "fedadmm", "mimelite", "fal", "fedadam"])
 def test_a_function_of_the_round_gives_each_round_its_rate(name):
     """Round 3 of a decaying rate is that of the number that it is in round 3, and no other."""

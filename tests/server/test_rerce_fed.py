@@ -205,6 +205,7 @@ def test_continual_updates_lower_the_floor_where_few_clients_talk():
     assert floors[0] < -11
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("make", FAMILY)
 def test_lost_messages_leave_things_as_they_were(make):
     algorithm = make(RHO, uplink=channel.lossy(1.0), downlink=channel.lossy(1.0))

@@ -226,7 +226,7 @@ def test_el2n_has_its_hand_values():
     assert ((wrong >= 0) & (wrong <= 2**0.5 + 1e-6)).all()
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("share", [0.29, 0.5, 1.0, 0.001])
 def test_the_share_that_is_kept_is_exact_and_the_top_one(share):
     count = kept_of(share, 100)

@@ -78,6 +78,7 @@ def exact(kind, W, values, probabilities, sigma, rho=1.0, y=EXAMPLES):
     return all_states, np.exp(log - total[:, None]), total.mean(), f
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("model", "values"),
     [

@@ -14,6 +14,7 @@ def values(r):
     return np.asarray(jax.vmap(r)(jnp.arange(ROUNDS)))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("r", "expected"),
     [

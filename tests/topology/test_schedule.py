@@ -54,7 +54,7 @@ def test_round_robin_meets_everyone_in_turn():
         topology.round_robin(8, [2, 4])
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("r", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("most", [None, 11])
 def test_expectation_of_random_neighbours(r, most):
@@ -136,7 +136,7 @@ def test_matchings_pair_nodes_uniformly(n, p):
         assert met.min() == n // 2 * 2
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("n", "degree"), [(9, 4), (10, 3), (8, 7), (2, 1), (7, 6)])
 def test_regular_graphs_redrawn_each_round(n, degree):
     matrices = draws(topology.random_regular_each_round(n, degree), 50)

@@ -119,7 +119,7 @@ def by_hand(radio, sequential, rounds):
     return x, G, c
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("radio", [np.inf, 0.3])
 def test_missions_are_the_three_stages_by_hand(radio, sequential):
@@ -356,7 +356,7 @@ def test_distances_are_those_of_an_assignment():
     assert robots.wasserstein(more, samples, weights) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -132,6 +132,7 @@ def by_hand(scene, count, shared, rho, alpha, gamma, v0=7.0):
     return c, v, z, lam_c, wrong
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("shared", "alpha", "gamma"), [(5, 1.6, 0.2), (5, 1.0, 0.5), (0, 1.0, 0.2)]
 )
