@@ -15,11 +15,12 @@ from dflax.robots.matching import maximum_matching
 from dflax.robots.motion import Motion, motion, scattered
 from dflax.robots.planning.barrier import Barrier, discrete_barrier
 from dflax.robots.planning.bernstein import Curves, bernstein
-from dflax.robots.planning.cpto import Trajectory, cpto, straight_guess
+from dflax.robots.planning.cpto import cpto
 from dflax.robots.planning.driving import Drive, Road, Track, driving
 from dflax.robots.planning.planner import Plan, Planner, Preferences, planner
 from dflax.robots.planning.scene import Costs, Limits, Scene, Start
 from dflax.robots.planning.traffic import idm, in_view
+from dflax.robots.planning.trajectory import Trajectory, straight_guess
 from dflax.robots.swarm import Bodies, Byzantine, accusing, byzantine
 from dflax.robots.tracking import circling, target_tracking
 from dflax.robots.w_msr import Averaging, w_msr

@@ -12,10 +12,10 @@ from dflax.algorithm import Algorithm, FederatedState, Metrics
 from dflax.clients import map_clients
 from dflax.population import Round
 from dflax.robots.planning.barrier import VOID
-from dflax.robots.planning.cpto import Trajectory, straight_guess
 from dflax.robots.planning.planner import Plan, Planner, shifted
 from dflax.robots.planning.scene import Scene, Start
 from dflax.robots.planning.traffic import following, in_view
+from dflax.robots.planning.trajectory import Trajectory, straight_guess
 
 
 class Road(NamedTuple):

@@ -13,8 +13,9 @@ from dflax.algorithm import Algorithm
 from dflax.population import Population
 from dflax.robots.planning.barrier import elliptic
 from dflax.robots.planning.bernstein import Curves
-from dflax.robots.planning.cpto import Trajectory, cpto
+from dflax.robots.planning.cpto import cpto
 from dflax.robots.planning.scene import Scene
+from dflax.robots.planning.trajectory import Trajectory
 
 # Costs that are apart by a smaller share are the same.
 ROUNDING = 1e-5
