@@ -1,6 +1,7 @@
 """A server that follows a timetable: it applies changes when they arrive, however old."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ from dflax.clients import (
     sum_cohort,
 )
 from dflax.data.dataset import Dataset
-from dflax.local import Loss, Optimizer, Oracle, Subproblem, solver
+from dflax.local import Loss, Optimizer, Oracle, Solution, Subproblem, solver
 from dflax.metrics import disjoint
 from dflax.models.averaged import warn_of_averaging
 from dflax.population import Assignment, Round
@@ -138,7 +139,6 @@ def asynchronous_server(
     channel = perfect() if channel is None else channel
     validation.instance("channel", channel, Channel, "For example dflax.channel.finite_only().")
     validation.at_once(at_once)
-    solve = solver(loss, optimizer)
     population, remembers = cut.timetable.population, latest or cut.keeps
     # Then a step is a sum whose factors are known before.
     in_turn = at_once == 1 and cut.most_steps == 1 and not each_is_wanted
@@ -155,22 +155,7 @@ def asynchronous_server(
         server = AsyncServer(params, Working(replicate(params, cut.slots), began))
         return FederatedState(jnp.int32(0), server, AsyncClients(kept, sending))
 
-    def work(
-        assignment: Assignment,
-        start: Int[Array, ""],
-        models: PyTree[Array],
-        data: Dataset,
-        index: Int[Array, ""],
-    ) -> tuple[Params, Metrics]:
-        params = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, start, 0, False), models
-        )
-        solution = solve(Subproblem(), params, assignment, data, index=index)
-        change = jax.tree.map(jnp.subtract, solution.params, params)
-        if per_step:
-            share = 1.0 / jnp.maximum(assignment.local_steps, 1)
-            change = jax.tree.map(lambda leaf: (share * leaf).astype(leaf.dtype), change)
-        return change, solution.metrics
+    work = _piece_of_work(solver(loss, optimizer), per_step)
 
     def step(state: FederatedState, round: Round) -> tuple[FederatedState, Metrics]:
         event, (server, clients) = round.event, (state.server, state.clients)
@@ -229,6 +214,29 @@ def asynchronous_server(
         return FederatedState(state.round + 1, server, AsyncClients(kept, sending)), parts
 
     return Algorithm(init, step)
+
+
+def _piece_of_work(solve: Callable[..., Solution], per_step: bool) -> Callable[..., Any]:
+    """What a client does: its change from the model it started from, and what it measured."""
+
+    def work(
+        assignment: Assignment,
+        start: Int[Array, ""],
+        models: PyTree[Array],
+        data: Dataset,
+        index: Int[Array, ""],
+    ) -> tuple[Params, Metrics]:
+        params = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, start, 0, False), models
+        )
+        solution = solve(Subproblem(), params, assignment, data, index=index)
+        change = jax.tree.map(jnp.subtract, solution.params, params)
+        if per_step:
+            share = 1.0 / jnp.maximum(assignment.local_steps, 1)
+            change = jax.tree.map(lambda leaf: (share * leaf).astype(leaf.dtype), change)
+        return change, solution.metrics
+
+    return work
 
 
 def _remembered(
