@@ -25,6 +25,13 @@ NUMBERS = "None True complex nan inf -1 0.5 3 [] {} array[0] array[2,3,4] array-
 
 # "callable(argument)" with wildcards, the kinds of `walk.WRONG`, and why these are right.
 LEGITIMATE = [
+    ("rl.clipped(advantages)", "-1 0.5 3", "one number for all samples"),
+    ("rl.clipped(clip)", "3", "any range > 0"),
+    ("rl.discounted_returns(beyond)", "-1 3", "one value for all rows"),
+    ("rl.gae(beyond)", "-1 3", "one value for all rows"),
+    ("rl.leave_one_out(rewards)", "array[2,3,4] rows", "groups of any number and size >= 2"),
+    ("rl.standardised(least)", "3", "any number > 0"),
+    ("rl.standardised(advantages)", "-1 0.5 3 array[2,3,4] rows", "of any shape"),
     ("condensed(reduce)", "{}", "every metric then has its mean"),
     ("*(name)", "word digit", "any text is a name"),
     ("decentralized.merge(state)", "array[2,3,4] array-of-NaN", "models may be one array"),
