@@ -2,20 +2,58 @@
 
 from dflax.rl.advantages import Estimate, discounted_returns, gae, leave_one_out, standardised
 from dflax.rl.distributions import Categorical, Distribution, Gaussian, Joint
+from dflax.rl.environment import (
+    Environment,
+    Outcome,
+    environment,
+    from_gymnax,
+    time_limit,
+    two_stage,
+)
+from dflax.rl.learner import Agent, Learner, alone, federated, gossiping
+from dflax.rl.minibatches import epochs_of
+from dflax.rl.networks import ActorCritic, Tower, taking
+from dflax.rl.ppo import Experience, Noted, Sample, ppo
+from dflax.rl.rollout import Evaluated, Running, Steps, begin, evaluate, rollout
 from dflax.rl.surrogate import Surrogate, clipped
 
 __all__ = [
+    "ActorCritic",
+    "Agent",
     "Categorical",
     "Distribution",
+    "Environment",
     "Estimate",
+    "Evaluated",
+    "Experience",
     "Gaussian",
     "Joint",
+    "Learner",
+    "Noted",
+    "Outcome",
+    "Running",
+    "Sample",
+    "Steps",
     "Surrogate",
+    "Tower",
+    "alone",
+    "begin",
     "clipped",
     "discounted_returns",
+    "environment",
+    "epochs_of",
+    "evaluate",
+    "federated",
+    "from_gymnax",
     "gae",
+    "gossiping",
     "leave_one_out",
+    "ppo",
+    "rollout",
     "standardised",
+    "taking",
+    "time_limit",
+    "two_stage",
 ]
 
 

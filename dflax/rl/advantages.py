@@ -91,8 +91,9 @@ def gae(
         advantage = reward + kept * following - value + kept * decay * later
         return (advantage, value), advantage
 
-    start = (jnp.zeros_like(last), last)
-    _, advantages = jax.lax.scan(one, start, (steps, done, baseline), reverse=True)
+    rows: Any = (steps, done, baseline)
+    start: Any = (jnp.zeros_like(last), last)
+    _, advantages = jax.lax.scan(one, start, rows, reverse=True)
     return Estimate(advantages, advantages + baseline)
 
 
