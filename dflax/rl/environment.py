@@ -200,6 +200,7 @@ def from_gymnax(environment: Any, params: Any = None) -> Environment:
                 f"{validation.shown(environment)}. Make one with gymnax.make(name)[0]."
             )
     given = environment.default_params if params is None else params
+    validation.arrays("params", given)
     task = jax.tree.map(jnp.asarray, given)
     limit = getattr(environment, "is_truncated", None)
 

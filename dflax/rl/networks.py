@@ -89,6 +89,7 @@ def taking(networks: Callable[..., Any], params: Any, *, mode: bool = False) -> 
       TypeError: naming the argument.
     """
     validation.function("networks", networks, "It gets parameters and observations.", takes=2)
+    validation.arrays("params", params)
     validation.flag("mode", mode)
 
     def act(observation: Array, key: jax.Array) -> tuple[Any, tuple[()]]:

@@ -65,6 +65,7 @@ def begin(environment: Environment, task: Task, key: Key[Array, ""], environment
       TypeError, ValueError: naming the argument.
     """
     require_environment(environment)
+    validation.arrays("task", task)
     validation.typed_key("key", key)
     validation.integer("environments", environments, low=1)
     keys = jax.random.split(key, environments)
@@ -104,6 +105,7 @@ def rollout(
       TypeError, ValueError: naming the argument.
     """
     require_environment(environment)
+    validation.arrays("task", task)
     validation.function("act", act, "It gets observations and a key.", takes=2)
     validation.instance("running", running, Running, "Begin with dflax.rl.begin.")
     validation.integer("steps", steps, low=1)
@@ -113,16 +115,13 @@ def rollout(
     count = running.gained.shape[0]
     observe = jax.vmap(lambda state: environment.observe(task, state))
 
-    def move(state: Any, action: Any, key: Key[Array, ""]) -> tuple[Outcome, Any]:
-        act_key, reset_key = jax.random.split(key)
-        outcome = environment.act(task, state, action, act_key)
-        return outcome, environment.reset(task, reset_key)
+    def move(state: Any, action: Any, keys: Key[Array, " 2"]) -> tuple[Outcome, Any]:
+        return environment.act(task, state, action, keys[0]), environment.reset(task, keys[1])
 
-    def one(now: Running, key: Key[Array, ""]) -> tuple[Running, Any]:
-        act_key, *keys = jax.random.split(key, 1 + count)
+    def one(now: Running, keys: tuple[Key[Array, ""], Key[Array, "E 2"]]) -> tuple[Running, Any]:
         seen = observe(now.state)
-        action, kept = act(seen, act_key)
-        outcome, fresh = jax.vmap(move)(now.state, action, jnp.stack(keys))
+        action, kept = act(seen, keys[0])
+        outcome, fresh = jax.vmap(move)(now.state, action, keys[1])
         reward = jnp.asarray(outcome.reward, jnp.float32)
         finite = jnp.isfinite(reward)
         terminal = jnp.broadcast_to(outcome.terminal, finite.shape).astype(bool) | ~finite
@@ -138,7 +137,8 @@ def rollout(
         ended = (end & finite, gained, length)
         return after, ((seen, action, kept, reward, end, beyond), ended, ~finite)
 
-    after, rows = jax.lax.scan(one, running, jax.random.split(key, steps))
+    # All keys at once: in a step of few numbers their making would be much of the work.
+    after, rows = jax.lax.scan(one, running, _keys(key, steps, (count, 2)))
     (seen, action, kept, reward, end, beyond), (ended, gained, length), broken = rows
     counted = _whole(end, broken)
     found = Steps(seen, action, kept, reward, end, beyond, counted)
@@ -186,14 +186,14 @@ def evaluate(
     validation.integer("episodes", episodes, low=1)
     validation.integer("horizon", horizon, low=1)
     validation.function("act", act, "It gets observations and a key.", takes=2)
+    validation.typed_key("key", key)
     begin_key, run_key = jax.random.split(key)
     running = begin(environment, task, begin_key, episodes)
     observe = jax.vmap(lambda state: environment.observe(task, state))
 
-    def one(now: Evaluated, key: Key[Array, ""]) -> tuple[Evaluated, None]:
-        act_key, *keys = jax.random.split(key, 1 + episodes)
-        action, _ = act(observe(now.state), act_key)
-        outcome = jax.vmap(lambda *a: environment.act(task, *a))(now.state, action, jnp.stack(keys))
+    def one(now: Evaluated, keys: Any) -> tuple[Evaluated, None]:
+        action, _ = act(observe(now.state), keys[0])
+        outcome = jax.vmap(lambda *a: environment.act(task, *a))(now.state, action, keys[1])
         going = ~now.ended
         end = jnp.broadcast_to(outcome.terminal | outcome.truncated, going.shape)
         state = jax.tree.map(lambda a, b: _where(going, a, b), outcome.state, now.state)
@@ -202,7 +202,13 @@ def evaluate(
 
     none = jnp.zeros(episodes, bool)
     start = Evaluated(running.gained, running.length, none, running.state)
-    return jax.lax.scan(one, start, jax.random.split(run_key, horizon))[0]
+    return jax.lax.scan(one, start, _keys(run_key, horizon, (episodes,)))[0]
+
+
+def _keys(key: Key[Array, ""], steps: int, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """A key for each step's actions, and `[T, *shape]` for its environments."""
+    act_key, move_key = jax.random.split(key)
+    return jax.random.split(act_key, steps), jax.random.split(move_key, (steps, *shape))
 
 
 def _whole(end: Bool[Array, "T E"], broken: Bool[Array, "T E"]) -> Float[Array, "T E"]:

@@ -25,6 +25,14 @@ NUMBERS = "None True complex nan inf -1 0.5 3 [] {} array[0] array[2,3,4] array-
 
 # "callable(argument)" with wildcards, the kinds of `walk.WRONG`, and why these are right.
 LEGITIMATE = [
+    ("rl.ActorCritic(features)", "[] array[0]", "no hidden layers"),
+    ("rl.ActorCritic(log_deviation)", "-1 3", "any number"),
+    ("rl.*(task)", NUMBERS, "a task is any arrays, and those who read it find what they expect"),
+    ("rl.taking(params)", NUMBERS, "parameters are any arrays"),
+    ("rl.from_gymnax(params)", NUMBERS, "parameters are any arrays"),
+    ("rl.ppo(clip)", "3", "any range > 0"),
+    ("rl.ppo(value_clip)", "None 3", "None is no clip"),
+    ("rl.ppo(*_weight)", "3", "any weight >= 0"),
     ("rl.clipped(advantages)", "-1 0.5 3", "one number for all samples"),
     ("rl.clipped(clip)", "3", "any range > 0"),
     ("rl.discounted_returns(beyond)", "-1 3", "one value for all rows"),
