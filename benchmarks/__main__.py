@@ -44,6 +44,7 @@ NAMES = (
     "generation",
     "imaging",
     "sparse_coding",
+    "agents",
     "verified",
 )
 RESULTS = pathlib.Path("results")

@@ -28,6 +28,13 @@ ENVIRONMENTS = {
     ),
     "appfl_simulation": ("torch==2.13.0", "appfl==1.12.0"),
     "osqp": ("osqp==1.1.3", "numpy==2.2.6", "scipy==1.15.3"),
+    "purejaxrl": (
+        "distrax==0.1.9",
+        "flax==0.12.8",
+        "gymnax==0.0.9",
+        "jax==0.10.2",
+        "optax==0.2.8",
+    ),
     # Of 2019: it asks for the NumPy of its time, and an MPI.
     "prosper": (
         "numpy==1.23.5",
@@ -39,6 +46,9 @@ ENVIRONMENTS = {
         "prosper @ git+https://github.com/ml-uol/prosper@0865c1d",
     ),
 }
+
+# Repositories that are no packages: cloned into the environment's folder "sources", at a commit.
+SOURCES = {"purejaxrl": ("https://github.com/luchris429/purejaxrl", "31756b1")}
 
 
 class Peer(NamedTuple):
@@ -69,6 +79,7 @@ PEERS = {
     "flow": Peer("torchcfm and flow-matching", "torchcfm", "flow"),
     "gpytorch": Peer("GPyTorch", "gpytorch", "gpytorch"),
     "osqp": Peer("OSQP", "osqp", "osqp"),
+    "purejaxrl": Peer("PureJaxRL", "gymnax", "purejaxrl"),
     "prosper": Peer("ProSper", "ProSper", "prosper", optional=True),
     "flower": Peer("Flower", "flwr", "flower", optional=True),
 }
@@ -124,3 +135,12 @@ def install(*peers: str) -> None:
         print(f"installing {', '.join(packages)} into {folder} ...", flush=True)
         pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "--quiet", *packages], check=True)
+        if environment in SOURCES:
+            _clone(*SOURCES[environment], folder / "sources" / environment)
+
+
+def _clone(address: str, commit: str, folder: pathlib.Path) -> None:
+    """A repository at a commit."""
+    if not folder.exists():
+        subprocess.run(["git", "clone", "--quiet", address, str(folder)], check=True)
+    subprocess.run(["git", "-C", str(folder), "checkout", "--quiet", commit], check=True)

@@ -1,0 +1,95 @@
+"""PPO on gymnax's tasks beside PureJaxRL: environment steps a second, and what eight seeds reach."""
+
+from typing import Any
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import dflax as dx
+from benchmarks import peers
+from benchmarks.measure import Row, milliseconds
+
+SEEDS, ENVIRONMENTS, STEPS, EPOCHS, MINIBATCHES, RATE = 8, 4, 128, 4, 4, 2.5e-4
+# Where along the training returns are compared, as shares of its rounds.
+WHEN = (0.1, 0.25, 0.5, 1.0)
+# Standard errors of a mean over seeds, of both sides together, that the means may be apart.
+APART = 4.0
+
+
+def rows(quick: bool) -> list[Row]:
+    """CartPole as PureJaxRL's README has it, and Acrobot with the same settings."""
+    steps = 50_000 if quick else 500_000
+    return [row for name in ("CartPole-v1", "Acrobot-v1") for row in trained(name, steps)]
+
+
+def trained(name: str, total: int) -> list[Row]:
+    """A whole training of eight seeds at once, per environment step of one of them."""
+    rounds = total // (ENVIRONMENTS * STEPS)
+    inner, params = gymnax.make(name)
+    network = dx.rl.ActorCritic(inner.action_space(params).n)
+
+    def rate(count: jax.Array) -> jax.Array:
+        return RATE * (1.0 - (count // (MINIBATCHES * EPOCHS)) / rounds)
+
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5))
+    # It takes a time limit for the end, as gymnax before 1.0 did.
+    learner = dx.rl.ppo(
+        dx.rl.from_gymnax(inner, params),
+        lambda params, seen: network.apply({"params": params}, seen),
+        optimizer,
+        environments=ENVIRONMENTS,
+        steps=STEPS,
+        epochs=EPOCHS,
+        minibatches=MINIBATCHES,
+        bootstrap=False,
+    )
+    algorithm, source, key = dx.rl.alone(learner, SEEDS), dx.Population(SEEDS), jax.random.key(0)
+    seen = jnp.zeros((1, *inner.observation_space(params).shape))
+    state = algorithm.init(key, lambda key: network.init(key, seen)["params"])
+    work = jax.jit(lambda state: dx.rollout(algorithm, state, source, key, rounds)[1])
+    units = SEEDS * rounds * ENVIRONMENTS * STEPS
+    own = milliseconds(lambda: work(state), repeats=2, units=units)
+    returns = np.asarray(work(state)["episode_return"]).T
+    theirs = peers.run(
+        "purejaxrl",
+        "agents_purejaxrl",
+        task=name,
+        seeds=SEEDS,
+        total=total,
+        settings={
+            **{"LR": RATE, "NUM_ENVS": ENVIRONMENTS, "NUM_STEPS": STEPS},
+            **{"UPDATE_EPOCHS": EPOCHS, "NUM_MINIBATCHES": MINIBATCHES},
+        },
+    )
+    title = f"PPO, an environment step on {name}, {SEEDS} seeds at once, {total} steps each"
+    if theirs is not None:
+        require_alike(name, returns, np.array(theirs["returns"]))
+    return Row(title, own).beside(theirs)
+
+
+def require_alike(name: str, ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+    """Refuses returns, `[seeds, rounds]`, whose means over seeds are apart by more than chance."""
+    found = {}
+    for share in WHEN:
+        one, other = (_around(returns, share) for returns in (ours, theirs))
+        error = np.hypot(one.std(ddof=1), other.std(ddof=1)) / np.sqrt(len(one))
+        found[str(share)] = (one.mean(), other.mean(), error)
+        if abs(one.mean() - other.mean()) > APART * error:
+            raise ValueError(
+                f"returns on {name} after {share:.0%} of the rounds must be PureJaxRL's up to "
+                f"chance, {other.mean():.1f}, got {one.mean():.1f} with a standard error of "
+                f"{error:.1f}."
+            )
+    print(
+        f"{name}: " + ", ".join(f"{k}: {a:.0f}/{b:.0f} ({e:.0f})" for k, (a, b, e) in found.items())
+    )
+    return found
+
+
+def _around(returns: np.ndarray, share: float) -> np.ndarray:
+    """Each seed's mean return over the twentieth of the rounds that ends there."""
+    last = max(int(share * returns.shape[1]), 1)
+    return np.nanmean(returns[:, max(last - returns.shape[1] // 20, 0) : last], axis=1)
