@@ -34,11 +34,14 @@ def trained(name: str, total: int) -> list[Row]:
     def rate(count: jax.Array) -> jax.Array:
         return RATE * (1.0 - (count // (MINIBATCHES * EPOCHS)) / rounds)
 
+    def networks(params: Any, seen: jax.Array) -> Any:
+        return network.apply({"params": params}, seen)
+
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate, eps=1e-5))
     # It takes a time limit for the end, as gymnax before 1.0 did.
     learner = dx.rl.ppo(
         dx.rl.from_gymnax(inner, params),
-        lambda params, seen: network.apply({"params": params}, seen),
+        networks,
         optimizer,
         environments=ENVIRONMENTS,
         steps=STEPS,
