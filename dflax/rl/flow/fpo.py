@@ -61,7 +61,8 @@ def fpo(
     An action is the flow's own sample, without noise on top. With M pairs (e_i, t_i) of noise and time
     drawn when the action a was taken, and `matching_losses` l_i of them then and now,
 
-        rho = exp(mean_i l_i then - mean_i l_i now),   - mean min(rho A, clip(rho) A) + c_v/2 mean (V-R)^2
+        rho  = exp(mean_i l_i then - mean_i l_i now)
+        loss = - mean min(rho A, clip(rho, 1 - eps, 1 + eps) A) + c_v/2 mean (V - R)^2
 
     In the authors' code advantages are estimated anew in each minibatch; here once a rollout, as in
     PPO. Time is that of `dflax.generative`. The policy's deviation is not used.
@@ -188,8 +189,5 @@ def matching_losses(
     path, a = rectified(), each(action)
     x = noised(path, a, e, t)
     u = policy.velocity(params, Noised(x, t, each(observation)))
-    if as_noise:
-        error = e - targets.solved(targets.velocity, path, u, x, t)[1]
-    else:
-        error = u - (e - a)
-    return jnp.mean(error**2, axis=-1).reshape(batch, draws)
+    left = e - targets.solved(targets.velocity, path, u, x, t)[1] if as_noise else u - (e - a)
+    return jnp.mean(left**2, axis=-1).reshape(batch, draws)

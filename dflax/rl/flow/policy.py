@@ -119,7 +119,7 @@ class FlowActorCritic(nn.Module):
         return self.critic(observation)[..., 0]
 
     def log_deviation(self) -> Float[Array, " D"]:
-        """log sigma, `[D]`; between its bounds, where a sigmoid puts it."""
+        """Log sigma, `[D]`; between its bounds, where a sigmoid puts it."""
         low, high = math.log(self.least), math.log(self.most)
         return low + (high - low) * nn.sigmoid(self.spread)
 

@@ -103,7 +103,7 @@ def coverage(
     """
     validation.array("ends", ends, kind="real", shape=("E", 2))
     count = np.shape(ends)[0]
-    boolean = getattr(reached, "dtype", None) == bool
+    boolean = getattr(reached, "dtype", None) is np.dtype(bool)
     validation.array("reached", reached, kind="boolean" if boolean else "real", shape=(count,))
     validation.array("places", places, kind="real", shape=("G", 2))
     goals = np.shape(places)[0]

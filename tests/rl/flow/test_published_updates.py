@@ -6,9 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from dflax import generative as G
-from dflax import rl
-from dflax.rl import flow as F
+from dflax import generative, rl
+from dflax.rl import flow
 
 # What github.com/akanazawa/fpo (418c255) says of `fpo_batch`, for both of its output modes.
 FPO = {
@@ -100,16 +99,16 @@ def test_fpo_has_the_authors_ratios_losses_and_gradients(as_noise):
             inputs = (noised.condition, noised.x, jnp.cos(angles), jnp.sin(angles))
             return 0.25 * (jnp.concatenate(inputs, axis=1) @ params + b["bias"])
 
-        policy = F.FlowPolicy(
+        policy = flow.FlowPolicy(
             velocity, lambda p, s: s @ b["value"][:, 0], lambda p: jnp.zeros(2), 2
         )
         value = policy.value(None, b["seen"])
         advantage = b["reward"] + 0.995 * policy.value(None, b["beyond"]) - value
         given = (b["seen"], b["action"], b["noise"], b["time"])
-        old = F.matching_losses(policy, b["old"], *given, as_noise=as_noise)
+        old = flow.matching_losses(policy, b["old"], *given, as_noise=as_noise)
 
         def loss(params):
-            new = F.matching_losses(policy, params, *given, as_noise=as_noise)
+            new = flow.matching_losses(policy, params, *given, as_noise=as_noise)
             log_ratio = old.mean(1) - new.mean(1)
             moved = rl.clipped(log_ratio, rl.standardised(advantage), 0.05)
             return -jnp.mean(moved.objective), (new, jnp.exp(log_ratio), moved.metrics)
@@ -137,23 +136,23 @@ def test_dppo_has_the_authors_log_probabilities_losses_and_gradients():
         def velocity(params, noised):
             return noised.x @ params.T + noised.condition @ b["of_seen"].T + b["bias"]
 
-        policy = F.FlowPolicy(velocity, lambda p, s: s @ b["value"], lambda p: jnp.zeros(2), 2)
+        policy = flow.FlowPolicy(velocity, lambda p, s: s @ b["value"], lambda p: jnp.zeros(2), 2)
         states = [b["start"]]
         for k in range(5):
             time = jnp.full(10, 1 - k / 5)
-            u = velocity(b["field"], G.Noised(states[-1], time, b["seen"]))
+            u = velocity(b["field"], generative.Noised(states[-1], time, b["seen"]))
             states.append(states[-1] - u / 5 + 0.1 * b["noise"][:, k])
         chain = jnp.stack(states, axis=1)
-        old = F.chain_log_probs(policy, b["field"], b["seen"], chain, 0.1)
+        old = flow.chain_log_probs(policy, b["field"], b["seen"], chain, 0.1)
         # Torch's deviation is that of a sample of 50.
         away = b["advantage"] - b["advantage"].mean()
         advantage = away / (jnp.sqrt(5 * jnp.sum(away**2) / 49) + 1e-8)
         discounts = 0.99 ** jnp.arange(4, -1, -1)
 
         def loss(params):
-            new = F.chain_log_probs(policy, params, b["seen"], chain, 0.1)
+            new = flow.chain_log_probs(policy, params, b["seen"], chain, 0.1)
             each = advantage[:, None] * discounts
-            moved = rl.clipped(new - old, each, F.clip_ranges(5, 0.01, 0.001, 3.0))
+            moved = rl.clipped(new - old, each, flow.clip_ranges(5, 0.01, 0.001, 3.0))
             return -jnp.mean(moved.objective), (new, moved.metrics)
 
         (policy_loss, (new, measured)), slope = jax.value_and_grad(loss, has_aux=True)(
@@ -173,14 +172,14 @@ def test_dppo_has_the_authors_log_probabilities_losses_and_gradients():
         )
 
 
-NETWORKS = F.FlowActorCritic(2, (8,), gain=1.0)
+NETWORKS = flow.FlowActorCritic(2, (8,), gain=1.0)
 SMALL = {"environments": 4, "steps": 4, "epochs": 1, "minibatches": 1, "flow_steps": 3}
 
 
-@pytest.mark.parametrize("method", [F.fpo, F.dppo])
+@pytest.mark.parametrize("method", [flow.fpo, flow.dppo])
 def test_nothing_has_moved_in_the_first_step_and_something_after_it(method):
     env = rl.time_limit(rl.goals.multi_goal(), 4)
-    learner = method(env, F.flow_policy(NETWORKS), optax.sgd(0.1), **SMALL)
+    learner = method(env, flow.flow_policy(NETWORKS), optax.sgd(0.1), **SMALL)
     params = NETWORKS.init(jax.random.key(0), jnp.zeros((1, 2)))["params"]
     memory = learner.init(jax.random.key(1), params, env.task)
     after, _, measured = jax.jit(learner.learn)(jax.random.key(2), params, memory)
@@ -191,21 +190,21 @@ def test_nothing_has_moved_in_the_first_step_and_something_after_it(method):
 
 
 WRONG = {
-    "deviation": lambda: F.chain_log_probs(
-        F.flow_policy(NETWORKS), None, np.zeros((1, 2)), np.zeros((1, 2, 2)), 0.0
+    "deviation": lambda: flow.chain_log_probs(
+        flow.flow_policy(NETWORKS), None, np.zeros((1, 2)), np.zeros((1, 2, 2)), 0.0
     ),
-    "states": lambda: F.chain_log_probs(
-        F.flow_policy(NETWORKS), None, np.zeros((1, 2)), np.zeros((1, 1, 2)), 0.1
+    "states": lambda: flow.chain_log_probs(
+        flow.flow_policy(NETWORKS), None, np.zeros((1, 2)), np.zeros((1, 1, 2)), 0.1
     ),
-    "time": lambda: F.matching_losses(
-        F.flow_policy(NETWORKS),
+    "time": lambda: flow.matching_losses(
+        flow.flow_policy(NETWORKS),
         None,
         np.zeros((1, 2)),
         np.zeros((1, 2)),
         np.zeros((1, 3, 2)),
         [[2.0]],
     ),
-    "flow_steps": lambda: F.clip_ranges(0),
+    "flow_steps": lambda: flow.clip_ranges(0),
 }
 
 
@@ -218,5 +217,5 @@ def test_wrong_values_are_refused_by_name(argument):
 def test_clip_ranges_run_from_the_first_to_the_last():
     k = np.arange(5) / 4
     wanted = 0.001 + 0.009 * (np.exp(3 * k) - 1) / (np.exp(3) - 1)
-    np.testing.assert_allclose(F.clip_ranges(5), wanted, rtol=1e-5)
-    np.testing.assert_allclose(F.clip_ranges(1), [0.01], rtol=1e-6)
+    np.testing.assert_allclose(flow.clip_ranges(5), wanted, rtol=1e-5)
+    np.testing.assert_allclose(flow.clip_ranges(1), [0.01], rtol=1e-6)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from dflax import rl
-from dflax.rl import goals as M
+from dflax.rl import goals
 
 KEY = jax.random.key(0)
 
 
 def test_a_step_of_multi_goal():
-    env = M.multi_goal(6)
+    env = goals.multi_goal(6)
     rng = np.random.default_rng(0)
     state, action = rng.uniform(-7, 7, (200, 2)), rng.normal(scale=1.5, size=(200, 2))
     found = jax.vmap(lambda s, a: env.act(env.task, s, a, KEY))(
@@ -27,12 +27,13 @@ def test_a_step_of_multi_goal():
     np.testing.assert_allclose(found.state, after, atol=1e-5)
     np.testing.assert_allclose(found.reward, reward, atol=1e-5)
     np.testing.assert_array_equal(found.terminal, least <= 1)
-    assert found.terminal.any() and not found.terminal.all()
+    assert found.terminal.any()
+    assert not found.terminal.all()
 
 
 def test_agents_may_have_goals_of_their_own():
-    env = M.multi_goal(2)
-    tasks = M.Goals(jnp.array([[[1.0, 0.0]], [[-1.0, 0.0]]]))
+    env = goals.multi_goal(2)
+    tasks = goals.Goals(jnp.array([[[1.0, 0.0]], [[-1.0, 0.0]]]))
     found = jax.vmap(lambda task: env.act(task, jnp.zeros(2), jnp.array([0.9, 0.0]), KEY))(tasks)
     np.testing.assert_array_equal(found.terminal, [True, False])
 
@@ -40,24 +41,24 @@ def test_agents_may_have_goals_of_their_own():
 def test_coverage():
     places = np.array([[1.0, 0], [-1, 0], [0, 1]], np.float32)
     ends = np.array([[1.1, 0], [0.9, 0.1], [-1, 0], [0, -5]], np.float32)
-    found = M.coverage(ends, np.array([True, True, True, False]), places)
+    found = goals.coverage(ends, np.array([True, True, True, False]), places)
     shares = np.array([2, 1, 0]) / 3
     np.testing.assert_allclose(found.shares, shares, rtol=1e-6)
     entropy = -(shares[:2] @ np.log(shares[:2])) / np.log(3)
     np.testing.assert_allclose(found.entropy, entropy, rtol=1e-5)
     np.testing.assert_allclose(found.reached, 0.75)
-    nobody = M.coverage(ends, np.zeros(4, bool), places)
+    nobody = goals.coverage(ends, np.zeros(4, bool), places)
     assert float(nobody.entropy) == float(nobody.reached) == 0
 
 
 def test_distances_are_those_of_a_search():
     rng = np.random.default_rng(1)
     walls = rng.random((9, 11)) < 0.3
-    goals = np.zeros_like(walls)
+    ends = np.zeros_like(walls)
     free = np.argwhere(~walls)
-    goals[tuple(free[0])] = goals[tuple(free[-1])] = True
+    ends[tuple(free[0])] = ends[tuple(free[-1])] = True
     wanted = np.full(walls.shape, np.inf)
-    queue = [tuple(cell) for cell in np.argwhere(goals)]
+    queue = [tuple(cell) for cell in np.argwhere(ends)]
     for cell in queue:
         wanted[cell] = 0
     while queue:
@@ -67,11 +68,11 @@ def test_distances_are_those_of_a_search():
             if inside and not walls[cell] and np.isinf(wanted[cell]):
                 wanted[cell] = wanted[i, j] + 1
                 queue.append(cell)
-    np.testing.assert_array_equal(M.maze_distances(walls, goals), wanted)
+    np.testing.assert_array_equal(goals.maze_distances(walls, ends), wanted)
 
 
 def test_nobody_walks_through_walls():
-    env = M.point_maze()
+    env = goals.point_maze()
     walls = np.asarray(env.task.walls)
     keys = jax.random.split(KEY, 64)
 
@@ -91,7 +92,7 @@ def test_nobody_walks_through_walls():
 
 
 def test_a_step_of_the_maze_slides_along_walls_and_pays_for_the_way():
-    env = M.point_maze(start=0.0)
+    env = goals.point_maze(start=0.0)
     state = env.reset(env.task, KEY)
     np.testing.assert_array_equal(state, [5, 5])
     found = env.act(env.task, jnp.array([5.0, 7.3]), jnp.array([-1.0, 1.0]), KEY)
@@ -102,7 +103,8 @@ def test_a_step_of_the_maze_slides_along_walls_and_pays_for_the_way():
     found = env.act(env.task, jnp.array([5.0, 5.4]), jnp.array([0.0, 1.0]), KEY)
     np.testing.assert_allclose(found.reward, 0.1 - 0.05, atol=1e-6)
     reached = env.act(env.task, jnp.array([7.4, 9.0]), jnp.array([0.5, 0.0]), KEY)
-    assert bool(reached.terminal) and float(reached.reward) > 9
+    assert bool(reached.terminal)
+    assert float(reached.reward) > 9
 
 
 PLANS = {
@@ -117,13 +119,13 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_mazes_that_cannot_be_read_are_refused(name):
-    with pytest.raises(ValueError, match="^plan must"):
-        M.point_maze(PLANS[name])
+    with pytest.raises(ValueError, match=r"^plan must"):
+        goals.point_maze(PLANS[name])
 
 
 def test_goals_on_a_way_out_of_the_square_are_refused():
-    with pytest.raises(ValueError, match="^radius must"):
-        M.multi_goal(radius=8.0)
-    with pytest.raises(ValueError, match="^places must"):
-        M.coverage(np.zeros((1, 2)), np.ones(1), np.zeros((1, 2)))
-    assert isinstance(M.multi_goal(), rl.Environment)
+    with pytest.raises(ValueError, match=r"^radius must"):
+        goals.multi_goal(radius=8.0)
+    with pytest.raises(ValueError, match=r"^places must"):
+        goals.coverage(np.zeros((1, 2)), np.ones(1), np.zeros((1, 2)))
+    assert isinstance(goals.multi_goal(), rl.Environment)
