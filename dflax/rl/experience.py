@@ -122,7 +122,12 @@ def on_policy(
     """
     require_environment(environment)
     validation.instance("optimizer", optimizer, optax.GradientTransformation)
+    validation.instance("sizes", sizes, Sizes)
     require_sizes(*sizes)
+    validation.function("act", act, "It gets parameters, observations and a key.", takes=3)
+    validation.function("value", value, "It gets parameters and observations.", takes=2)
+    fix = "It gets parameters, a reference, samples and a key."
+    validation.function("loss", loss, fix, takes=4)
     validation.probability("discount", discount)
     validation.probability("decay", decay)
     validation.flag("bootstrap", bootstrap)

@@ -160,10 +160,12 @@ def chain_log_probs(
       TypeError, ValueError: naming the argument.
     """
     require_policy(policy)
+    validation.model("params", params)
     validation.array("states", states, kind="real", shape=("B", "steps", "D"))
     batch, points, dimensions = jnp.shape(states)
     if points < 2:
         raise ValueError(f"states must be at least 2, noise and action, got {points}.")
+    validation.array("observation", observation, kind="real")
     validation.leading_axis("observation", observation, batch)
     fix = "Steps without noise have no density, and no ratio."
     validation.real("deviation", deviation, low=0.0, low_open=True, scalar=True, fix=fix)

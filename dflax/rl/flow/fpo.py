@@ -174,11 +174,13 @@ def matching_losses(
       TypeError, ValueError: naming the argument.
     """
     require_policy(policy)
+    validation.model("params", params)
     validation.array("action", action, kind="real", shape=("B", "D"))
     batch, dimensions = jnp.shape(action)
     validation.array("noise", noise, kind="real", shape=(batch, "M", dimensions))
     draws = jnp.shape(noise)[1]
     validation.array("time", time, kind="real", shape=(batch, draws), low=0.0, high=1.0)
+    validation.array("observation", observation, kind="real")
     validation.leading_axis("observation", observation, batch)
     validation.flag("as_noise", as_noise)
 

@@ -33,11 +33,14 @@ def log_shift_ratio(
     Raises:
       TypeError, ValueError: naming the argument; deviations of 0, whose logarithm is infinite.
     """
-    validation.real("noise", noise)
-    validation.real("shift", shift)
-    fix = "The deviation must be above 0: without noise actions have no density."
-    validation.real("log_deviation", log_deviation, fix=fix)
-    validation.real("old_log_deviation", old_log_deviation, fix=fix)
+    validation.array("noise", noise, kind="real")
+    if not jnp.ndim(noise):
+        raise ValueError(f"noise must have the shape [..., D], got {validation.shown(noise)}.")
+    size = jnp.shape(noise)
+    validation.array("shift", shift, kind="real", shape=size, fix="Like noise.")
+    fix = "One number for each of an action's; deviations must be above 0, or it has no density."
+    for name, value in (("log_deviation", log_deviation), ("old_log_deviation", old_log_deviation)):
+        validation.array(name, value, kind="real", shape=size[-1:], fix=fix)
     noise, shift = jnp.asarray(noise), jnp.asarray(shift)
     now = Gaussian(shift, jnp.asarray(log_deviation)).log_prob(noise)
     return now - Gaussian(jnp.zeros_like(noise), jnp.asarray(old_log_deviation)).log_prob(noise)

@@ -162,6 +162,7 @@ def flowing(
       TypeError, ValueError: naming the argument.
     """
     require_policy(policy)
+    validation.model("params", params)
     validation.integer("steps", steps, low=1)
     validation.flag("noise", noise)
 

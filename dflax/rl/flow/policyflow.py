@@ -259,6 +259,8 @@ def interpolation_error(
       TypeError, ValueError: naming the argument.
     """
     require_policy(policy)
+    validation.model("params", params)
+    validation.model("reference", reference)
     validation.instance("batch", batch, Sample)
     validation.typed_key("key", key)
     validation.integer("flow_steps", flow_steps, low=1)

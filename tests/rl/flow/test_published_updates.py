@@ -189,12 +189,13 @@ def test_nothing_has_moved_in_the_first_step_and_something_after_it(method):
     assert 0 < float(jnp.abs(change).max()) < 1
 
 
+SOME = {"w": np.zeros(1, np.float32)}
 WRONG = {
     "deviation": lambda: flow.chain_log_probs(
-        flow.flow_policy(NETWORKS), None, np.zeros((1, 2)), np.zeros((1, 2, 2)), 0.0
+        flow.flow_policy(NETWORKS), SOME, np.zeros((1, 2)), np.zeros((1, 2, 2)), 0.0
     ),
     "states": lambda: flow.chain_log_probs(
-        flow.flow_policy(NETWORKS), None, np.zeros((1, 2)), np.zeros((1, 1, 2)), 0.1
+        flow.flow_policy(NETWORKS), SOME, np.zeros((1, 2)), np.zeros((1, 1, 2)), 0.1
     ),
     "time": lambda: flow.matching_losses(
         flow.flow_policy(NETWORKS),
