@@ -280,7 +280,7 @@ def _gymnax(config: Config) -> None:
     try:
         import gymnax  # noqa: F401
     except ImportError as error:
-        raise ImportError("gymnax is missing: pip install gymnax.") from error
+        raise ImportError("gymnax is missing: pip install 'dflax[rl]'.") from error
 
 
 STUDY = Study(
