@@ -199,7 +199,7 @@ WRONG = {
     ),
     "time": lambda: flow.matching_losses(
         flow.flow_policy(NETWORKS),
-        None,
+        SOME,
         np.zeros((1, 2)),
         np.zeros((1, 2)),
         np.zeros((1, 3, 2)),
