@@ -17,7 +17,7 @@ def coverage(found: dict[str, dict[str, np.ndarray]], places: np.ndarray) -> Any
       places: `[G, 2]`, of the goals.
     """
     goals = len(places)
-    with figure(2.35 * len(found), 5.0, nrows=2, ncols=len(found), height_ratios=(1.5, 1)) as (
+    with figure(2.05 * len(found), 4.8, nrows=2, ncols=len(found), height_ratios=(1.5, 1)) as (
         canvas,
         axes,
     ):
