@@ -17,7 +17,9 @@ def coverage(found: dict[str, dict[str, np.ndarray]], places: np.ndarray) -> Any
       places: `[G, 2]`, of the goals.
     """
     goals = len(places)
-    with figure(2.05 * len(found), 4.8, nrows=2, ncols=len(found), height_ratios=(1.5, 1)) as (
+    with figure(
+        2.05 * len(found), 5.0, nrows=2, ncols=len(found), sharey="row", height_ratios=(1.5, 1)
+    ) as (
         canvas,
         axes,
     ):
@@ -30,7 +32,8 @@ def coverage(found: dict[str, dict[str, np.ndarray]], places: np.ndarray) -> Any
                 above.annotate(str(place + 1), (1.22 * x, 1.22 * y), ha="center", va="center")
             title = name.replace(", ", "\n", 1)
             above.set(xlim=(-7.3, 7.3), ylim=(-7.3, 7.3), aspect="equal", title=title)
-            above.set_xlabel(f"reached {_range(own['reached'])}")
+            said = f"reached {_range(own['reached'])}\nentropy {_range(own['entropy'])}"
+            above.set_xlabel(said, fontsize=9)
             seeds = len(own["shares"])
             for seed, shares in enumerate(own["shares"]):
                 left = np.arange(goals) + 1 + (seed - (seeds - 1) / 2) * 0.8 / seeds
@@ -44,10 +47,10 @@ def coverage(found: dict[str, dict[str, np.ndarray]], places: np.ndarray) -> Any
                     linewidth=0.3,
                 )
             below.axhline(1 / goals, color="0.4", linestyle="--", linewidth=1)
-            below.set(ylim=(0, 1.02), xlabel=f"goal; entropy {_range(own['entropy'])}")
+            below.set(ylim=(0, 1.02), xlabel="goal")
             below.set_xticks(np.arange(goals) + 1)
         axes[0, 0].set_ylabel("MultiGoal, 20 steps")
-        axes[1, 0].set_ylabel("share of episodes\n(a bar a seed; dashed: even)")
+        axes[1, 0].set_ylabel("share of episodes\na bar a seed; dashed: even")
     return canvas
 
 
