@@ -38,6 +38,7 @@ NAMES = (
     "secure_aggregation",
     "robots",
     "planning",
+    "policies",
     "heavy_hitters",
     "gaussian_processes",
     "experts",

@@ -15,7 +15,7 @@ from dflax.generative.path import (
 )
 from dflax.generative.sampling import Trajectory, grid, log_probs, sample, trajectory
 from dflax.generative.steps import Gaussian, Step, ddim, euler, heun
-from dflax.generative.times import logit_normal, uniform
+from dflax.generative.times import logit_normal, on_grid, uniform
 from dflax.models.diffusion.noised import Noised
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "logit_normal",
     "mixture",
     "noised",
+    "on_grid",
     "rectified",
     "sample",
     "targets",

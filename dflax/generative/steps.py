@@ -56,27 +56,35 @@ class Step(NamedTuple):
     floored: bool = False
 
 
-def euler(path: Path, target: Target = velocity) -> Step:
-    """`x <- x + (t' - t) u(x, t)`, u the velocity that the field's prediction stands for.
+def euler(
+    path: Path, target: Target = velocity, *, deviation: float | Float[Array, ""] = 0.0
+) -> Step:
+    """`x <- N(x + (t' - t) u(x, t), deviation^2 I)`, u the velocity that a prediction stands for.
+
+    Noise of one size in every step makes samples spread out more than the flow says; policies that are
+    trained by the log-probabilities of their steps live with that.
 
     Args:
       path: from data to noise.
       target: what the field predicts.
+      deviation: of the noise that each step adds, >= 0; traceable.
 
     Raises:
-      TypeError: naming the argument.
+      TypeError, ValueError: naming the argument.
     """
     check_path(path)
     check_target(target)
+    validation.real("deviation", deviation, low=0.0, scalar=True)
+    random = validation.is_traced(deviation) or float(deviation) > 0.0
 
     def move(
         field: Field, noised: Noised, earlier: Float[Array, " B"], key: Key[Array, ""]
     ) -> Gaussian:
         x, t = noised.x, noised.time
         u = velocity_of(target, path, field(noised, key), x, t)
-        return Gaussian(x + along(earlier - t, u), jnp.zeros_like(t))
+        return Gaussian(x + along(earlier - t, u), jnp.full_like(t, deviation))
 
-    return Step(move)
+    return Step(move, random=random, floored=random)
 
 
 def heun(path: Path, target: Target = velocity) -> Step:

@@ -52,3 +52,19 @@ def logit_normal(
     validation.real("mean", mean, scalar=True)
     validation.real("deviation", deviation, low=0.0, low_open=True, scalar=True)
     return lambda key, count: jax.nn.sigmoid(mean + deviation * jax.random.normal(key, (count,)))
+
+
+def on_grid(steps: int) -> Times:
+    """Times at which a sampler of N steps asks its network: uniform over {1/N, 2/N, ..., 1}.
+
+    Args:
+      steps: N >= 1, as for `grid`.
+
+    Returns:
+      `(key, B) -> [B]`.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.integer("steps", steps, low=1)
+    return lambda key, count: (1.0 + jax.random.randint(key, (count,), 0, steps)) / steps

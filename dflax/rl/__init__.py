@@ -1,5 +1,6 @@
 """Reinforcement learning as init/step: environments, advantages, objectives, agents as clients."""
 
+from dflax.rl import flow, goals
 from dflax.rl.advantages import Estimate, discounted_returns, gae, leave_one_out, standardised
 from dflax.rl.distributions import Categorical, Distribution, Gaussian, Joint
 from dflax.rl.environment import (
@@ -10,10 +11,11 @@ from dflax.rl.environment import (
     time_limit,
     two_stage,
 )
+from dflax.rl.experience import Experience, Reference, Sample, Sizes, on_policy
 from dflax.rl.learner import Agent, Learner, alone, federated, gossiping
 from dflax.rl.minibatches import epochs_of
 from dflax.rl.networks import ActorCritic, Tower, taking
-from dflax.rl.ppo import Experience, Noted, Sample, ppo
+from dflax.rl.ppo import Noted, ppo
 from dflax.rl.rollout import Evaluated, Running, Steps, begin, evaluate, rollout
 from dflax.rl.surrogate import Surrogate, clipped
 
@@ -31,8 +33,10 @@ __all__ = [
     "Learner",
     "Noted",
     "Outcome",
+    "Reference",
     "Running",
     "Sample",
+    "Sizes",
     "Steps",
     "Surrogate",
     "Tower",
@@ -44,10 +48,13 @@ __all__ = [
     "epochs_of",
     "evaluate",
     "federated",
+    "flow",
     "from_gymnax",
     "gae",
+    "goals",
     "gossiping",
     "leave_one_out",
+    "on_policy",
     "ppo",
     "rollout",
     "standardised",

@@ -1,37 +1,21 @@
-"""Proximal policy optimisation, and the experience that it and its relatives keep."""
+"""Proximal policy optimisation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
-from dflax.rl.advantages import gae, standardised
-from dflax.rl.environment import Environment, require_environment
+from dflax.rl.advantages import standardised
+from dflax.rl.environment import Environment
+from dflax.rl.experience import Reference, Sample, Sizes, on_policy, value_error
 from dflax.rl.learner import Learner
-from dflax.rl.minibatches import epochs_of
-from dflax.rl.rollout import Running, begin, rollout
 from dflax.rl.surrogate import clipped
 
 Networks = Callable[[Params, Array], tuple[Any, Float[Array, "..."]]]
-
-
-class Experience(NamedTuple):
-    """What an agent keeps between rounds.
-
-    Attributes:
-      running: its environments.
-      optimizer: the optimiser's state.
-      task: its task.
-    """
-
-    running: Running
-    optimizer: PyTree[Array]
-    task: PyTree[Array]
 
 
 class Noted(NamedTuple):
@@ -39,17 +23,6 @@ class Noted(NamedTuple):
 
     log_prob: Float[Array, "..."]
     value: Float[Array, "..."]
-
-
-class Sample(NamedTuple):
-    """A step as PPO learns from it, leaves `[N, ...]`."""
-
-    observation: Float[Array, "N ..."]
-    action: Any
-    noted: Noted
-    advantage: Float[Array, " N"]
-    target: Float[Array, " N"]
-    counted: Float[Array, " N"]
 
 
 def ppo(
@@ -106,53 +79,21 @@ def ppo(
     References:
       Schulman et al., Proximal Policy Optimization Algorithms, arXiv 1707.06347.
     """
-    require_environment(environment)
     validation.function("networks", networks, "It gets parameters and observations.", takes=2)
-    validation.instance("optimizer", optimizer, optax.GradientTransformation)
-    require_sizes(environments, steps, epochs, minibatches)
-    validation.probability("discount", discount)
-    validation.probability("decay", decay)
     validation.real("clip", clip, low=0.0, low_open=True, scalar=True)
     if value_clip is not None:
         validation.real("value_clip", value_clip, low=0.0, low_open=True, scalar=True)
     validation.real("value_weight", value_weight, low=0.0, scalar=True)
     validation.real("entropy_weight", entropy_weight, low=0.0, scalar=True)
-    validation.flag("bootstrap", bootstrap)
 
-    def init(key: Key[Array, ""], params: Params, task: Any) -> Experience:
-        running = begin(environment, task, key, environments)
-        return Experience(running, optimizer.init(params), task)
+    def act(params: Params, seen: Array, key: Key[Array, ""]) -> tuple[Any, Noted]:
+        policy, value = networks(params, seen)
+        action = policy.draw(key)
+        return action, Noted(policy.log_prob(action), value)
 
-    def gathered(
-        key: Key[Array, ""], params: Params, memory: Experience
-    ) -> tuple[Running, Sample, Metrics]:
-        def act(seen: Array, key: Key[Array, ""]) -> tuple[Any, Noted]:
-            policy, value = networks(params, seen)
-            action = policy.draw(key)
-            return action, Noted(policy.log_prob(action), value)
-
-        def value(seen: Array) -> Array:
-            return networks(params, seen)[1]
-
-        running, found, measured = rollout(
-            environment,
-            memory.task,
-            act,
-            memory.running,
-            steps,
-            key,
-            value=value if bootstrap else None,
-        )
-        reward = found.reward
-        if found.beyond is not None:
-            reward = reward + discount * found.beyond
-        last = jax.vmap(lambda state: environment.observe(memory.task, state))(running.state)
-        made = gae(reward, found.kept.value, found.end, value(last), discount, decay)
-        sample = Sample(found.observation, found.action, found.kept, *made, counted=found.counted)
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sample)
-        return running, flat, measured
-
-    def loss(params: Params, batch: Sample, key: Key[Array, ""]) -> tuple[Array, Metrics]:
+    def loss(
+        params: Params, reference: Reference, batch: Sample, key: Key[Array, ""]
+    ) -> tuple[Array, Metrics]:
         policy, value = networks(params, batch.observation)
         total = jnp.maximum(jnp.sum(batch.counted), 1.0)
         moved = clipped(
@@ -174,45 +115,14 @@ def ppo(
         )
         return whole, parts | moved.metrics
 
-    def learn(
-        key: Key[Array, ""], params: Params, memory: Experience
-    ) -> tuple[Params, Experience, Metrics]:
-        act_key, learn_key = jax.random.split(key)
-        running, samples, measured = gathered(act_key, params, memory)
-        params, state, trained = epochs_of(
-            loss,
-            optimizer,
-            params,
-            memory.optimizer,
-            samples,
-            learn_key,
-            epochs=epochs,
-            minibatches=minibatches,
-        )
-        return params, Experience(running, state, memory.task), measured | trained
-
-    return Learner(init, learn, environment.task)
-
-
-def value_error(
-    value: Array, before: Array, target: Array, clip: float | Array | None
-) -> Float[Array, "..."]:
-    """The squared error of a value, or the larger one of it and of one that moved at most `clip`."""
-    error = (value - target) ** 2
-    if clip is None:
-        return error
-    kept = before + jnp.clip(value - before, -clip, clip)
-    return jnp.maximum(error, (kept - target) ** 2)
-
-
-def require_sizes(environments: int, steps: int, epochs: int, minibatches: int) -> None:
-    """Refuse counts below 1, and minibatches that do not divide the steps of all environments."""
-    validation.integer("environments", environments, low=1)
-    validation.integer("steps", steps, low=1)
-    validation.integer("epochs", epochs, low=1)
-    validation.integer("minibatches", minibatches, low=1)
-    if steps * environments % minibatches:
-        raise ValueError(
-            f"minibatches must divide steps times environments, {steps * environments}, got "
-            f"{minibatches}."
-        )
+    return on_policy(
+        environment,
+        optimizer,
+        Sizes(environments, steps, epochs, minibatches),
+        act=act,
+        value=lambda params, seen: networks(params, seen)[1],
+        loss=loss,
+        discount=discount,
+        decay=decay,
+        bootstrap=bootstrap,
+    )

@@ -1,0 +1,304 @@
+"""PolicyFlow among equally good goals: who covers them all, how reliably, and how good its ratio is."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from dflax import rl
+from dflax.rl import flow
+from experiments.studies.rl import _policyflow_figure as figures
+from experiments.tasks import goal_policies
+from experiments.tasks.goal_policies import Method, Sizes
+from experiments.tools.command import main
+from experiments.tools.finished import Stage, in_memory
+from experiments.tools.report import Report
+from experiments.tools.study import Input, Part, Study, Summary
+
+PPO, FPO, DPPO = "Gaussian PPO", "FPO", "DPPO"
+# The entropy of two goals alike, over that of six.
+TWO = round(float(np.log(2) / np.log(6)), 3)
+NONE, SOME, MORE, FADING = (
+    f"PolicyFlow, w_b {weight}" for weight in ("= 0", "= 0.05", "= 0.1", "fading")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings.
+
+    Attributes:
+      seeds: agents of each method, side by side.
+      seed: of the first run.
+      rounds: of learning, 128 environments of 40 steps each.
+      fading_weight: where a Brownian weight that fades begins.
+      episodes: of the evaluation.
+      horizon: steps of an episode.
+      maze_rounds: of learning in the maze.
+      pendulum_rounds: of learning on the pendulum.
+    """
+
+    seeds: int = 3
+    seed: int = 40
+    rounds: int = 250
+    fading_weight: float = 0.2
+    episodes: int = 600
+    horizon: int = 20
+    maze_rounds: int = 60
+    pendulum_rounds: int = 60
+
+
+def multi_goal(config: Config, stage: Stage = in_memory) -> Summary:
+    """Six goals on a circle: which of them each method goes to, and how often it reaches any."""
+    env, sizes, report = rl.goals.multi_goal(), Sizes(), Report()
+    limited = rl.time_limit(env, config.horizon)
+    faded = goal_policies.fading(config.fading_weight, config.rounds)
+    methods = {
+        PPO: goal_policies.gaussian(limited, 2, 2, sizes),
+        NONE: goal_policies.policyflow(limited, 2, 2, sizes, 0.0),
+        SOME: goal_policies.policyflow(limited, 2, 2, sizes, 0.05),
+        MORE: goal_policies.policyflow(limited, 2, 2, sizes, 0.1),
+        FADING: goal_policies.policyflow(limited, 2, 2, sizes, faded),
+        FPO: goal_policies.fpo(limited, 2, 2, sizes),
+        DPPO: goal_policies.dppo(limited, 2, 2, sizes),
+    }
+    found = {}
+    for number, (name, method) in enumerate(methods.items()):
+        found[name] = own = stage(
+            f"{name}: {config.rounds} rounds, {config.seeds} seeds",
+            lambda method=method, number=number: _learned(
+                method, env, config, config.seed + number
+            ),
+        )
+        _row(report, "six goals, from the centre", name, own)
+    _claims(report, found)
+    return report.summary({"policyflow": figures.coverage(found, np.asarray(env.task.places))})
+
+
+def _learned(
+    method: Method, env: rl.Environment, config: Config, seed: int
+) -> dict[str, np.ndarray]:
+    state, _ = goal_policies.trained(method, config.seeds, config.rounds, seed)
+    params = state.clients.params
+    return goal_policies.visited(method, env, params, seed, config.horizon, config.episodes)
+
+
+def _row(report: Report, table: str, name: str, own: dict[str, np.ndarray]) -> None:
+    report.row(
+        table,
+        name,
+        None,
+        entropy=own["entropy"],
+        least_entropy=own["entropy"].min(),
+        reached=own["reached"],
+        least_reached=own["reached"].min(),
+        goals=(own["shares"] > 0.02).sum(1),
+        returned=own["return"],
+    )
+
+
+def _claims(report: Report, found: dict[str, dict[str, np.ndarray]]) -> None:
+    def said(name: str) -> list[list[float]]:
+        return [np.round(found[name][key], 3).tolist() for key in ("entropy", "reached")]
+
+    for name in (PPO, NONE):
+        own = found[name]
+        report.claim(
+            f"{name} ends with less entropy of the goals than two even ones have, at reach above 0.95, "
+            "every seed",
+            np.all(own["entropy"] < TWO) and np.all(own["reached"] > 0.95),
+            said(name),
+            [TWO, 0.95],
+        )
+    own = found[SOME]
+    report.claim(
+        f"{SOME} goes to several goals: entropy above 0.6 at reach above 0.95, every seed",
+        np.all(own["entropy"] > 0.6) and np.all(own["reached"] > 0.95),
+        said(SOME),
+        [0.6, 0.95],
+    )
+    own = found[MORE]
+    report.claim(
+        f"{MORE} is balanced and reliable: all six goals, entropy above 0.85 at reach above 0.95, "
+        "every seed",
+        np.all(own["entropy"] > 0.85)
+        and np.all(own["reached"] > 0.95)
+        and np.all(own["shares"] > 0.02),
+        said(MORE),
+        [0.85, 0.95],
+    )
+    faded = found[FADING]
+    report.claim(
+        f"{FADING} earns more than {MORE} and is less balanced, every seed against every seed",
+        faded["return"].min() > own["return"].max()
+        and faded["entropy"].max() < own["entropy"].min(),
+        [np.round(faded[key], 3).tolist() for key in ("return", "entropy")],
+        [np.round(own[key], 3).tolist() for key in ("return", "entropy")],
+    )
+
+
+def ratio(config: Config, stage: Stage = in_memory) -> Summary:
+    """The interpolated ratio beside the exact one, on held-out steps, as training goes on."""
+    sizes, report = Sizes(), Report()
+    env = rl.time_limit(rl.goals.multi_goal(), config.horizon)
+    policy = flow.flow_policy(flow.FlowActorCritic(2, sizes.features))
+    found = {}
+    for weight in (0.0, 0.05):
+        method = goal_policies.policyflow(env, 2, 2, sizes, weight)
+        found[weight] = own = stage(
+            f"the ratio's error, w_b = {weight:g}",
+            lambda method=method: _errors(method, policy, env, config, sizes),
+        )
+        for place, rounds in enumerate(_stages(config)):
+            row = {key: value[place] for key, value in own.items()}
+            report.row(
+                "the interpolated ratio and the exact one after one round's updates",
+                f"w_b = {weight:g}, round {rounds}",
+                None,
+                **row,
+            )
+    least = min(float(own["correlation"].min()) for own in found.values())
+    report.claim(
+        "the interpolated log ratio correlates with the exact one above 0.8 in every measurement",
+        least > 0.8,
+        least,
+        0.8,
+    )
+    return report.summary({})
+
+
+def _stages(config: Config) -> tuple[int, ...]:
+    return tuple(sorted({1, max(config.rounds // 10, 2), max(config.rounds // 2, 3)}))
+
+
+def _errors(
+    method: Method, policy: Any, env: rl.Environment, config: Config, sizes: Sizes
+) -> dict[str, np.ndarray]:
+    """Errors of one agent's ratio after the updates of single rounds, `[stages]` each."""
+    key = jax.random.key(config.seed + 50)
+    params = method.start(key)
+    memory = method.learner.init(key, params, env.task)
+
+    def learned(carry: Any, number: Any) -> Any:
+        params, memory, _ = method.learner.learn(jax.random.fold_in(key, number), *carry)
+        return (params, memory), None
+
+    @jax.jit
+    def until(carry: Any, begin: Any, end: Any) -> Any:
+        return jax.lax.fori_loop(begin, end, lambda n, c: learned(c, n)[0], carry)
+
+    @jax.jit
+    def compared(old: Any, new: Any, key: Any) -> Any:
+        held_key, time_key = jax.random.split(key)
+        sample = goal_policies.held_out(policy, env, old, held_key, sizes)
+        return flow.interpolation_error(
+            policy, new, old, sample, time_key, flow_steps=sizes.flow_steps
+        )
+
+    carry, done, errors = (params, memory), 0, []
+    for rounds in _stages(config):
+        carry = until(carry, done, rounds)
+        after = until(carry, rounds, rounds + 1)
+        errors.append(compared(carry[0], after[0], jax.random.fold_in(key, 10_000 + rounds)))
+        carry, done = after, rounds + 1
+    return {name: np.asarray([getattr(e, name) for e in errors]) for name in errors[0]._fields}
+
+
+def maze(config: Config, stage: Stage = in_memory) -> Summary:
+    """Four goals behind corners."""
+    env, sizes, report = rl.goals.point_maze(), Sizes(), Report()
+    limited = rl.time_limit(env, 40)
+    faded = goal_policies.fading(config.fading_weight, config.maze_rounds)
+    methods = {
+        f"{PPO}, maze": goal_policies.gaussian(limited, 2, 2, sizes),
+        f"{NONE}, maze": goal_policies.policyflow(limited, 2, 2, sizes, 0.0),
+        f"{FADING}, maze": goal_policies.policyflow(limited, 2, 2, sizes, faded),
+    }
+    found = {}
+    for number, (name, method) in enumerate(methods.items()):
+
+        def learned(method: Method = method, seed: int = config.seed + 20 + number) -> Any:
+            state, _ = goal_policies.trained(method, config.seeds, config.maze_rounds, seed)
+            params = state.clients.params
+            return goal_policies.visited(method, env, params, seed, 40, config.episodes)
+
+        found[name] = stage(f"{name}: {config.maze_rounds} rounds", learned)
+        _row(report, "a maze with four goals", name, found[name])
+    reached = [own["reached"].min() for own in found.values()]
+    report.claim(
+        "in the maze every method reaches a goal in more than 0.9 of the episodes, every seed",
+        min(reached) > 0.9,
+        np.round(reached, 3).tolist(),
+        0.9,
+    )
+    return report.summary({})
+
+
+def _pendulum() -> rl.Environment:
+    """The pendulum of gymnax, rewards a tenth."""
+    import gymnax
+
+    inner = rl.from_gymnax(gymnax.make("Pendulum-v1")[0])
+
+    def act(task: Any, state: Any, action: Any, key: Any) -> rl.Outcome:
+        outcome = inner.act(task, state, action, key)
+        return outcome._replace(reward=0.1 * outcome.reward)
+
+    return inner._replace(act=act)
+
+
+def pendulum(config: Config, stage: Stage = in_memory) -> Summary:
+    """A swing-up: PolicyFlow where one way is best."""
+    env, report = _pendulum(), Report()
+    sizes = Sizes(environments=32, steps=100, epochs=10, minibatches=8, rate=1e-3)
+    methods = {
+        f"{PPO}, pendulum": goal_policies.gaussian(env, 3, 1, sizes),
+        f"{NONE}, pendulum": goal_policies.policyflow(env, 3, 1, sizes, 0.0),
+    }
+    found = {}
+    for number, (name, method) in enumerate(methods.items()):
+
+        def learned(method: Method = method, seed: int = config.seed + 30 + number) -> Any:
+            state, _ = goal_policies.trained(method, config.seeds, config.pendulum_rounds, seed)
+            act = lambda params, key: rl.evaluate(  # noqa: E731
+                env, env.task, method.act(params), key, episodes=64, horizon=200
+            ).returns.mean()
+            keys = jax.random.split(jax.random.key(seed), config.seeds)
+            returns = jax.jit(jax.vmap(act))(state.clients.params, keys)
+            return {"returned": 10 * np.asarray(returns)}
+
+        found[name] = own = stage(f"{name}: {config.pendulum_rounds} rounds", learned)
+        report.row("gymnax's pendulum", name, None, returned=own["returned"])
+    theirs, ours = (own["returned"] for own in found.values())
+    apart = float(ours.mean() - theirs.mean())
+    report.claim(
+        "on the pendulum PolicyFlow's return is at least Gaussian PPO's less 60",
+        apart > -60,
+        np.round(ours, 1).tolist(),
+        np.round(theirs, 1).tolist(),
+    )
+    return report.summary({})
+
+
+def _gymnax(config: Config) -> None:
+    try:
+        import gymnax  # noqa: F401
+    except ImportError as error:
+        raise ImportError("gymnax is missing: pip install 'dflax[rl]'.") from error
+
+
+STUDY = Study(
+    Config,
+    (
+        Part("multi_goal", multi_goal, needs=()),
+        Part("ratio", ratio, needs=()),
+        Part("maze", maze, needs=()),
+        Part("pendulum", pendulum, needs=(Input("gymnax", _gymnax),)),
+    ),
+    quick=Config(seeds=1, rounds=4, episodes=64, maze_rounds=2, pendulum_rounds=2),
+)
+
+
+if __name__ == "__main__":
+    main(STUDY, __file__)
