@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from dflax import validation
 from dflax.rl.advantages import leave_one_out, standardised
+from dflax.rl.denoising.history import History, statistics, written
 
 
 class Baseline(NamedTuple):
@@ -24,18 +25,6 @@ class Baseline(NamedTuple):
     init: Callable[[int], Any]
     apply: Callable[[Any, Array, Array, Array], tuple[Array, Array, Any]]
     least: int = 1
-
-
-class History(NamedTuple):
-    """The last rewards of each prompt.
-
-    Attributes:
-      rewards: `[P, size]`.
-      written: `[P]` int32, how many there ever were.
-    """
-
-    rewards: Float[Array, "P size"]
-    written: Int[Array, " P"]
 
 
 def nothing() -> Baseline:
@@ -105,29 +94,6 @@ def prompt_statistics(size: int = 16, least: int = 16) -> Baseline:
     return Baseline(init, apply)
 
 
-def written(
-    history: History, rewards: Float[Array, " B"], there: Array, prompts: Int[Array, " B"]
-) -> History:
-    """The history with the batch's rewards in it, in order; those that are not there stay outside."""
-    count, size = history.rewards.shape
-    own = (prompts[:, None] == jnp.arange(count)) & there[:, None]
-    # How many of the same prompt came before, in this batch, and how many there are.
-    before = (jnp.cumsum(own, axis=0) - own)[jnp.arange(len(prompts)), prompts]
-    total = jnp.sum(own, axis=0)
-    # Of more than the history holds the last ones stay; two writers of one place have no order.
-    stays = there & (before >= total[prompts] - size)
-    row = jnp.where(stays, prompts, count)
-    place = (history.written[prompts] + before) % size
-    kept = history.rewards.at[row, place].set(rewards.astype(history.rewards.dtype), mode="drop")
-    return History(kept, history.written + total.astype(jnp.int32))
-
-
-def check_baseline(baseline: Any, name: str = "baseline") -> None:
-    """Refuse what is no `Baseline`."""
-    fix = "For example dflax.rl.baselines.others()."
-    validation.instance(name, baseline, Baseline, fix)
-
-
 def _plain(rule: Callable[[Array, Array], Array]) -> Baseline:
     """A baseline without memory."""
 
@@ -137,17 +103,8 @@ def _plain(rule: Callable[[Array, Array], Array]) -> Baseline:
     return Baseline(lambda prompts: (), apply)
 
 
-def statistics(values: Array, counted: Array, axis: int | None = None) -> tuple[Array, Array]:
-    """Mean and deviation of those that count; 0 of none."""
-    total = jnp.maximum(jnp.sum(counted, axis=axis, keepdims=True), 1.0)
-    mean = jnp.sum(counted * values, axis=axis, keepdims=True) / total
-    square = jnp.sum(counted * (values - mean) ** 2, axis=axis, keepdims=True) / total
-    return mean, jnp.sqrt(square)
-
-
 __all__ = [
     "Baseline",
-    "History",
     "batch_mean",
     "batch_statistics",
     "nothing",

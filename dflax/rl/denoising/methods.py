@@ -118,7 +118,8 @@ def ddpo(
       Black et al., Training Diffusion Models with Reinforcement Learning, arXiv 2305.13301.
     """
     if statistics is not None:
-        baselines.check_baseline(statistics, "statistics")
+        fix = "For example dflax.rl.baselines.prompt_statistics()."
+        validation.instance("statistics", statistics, baselines.Baseline, fix)
     _require_clip(clip)
     return fine_tuning(
         policy,

@@ -16,7 +16,8 @@ from dflax.clients import replicate
 from dflax.data.dataset import AnyArray
 from dflax.local.solver import Optimizer, check_no_value, optimizer_at
 from dflax.population import Assignment
-from dflax.rl.denoising.baselines import Baseline, check_baseline, statistics
+from dflax.rl.denoising.baselines import Baseline
+from dflax.rl.denoising.history import statistics
 from dflax.rl.denoising.policy import DenoisingPolicy, sampled
 from dflax.rl.denoising.rewards import Reward, rewarded
 from dflax.rl.denoising.updates import Experience, Update, updated
@@ -131,7 +132,8 @@ def fine_tuning(
       al., A Simple and Effective Reinforcement Learning Method for Text-to-Image Diffusion Fine-tuning,
       arXiv 2503.00897.
     """
-    check_baseline(baseline)
+    fix = "For example dflax.rl.baselines.others()."
+    validation.instance("baseline", baseline, Baseline, fix)
     made = default_optimizer() if optimizer is None else optimizer
     check_no_value("optimizer", made)
     update = Update(clip, pessimistic, minibatches, epochs, trained_steps, steps_at_once)

@@ -80,7 +80,7 @@ def updated(
         descent = jax.tree.map(jnp.negative, gradient)
         changes, moved = optimizer.update(descent, memory, params)
         after = optax.apply_updates(params, changes), moved
-        metrics["gradient_norm"] = optax.global_norm(gradient)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
         # Momentum and weight decay would move it also where nothing was seen.
         return select(jnp.any(part.counted > 0), after, state), metrics
 

@@ -269,7 +269,7 @@ class Private(OnTheRing):
 def private_prompts(config: Config, stage: Stage = in_memory) -> Summary:
     """LOOP at clients with prompts of their own, whose adapters a server averages."""
     work, report = Private(config), Report()
-    start = stage("networks of the clients", work.pretrained)
+    start = stage("networks", work.pretrained)
     got = stage("private prompts", lambda: work.tuned_apart(start))
     found = {name: np.asarray(values) for name, values in got.items()}
     names = {

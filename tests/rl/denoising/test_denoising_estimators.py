@@ -9,7 +9,7 @@ import pytest
 import dflax as dx
 from dflax import generative as gen
 from dflax import rl
-from dflax.rl.denoising.baselines import History, written
+from dflax.rl.denoising.history import History, written
 from dflax.rl.denoising.policy import log_probs_at, sampled
 
 KEY = jax.random.key(0)

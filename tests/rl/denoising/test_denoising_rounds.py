@@ -116,31 +116,37 @@ def test_a_round_of_loop_is_that_of_the_equations(clip, missing):
 
 
 def test_the_first_minibatch_of_loop_is_rloos_step():
-    options = {"prompts": 4, "samples": 4, "steps_at_once": 2}
-    one, metrics = rolled(rl.loop(POLICY, close, optax.sgd(1.0), minibatches=1, **options))
-    other, _ = rolled(rl.rloo(POLICY, close, optax.sgd(1.0), **options))
+    options = {"prompts": 4, "samples": 4}
+    one, metrics = rolled(
+        rl.loop(POLICY, close, optax.sgd(1.0), minibatches=1, steps_at_once=2, **options)
+    )
+    other, _ = rolled(rl.rloo(POLICY, close, optax.sgd(1.0), steps_at_once=4, **options))
     moved = jax.tree.map(jnp.subtract, one.server.params, PARAMS)
-    assert float(optax.global_norm(moved)) > 1e-3
+    assert float(optax.tree.norm(moved)) > 1e-3
     same(one.server.params, other.server.params, rtol=1e-4, atol=1e-6)
     assert float(metrics["clip_fraction"][0]) == 0.0
     assert abs(float(metrics["ratio"][0]) - 1) < 1e-5
 
 
-def test_a_constant_of_a_prompt_changes_leave_one_out_alone():
-    def shifted(x, prompts):
-        return close(x, prompts) + jnp.asarray(SHIFTS)[prompts]
+@pytest.mark.some(1)
+@pytest.mark.parametrize(("name", "moves"), [("loop", False), ("ddpo", True), ("reinforce", True)])
+def test_a_constant_of_a_prompt_changes_leave_one_out_alone(name, moves):
+    @jax.jit
+    def ended(scale):
+        def reward(x, prompts):
+            return close(x, prompts) + scale * jnp.asarray(SHIFTS)[prompts]
 
-    options = {"prompts": 4, "samples": 4, "steps_at_once": 4}
-    for make, moves in (
-        (lambda r: rl.loop(POLICY, r, optax.sgd(0.3), **options), False),
-        (lambda r: rl.ddpo(POLICY, r, optax.sgd(0.3), **options), True),
-        (lambda r: rl.reinforce(POLICY, r, optax.sgd(0.3), **options), True),
-    ):
-        one, other = (rolled(make(r))[0].server.params for r in (close, shifted))
-        apart = float(optax.global_norm(jax.tree.map(jnp.subtract, one, other)))
-        assert apart > 1e-3 if moves else apart < 1e-5
+        options = {"prompts": 4, "samples": 4, "steps_at_once": 4}
+        algorithm = getattr(rl, name)(POLICY, reward, optax.sgd(0.3), **options)
+        state = algorithm.init(KEY, PARAMS, PROMPTS)
+        return algorithm.step(state, dx.Population(1).draw(KEY, jnp.int32(0)))[0].server.params
+
+    apart = float(optax.tree.norm(jax.tree.map(jnp.subtract, ended(0.0), ended(1.0))))
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, ended(0.0), PARAMS))) > 1e-3
+    assert apart > 1e-3 if moves else apart < 1e-5
 
 
+@pytest.mark.slow
 def test_chunks_of_time_steps_add_up():
     options = {"prompts": 2, "samples": 4, "minibatches": 2}
     one, other = (
@@ -211,13 +217,13 @@ def test_clients_with_private_prompts_are_averaged():
     assert float(metrics["reward_calls"][0]) == 12
 
 
-def test_local_rounds_are_rounds_of_one_client():
-    """Three local rounds of a client move it as far as three steps of AdamW with the same draws do."""
+def test_a_client_does_as_many_local_rounds_as_its_population_says():
     algorithm = rl.loop(POLICY, close, prompts=2, samples=2, minibatches=2, steps_at_once=4)
     state, metrics = rolled(algorithm, local_steps=3)
-    # 2 minibatches in each of the 3 rounds.
     counts = [leaf for leaf in jax.tree.leaves(state.clients.memory.optimizer) if leaf.ndim == 1]
-    assert all(int(count[0]) == 6 for count in counts if count.dtype == jnp.int32)
+    steps = [int(count[0]) for count in counts if count.dtype == jnp.int32]
+    assert steps
+    assert set(steps) == {6}
     assert float(metrics["reward_calls"][0]) == 12
 
 
