@@ -42,6 +42,7 @@ NAMES = (
     "gaussian_processes",
     "experts",
     "generation",
+    "denoising_rewards",
     "imaging",
     "sparse_coding",
     "verified",

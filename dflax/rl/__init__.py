@@ -3,8 +3,6 @@
 from dflax.rl.advantages import Estimate, discounted_returns, gae, leave_one_out, standardised
 from dflax.rl.denoising import (
     DenoisingPolicy,
-    Setting,
-    Tuner,
     baselines,
     black_box,
     ddpo,
@@ -24,9 +22,7 @@ __all__ = [
     "Estimate",
     "Gaussian",
     "Joint",
-    "Setting",
     "Surrogate",
-    "Tuner",
     "baselines",
     "black_box",
     "clipped",

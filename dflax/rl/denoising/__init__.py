@@ -4,12 +4,10 @@ from dflax.rl.denoising import baselines
 from dflax.rl.denoising.methods import ddpo, loop, reinforce, rloo
 from dflax.rl.denoising.policy import DenoisingPolicy, denoising_policy
 from dflax.rl.denoising.rewards import black_box
-from dflax.rl.denoising.tuning import Setting, Tuner, fine_tuning
+from dflax.rl.denoising.tuning import fine_tuning
 
 __all__ = [
     "DenoisingPolicy",
-    "Setting",
-    "Tuner",
     "baselines",
     "black_box",
     "ddpo",
