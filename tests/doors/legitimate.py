@@ -26,7 +26,10 @@ NUMBERS = "None True complex nan inf -1 0.5 3 [] {} array[0] array[2,3,4] array-
 # "callable(argument)" with wildcards, the kinds of `walk.WRONG`, and why these are right.
 LEGITIMATE = [
     ("rl.clipped(advantages)", "-1 0.5 3", "one number for all samples"),
-    ("rl.clipped(clip)", "3", "any range > 0"),
+    ("rl.*(clip)", "3", "any range > 0"),
+    ("rl.*(bound)", "None 3", "any bound > 0, and none"),
+    ("rl.denoising_policy(guidance)", "-1 3", "any extrapolation, also away from the condition"),
+    ("rl.denoising_policy(scale)", "-1 3", "any multiple of the adapter"),
     ("rl.discounted_returns(beyond)", "-1 3", "one value for all rows"),
     ("rl.gae(beyond)", "-1 3", "one value for all rows"),
     ("rl.leave_one_out(rewards)", "array[2,3,4] rows", "groups of any number and size >= 2"),

@@ -95,7 +95,8 @@ def fine_tuning(
     Args:
       policy: see `denoising_policy`.
       reward: `(samples [B, ...], prompts [B]) -> [B]`, prompts by their numbers; see `black_box` for
-        functions of the host. Samples whose reward is not finite are left out and counted.
+        functions of the host. Samples whose reward is not finite are left out and counted, and with them
+        those that have nothing left to be compared with.
       baseline: one of `dflax.rl.baselines`.
       optimizer: optax; or a function of the round's number that returns one; default the gradient cut to
         norm 1 and `optax.adamw(3e-4, weight_decay=1e-4)`, as DDPO with LoRA.
@@ -201,7 +202,7 @@ def fine_tuning(
     ) -> tuple[Setting, Tuner]:
         count = validation.leading_axis("conditions", conditions, least=1)
         if frozen is not None:
-            policy.weights(params, frozen)
+            jax.eval_shape(policy.weights, params, frozen)
         own = optimizer_at(made, jnp.int32(0)).init(params), baseline.init(count)
         return Setting(conditions, frozen), Tuner(
             *replicate(own, clients), _laws(laws, clients, count)
