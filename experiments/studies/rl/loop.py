@@ -2,19 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import dflax as dx
 from dflax import rl
 from experiments.studies.rl import _loop_figures as figures
+from experiments.studies.rl._loop_methods import CONTROL, METHODS, PER_PROMPT, PPO, adamw
 from experiments.tasks import denoisers
-from experiments.tasks.denoisers import CENTRES, MODES, Denoiser, Judge
+from experiments.tasks.denoisers import CENTRES, MODES, Judge
 from experiments.tasks.inputs import DIGITS
 from experiments.tools.command import main
 from experiments.tools.finished import Stage, in_memory
@@ -54,47 +53,6 @@ class Config:
     digit_rounds: int = 150
     digit_width: int = 192
     rank: int = 4
-
-
-def adamw(rate: float) -> optax.GradientTransformation:
-    """Gradients of norm at most 1, AdamW."""
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=1e-4))
-
-
-Make = Callable[[Denoiser, Any, int], dx.Algorithm]
-PER_PROMPT = "PPO, statistics per prompt"
-
-
-def _leave_one_out(make: Any, k: int, **options: Any) -> Make:
-    return lambda task, reward, calls: make(
-        task.policy,
-        reward,
-        adamw(1e-3),
-        **{"prompts": calls // k, "samples": k, "scaled": True, "steps_at_once": 10},
-        **options,
-    )
-
-
-def _alone(make: Any, **options: Any) -> Make:
-    return lambda task, reward, calls: make(
-        task.policy, reward, adamw(1e-3), prompts=calls, steps_at_once=10, **options
-    )
-
-
-METHODS: dict[str, Make] = {
-    "REINFORCE": _alone(rl.reinforce, scaled=True),
-    "REINFORCE+BC": _alone(rl.reinforce, scaled=True, baseline=True),
-    "RLOO, K = 4": _leave_one_out(rl.rloo, 4),
-    "PPO, statistics of the batch": _alone(rl.ddpo, minibatches=4),
-    PER_PROMPT: lambda *given: _alone(
-        rl.ddpo, minibatches=4, statistics=rl.baselines.prompt_statistics(32, 16)
-    )(*given),
-    "LOOP, K = 2": _leave_one_out(rl.loop, 2),
-    "LOOP, K = 4": _leave_one_out(rl.loop, 4),
-    "LOOP, K = 8": _leave_one_out(rl.loop, 8),
-}
-PPO = "PPO, statistics of the batch"
-CONTROL = (PPO, PER_PROMPT, "RLOO, K = 4", "LOOP, K = 4")
 
 
 def closeness(x: jax.Array, prompts: jax.Array) -> jax.Array:
@@ -307,44 +265,46 @@ class OnDigits:
 
     def __init__(self, config: Config):
         self.config, self.task = config, denoisers.digits(config.digit_width, 16)
+        self.judge = Judge(config.seed)
+        reward = rl.black_box(self.judge.reward)
+        options = {"steps_at_once": 4, "minibatches": 4}
+        given = self.task.policy, reward, adamw(3e-3)
+        self.methods = {
+            "LOOP": rl.loop(*given, prompts=20, samples=4, scaled=True, **options),
+            "PPO": rl.ddpo(*given, prompts=80, **options),
+        }
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def tuned(self, name: str, adapter: Any, frozen: Any, key: jax.Array) -> Any:
+        """An adapter after all rounds, and the mean reward of each of them."""
+        algorithm = self.methods[name]
+        state = algorithm.init(key, adapter, jnp.arange(10), frozen)
+        source, rounds = dx.Population(1), self.config.digit_rounds
+        state, metrics = dx.rollout(algorithm, state, source, key, rounds)
+        return state.server.params, metrics["reward"]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def drawn(self, adapter: Any, frozen: Any, key: jax.Array) -> jax.Array:
+        """Samples `[10, 32, 64]`."""
+        return self.task.samples(adapter, 32, jax.random.fold_in(key, 5), frozen)
 
     def measured(self, seed: int) -> dict[str, Any]:
         """Samples before and after LOOP and PPO, and what the other classifier says of them."""
-        key, judge = jax.random.key(seed), Judge(seed)
+        key, judge = jax.random.key(seed), self.judge
         frozen = self.task.pretrained(self.config.digit_pretraining, 128, key)
         adapter = dx.models.lora(key, frozen, self.config.rank, denoisers.adapted)
-        options = {"steps_at_once": 4, "minibatches": 4}
-        ways = {
-            "LOOP": lambda reward: rl.loop(
-                self.task.policy, reward, adamw(3e-3), prompts=20, samples=4, scaled=True, **options
-            ),
-            "PPO": lambda reward: rl.ddpo(
-                self.task.policy, reward, adamw(3e-3), prompts=80, **options
-            ),
-        }
-        draw = jax.jit(lambda own: self.task.samples(own, 32, jax.random.fold_in(key, 5), frozen))
-        drawn = {"before": np.asarray(draw(adapter))}
+        drawn = {"before": np.asarray(self.drawn(adapter, frozen, key))}
         curves = {}
-        for name, make in ways.items():
-            algorithm = make(rl.black_box(judge.reward))
-            state = algorithm.init(key, adapter, jnp.arange(10), frozen)
-            state, history = dx.run(
-                algorithm,
-                state,
-                dx.Population(1),
-                rounds=self.config.digit_rounds,
-                key=key,
-                progress=False,
-            )
-            curves[name] = np.asarray(history.metrics["reward"])
-            drawn[name] = np.asarray(draw(state.server.params))
-        shown = {name: x[:, :6] for name, x in drawn.items()}
-        told = {name: judge.measured(x) for name, x in drawn.items()}
-        paid = {
-            name: float(np.mean([judge.reward(own, np.full(32, d)) for d, own in enumerate(x)]))
+        for name in self.methods:
+            params, rewards = self.tuned(name, adapter, frozen, key)
+            curves[name] = np.asarray(rewards)
+            drawn[name] = np.asarray(self.drawn(params, frozen, key))
+        rows = {
+            name: judge.measured(x)
+            | {"reward": np.mean([judge.reward(own, np.full(32, d)) for d, own in enumerate(x)])}
             for name, x in drawn.items()
         }
-        rows = {name: told[name] | {"reward": paid[name]} for name in drawn}
+        shown = {name: x[:, :6] for name, x in drawn.items()}
         return {"rows": rows, "shown": shown, "curves": curves}
 
 
