@@ -43,6 +43,7 @@ NAMES = (
     "gaussian_processes",
     "experts",
     "generation",
+    "denoising_rewards",
     "imaging",
     "sparse_coding",
     "agents",

@@ -99,7 +99,7 @@ def trajectory(
       TypeError, ValueError: naming the argument; a step without noise.
     """
     x, rows = _checked(field, step, start, times, condition)
-    _require_noise(step, times)
+    require_noise(step, times)
     validation.typed_key("key", key)
 
     def one(x: Array, row: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
@@ -133,7 +133,7 @@ def log_probs(
     Raises:
       TypeError, ValueError: naming the argument; a step without noise.
     """
-    _check_times(times)
+    check_times(times)
     validation.array("states", states, kind="real")
     if np.ndim(states) < 2 or np.shape(states)[0] != len(times):
         raise ValueError(
@@ -142,7 +142,7 @@ def log_probs(
         )
     states = jnp.asarray(states)
     _, rows = _checked(field, step, states[0], times, condition)
-    _require_noise(step, times)
+    require_noise(step, times)
     validation.typed_key("key", key)
 
     def one(_: None, row: Any) -> tuple[None, Array]:
@@ -171,7 +171,7 @@ def _checked(field: Field, step: Step, start: Any, times: Any, condition: Any) -
     validation.array("start", start, kind="real")
     if np.ndim(start) < 2:
         raise ValueError(f"start must have the shape [B, ...], got {np.shape(start)}.")
-    _check_times(times)
+    check_times(times)
     if condition is not None:
         validation.arrays("condition", condition)
         validation.leading_axis("condition", condition, np.shape(start)[0])
@@ -181,7 +181,8 @@ def _checked(field: Field, step: Step, start: Any, times: Any, condition: Any) -
     return x, (jnp.arange(len(when) - 1), when[:-1], when[1:])
 
 
-def _check_times(times: Any) -> None:
+def check_times(times: Any) -> None:
+    """Refuse times that are not two or more in [0, 1], falling."""
     fix = "Make them with dflax.generative.grid(50)."
     validation.array("times", times, kind="real", shape=("N",), low=0.0, high=1.0, fix=fix)
     if len(times) < 2:
@@ -192,7 +193,8 @@ def _check_times(times: Any) -> None:
         )
 
 
-def _require_noise(step: Step, times: Any) -> None:
+def require_noise(step: Step, times: Any) -> None:
+    """Refuse a step without noise, or whose noise ends before the last time: it has no likelihood."""
     if not step.random:
         raise ValueError(
             "step must draw, so that its states have probabilities, got one without noise. Take "

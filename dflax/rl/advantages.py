@@ -97,13 +97,18 @@ def gae(
     return Estimate(advantages, advantages + baseline)
 
 
-def leave_one_out(rewards: Float[AnyArray, "... K"]) -> Float[Array, "... K"]:
+def leave_one_out(
+    rewards: Float[AnyArray, "... K"], weights: Float[AnyArray, "... K"] | None = None
+) -> Float[Array, "... K"]:
     """How much better each member of a group did than the mean of the others.
 
-        A_k = r_k - 1/(K - 1) sum_{j != k} r_j  =  K/(K - 1) (r_k - mean r)
+        A_k = r_k - sum_{j != k} w_j r_j / sum_{j != k} w_j
+            = K/(K - 1) (r_k - mean r)                        where all count alike
 
     Args:
       rewards: `[..., K]`, the last axis a group that started alike, such as answers to one prompt.
+      weights: w, of the same shape, >= 0: 0 for members that are missing; None: all alike. Who has no
+        others gets 0.
 
     Raises:
       TypeError, ValueError: naming the argument; a group of one, which leaves no baseline.
@@ -117,7 +122,14 @@ def leave_one_out(rewards: Float[AnyArray, "... K"]) -> Float[Array, "... K"]:
         )
     rewards = floating(rewards)
     size = rewards.shape[-1]
-    return size / (size - 1) * (rewards - jnp.mean(rewards, axis=-1, keepdims=True))
+    if weights is None:
+        return size / (size - 1) * (rewards - jnp.mean(rewards, axis=-1, keepdims=True))
+    counted = weights_like("weights", weights, rewards)
+    # Sums over the others, not differences of sums: nothing cancels.
+    others = counted[..., None, :] * (1.0 - jnp.eye(size, dtype=counted.dtype))
+    total = jnp.sum(others, axis=-1)
+    baseline = jnp.sum(others * rewards[..., None, :], axis=-1) / jnp.maximum(total, 1e-30)
+    return jnp.where(total > 0, rewards - baseline, 0.0)
 
 
 def standardised(
