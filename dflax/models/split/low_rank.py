@@ -19,7 +19,7 @@ class LowRank(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """r."""
+        """R."""
         return self.down.shape[-1]
 
     def change(self, wide: Any) -> Float[Array, "inputs outputs"]:
@@ -29,7 +29,8 @@ class LowRank(NamedTuple):
     def masked_by(self, there: Float[Array, " rank"]) -> "LowRank":
         """A mask of the same shapes from one of components."""
         return LowRank(
-            jnp.broadcast_to(there, self.down.shape), jnp.broadcast_to(there[:, None], self.up.shape)
+            jnp.broadcast_to(there, self.down.shape),
+            jnp.broadcast_to(there[:, None], self.up.shape),
         )
 
 
