@@ -124,13 +124,14 @@ def test_fine_tuning_starts_at_the_base_and_stands_still_where_nothing_fits():
     assert TUNING.rank == 3
     before, after, found = stepped(TUNING, LINK, MODEL, [2], batch)
     np.testing.assert_allclose(found.loss, network_loss(MODEL, batch)[0], rtol=1e-6)
-    moved = after.task.adapter["first"]["kernel"].values
-    assert np.all(np.asarray(moved[:2]) != 0)
-    assert float(moved[2]) == 0
     assert np.any(np.asarray(jax.tree.leaves(after.task.head)[0]) != 0)
-    _, _again, more = stepped(TUNING, LINK, MODEL, [3], batch, state=after)
+    # The head began at 0, so that the adapter moves from the second step on.
+    _, again, more = stepped(TUNING, LINK, MODEL, [2], batch, state=after)
     assert float(more.loss) < float(found.loss)
-    # The third component is still nothing.
+    values = np.asarray(again.task.adapter["first"]["kernel"].values)
+    assert np.all(values[:2] != 0)
+    assert values[2] == 0
+    assert np.all(np.asarray(again.task.importance)[0, 2:] == 0)
     tuned = TUNING.model(after.task, MODEL, jnp.array([2]))
     np.testing.assert_allclose(network_loss(tuned, batch)[0], more.loss, rtol=1e-5)
     narrow = rl.radio_link((0.0,), (32 * 12.0,))
@@ -162,8 +163,8 @@ def test_what_rules_choose():
     environment = Environment(CLOSED, link, 1, 4, 0.1, 10.0)
     state = environment.start(KEY, ())
     assert rl.largest_uniform()(environment, state, KEY).tolist() == [2, 2, 2]
-    # Five components of most weight, by hand: 1 of the first, 4 of the second.
-    assert rl.important_ranks(5 / 3)(environment, state, KEY).tolist() == [1, 4, 1]
+    # Gains by hand: 0.63, 0.23 of the first, 0.57, 0.41, 0.29 of the second, 0.20 of the third.
+    assert rl.important_ranks(5 / 3)(environment, state, KEY).tolist() == [2, 3, 1]
     found = rl.random_ranks()(environment, state, KEY)
     assert found.min() >= 1
     assert found.max() <= 4
