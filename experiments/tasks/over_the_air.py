@@ -32,7 +32,9 @@ class Closed(NamedTuple):
     @property
     def task(self) -> rl.AdapterTask:
         """What a policy is trained on."""
-        return rl.separable(jnp.asarray(self.weights), jnp.asarray(self.decays), self.sizes, self.rank)
+        return rl.separable(
+            jnp.asarray(self.weights), jnp.asarray(self.decays), self.sizes, self.rank
+        )
 
 
 def closed(seed: int, layers: int = 4, rank: int = 8) -> Closed:
@@ -80,9 +82,12 @@ def greedy(task: Closed, budget: float, price: float, low: int = 1) -> np.ndarra
     """Ranks that take the largest gain per parameter first, as far as they fit: nearly the best."""
     ranks = np.full(len(task.sizes), low)
     while True:
-        ahead = task.weights * (
-            np.exp(-ranks / task.decays) - np.exp(-(ranks + 1) / task.decays)
-        ) / task.sizes - price / budget
+        ahead = (
+            task.weights
+            * (np.exp(-ranks / task.decays) - np.exp(-(ranks + 1) / task.decays))
+            / task.sizes
+            - price / budget
+        )
         fits = (ranks < task.rank) & (ranks @ task.sizes + task.sizes <= budget) & (ahead > 0)
         if not fits.any():
             return ranks
