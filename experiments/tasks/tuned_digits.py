@@ -39,7 +39,8 @@ def pretrained(data: dx.data.Dataset, key: Any, steps: int = 300) -> Any:
         for b in range(BLOCKS)
     } | {"head": dense(keys[BLOCKS, 0], CLASSES)}
     adam = optax.adam(1e-3)
-    batch = data.fetch(jnp.asarray(np.flatnonzero(np.asarray(data.labels) < OLD), jnp.int32))
+    batch = data.fetch(jnp.arange(len(data)))
+    batch = batch._replace(mask=(batch.labels < OLD).astype(jnp.float32))
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         params, state = carry
