@@ -67,6 +67,12 @@ def pushed(ring: Ring, rows: PyTree[Any]) -> Ring:
         raise ValueError(f"rows must be at most the capacity {ring.capacity}, got {count}.")
     if jax.tree.structure(rows) != jax.tree.structure(ring.rows):
         raise ValueError(f"rows must be like those of the ring, got {validation.shown(rows)}.")
+    for new, old in zip(jax.tree.leaves(rows), jax.tree.leaves(ring.rows), strict=True):
+        if jnp.shape(new)[1:] != old.shape[1:]:
+            raise ValueError(
+                f"rows must have the shape [N, ...] of the ring's rows, {old.shape[1:]} each, got "
+                f"{jnp.shape(new)}."
+            )
     at = (ring.pushed + jnp.arange(count)) % ring.capacity
     after = jax.tree.map(lambda old, new: old.at[at].set(new), ring.rows, rows)
     return Ring(after, ring.pushed + count)

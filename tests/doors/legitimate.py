@@ -25,6 +25,33 @@ NUMBERS = "None True complex nan inf -1 0.5 3 [] {} array[0] array[2,3,4] array-
 
 # "callable(argument)" with wildcards, the kinds of `walk.WRONG`, and why these are right.
 LEGITIMATE = [
+    ("rl.airllm(high)", "3", "the adapters' own rank"),
+    ("rl.airllm(price)", "3", "any number >= 0"),
+    ("rl.airllm(clip)", "3", "any range > 0"),
+    ("rl.airllm(*_weight)", "3", "any number >= 0"),
+    ("rl.capacity(ratio)", "-1 3 array[2,3,4] rows", "any ratios in dB"),
+    ("rl.capacity(bandwidth)", "3 array[2,3,4] rows", "any bandwidths > 0"),
+    (
+        "rl.decode_ranks(x)",
+        "-1 0.5 3 2^40 [] array[0] array[2,3,4] rows",
+        "of any shape, cut to [-1, 1]",
+    ),
+    ("rl.diffusion_decoder(guidance)", "-1 3", "any real number"),
+    ("rl.diffusion_decoder(reward_weight)", "3", "any number >= 0"),
+    ("rl.encode_ranks(ranks)", "3 [] array[0]", "of any shape"),
+    ("rl.fine_tuning(alpha)", "-1 3", "any real number"),
+    ("rl.fine_tuning(orthogonal)", "3", "any number >= 0"),
+    ("rl.fixed_ranks(high)", "3", "the adapters' own rank"),
+    ("rl.fixed_ranks(price)", "3", "any number >= 0"),
+    ("rl.important_ranks(mean_rank)", "3", "any number >= 0"),
+    ("rl.radio_link(latency)", "3", "any time > 0"),
+    ("rl.radio_link(bits)", "3", "any number > 0"),
+    ("rl.reward_weights(strength)", "3", "any number >= 0"),
+    (
+        "rl.ring(row)",
+        "True complex nan inf -1 0.5 3 array[0] array[2,3,4] array-of-NaN rows",
+        "a row of anything; only its shapes are read",
+    ),
     ("rl.clipped(advantages)", "-1 0.5 3", "one number for all samples"),
     ("rl.clipped(clip)", "3", "any range > 0"),
     ("rl.discounted_returns(beyond)", "-1 3", "one value for all rows"),

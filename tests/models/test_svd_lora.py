@@ -67,8 +67,10 @@ def test_components_outside_of_the_rank_get_no_gradient(start):
 
     found = slope(own, jnp.array([2, 0]))
     a, b = found["a"]["kernel"], found["b"]["kernel"]
-    assert np.all(np.asarray(a.left[:, 2:]) == 0) and np.all(np.asarray(a.left[:, :2]) != 0)
-    assert float(a.values[2]) == 0 and np.all(np.asarray(a.values[:2]) != 0)
+    assert np.all(np.asarray(a.left[:, 2:]) == 0)
+    assert np.all(np.asarray(a.left[:, :2]) != 0)
+    assert float(a.values[2]) == 0
+    assert np.all(np.asarray(a.values[:2]) != 0)
     assert all(np.all(np.asarray(leaf) == 0) for leaf in b)
 
 

@@ -151,6 +151,7 @@ def fine_tuning(
     """
     validation.function("loss", loss, "For example dflax.losses.classification(model).", takes=3)
     validation.instance("optimizer", optimizer, optax.GradientTransformation, "An optax one.")
+    validation.model("params", params)
     validation.real("alpha", alpha, scalar=True)
     validation.real("orthogonal", orthogonal, low=0.0, scalar=True)
     validation.probability("smoothing", smoothing, high_open=True)
@@ -229,6 +230,8 @@ def token_statistics(
     """
     validation.integer("vocabulary", vocabulary, low=1)
     validation.array("tokens", tokens, kind="integer", low=0, high=vocabulary - 1)
+    if not np.size(tokens):
+        raise ValueError("tokens must be at least one, got none.")
     flat = jnp.asarray(tokens).reshape(-1)
     counted = jnp.ones(flat.shape)
     for name, token in (("padding", padding), ("unknown", unknown)):
