@@ -21,7 +21,7 @@ from dflax.rl.airllm.rules import (
     random_ranks,
     uniform_ranks,
 )
-from dflax.rl.airllm.task import AdapterTask, fine_tuning, separable, token_statistics
+from dflax.rl.airllm.task import AdapterTask, adapter_tuning, separable, token_statistics
 from dflax.rl.distributions import Categorical, Distribution, Gaussian, Joint
 from dflax.rl.replay import Ring, drawn, pushed, ring
 from dflax.rl.surrogate import Surrogate, clipped
@@ -39,6 +39,7 @@ __all__ = [
     "RankDenoiser",
     "Ring",
     "Surrogate",
+    "adapter_tuning",
     "airllm",
     "capacity",
     "clipped",
@@ -48,7 +49,6 @@ __all__ = [
     "discounted_returns",
     "drawn",
     "encode_ranks",
-    "fine_tuning",
     "fixed_ranks",
     "gae",
     "identity_decoder",

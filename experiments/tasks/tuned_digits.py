@@ -53,7 +53,7 @@ def pretrained(data: dx.data.Dataset, key: Any, steps: int = 300) -> Any:
 
 def tuning(params: Any, rank: int, rate: float) -> rl.AdapterTask:
     """Adapters of all six layers and the head; the policy sees the entropy of the pixels' values."""
-    return rl.fine_tuning(
+    return rl.adapter_tuning(
         LOSS,
         optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=1e-5)),
         params,

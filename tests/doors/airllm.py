@@ -10,7 +10,7 @@ RL = dx.rl
 ONES = np.ones(2, np.float32)
 TASK = RL.separable(ONES, ONES, np.array([2, 2]), 3)
 LINK = RL.radio_link()
-TUNING = RL.fine_tuning(
+TUNING = RL.adapter_tuning(
     LOSS, optax.sgd(0.1), WEIGHTS, 1, where=lambda path: path == "Dense_0/kernel"
 )
 RULED = RL.fixed_ranks(TUNING, LINK, RL.uniform_ranks(1), low=0)
@@ -29,7 +29,7 @@ CALLS = {
     "rl.diffusion_decoder": {},
     "rl.drawn": {"ring": RING, "key": KEY, "count": 2},
     "rl.encode_ranks": {"ranks": np.array([1, 2]), "low": 1, "high": 8},
-    "rl.fine_tuning": {
+    "rl.adapter_tuning": {
         **{"loss": LOSS, "optimizer": optax.sgd(0.1), "params": WEIGHTS, "rank": 1},
         "where": lambda path: path == "Dense_0/kernel",
     },

@@ -108,7 +108,7 @@ def network_loss(params, batch, key=None):
     return softmax_loss(params["head"], batch._replace(inputs=hidden), key)
 
 
-TUNING = rl.fine_tuning(
+TUNING = rl.adapter_tuning(
     network_loss,
     optax.adamw(0.05),
     MODEL,

@@ -84,7 +84,7 @@ def airllm(
     minibatch i. What the policy sees of the data at the start is minibatch 0.
 
     Args:
-      task: what is fine-tuned: `fine_tuning`, or `separable` in its place.
+      task: what is fine-tuned: `adapter_tuning`, or `separable` in its place.
       link: over which it is sent, see `radio_link`.
       decoder: default `diffusion_decoder()`; `linear_decoder()`, or `identity_decoder()` for PPO alone.
       low: smallest rank, >= 0.

@@ -109,7 +109,7 @@ def tuned_models(task: AdapterTask, state: FederatedState) -> Params:
     """Every agent's model with the adapters that it sent last, leaves `[n, ...]`.
 
     Args:
-      task: of the algorithm, with a model: `fine_tuning`.
+      task: of the algorithm, with a model: `adapter_tuning`.
       state: of `airllm` or `fixed_ranks`.
 
     Raises:

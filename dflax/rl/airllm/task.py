@@ -108,7 +108,7 @@ def separable(
     )
 
 
-def fine_tuning(
+def adapter_tuning(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     params: Params,
@@ -250,7 +250,7 @@ def token_statistics(
 
 def check_task(task: Any) -> None:
     """Refuse what is no `AdapterTask`."""
-    validation.instance("task", task, AdapterTask, "Make one with dflax.rl.fine_tuning.")
+    validation.instance("task", task, AdapterTask, "Make one with dflax.rl.adapter_tuning.")
 
 
 def _key() -> Key[Array, ""]:
