@@ -65,7 +65,8 @@ def pushed(ring: Ring, rows: PyTree[Any]) -> Ring:
     count = validation.leading_axis("rows", rows)
     if count > ring.capacity:
         raise ValueError(f"rows must be at most the capacity {ring.capacity}, got {count}.")
-    if jax.tree.structure(rows) != jax.tree.structure(ring.rows):
+    wanted: Any = jax.tree.structure(ring.rows)
+    if jax.tree.structure(rows) != wanted:
         raise ValueError(f"rows must be like those of the ring, got {validation.shown(rows)}.")
     for new, old in zip(jax.tree.leaves(rows), jax.tree.leaves(ring.rows), strict=True):
         if jnp.shape(new)[1:] != old.shape[1:]:

@@ -174,7 +174,8 @@ def airllm(
             play_key,
             horizon,
         )
-        episode = Episode(*seen, outcomes.reward)
+        observed, raw, log_prob, value = seen
+        episode = Episode(observed, raw, log_prob, value, outcomes.reward)
         agent, after, metrics = lessons(own, policies, episode, ranks, learn_key)
         return _report(
             environment,
@@ -190,7 +191,7 @@ def airllm(
         own: Agent, policies: Params, episode: Episode, ranks: Array, key: Key[Array, ""]
     ) -> tuple[Agent, Params, Metrics]:
         tried = Tried(jnp.tanh(episode.raw), environment.encoded(ranks), episode.reward)
-        replay = pushed(own.replay, tried) if made.capacity else ()
+        replay = pushed(own.replay, tried) if isinstance(own.replay, Ring) else ()
         coarse, moments, metrics = learned(
             policy, lesson, descent, policies["policy"], own.policy, episode
         )

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 from dflax.algorithm import Metrics, Params
 from dflax.rl.advantages import gae, standardised
 from dflax.rl.airllm.networks import CoarsePolicy
+from dflax.rl.distributions import Gaussian
 from dflax.rl.surrogate import clipped
 
 
@@ -52,11 +53,19 @@ class Lesson(NamedTuple):
     epochs: int
 
 
+def said(
+    policy: CoarsePolicy, params: Params, observed: Float[Array, "... D"]
+) -> tuple[Gaussian, Float[Array, "..."]]:
+    """The distribution of raw actions, and the value."""
+    answer: Any = policy.apply({"params": params}, observed)
+    return answer
+
+
 def acted(
     policy: CoarsePolicy, params: Params, observed: Float[Array, " D"], key: Key[Array, ""]
 ) -> tuple[Float[Array, " m"], Float[Array, ""], Float[Array, ""]]:
     """A raw action, its log-probability, and the value."""
-    law, value = policy.apply({"params": params}, observed)
+    law, value = said(policy, params, observed)
     raw = law.draw(key)
     return raw, law.log_prob(raw), value
 
@@ -70,7 +79,7 @@ def ppo_loss(policy: CoarsePolicy, lesson: Lesson) -> Callable[..., tuple[Array,
     def loss(
         params: Params, episode: Episode, advantages: Array, returns: Array
     ) -> tuple[Array, Metrics]:
-        law, value = policy.apply({"params": params}, episode.observed)
+        law, value = said(policy, params, episode.observed)
         log_ratio = law.log_prob(episode.raw) - episode.log_prob
         found = clipped(log_ratio, advantages, lesson.clip)
         policy_loss = -jnp.mean(found.objective)

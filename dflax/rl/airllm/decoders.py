@@ -250,7 +250,8 @@ def rank_loss(
 
 def _apply(network: RankDenoiser) -> Callable[..., Array]:
     def apply(params: Params, noised: gen.Noised) -> Array:
-        return network.apply({"params": params}, noised)
+        answer: Any = network.apply({"params": params}, noised)
+        return answer
 
     return apply
 

@@ -1,5 +1,7 @@
 """The networks of AirLLM: a coarse policy with its critic, and a denoiser of ranks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -65,7 +67,8 @@ class RankDenoiser(nn.Module):
         # Frequencies from 0.1 to 1000 radians over the whole path.
         when = time_features(0.1 * noised.time, self.features, highest=10_000.0)
         when = jax.nn.mish(nn.Dense(self.hidden, name="time")(when))
-        seen = jnp.concatenate([noised.x, noised.condition], axis=-1)
+        coarse: Any = noised.condition
+        seen = jnp.concatenate([noised.x, coarse], axis=-1)
         h = nn.Dense(self.hidden, name="entrance")(seen) + when
         for _ in range(2):
             h = h + nn.Dense(self.hidden)(_activated(h))

@@ -152,7 +152,8 @@ class Closed:
 
 def closed_form(config: Config, stage: Stage = in_memory) -> Summary:
     """Regret and violations of all methods where the best ranks are known exactly."""
-    work, found = Closed(config), {}
+    work = Closed(config)
+    found: dict[str, dict[str, np.ndarray]] = {}
     for kind, settings in LEARNERS.items():
         build = functools.partial(learner, config, kind)
         found |= stage(f"closed form, {kind}", functools.partial(work.run, build, settings))
@@ -271,7 +272,8 @@ class Digits:
 
 def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
     """Accuracy against what was sent, where adapters and policy learn at the same time."""
-    work, found = Digits(config), {}
+    work = Digits(config)
+    found: dict[str, dict[str, np.ndarray]] = {}
 
     def uniform(options: Any, task: Any, link: Any) -> dx.Algorithm:
         def rule(environment: Any, state: Any, key: Any) -> Any:
