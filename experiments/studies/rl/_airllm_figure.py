@@ -41,7 +41,7 @@ def regrets(curves: dict[str, np.ndarray], violated: dict[str, np.ndarray], bloc
 
 def accuracies(accuracy: dict[str, np.ndarray], sent: dict[str, np.ndarray]) -> Any:
     """Accuracy in the end against what was sent."""
-    with figure(7.0, 4.2) as (canvas, axes):
+    with figure(9.0, 4.2) as (canvas, axes):
         for number, (name, values) in enumerate(accuracy.items()):
             axes.errorbar(
                 sent[name].mean(),
@@ -54,7 +54,7 @@ def accuracies(accuracy: dict[str, np.ndarray], sent: dict[str, np.ndarray]) -> 
         axes.set(
             xlabel="parameters sent a transmission, mean over the run (0 where nothing fitted)",
             ylabel="test accuracy in the end, %",
-            title="8x8 digits: a residual perceptron of 0 to 4 tuned for 0 to 9 over the air",
+            title="8x8 digits: a network of 0 to 4, tuned for 0 to 9 over the air",
         )
-        axes.legend(fontsize=7)
+        canvas.legend(fontsize=8, loc="outside right center")
     return canvas

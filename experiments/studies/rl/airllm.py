@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -105,7 +106,7 @@ LEARNERS = {
     PPO: {PPO: (0.0, 1.0, 0.0), PPO_PAPER: (0.95, 1.0, 0.0)},
     LINEAR: {LINEAR: (0.0, 1.0, 0.0)},
 }
-RULES = {
+RULES: dict[str, Callable[[], Any]] = {
     LARGEST: rl.largest_uniform,
     RANDOM: rl.random_ranks,
     IMPORTANT: functools.partial(rl.important_ranks, 3.0),
