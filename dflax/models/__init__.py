@@ -17,7 +17,8 @@ from dflax.models.normalization import GroupNorm
 from dflax.models.pooling import avg_pool, max_pool
 from dflax.models.resnet import BasicBlock, ResNet18
 from dflax.models.split.cost import SplitCost, split_cost
-from dflax.models.split.lora import LowRank, apply_lora, lora, rank_mask
+from dflax.models.split.lora import apply_lora, lora, orthogonality, rank_mask, svd_lora
+from dflax.models.split.low_rank import LowRank, Singular
 from dflax.models.split.mlp import split_mlp
 from dflax.models.split.split import Exchange, Frozen, Split, Trained, split_gradient
 from dflax.models.split.transformer import DegenerateCut, split_transformer
@@ -51,6 +52,7 @@ __all__ = [
     "Owned",
     "ResNet18",
     "ResidualBlock",
+    "Singular",
     "Split",
     "SplitCost",
     "TimeMLP",
@@ -69,6 +71,7 @@ __all__ = [
     "convolve_3d",
     "lora",
     "max_pool",
+    "orthogonality",
     "rank_mask",
     "recalibrate",
     "recalibrate_on",
@@ -78,6 +81,7 @@ __all__ = [
     "split_mlp",
     "split_transformer",
     "square_loss",
+    "svd_lora",
     "time_features",
     "variables",
     "with_statistics",

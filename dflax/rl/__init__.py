@@ -1,7 +1,57 @@
 """Reinforcement learning as init/step: environments, advantages, objectives, agents as clients."""
 
-from dflax.rl import flow, goals
-from dflax.rl.advantages import Estimate, discounted_returns, gae, leave_one_out, standardised
+from dflax.rl import (
+    flow,
+    goals,
+)
+from dflax.rl.advantages import (
+    Estimate,
+    discounted_returns,
+    gae,
+    leave_one_out,
+    standardised,
+)
+from dflax.rl.airllm.airllm import (
+    airllm,
+)
+from dflax.rl.airllm.decoders import (
+    RankDecoder,
+    ddim_times,
+    diffusion_decoder,
+    identity_decoder,
+    linear_decoder,
+    reward_weights,
+)
+from dflax.rl.airllm.episodes import (
+    tuned_models,
+)
+from dflax.rl.airllm.link import (
+    RadioLink,
+    capacity,
+    radio_link,
+    transmitted,
+)
+from dflax.rl.airllm.networks import (
+    CoarsePolicy,
+    RankDenoiser,
+)
+from dflax.rl.airllm.ranks import (
+    decode_ranks,
+    encode_ranks,
+)
+from dflax.rl.airllm.rules import (
+    fixed_ranks,
+    important_ranks,
+    largest_uniform,
+    random_ranks,
+    uniform_ranks,
+)
+from dflax.rl.airllm.task import (
+    AdapterTask,
+    adapter_tuning,
+    separable,
+    token_statistics,
+)
 from dflax.rl.denoising import (
     DenoisingPolicy,
     baselines,
@@ -13,7 +63,12 @@ from dflax.rl.denoising import (
     reinforce,
     rloo,
 )
-from dflax.rl.distributions import Categorical, Distribution, Gaussian, Joint
+from dflax.rl.distributions import (
+    Categorical,
+    Distribution,
+    Gaussian,
+    Joint,
+)
 from dflax.rl.environment import (
     Environment,
     Outcome,
@@ -22,18 +77,57 @@ from dflax.rl.environment import (
     time_limit,
     two_stage,
 )
-from dflax.rl.experience import Experience, Reference, Sample, Sizes, on_policy
-from dflax.rl.learner import Agent, Learner, alone, federated, gossiping
-from dflax.rl.minibatches import epochs_of
-from dflax.rl.networks import ActorCritic, Tower, taking
-from dflax.rl.ppo import Noted, ppo
-from dflax.rl.rollout import Evaluated, Running, Steps, begin, evaluate, rollout
-from dflax.rl.surrogate import Surrogate, clipped
+from dflax.rl.experience import (
+    Experience,
+    Reference,
+    Sample,
+    Sizes,
+    on_policy,
+)
+from dflax.rl.learner import (
+    Agent,
+    Learner,
+    alone,
+    federated,
+    gossiping,
+)
+from dflax.rl.minibatches import (
+    epochs_of,
+)
+from dflax.rl.networks import (
+    ActorCritic,
+    Tower,
+    taking,
+)
+from dflax.rl.ppo import (
+    Noted,
+    ppo,
+)
+from dflax.rl.replay import (
+    Ring,
+    drawn,
+    pushed,
+    ring,
+)
+from dflax.rl.rollout import (
+    Evaluated,
+    Running,
+    Steps,
+    begin,
+    evaluate,
+    rollout,
+)
+from dflax.rl.surrogate import (
+    Surrogate,
+    clipped,
+)
 
 __all__ = [
     "ActorCritic",
+    "AdapterTask",
     "Agent",
     "Categorical",
+    "CoarsePolicy",
     "DenoisingPolicy",
     "Distribution",
     "Environment",
@@ -45,42 +139,69 @@ __all__ = [
     "Learner",
     "Noted",
     "Outcome",
+    "RadioLink",
+    "RankDecoder",
+    "RankDenoiser",
     "Reference",
+    "Ring",
     "Running",
     "Sample",
     "Sizes",
     "Steps",
     "Surrogate",
     "Tower",
+    "adapter_tuning",
+    "airllm",
     "alone",
     "baselines",
     "begin",
     "black_box",
+    "capacity",
     "clipped",
+    "ddim_times",
     "ddpo",
+    "decode_ranks",
     "denoising_policy",
+    "diffusion_decoder",
     "discounted_returns",
+    "drawn",
+    "encode_ranks",
     "environment",
     "epochs_of",
     "evaluate",
     "federated",
     "fine_tuning",
+    "fixed_ranks",
     "flow",
     "from_gymnax",
     "gae",
     "goals",
     "gossiping",
+    "identity_decoder",
+    "important_ranks",
+    "largest_uniform",
     "leave_one_out",
+    "linear_decoder",
     "loop",
     "on_policy",
     "ppo",
+    "pushed",
+    "radio_link",
+    "random_ranks",
     "reinforce",
+    "reward_weights",
+    "ring",
     "rloo",
     "rollout",
+    "separable",
     "standardised",
     "taking",
     "time_limit",
+    "token_statistics",
+    "transmitted",
+    "tuned_models",
     "two_stage",
+    "uniform_ranks",
 ]
 
 

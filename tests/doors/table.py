@@ -3,6 +3,7 @@
 from typing import Any
 
 from doors import (
+    airllm,
     asynchronous,
     data,
     ddm,
@@ -26,6 +27,7 @@ from doors import (
 )
 
 CALLS: dict[str, dict[str, Any]] = {
+    **airllm.CALLS,
     **asynchronous.CALLS,
     **data.CALLS,
     **ddm.CALLS,

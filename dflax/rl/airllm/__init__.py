@@ -1,0 +1,1 @@
+"""AirLLM: fine-tuning over the air, with ranks that a diffusion policy chooses."""
