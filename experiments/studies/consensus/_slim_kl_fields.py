@@ -197,12 +197,13 @@ def _claims_of_waves(
         gaps = np.array(
             [own["curves"]["objective"][:, -1] / own["best"]["objective"] for own in found[name]]
         )
+        most = 0.02 if name == ON else 0.05
         report.claim(
-            f"{name}: unquantised and at 1e-4 the objective ends within 2 % of the centralised one "
-            "(each seed)",
-            np.all(1 - gaps <= 0.02),
+            f"{name}: unquantised and at 1e-4 the objective ends within {100 * most:g} % of the "
+            "centralised one (each seed)",
+            np.all(1 - gaps <= most),
             (1 - gaps).round(4).tolist(),
-            0.02,
+            most,
         )
     report.claim(
         f"{DRAWN}: the fused error is below half the agents' median (each seed)",

@@ -56,6 +56,7 @@ class Config:
       field_seed: of the first.
       field_components: A there.
       field_rounds: of ADMM there.
+      real_field: also sea temperatures over years and months.
     """
 
     seeds: int = 3
@@ -75,6 +76,7 @@ class Config:
     field_seed: int = 200
     field_components: int = 200
     field_rounds: int = 60
+    real_field: bool = True
 
 
 @jax.enable_x64(True)
@@ -322,7 +324,11 @@ STUDY = Study(
             states=_slim_kl_series.stated,
         ),
         Part(
-            "real field", _slim_kl_fields.real_field, needs=(FIELD,), states=_slim_kl_fields.stated
+            "real field",
+            _slim_kl_fields.real_field,
+            needs=(FIELD,),
+            states=_slim_kl_fields.stated,
+            wanted=lambda config: config.real_field,
         ),
     ),
     quick=Config(
@@ -333,8 +339,9 @@ STUDY = Study(
         real_components=100,
         real_rounds=15,
         field_seeds=1,
-        field_components=100,
+        field_components=60,
         field_rounds=15,
+        real_field=False,
     ),
 )
 
