@@ -13,8 +13,9 @@ from dflax.gaussian_processes.grid import Grid
 from dflax.gaussian_processes.kernel import MultipleKernel, components_of, described
 from dflax.gaussian_processes.triangular import inverse_of
 
-# Lags of the fine table to one of the coarse one, which samples twice as often as it must.
-FINE = 32
+# The coarse table samples 5/4 times as often as it must; lags of the fine one to each of its own.
+OFTEN = 1.25
+FINE = 48
 # Beyond so many deviations a component has no frequencies.
 TAIL = 6.0
 # With more columns the Gaussian factor is no longer split.
@@ -33,7 +34,7 @@ class Interpolation(NamedTuple):
     order: int
 
 
-SINGLE, DOUBLE = Interpolation(20, 4), Interpolation(40, 8)
+SINGLE, DOUBLE = Interpolation(48, 4), Interpolation(88, 8)
 
 
 class Pairs(NamedTuple):
@@ -58,13 +59,13 @@ def lagged(grid: Grid, reach: float) -> MultipleKernel:
     """C_ij = k(|x_i - x_j|), read off a table of k at equally spaced lags up to `reach`; see `gsmp`.
 
     k has no frequencies above B = highest + 6 deviations. It is summed over the components at lags
-    1 / (4 B) apart, filled in by a sinc in Kaiser's window, and interpolated by a polynomial. The
+    1 / (2.5 B) apart, filled in by a sinc in Kaiser's window, and interpolated by a polynomial. The
     traces tr(C^-1 K_a) are the transpose of that sum. With E = G G' of K columns
 
         v' K_a v = sum_k |F_a' (v * G_k)|^2
     """
     spread = float(np.max(np.asarray(grid.deviations)))
-    step = 1 / (4 * max(grid.highest + TAIL * spread, 0.05 / reach))
+    step = 1 / (2 * OFTEN * max(grid.highest + TAIL * spread, 0.05 / reach))
     count = math.ceil(reach / step) + 2
 
     def prepare(inputs: Array, mask: Array) -> Pairs:
@@ -154,13 +155,14 @@ def _polynomials(place: Float[Array, " H"], order: int) -> Float[Array, "order H
 def _filled_in(coarse: Float[Array, " L"], taps: int) -> Float[Array, " M"]:
     """`FINE` values for each coarse one, from one coarse lag before the middle of the first window.
 
-    The sinc is cut off by Kaiser's window in the gap that sampling twice as often as needed leaves.
+    The sinc ends by Kaiser's window, in the gap that sampling oftener than needed leaves.
     """
     windows = len(coarse) - taps + 1
     place = np.arange(FINE) / FINE
     away = place - (np.arange(taps) - (taps // 2 - 1))[:, None]
-    # Kaiser's rule: a stop band of 2.285 (taps - 1) pi + 8 dB.
-    beta = 0.1102 * (2.285 * (taps - 1) * np.pi - 0.7)
+    # Kaiser's rule: a gap of w a sample stops 2.285 (taps - 1) w + 8 dB.
+    gap = 2 * np.pi * (1 - 1 / OFTEN)
+    beta = 0.1102 * (2.285 * (taps - 1) * gap - 0.7)
     inside = np.sqrt(np.maximum(1 - np.square(away / (taps / 2)), 0))
     filters = np.sinc(away) * np.i0(beta * inside) / np.i0(beta)
     index = np.arange(windows)[:, None] + np.arange(taps)
