@@ -64,7 +64,7 @@ def solved(config: Any, field: Field, name: str, seed: int) -> dict[str, Any]:
     thetas, curves = run(*settings, observed, source, start)
     given = agents, whole, field.noise, jnp.asarray(field.points)
     ours = [predictions(kernel, theta, *given) for theta in thetas]
-    found = {"thetas": thetas, "curves": curves, "ours": ours}
+    found: dict[str, Any] = {"thetas": thetas, "curves": curves, "ours": ours}
     if name != AWAY:
         found["SE"] = exponential(field, config.iterations).mean
     if name != NINO:
@@ -163,7 +163,7 @@ def _rows(report: Report, name: str, several: list[Field], found: list[dict[str,
     for place, resolution in enumerate(RESOLUTIONS):
         curves = [own["curves"] for own in found]
         objective = np.array([own["objective"][place, -1] for own in curves])
-        more = {}
+        more: dict[str, Any] = {}
         if "best" in found[0]:
             best = np.array([own["best"]["objective"] for own in found])
             more["gap_to_centralised"] = (objective - best) / np.abs(best)
