@@ -37,8 +37,9 @@ MARKERS = ("o", "s", "^", "v", "D")
 
 
 @functools.cache
+@jax.enable_x64(True)
 def grid(config: Any, name: str, seed: int) -> gp.Grid:
-    """The grid of frequencies; a random one is drawn for each seed."""
+    """The grid of frequencies; a random one is drawn for each seed, in double precision."""
     if name in (ON, AWAY):
         return gp.spectral_grid(2, config.field_components)
     key = jax.random.key(seed)
