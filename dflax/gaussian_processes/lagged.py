@@ -80,7 +80,7 @@ def lagged(grid: Grid, reach: float) -> MultipleKernel:
         # The fine table begins one coarse lag before 0.
         lag = whole.astype(jnp.int32) + FINE - (way.order // 2 - 1)
         weights = _polynomials(place - whole, way.order) * there
-        columns = _columns(np.square(np.pi * spread * reach), jnp.finfo(kind).eps)
+        columns = _columns((math.pi * spread * reach) ** 2, float(jnp.finfo(kind).eps))
         turns = 2 * jnp.pi * inputs * grid.means[:, 0]
         waves = jnp.concatenate([jnp.cos(turns), jnp.sin(turns)], 1) * mask[:, None]
         if columns > MOST_COLUMNS:

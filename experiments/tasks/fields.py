@@ -92,9 +92,9 @@ def exponential(field: Field, steps: int) -> gp.Prediction:
     power = jnp.full(2, np.log(np.mean(field.values**2)) / 2)
     lengths = jnp.log(jnp.asarray([[1.5, 1.5], [5.0, 3.0]]))
     start = gp.SquaredExponential(power, lengths)
-    given: Any = field.inputs, field.values, field.noise
-    fitted = gp.maximum_likelihood(gp.squared_exponential, start, *given, steps=steps)
-    return gp.posterior(gp.squared_exponential, fitted.params, *given, field.points)
+    x, y, noise = field.inputs, field.values, field.noise
+    fitted = gp.maximum_likelihood(gp.squared_exponential, start, x, y, noise, steps=steps)
+    return gp.posterior(gp.squared_exponential, fitted.params, x, y, noise, field.points)
 
 
 def _lattice(rows: int, columns: int) -> Float[np.ndarray, "n 2"]:
