@@ -36,8 +36,8 @@ def gsmp(
       cosines are products of 2^P features: C = E * (F theta F') + noise. Products of n^2 A 2^P
       operations, memory n A 2^P.
     - "lagged": inputs in one dimension, at most `reach` apart, and the same deviations of all. An entry
-      of C is read off a table over the lags: 2 to 4 n^2 operations and A `reach`; the traces are the
-      transpose, of the inverse of C. To 2e-7 in float32 and 1e-12 in float64.
+      of C is read off a table over the lags: 2 to 4 n^2 operations, and operations and memory of about
+      A `reach`; the traces are the transpose, of the inverse of C. To 2e-7 in float32, 1e-12 in float64.
     - "even": inputs in one dimension at equal distances. C is a Toeplitz matrix: A n operations, the
       inverse's diagonal sums from one solution (Gohberg and Semencul).
 
@@ -60,6 +60,10 @@ def gsmp(
     validation.integer("chunk", chunk, low=1)
     if reach is not None:
         validation.real("reach", reach, low=0.0, low_open=True, scalar=True)
+        if mode != "lagged":
+            raise ValueError(
+                f'reach must be None where mode is {mode!r}, got {reach}. It is of mode "lagged".'
+            )
     dimensions = grid.means.shape[1]
     deviations = np.asarray(grid.deviations)
     alike = bool(np.all(deviations == deviations[:1]))

@@ -63,6 +63,8 @@ def lagged(grid: Grid, reach: float) -> MultipleKernel:
     traces tr(C^-1 K_a) are the transpose of that sum. With E = G G' of K columns
 
         v' K_a v = sum_k |F_a' (v * G_k)|^2
+
+    Entries of inputs farther apart than `reach` are NaN.
     """
     spread = float(np.max(np.asarray(grid.deviations)))
     step = 1 / (2 * OFTEN * max(grid.highest + TAIL * spread, 0.05 / reach))
@@ -75,7 +77,10 @@ def lagged(grid: Grid, reach: float) -> MultipleKernel:
         table = components_of(grid, lags[:, None], jnp.zeros((1, 1), kind))[:, :, 0].T
         first, second = np.tril_indices(len(inputs))
         there = mask[first] * mask[second]
-        place = jnp.abs(inputs[first, 0] - inputs[second, 0]) * there * (FINE / step)
+        apart = jnp.abs(inputs[first, 0] - inputs[second, 0]) * there
+        # The table does not know them; untraced inputs are refused before.
+        apart = jnp.where(apart > reach * (1 + 1e-6), jnp.nan, apart)
+        place = apart * (FINE / step)
         whole = jnp.floor(place)
         # The fine table begins one coarse lag before 0.
         lag = whole.astype(jnp.int32) + FINE - (way.order // 2 - 1)
@@ -87,8 +92,9 @@ def lagged(grid: Grid, reach: float) -> MultipleKernel:
             return Pairs(table, lag, weights, waves, ())
         low = jnp.min(jnp.where(mask > 0, inputs[:, 0], jnp.inf))
         high = jnp.max(jnp.where(mask > 0, inputs[:, 0], -jnp.inf))
-        apart = 2 * jnp.pi * spread * (inputs[:, 0] - (low + high) / 2) * mask
-        return Pairs(table, lag, weights, waves, _separated(apart, columns))
+        center = (low + high) / 2
+        turned = 2 * jnp.pi * spread * (inputs[:, 0] - center) * mask
+        return Pairs(table, lag, weights, waves, _separated(turned, columns))
 
     def entries(cache: Pairs, theta: Array) -> Array:
         """Of the lower triangle, row by row."""

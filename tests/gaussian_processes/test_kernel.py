@@ -214,6 +214,7 @@ def test_inputs_below_nyquist_are_warned_of_with_the_bound():
         (lambda: gp.gsmp(gp.spectral_grid(2, 3), mode="even"), "in one dimension"),
         (lambda: gp.gsmp(gp.spectral_grid(1, 3), mode="lagged"), "reach must be given"),
         (lambda: gp.gsmp(gp.spectral_grid(1, 3), mode="lagged", reach=0.0), "reach must be"),
+        (lambda: gp.gsmp(gp.spectral_grid(1, 3), reach=9.0), "reach must be None where mode is"),
         (
             lambda: gp.observe(
                 gp.gsmp(gp.spectral_grid(1, 3), mode="lagged", reach=5.0), task()[1], 0.1
