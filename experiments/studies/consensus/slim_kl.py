@@ -10,7 +10,10 @@ spectral mixture 3.8, 0.28, 0.35 on CO2, sunspots and airline; SLIM-KL of two ag
 0.66): a spectral mixture of all data is ahead on the last two.
 
 In two dimensions the published grid lies on the diagonal of frequency space. Waves there are found;
-waves aside are not, and random frequencies serve those.
+waves aside are not, and random frequencies serve those. On the first split of each GPyTorch's RBF and
+spectral mixture of all data err by 0.081 and 0.0117 on the diagonal and by 0.017 and 0.0121 aside;
+SLIM-KL's four agents, fused, by 0.0120 and 0.024, all data with their weights by 0.0119 and 0.0133
+(noise: 0.01).
 """
 
 import dataclasses
