@@ -123,7 +123,8 @@ def _maximal(latents: int, candidates: int, most: int, sharpest: float, *, signe
 
     def distances(y: Array, f: Array) -> Array:
         """|y - f|^2, `[B, S]`, as a product: a sum would compute f's powers one by one."""
-        return (jnp.square(y - f) @ jnp.ones(y.shape[1], y.dtype)).T
+        ones = jnp.ones(y.shape[1], y.dtype)
+        return jnp.matmul(jnp.square(y - f), ones, precision="highest").T
 
     def joints(coding: Discrete, y: Array, chosen: Array, temperature: Array) -> Joints:
         W, sigma = columns(coding), coding.noise
