@@ -27,7 +27,8 @@ THETA = np.random.default_rng(1).uniform(0, 0.2, COMPONENTS)
 
 def task(mode="even", rows=ROWS, noise=NOISE, **options):
     """The kernel, the agents and what they have observed, in the precision at hand."""
-    kernel = gp.gsmp(gp.spectral_grid(1, COMPONENTS, **options), mode=mode)
+    reach = 40.0 if mode == "lagged" else None
+    kernel = gp.gsmp(gp.spectral_grid(1, COMPONENTS, **options), mode=mode, reach=reach)
     agents = gp.agents(X, Y, dx.data.from_indices(rows))
     return kernel, agents, gp.observe(kernel, agents, noise)
 

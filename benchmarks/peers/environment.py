@@ -112,7 +112,11 @@ def run(peer: str, script: str, **options: Any) -> dict[str, Any] | None:
     # Python's own folder of a file called as a script would come first on the path, hence -m.
     command = [str(python), "-m", "benchmarks.peers.call", str(SCRIPTS / f"{script}.py")]
     done = subprocess.run(
-        [*command, distribution, json.dumps(options)], cwd=ROOT, capture_output=True, text=True
+        [*command, distribution],
+        input=json.dumps(options),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         print(

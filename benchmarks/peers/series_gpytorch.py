@@ -1,4 +1,4 @@
-"""GPyTorch on series: exact GPs with an RBF, and with a spectral mixture kernel, by their likelihood."""
+"""GPyTorch on series and fields: exact GPs with an RBF and with a spectral mixture, by likelihood."""
 
 import time
 from typing import Any
@@ -25,10 +25,13 @@ def fitted(kind: str, x: Any, y: Any, steps: int, seed: int) -> tuple[Any, Any, 
     torch.manual_seed(seed)
     likelihood = gpytorch.likelihoods.GaussianLikelihood().double()
     if kind == "SM":
-        kernel = gpytorch.kernels.SpectralMixtureKernel(num_mixtures=6).double()
+        kernel = gpytorch.kernels.SpectralMixtureKernel(
+            num_mixtures=6, ard_num_dims=x.shape[1]
+        ).double()
         kernel.initialize_from_data(x, y)
     else:
-        kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel()).double()
+        lengths = gpytorch.kernels.RBFKernel(ard_num_dims=x.shape[1])
+        kernel = gpytorch.kernels.ScaleKernel(lengths).double()
     model = Model(x, y, likelihood, kernel).double()
     model.train()
     likelihood.train()
@@ -42,20 +45,28 @@ def fitted(kind: str, x: Any, y: Any, steps: int, seed: int) -> tuple[Any, Any, 
     return model, likelihood, float(loss)
 
 
-def measure(series: list[list[float]], test: int, steps: int, restarts: int) -> dict[str, Any]:
-    """Mean squared errors of the last values of each series, by kernel, and the time of all fits."""
+def measure(splits: list[dict[str, Any]], steps: int, restarts: int) -> dict[str, Any]:
+    """Mean squared errors of what is held out of each split, by kernel, and the time of all fits.
+
+    Args:
+      splits: `inputs [n, P]`, `values [n]`, `points [m, P]` and `held_out [m]` each.
+      steps: of Adam.
+      restarts: of the spectral mixture, of which the most likely counts.
+    """
     began = time.perf_counter()
     errors: dict[str, list[float]] = {"RBF": [], "SM": []}
-    for values in series:
-        y = torch.tensor(values, dtype=torch.float64)
-        x = torch.arange(len(values), dtype=torch.float64)
+    for split in splits:
+        x, y, points, held_out = (
+            torch.tensor(split[name], dtype=torch.float64)
+            for name in ("inputs", "values", "points", "held_out")
+        )
         for kind, found in errors.items():
             starts = restarts if kind == "SM" else 1
-            runs = [fitted(kind, x[:-test], y[:-test], steps, seed) for seed in range(starts)]
+            runs = [fitted(kind, x, y, steps, seed) for seed in range(starts)]
             model, likelihood, _ = min(runs, key=lambda run: run[2])
             model.eval()
             likelihood.eval()
             with torch.no_grad():
-                mean = likelihood(model(x[-test:])).mean
-            found.append(float(torch.mean((mean - y[-test:]) ** 2)))
+                mean = likelihood(model(points)).mean
+            found.append(float(torch.mean((mean - held_out) ** 2)))
     return {"ms": 1e3 * (time.perf_counter() - began), "errors": errors}

@@ -115,7 +115,7 @@ def _padding(observed: Observations) -> Array:
 
 def _factored(covariance: Array, targets: Array) -> tuple[Array, Array]:
     """The lower Cholesky factor of C, and C^-1 y."""
-    factor = jnp.linalg.cholesky(covariance)
+    factor = jnp.linalg.cholesky(covariance, symmetrize_input=False)
     return factor, jax.scipy.linalg.cho_solve((factor, True), targets)
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from dflax import validation
 from dflax.sparse_coding.expectation_truncation import Joints, Model
 from dflax.sparse_coding.linear import Discrete
+from dflax.sparse_coding.powers import positive_log, positive_power
 from dflax.sparse_coding.states import mass_within, truncation
 
 # Columns are kept away from 0, where their logarithm is needed.
@@ -99,30 +100,39 @@ def _maximal(latents: int, candidates: int, most: int, sharpest: float, *, signe
             apart = jnp.maximum(W.T[None] - y[:, None], 0).sum(-1)
         return jax.lax.top_k(-apart, candidates)[1]
 
-    def shown(own: Array, rho: Array) -> tuple[Array, Array, Array]:
-        """F of every pattern, `[B, S, D]`, of the candidates' columns; its unit, and its log-size in it.
+    def shown(own: Array, rho: Array) -> tuple[Array, Array]:
+        """F of every pattern, `[S, B, D]`, of the candidates' columns, and |t|^(1 / rho - 1).
 
-        A CPU takes a logarithm and an exponential several times faster than a power.
+        Both in units of the largest candidate, so that powers stay in range.
         """
         T = jnp.asarray(patterns, own.dtype)
-        # In units of the largest candidate, so that powers stay in range.
-        unit = jnp.abs(own).max(1, keepdims=True)
-        powers = jnp.exp(rho * jnp.log(jnp.abs(own) / unit))
+        unit, powers = scaled(own, rho)
         if not signed:
-            total = jnp.einsum("sc,bcd->bsd", T, powers)
-            size = jnp.log(total) / rho
-            return unit * jnp.exp(size), unit, size
-        total = jnp.einsum("sc,bcd->bsd", T, jnp.sign(own) * powers)
-        size = jnp.log(jnp.maximum(jnp.abs(total), 1e-30)) / rho
-        return unit * jnp.sign(total) * jnp.exp(size), unit, size
+            total = jnp.maximum(jnp.einsum("sc,bcd->sbd", T, powers), jnp.finfo(own.dtype).tiny)
+            found = unit[:, 0] * positive_power(total, 1 / rho)
+        else:
+            t = jnp.einsum("sc,bcd->sbd", T, jnp.sign(own) * powers)
+            total = jnp.maximum(jnp.abs(t), 1e-30)
+            found = unit[:, 0] * jnp.sign(t) * positive_power(total, 1 / rho)
+        return found, positive_power(total, 1 / rho - 1)
+
+    def scaled(own: Array, power: Array) -> tuple[Array, Array]:
+        """The largest candidate in each dimension, and powers of the others in its unit."""
+        unit = jnp.abs(own).max(1, keepdims=True)
+        return unit, jnp.exp(power * positive_log(jnp.abs(own) / unit))
+
+    def distances(y: Array, f: Array) -> Array:
+        """|y - f|^2, `[B, S]`, as a product: a sum would compute f's powers one by one."""
+        ones = jnp.ones(y.shape[1], y.dtype)
+        return jnp.matmul(jnp.square(y - f), ones, precision="highest").T
 
     def joints(coding: Discrete, y: Array, chosen: Array, temperature: Array) -> Joints:
         W, sigma = columns(coding), coding.noise
         odds = jnp.log((1 - coding.prior[0]) / coding.prior[0])
         length = jnp.sum(y * y, 1)
         alone = length[:, None] - 2 * y @ W + jnp.sum(W * W, 0)
-        f, _, _ = shown(W.T[chosen], power(temperature))
-        apart = jnp.sum(jnp.square(y[:, None] - f), -1)
+        f, _ = shown(W.T[chosen], power(temperature))
+        apart = distances(y, f)
         active = jnp.asarray(patterns.sum(1), y.dtype)
         scale = 1 / (2 * sigma**2)
         return Joints(
@@ -136,31 +146,39 @@ def _maximal(latents: int, candidates: int, most: int, sharpest: float, *, signe
         zeros = jnp.zeros((coding.dictionary.shape[0], H), kind)
         return MaximalSums(zeros, zeros, jnp.zeros((), kind), jnp.zeros((), kind))
 
-    def parts(own: Array, unit: Array, size: Array, q: Array, rho: Array) -> Array:
-        """Sums over patterns of q a, `[B, C, D]`, for patterns of log-size in that unit."""
+    def parts(own: Array, inverse: Array, q: Array, rho: Array) -> Array:
+        """Sums over patterns of q a, `[B, C, D]`, a = |W|^(rho - 1) |t|^(1 / rho - 1)."""
         T = jnp.asarray(patterns, own.dtype)
-        each = jnp.exp((rho - 1) * jnp.log(jnp.abs(own) / unit))
-        inverse = jnp.exp((1 - rho) * size)
+        _, each = scaled(own, rho - 1)
         if not signed:
-            return each * jnp.einsum("sc,bsd->bcd", T, q[:, :, None] * inverse)
-        a = jnp.minimum(inverse[:, :, None] * each[:, None], 1)
-        # A sum, which takes a in passing; a product would write it down.
-        return jnp.sum((q[:, :, None] * T)[..., None] * a, 1)
+            # Of patterns, which come first: as an einsum they would be put last before.
+            weighted = (q.T[:, :, None] * inverse).reshape(len(patterns), -1)
+            products = jnp.matmul(T.T, weighted, precision="highest")
+            return each * products.reshape(candidates, len(own), -1).swapaxes(0, 1)
+
+        def add(total: Array, own: tuple[Array, Array, Array]) -> tuple[Array, None]:
+            weight, power, pattern = own
+            a = jnp.minimum(power[:, None] * each, 1)
+            return total + (weight[:, None] * pattern)[..., None] * a, None
+
+        # Pattern by pattern: all at once they would be written down, or summed one by one.
+        by_pattern = q.T, inverse, T
+        return jax.lax.scan(add, jnp.zeros_like(each), by_pattern)[0]
 
     def statistics(
         coding: Discrete, y: Array, chosen: Array, found: Joints, temperature: Array
     ) -> MaximalSums:
         W, rho = columns(coding), power(temperature)
         own = W.T[chosen]
-        f, unit, size = shown(own, rho)
+        f, inverse = shown(own, rho)
         alone = found.alone[:, 0]
-        shares = parts(own, unit, size, found.together, rho)
+        shares = parts(own, inverse, found.together, rho)
         D = W.shape[0]
         together = jnp.zeros((H, D), y.dtype).at[chosen].add(shares)
         pulled = jnp.zeros((H, D), y.dtype).at[chosen].add(shares * y[:, None])
         length = jnp.sum(y * y, 1)
         each = length[:, None] - 2 * y @ W + jnp.sum(W * W, 0)
-        apart = jnp.sum(jnp.square(y[:, None] - f), -1)
+        apart = distances(y, f)
         error = jnp.sum(found.none * length) + jnp.sum(alone * each)
         causes = alone.sum() + found.together.sum(0) @ jnp.asarray(patterns.sum(1), y.dtype)
         return MaximalSums(

@@ -1,4 +1,4 @@
-"""GSMP kernels in four ways, their likelihood and its gradients, against float64 NumPy."""
+"""GSMP kernels in five ways, their likelihood and its gradients, against float64 NumPy."""
 
 import functools
 import warnings
@@ -26,7 +26,7 @@ import dflax as dx
 from dflax import gaussian_processes as gp
 from dflax.gaussian_processes.triangular import inverse_of, triangular_inverse
 
-MODES = ("stored", "recomputed", "factored", "even")
+MODES = ("stored", "recomputed", "factored", "lagged", "even")
 
 
 @functools.cache
@@ -120,6 +120,31 @@ def test_products_over_dimensions(mode, dimensions):
     np.testing.assert_allclose(np.einsum("aii->ai", K), 1)
 
 
+@pytest.mark.parametrize("deviation", [0.0, 1e-3, 0.05])
+def test_lags_of_any_distances(deviation):
+    """Also components so wide that the Gaussian factor is not split."""
+    rng = np.random.default_rng(3)
+    x, y = np.sort(rng.uniform(0, 60, 21)), rng.normal(size=21)
+    with jax.enable_x64(True):
+        grid = gp.spectral_grid(1, COMPONENTS, deviation=deviation)
+        kernel = gp.gsmp(grid, mode="lagged", reach=60.0)
+        agents = gp.agents(x, y, dx.data.from_indices([np.arange(21)]), length=23)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", gp.BelowNyquist)
+            observed = of_agent(gp.observe(kernel, agents, NOISE), 0)
+        whole = kernel.covariance(observed.cache, jnp.asarray(THETA))
+        at = functools.partial(gp.evidence, kernel)
+        own = as_numpy(jax.jit(at)(observed, jnp.asarray(THETA)))
+    K = components(*as_numpy(grid), x[:, None], x[:, None])
+    C = np.tensordot(THETA, K, 1)
+    np.testing.assert_allclose(whole[:21, :21], C, atol=1e-11)
+    assert not np.any(whole[21:])
+    inverse = np.linalg.inv(C + NOISE * np.eye(21))
+    v = inverse @ y
+    np.testing.assert_allclose(own.g, np.einsum("aij,ij->a", K, inverse), rtol=1e-9)
+    np.testing.assert_allclose(own.q, np.einsum("aij,i,j->a", K, v, v), rtol=1e-8, atol=1e-11)
+
+
 def test_a_component_of_deviation_0_has_rank_2():
     with jax.enable_x64(True):
         _, _, observed = task("stored", deviation=0.0)
@@ -187,6 +212,15 @@ def test_inputs_below_nyquist_are_warned_of_with_the_bound():
         (lambda: gp.gsmp(gp.Grid(jnp.ones((2, 1)), jnp.ones((3, 1)))), "grid.deviations"),
         (lambda: gp.spectral_grid(1, 3, sampling="random"), "key must be given"),
         (lambda: gp.gsmp(gp.spectral_grid(2, 3), mode="even"), "in one dimension"),
+        (lambda: gp.gsmp(gp.spectral_grid(1, 3), mode="lagged"), "reach must be given"),
+        (lambda: gp.gsmp(gp.spectral_grid(1, 3), mode="lagged", reach=0.0), "reach must be"),
+        (lambda: gp.gsmp(gp.spectral_grid(1, 3), reach=9.0), "reach must be None where mode is"),
+        (
+            lambda: gp.observe(
+                gp.gsmp(gp.spectral_grid(1, 3), mode="lagged", reach=5.0), task()[1], 0.1
+            ),
+            "at most reach = 5 apart, got 8",
+        ),
         (
             lambda: gp.gsmp(
                 gp.Grid(jnp.ones((2, 1)), jnp.asarray([[0.1], [0.2]])), mode="factored"
