@@ -90,7 +90,13 @@ def cnn() -> Task:
 def transformer() -> Task:
     """A language model of 1.3 billion parameters, computed in bfloat16, on sequences of 512 tokens."""
     network = dx.models.TransformerLM(
-        vocabulary=50_257, length=512, width=2048, depth=24, heads=16, dtype=jnp.bfloat16
+        vocabulary=50_257,
+        length=512,
+        width=2048,
+        depth=24,
+        heads=16,
+        scan_blocks=True,
+        dtype=jnp.bfloat16,
     )
     variables = jax.eval_shape(network.init, KEY, jnp.zeros((1, 512), jnp.int32))
     loss = dx.losses.language_modelling(network.apply)
