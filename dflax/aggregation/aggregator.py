@@ -146,18 +146,15 @@ def without_the_rest(
     messages: Message,
     factors: Array,
     present: Bool[Array, " m"],
-    clean: Bool[Array, ""] | None = None,
 ) -> Any:
     """`function(messages, factors)`, where factors are 0 for those who do not count.
 
     0 times NaN is NaN: where any message is not finite, those who do not count are replaced by zeros
     first. Only then is a copy of all messages made, which costs more than all that rules do with them.
-    `clean` says whether all are finite, where that is known.
     """
 
     def cleaned(messages: Message, factors: Array) -> Any:
         nothing = jax.tree.map(jnp.zeros_like, messages)
         return function(select(present, messages, nothing), factors)
 
-    clean = jnp.all(finite_rows(messages)) if clean is None else clean
-    return jax.lax.cond(clean, function, cleaned, messages, factors)
+    return jax.lax.cond(jnp.all(finite_rows(messages)), function, cleaned, messages, factors)
