@@ -250,7 +250,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             sent = f"{between / 2**20:.4g}, {told['least'] / 2**20:.4g} MiB"
             sent += f"; {told['layers'] / 2**20:.4g} for layers" if told["layers"] else ""
             count = int(np.prod(dx.mesh.planned(plan.machine).devices.shape))
-            arithmetic = f"{told['flops'] / count / 1e12:.3g} TFLOP"
+            work = told["flops"] / count / 1e12
+            arithmetic = f"{work:,.0f} TFLOP" if work > 100 else f"{work:.3g} TFLOP"
         cells = (plan.task, plan.method, devices, members, fits, memory, sent, arithmetic)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
