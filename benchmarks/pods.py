@@ -90,7 +90,13 @@ def cnn() -> Task:
 def transformer() -> Task:
     """A language model of 1.3 billion parameters, computed in bfloat16, on sequences of 512 tokens."""
     network = dx.models.TransformerLM(
-        vocabulary=50_257, length=512, width=2048, depth=24, heads=16, dtype=jnp.bfloat16
+        vocabulary=50_257,
+        length=512,
+        width=2048,
+        depth=24,
+        heads=16,
+        scan_blocks=True,
+        dtype=jnp.bfloat16,
     )
     variables = jax.eval_shape(network.init, KEY, jnp.zeros((1, 512), jnp.int32))
     loss = dx.losses.language_modelling(network.apply)
@@ -244,7 +250,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             sent = f"{between / 2**20:.4g}, {told['least'] / 2**20:.4g} MiB"
             sent += f"; {told['layers'] / 2**20:.4g} for layers" if told["layers"] else ""
             count = int(np.prod(dx.mesh.planned(plan.machine).devices.shape))
-            arithmetic = f"{told['flops'] / count / 1e12:.3g} TFLOP"
+            work = told["flops"] / count / 1e12
+            arithmetic = f"{work:,.0f} TFLOP" if work > 100 else f"{work:.3g} TFLOP"
         cells = (plan.task, plan.method, devices, members, fits, memory, sent, arithmetic)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
-from dflax.clients import against
+from dflax.clients import MODEL, against, model_devices
 from dflax.data.dataset import Batch
 from dflax.local.oracle import Loss
 from dflax.models.apply import Model, as_apply
@@ -209,6 +210,40 @@ def with_l2(loss: Loss, strength: float | Array) -> Loss:
     return penalised
 
 
+def split_batch(loss: Loss) -> Loss:
+    """The loss of a minibatch whose examples the devices that share a model split among them.
+
+    For `dflax.client_mesh(model=p)`, where layers are split by what they put out and exchange
+    activations. Split by examples they exchange weights, which convolutions have few of: what a CNN's
+    layers send falls to a half on TPUs and to 0.3 on GPUs (docs/pods.md). Where weights are larger than
+    a minibatch's activations, as a transformer's, more is sent, not less. Gradients are the same up to
+    the order of sums.
+
+    Args:
+      loss: any loss.
+
+    Returns:
+      The loss; as it was on other meshes, and for minibatches that p does not divide.
+
+    Raises:
+      TypeError: `loss` cannot be called.
+    """
+    validation.function("loss", loss, "Make one for example with dflax.losses.classification.")
+
+    def split(leaf: Array) -> Array:
+        if model_devices() == 1 or len(leaf) % model_devices():
+            return leaf
+        others = (PartitionSpec.UNCONSTRAINED,) * (leaf.ndim - 1)
+        return jax.lax.with_sharding_constraint(leaf, PartitionSpec(MODEL, *others))
+
+    def of_split(
+        params: Params, batch: Batch, key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        return loss(params, jax.tree.map(split, batch), key)
+
+    return of_split
+
+
 def from_examples(model: Model, per_example: PerExample) -> Loss:
     """A loss from what is measured on each example; what every loss here is made with.
 
@@ -353,6 +388,7 @@ __all__ = [
     "classification",
     "from_examples",
     "language_modelling",
+    "split_batch",
     "squared_error",
     "with_l2",
 ]

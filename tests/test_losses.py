@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
+from tasks import assert_trees_close
 
+import dflax as dx
 from dflax import losses
 from dflax.data.dataset import Batch
 
@@ -253,3 +256,29 @@ def test_what_is_measured_is_of_each_example(measured, message):
     loss = losses.from_examples(scores_of, lambda outputs, batch: measured)
     with pytest.raises(ValueError, match=message):
         loss(PARAMS, batch_of(), None)
+
+
+@pytest.mark.slow
+def test_minibatches_split_over_a_model_s_devices_change_nothing():
+    network = dx.models.CNN(classes=3, channels=(4,), hidden=8)
+    images = jax.random.normal(jax.random.key(1), (32, 4, 4, 1))
+    data = dx.data.Dataset(images, jnp.arange(32, dtype=jnp.int32) % 3, classes=3)
+    owned = dx.data.from_indices(np.arange(32).reshape(8, 4).tolist())
+    source = dx.Federation(data, owned, local_steps=2, batch_size=4)
+    loss = losses.classification(network.apply)
+    params = network.init(jax.random.key(0), images[:1])["params"]
+    ends = []
+    for told, mesh in ((loss, None), (losses.split_batch(loss), dx.client_mesh(model=2))):
+        algorithm = dx.server.fedavg(told, optax.sgd(0.3))
+        state = algorithm.init(jax.random.key(0), params)
+        end, _ = dx.run(algorithm, state, source, rounds=2, key=jax.random.key(2), mesh=mesh)
+        ends.append(end.server.params)
+    assert_trees_close(*ends, rtol=1e-3, atol=1e-5)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), ends[0], params)
+    assert min(jax.tree.leaves(moved)) > 1e-4
+    told = dx.profile.round(algorithm, state, source, mesh=mesh)
+    whole = dx.server.fedavg(loss, optax.sgd(0.3))
+    assert (
+        told.sent_within_models
+        != dx.profile.round(whole, state, source, mesh=mesh).sent_within_models
+    )

@@ -12,6 +12,7 @@ from dflax import validation
 from dflax.aggregation.rows.distances import finite_rows
 from dflax.algorithm import Metrics, Params
 from dflax.clients import select, weighted_mean, weighted_sum
+from dflax.clients.reductions import require_real, shares
 from dflax.participation import Count
 
 Message = PyTree[Array]
@@ -118,8 +119,10 @@ def counted_mean(messages: Message, weights: Float[Array, " m"]) -> Message:
     validation.real("weights", weights, low=0.0)
     if np.ndim(weights) != 1:
         raise ValueError(f"weights must be one number per message, got shape {np.shape(weights)}.")
-    present = jnp.asarray(weights) > 0
-    return _counted(weighted_mean, messages, jnp.asarray(weights), present)
+    require_real(messages)
+    given, leaves = jnp.asarray(weights), jax.tree.leaves(messages)
+    wide = jnp.result_type(jnp.float32, *leaves)
+    return weighted_sum(messages, shares(given, len(given), wide), given > 0)
 
 
 def counted_sum(
@@ -135,29 +138,7 @@ def counted_sum(
       present: `[m]`; None: those whose coefficient is not 0.
     """
     there = coefficients != 0 if present is None else present
-    return _counted(weighted_sum, messages, coefficients, there)
-
-
-def _counted(
-    combine: Callable[[Message, Array], Message],
-    messages: Message,
-    factors: Array,
-    present: Bool[Array, " m"],
-) -> Message:
-    """A sum with factors, 0 for those who do not count, whatever these hold.
-
-    0 times a NaN or an infinity is NaN, so a finite sum is the right one. Any other is taken again with
-    zeros for those who do not count.
-    """
-    found = combine(messages, factors)
-
-    def again(messages: Message, found: Message) -> Message:
-        nothing = jax.tree.map(jnp.zeros_like, messages)
-        return combine(select(present, messages, nothing), factors)
-
-    leaves = jax.tree.leaves(found)
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
-    return jax.lax.cond(finite, lambda messages, found: found, again, messages, found)
+    return weighted_sum(messages, coefficients, there)
 
 
 def without_the_rest(
@@ -165,18 +146,15 @@ def without_the_rest(
     messages: Message,
     factors: Array,
     present: Bool[Array, " m"],
-    clean: Bool[Array, ""] | None = None,
 ) -> Any:
     """`function(messages, factors)`, where factors are 0 for those who do not count.
 
     0 times NaN is NaN: where any message is not finite, those who do not count are replaced by zeros
     first. Only then is a copy of all messages made, which costs more than all that rules do with them.
-    `clean` says whether all are finite, where that is known.
     """
 
     def cleaned(messages: Message, factors: Array) -> Any:
         nothing = jax.tree.map(jnp.zeros_like, messages)
         return function(select(present, messages, nothing), factors)
 
-    clean = jnp.all(finite_rows(messages)) if clean is None else clean
-    return jax.lax.cond(clean, function, cleaned, messages, factors)
+    return jax.lax.cond(jnp.all(finite_rows(messages)), function, cleaned, messages, factors)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Combining, Message, without_the_rest
+from dflax.aggregation.aggregator import Aggregator, Combining, Message
 from dflax.aggregation.combination import count_dropped
 from dflax.aggregation.rows.row_norms import row_norms, who_counts
 from dflax.algorithm import Metrics
@@ -54,21 +54,19 @@ def centred_clipping(radius: float | Float[Array, ""], steps: int = 1) -> Aggreg
         given = jnp.where(present, weights, 0).astype(jnp.promote_types(weights.dtype, jnp.float32))
         total = given.sum()
 
-        def pulled(messages: Message, given: Array) -> tuple[Message, Array]:
-            def step(number: Array, carry: tuple[Message, Array]) -> tuple[Message, Array]:
-                centre, _ = carry
-                norms = row_norms(messages, centre, present)
-                longer = present & (norms > radius)
-                shares = given * jnp.where(longer, radius / jnp.where(longer, norms, 1), 1)
-                # sum_i s_i (x_i - v), without the x_i - v.
-                to, left = weighted_sum(messages, shares), 1 - shares.sum()
-                moved = jax.tree.map(lambda v, x: x + left.astype(v.dtype) * v, centre, to)
-                return moved, jnp.sum(longer).astype(jnp.float32)
-
-            return jax.lax.fori_loop(0, steps, step, (state, jnp.float32(0)))
-
         shares = given / jnp.where(total > 0, total, 1)
-        after, clipped = without_the_rest(pulled, wide, shares, present)
+
+        def pulled(number: Array, carry: tuple[Message, Array]) -> tuple[Message, Array]:
+            centre, _ = carry
+            norms = row_norms(wide, centre, present)
+            longer = present & (norms > radius)
+            cut = shares * jnp.where(longer, radius / jnp.where(longer, norms, 1), 1)
+            # sum_i s_i (x_i - v), without the x_i - v.
+            to, left = weighted_sum(wide, cut, present), 1 - cut.sum()
+            moved = jax.tree.map(lambda v, x: x + left.astype(v.dtype) * v, centre, to)
+            return moved, jnp.sum(longer).astype(jnp.float32)
+
+        after, clipped = jax.lax.fori_loop(0, steps, pulled, (state, jnp.float32(0)))
         anybody = jnp.any(present)
         out = jax.tree.map(lambda v, x: jnp.where(anybody, v, 0).astype(x.dtype), after, messages)
         return out, after, count_dropped({"messages_clipped": clipped}, dropped)

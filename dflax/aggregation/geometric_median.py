@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dflax import validation
-from dflax.aggregation.aggregator import Aggregator, Combining, Message, without_the_rest
+from dflax.aggregation.aggregator import Aggregator, Combining, Message, counted_mean
 from dflax.aggregation.rows.distances import robust_products
 from dflax.algorithm import Metrics
-from dflax.clients import weighted_mean
 
 STARTS = ("zero", "mean")
 
@@ -89,7 +88,7 @@ def geometric_median(
         first = jnp.arange(count + 1) == count if from_zero else share(weighs)
         mix = jax.lax.fori_loop(0, steps, step, first.astype(products.dtype))[:count]
         dropped = ~whole[:count] & (weights > 0)
-        combined = without_the_rest(weighted_mean, messages, mix, mix > 0, jnp.all(whole))
+        combined = counted_mean(messages, mix)
         metrics = {"messages_dropped": jnp.sum(dropped).astype(jnp.float32)}
         return combined, state, metrics
 

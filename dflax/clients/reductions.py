@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from dflax import validation
 from dflax.clients.devices import CLIENTS, client_devices, known_to_all, model_devices, platform
-from dflax.clients.rows import against
+from dflax.clients.rows import against, select
 from dflax.programs.exchanges import mean_over, sends, size
 
 
@@ -44,31 +44,49 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
         weights = known_to_all(jnp.asarray(weights))
     count = validation.leading_axis("tree", tree, None if weights is None else weights.shape[0])
 
-    def shares(dtype: Any) -> Float[Array, " m"]:
-        if weights is None:
-            return jnp.full((count,), 1.0 / count, dtype)
-        wide = weights.astype(jnp.promote_types(weights.dtype, dtype))
-        total = wide.sum()
-        return jnp.where(total > 0, wide / jnp.where(total > 0, total, 1), 0).astype(dtype)
+    def mean(leaf: Array) -> Array:
+        # Shares of a third rounded to float32 would spoil a mean of float64.
+        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        return _sum_of_rows(shares(weights, count, dtype), leaf).astype(leaf.dtype)
 
-    def mean(path: Any, leaf: Array) -> Array:
+    require_real(tree)
+    return jax.tree.map(mean, tree)
+
+
+def require_real(tree: PyTree[Array]) -> None:
+    """Refuse a leaf of other than real numbers, of which there is no mean."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 f"tree{jax.tree_util.keystr(path)} must hold real numbers, got {leaf.dtype}. "
                 "Keep counters out of what is averaged."
             )
-        # Shares of a third rounded to float32 would spoil a mean of float64.
-        return _sum_of_rows(shares(jnp.promote_types(leaf.dtype, jnp.float32)), leaf)
-
-    return jax.tree_util.tree_map_with_path(mean, tree)
 
 
-def weighted_sum(tree: PyTree[Array], coefficients: Float[Array, " m"]) -> PyTree[Array]:
+def shares(
+    weights: Float[Array, " m"] | None, count: int, dtype: Any = jnp.float32
+) -> Float[Array, " m"]:
+    """`w_i / sum_i w_i`, or 1 / m of no weights; 0 when all are 0. Added up in the wider dtype."""
+    if weights is None:
+        return jnp.full((count,), 1.0 / count, dtype)
+    wide = weights.astype(jnp.promote_types(weights.dtype, dtype))
+    total = wide.sum()
+    return jnp.where(total > 0, wide / jnp.where(total > 0, total, 1), 0).astype(dtype)
+
+
+def weighted_sum(
+    tree: PyTree[Array],
+    coefficients: Float[Array, " m"],
+    present: Bool[Array, " m"] | None = None,
+) -> PyTree[Array]:
     """Sum over the client axis, `sum_i c_i x_i` with c of any sign, as one product per leaf.
 
     Args:
       tree: floating-point leaves `[m, ...]`.
       coefficients: `[m]`.
+      present: `[m]`, who counts: the others, of coefficient 0, may hold anything, NaNs too. Only where
+        one of them holds a NaN or an infinity its device reads and copies its rows a second time;
+        nothing more is sent. None: all count.
 
     Returns:
       Leaves `[...]` in their own dtype, from sums in float32 or wider.
@@ -77,15 +95,57 @@ def weighted_sum(tree: PyTree[Array], coefficients: Float[Array, " m"]) -> PyTre
       ValueError: leaves whose leading axes differ from that of the coefficients.
     """
     coefficients = known_to_all(jnp.asarray(coefficients))
-    validation.leading_axis("tree", tree, coefficients.shape[0])
+    count = validation.leading_axis("tree", tree, coefficients.shape[0])
 
-    def total(leaf: Array) -> Array:
-        return _sum_of_rows(coefficients.astype(jnp.promote_types(leaf.dtype, jnp.float32)), leaf)
+    def total(tree: PyTree[Array], coefficients: Array) -> PyTree[Array]:
+        def of(leaf: Array) -> Array:
+            factors = coefficients.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+            return _sum_of_rows(factors, leaf)
 
-    return jax.tree.map(total, tree)
+        return jax.tree.map(of, tree)
+
+    if present is None:
+        sums = total(tree, coefficients)
+    elif client_devices(count) == 1:
+        sums = _of_the_present(total, tree, coefficients, present)
+    else:
+
+        def own(*given: Any) -> PyTree[Array]:
+            return jax.lax.psum(_of_the_present(total, *given), CLIENTS)
+
+        sums = jax.shard_map(
+            own,
+            in_specs=PartitionSpec(CLIENTS),
+            out_specs=PartitionSpec(),
+            axis_names={CLIENTS},
+            check_vma=False,
+        )(tree, coefficients, known_to_all(present))
+    return jax.tree.map(lambda sums, leaf: sums.astype(leaf.dtype), sums, tree)
+
+
+def _of_the_present(
+    total: Callable[[PyTree[Array], Array], PyTree[Array]],
+    tree: PyTree[Array],
+    coefficients: Float[Array, " m"],
+    present: Bool[Array, " m"],
+) -> PyTree[Array]:
+    """A sum with coefficients, 0 for those who do not count, whatever these hold.
+
+    0 times a NaN or an infinity is NaN, so a finite sum is the right one. Any other is taken again with
+    zeros for those who do not count.
+    """
+    found = total(tree, coefficients)
+
+    def again(tree: PyTree[Array], found: PyTree[Array]) -> PyTree[Array]:
+        nothing = jax.tree.map(jnp.zeros_like, tree)
+        return total(select(present, tree, nothing), coefficients)
+
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)]).all()
+    return jax.lax.cond(finite, lambda tree, found: found, again, tree, found)
 
 
 def _sum_of_rows(factors: Float[Array, " m"], leaf: Float[Array, "m ..."]) -> Float[Array, "..."]:
+    """In the dtype of the factors."""
     # A TPU would copy a leaf to other tiles to make rows of it, and devices that share models would
     # bring them together.
     kept = platform() == "tpu" or model_devices() > 1
@@ -95,7 +155,7 @@ def _sum_of_rows(factors: Float[Array, " m"], leaf: Float[Array, "m ..."]) -> Fl
     devices = client_devices() if len(leaf) > 1 else 1
     with sends(lambda: mean_over(devices, size(values) / len(leaf))):
         product = jnp.tensordot(factors, values, axes=1, precision=exact)
-    return product.reshape(leaf.shape[1:]).astype(leaf.dtype)
+    return product.reshape(leaf.shape[1:])
 
 
 def sum_clients(

@@ -90,6 +90,9 @@ class TransformerLM(nn.Module):
       tied: whether the logits are products with the embeddings, rather than a layer of their own.
       mixture: a `MoE` that stands, with weights of its own, for the dense layers of every block, as
         `Block_0/experts`; None for dense layers.
+      scan_blocks: whether one loop takes all blocks, whose parameters then lie stacked, `[depth, ...]`
+        under "blocks" in the place of `Block_0`, `Block_1`, ...: a block is compiled once, not `depth`
+        times. The logits are the same. It takes no `mixture`, whose experts are the leading axis.
       dtype: dtype of the computation; None means that of the parameters, float32.
 
     References:
@@ -105,6 +108,7 @@ class TransformerLM(nn.Module):
     dropout: float = 0.0
     tied: bool = True
     mixture: MoE | None = None
+    scan_blocks: bool = False
     dtype: Any = None
 
     def __post_init__(self) -> None:
@@ -112,6 +116,12 @@ class TransformerLM(nn.Module):
         validation.integer("length", self.length, low=1)
         validation.flag("tied", self.tied)
         _validate_mixture(self.mixture)
+        validation.flag("scan_blocks", self.scan_blocks)
+        if self.scan_blocks and self.mixture is not None:
+            raise ValueError(
+                "scan_blocks must be False with a mixture, whose experts are the leading axis of its "
+                "parameters, got True. Leave one of them out."
+            )
         validation.dtype("dtype", self.dtype)
         check_blocks(self.width, self.depth, self.heads, self.dropout)
         super().__post_init__()
@@ -137,14 +147,12 @@ class TransformerLM(nn.Module):
         x = embedding(tokens)
         x = x + positions[: tokens.shape[1]].astype(x.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        for _ in range(self.depth):
-            x = Block(
-                self.heads,
-                causal=True,
-                dropout=self.dropout,
-                mixture=self.mixture,
-                dtype=self.dtype,
-            )(x, train)
+        options = {"causal": True, "dropout": self.dropout, "dtype": self.dtype}
+        if self.scan_blocks:
+            x = in_a_loop(Block(self.heads, **options, name="blocks"), self.depth, x, train)
+        else:
+            for _ in range(self.depth):
+                x = Block(self.heads, mixture=self.mixture, **options)(x, train)
         x = nn.LayerNorm(dtype=self.dtype)(x)
         if self.tied:
             return embedding.attend(x)
@@ -196,6 +204,19 @@ class Block(nn.Module):
             hidden = nn.Dense(4 * width, dtype=self.dtype)(hidden)
             hidden = nn.Dense(width, dtype=self.dtype)(nn.gelu(hidden))
         return x + nn.Dropout(self.dropout, deterministic=not train)(hidden)
+
+
+def in_a_loop(
+    block: Block, depth: int, x: Float[Array, "B L D"], train: bool
+) -> Float[Array, "B L D"]:
+    """`depth` blocks like this one after another, their parameters stacked along a leading axis."""
+    loop = nn.scan(
+        lambda block, x, _: (block(x, train), None),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=depth,
+    )
+    return loop(block, x, None)[0]
 
 
 def attention(

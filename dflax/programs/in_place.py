@@ -88,6 +88,7 @@ def blocks_in_place(function: Callable[[Array], Array], x: Array, axis: int, wid
     """`function(x)` for one that takes each index of an axis for itself, a block of them at a time.
 
     The result takes the place of x, if nothing else reads x later, and temporaries are those of a block.
+    An axis longer than numbers of 32 bits reach is taken whole.
 
     Args:
       function: from any block of x to one of its shape and dtype.
@@ -95,6 +96,8 @@ def blocks_in_place(function: Callable[[Array], Array], x: Array, axis: int, wid
       axis: of x.
       width: of a block, >= 1; what is left at the end is a block of its own.
     """
+    if x.shape[axis] > jnp.iinfo(jnp.int32).max:
+        return function(x)
     count = x.shape[axis] // width
 
     def at(x: Array, start: Any, width: int) -> Array:

@@ -20,6 +20,7 @@ from dflax.robots.swarm import (
     Byzantine,
     Sensed,
     all_links,
+    mean_of_cooperative,
     measured,
     present,
     require_parts,
@@ -166,7 +167,7 @@ def dbp(
         memory, estimate = _estimates(ledger, application, now, tick, window)
         bodies = now.bodies._replace(memory=memory, estimate=estimate.value, valid=estimate.valid)
         metrics = measured(application, liars, bodies, tick) | _protocol(ledger, liars)
-        metrics["claims"] = new[np.flatnonzero(~liars.members)].sum()
+        metrics["claims"] = jnp.where(liars.members, 0, new).sum()
         return FederatedState(tick + 1, (), Swarm(bodies, ledger)), metrics
 
     return Algorithm(init, step)
@@ -310,18 +311,17 @@ def _estimates(
 def _protocol(ledger: Ledger, liars: Byzantine) -> Metrics:
     """Sizes of the cooperative robots' blocklists, and counts of accusations."""
     lying, honest = jnp.asarray(liars.members), jnp.asarray(~liars.members)
-    # Of every robot, where its row lies; means are of the cooperative ones.
-    mine = np.flatnonzero(~liars.members)
     blocked = ledger.mate >= 0
     made = ledger.places != NEVER
-    justly, unjustly = (blocked & lying).sum(1)[mine], (blocked & honest).sum(1)[mine]
-    same = jnp.all(blocked == blocked[mine[0]], axis=1)[mine]
+    justly, unjustly = (blocked & lying).sum(1), (blocked & honest).sum(1)
+    first = int(np.argmin(liars.members))
+    same = jnp.all(blocked == blocked[first], axis=1)
     return {
-        "blocked_byzantine": justly.mean(),
-        "blocked_cooperative": unjustly.mean(),
-        "blocklist_least": blocked.sum(1)[mine].min(),
-        "complete": (justly == lying.sum()).mean(),
-        "agree": jnp.all(same),
+        "blocked_byzantine": mean_of_cooperative(justly, liars),
+        "blocked_cooperative": mean_of_cooperative(unjustly, liars),
+        "blocklist_least": jnp.where(honest, blocked.sum(1), len(blocked)).min(),
+        "complete": mean_of_cooperative(justly == lying.sum(), liars),
+        "agree": jnp.all(same | lying),
         "accusations": made.sum(),
         "unjust": (made & honest & honest[:, None]).sum(),
     }

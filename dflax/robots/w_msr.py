@@ -15,6 +15,7 @@ from dflax.robots.motion import Motion
 from dflax.robots.swarm import (
     Bodies,
     Byzantine,
+    mean_of_cooperative,
     measured,
     require_parts,
     sensed,
@@ -139,7 +140,7 @@ def w_msr(
         )
         bodies = now.bodies._replace(memory=memory, estimate=estimate, valid=valid)
         metrics = measured(application, liars, bodies, tick)
-        metrics["stalled"] = stalled[~liars.members].mean()
+        metrics["stalled"] = mean_of_cooperative(stalled, liars)
         after = Averaging(bodies, now.statements.value, now.statements.made)
         return FederatedState(tick + 1, (), after), metrics
 

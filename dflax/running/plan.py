@@ -31,6 +31,9 @@ from dflax.running.shapes import laid_out
 __all__ = ["load", "save"]
 
 Rounds = Callable[[State, Source, Key[Array, ""]], tuple[State, Metrics]]
+# Layouts that a program asks for are no part of what `jax.export` keeps readable. Every compiler that
+# runs plans knows them, and one that did not would refuse the program.
+UNPROMISED = (export.DisabledSafetyCheck.custom_call("LayoutConstraint"),)
 # The first line of a file, then a line of JSON, then what jax.export makes.
 FORMAT = b"dflax plan 2\n"
 
@@ -87,7 +90,9 @@ def save(
     platform = mesh.devices.flat[0].platform
     with jax.set_mesh(mesh):
         exporter = export.export(
-            jax.jit(program), platforms=["cuda" if platform == "gpu" else platform]
+            jax.jit(program),
+            platforms=["cuda" if platform == "gpu" else platform],
+            disabled_checks=UNPROMISED,
         )
         exported = blamed("algorithm.step", exporter, *leaves)
     header = {

@@ -138,6 +138,31 @@ def test_who_does_not_count_may_hold_anything():
     assert np.isnan(found).tolist() == [False, True, False, True, False]
 
 
+def test_a_sum_of_those_who_count_is_one_exchange():
+    """A second one, without those who hold NaNs, is each device's own."""
+    mesh, devices = dx.client_mesh(), jax.device_count()
+    rng = np.random.default_rng(1)
+    rows = {"a": rng.normal(size=(2 * devices, 40)), "b": rng.normal(size=(2 * devices, 3, 5))}
+    rows = jax.tree.map(lambda leaf: leaf.astype(np.float32), rows)
+    coefficients = rng.normal(size=2 * devices).astype(np.float32)
+    coefficients[3] = 0
+    wanted = jax.tree.map(lambda leaf: np.tensordot(coefficients, leaf, 1), rows)
+    weights = np.abs(coefficients)
+    means = jax.tree.map(lambda leaf: np.average(leaf, axis=0, weights=weights), rows)
+    layout = jax.NamedSharding(mesh, jax.P("clients"))
+    with jax.set_mesh(mesh):
+        total = jax.jit(counted_sum).lower(jax.device_put(rows, layout), coefficients).compile()
+        mean = jax.jit(aggregation.counted_mean)
+        for junk in (1.0, np.nan):
+            rows["b"][3, 1] = junk
+            placed = jax.device_put(rows, layout)
+            assert_trees_close(total(placed, coefficients), wanted, rtol=1e-4, atol=1e-5)
+            assert_trees_close(mean(placed, weights), means, rtol=1e-4, atol=1e-5)
+    exchanged = [c for c in dx.profile.collectives(total) if c.bytes > 8]
+    assert sum(c.bytes for c in exchanged) == (4 * 55 if devices > 1 else 0)
+    assert {c.kind for c in exchanged} <= {"all-reduce"}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -86,6 +86,7 @@ CALLS = {
     "losses.classification": {"model": score},
     "losses.from_examples": {"model": score, "per_example": lambda outputs, labels: outputs},
     "losses.language_modelling": {"model": score},
+    "losses.split_batch": {"loss": LOSS},
     "losses.squared_error": {"model": score},
     "losses.with_l2": {"loss": LOSS, "strength": 0.1},
     "map_clients": {"function": lambda row: row, "stacked": STACKED},

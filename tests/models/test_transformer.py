@@ -1,11 +1,16 @@
 """Transformers: attention against NumPy, causality, tied heads, dropout, errors."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from tasks import assert_trees_close
 
-from dflax.models import TransformerClassifier, TransformerLM, attention
+import dflax as dx
+from dflax.models import MoE, TransformerClassifier, TransformerLM, attention
 
 KEY = jax.random.key(0)
 
@@ -37,6 +42,87 @@ def test_later_tokens_never_change_earlier_logits(tied):
         assert np.abs(changed[:, t] - logits[:, t]).min() > 0
     # Shorter sequences are prefixes.
     np.testing.assert_allclose(apply(variables, tokens[:, :5]), logits[:, :5], atol=1e-5)
+
+
+def unrolled_and_stacked(depth=3, **options):
+    """The same language model without a loop over its blocks, and with one."""
+    sizes = {"length": 6, "width": 8, "depth": depth, "heads": 2, **options}
+    apart, looped = TransformerLM(11, **sizes), TransformerLM(11, scan_blocks=True, **sizes)
+    tokens = jax.random.randint(KEY, (2, 6), 0, 11)
+    params = jax.jit(apart.init)(KEY, tokens)["params"]
+    blocks = [params[f"Block_{place}"] for place in range(depth)]
+    others = {name: leaf for name, leaf in params.items() if not name.startswith("Block_")}
+    stacked = others | {"blocks": jax.tree.map(lambda *rows: jnp.stack(rows), *blocks)}
+    return (apart, params), (looped, stacked), tokens
+
+
+def test_a_loop_over_blocks_changes_no_logit_and_no_gradient():
+    (apart, params), (looped, stacked), tokens = unrolled_and_stacked()
+    shapes = jax.eval_shape(looped.init, KEY, tokens)["params"]
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, stacked)
+    drawn = jax.jit(looped.init)(KEY, tokens)["params"]["blocks"]["Dense_0"]["kernel"]
+    assert np.abs(np.diff(drawn, axis=0)).max() > 0.1
+
+    def value_and_gradient(model):
+        def total(params):
+            logits = model.apply({"params": params}, tokens)
+            return jnp.sum(jnp.sin(logits)), logits
+
+        return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+    (_, logits), slope = value_and_gradient(apart)(params)
+    (_, found), slopes = value_and_gradient(looped)(stacked)
+    np.testing.assert_allclose(found, logits, atol=1e-5)
+    for place in range(3):
+        one = jax.tree.map(operator.itemgetter(place), slopes["blocks"])
+        assert_trees_close(one, slope[f"Block_{place}"], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(slopes["positions"], slope["positions"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_loop_over_blocks_drops_other_entries_in_each():
+    _, (_, stacked), tokens = unrolled_and_stacked()
+    model = TransformerLM(11, length=6, width=8, depth=3, heads=2, dropout=0.5, scan_blocks=True)
+    # Blocks that add nothing to 0 but what dropout leaves of a bias of 1, doubled.
+    alike = jax.tree.map(jnp.zeros_like, stacked)
+    alike["blocks"]["Dense_1"]["bias"] += 1.0
+    alike["LayerNorm_0"]["scale"] += 1.0
+    apply = jax.jit(
+        lambda key: model.apply(
+            {"params": alike}, tokens, train=True, rngs={"dropout": key}, capture_intermediates=True
+        )
+    )
+    _, state = apply(jax.random.key(1))
+    (into_head,) = state["intermediates"]["LayerNorm_0"]["__call__"]
+    # Of a position's entries one mask for all blocks would leave two values, 0 and 6.
+    assert max(len(np.unique(np.round(row, 3))) for row in into_head.reshape(-1, 8)) > 2
+
+
+@pytest.mark.slow
+def test_stacked_blocks_are_shared_by_two_devices():
+    _, (model, stacked), _ = unrolled_and_stacked(depth=2)
+    data = dx.data.Dataset(jax.random.randint(KEY, (16, 6), 0, 11), jnp.zeros((16, 6), jnp.int32))
+    source = dx.Federation(
+        data, dx.data.from_indices(np.arange(16).reshape(8, 2)), local_steps=2, batch_size=2
+    )
+    loss = dx.losses.language_modelling(model.apply)
+    algorithm = dx.server.fedavg(loss, optax.sgd(0.5))
+    ends = []
+    for mesh in (None, dx.client_mesh(model=2)):
+        state = algorithm.init(KEY, stacked)
+        if mesh is not None:
+            kernel = dx.mesh.state_sharding(state, mesh).server.params["blocks"]["Dense_0"][
+                "kernel"
+            ]
+            assert kernel.spec == jax.P(None, None, "model")
+        ends.append(dx.run(algorithm, state, source, rounds=2, key=KEY, mesh=mesh)[0].server.params)
+    assert_trees_close(*ends, rtol=1e-3, atol=1e-5)
+    assert (
+        np.abs(
+            ends[0]["blocks"]["Dense_0"]["kernel"] - stacked["blocks"]["Dense_0"]["kernel"]
+        ).max()
+        > 1e-4
+    )
 
 
 def test_the_classifier_of_tokens_knows_their_order():
@@ -109,6 +195,10 @@ def test_a_client_axis_changes_nothing():
         (lambda: TransformerLM(0), "vocabulary must be an integer >= 1, got 0"),
         (lambda: TransformerLM(5, heads=5), "heads must divide width = 64, got 5"),
         (lambda: TransformerLM(5, depth=0), "depth must be an integer >= 1, got 0"),
+        (
+            lambda: TransformerLM(5, mixture=MoE(2), scan_blocks=True),
+            "scan_blocks must be False with a mixture",
+        ),
         (lambda: TransformerLM(5, dropout=1.0), r"dropout must be .* got 1\.0"),
         (
             lambda: TransformerLM(5, length=4).init(KEY, jnp.zeros((1, 5), jnp.int32)),

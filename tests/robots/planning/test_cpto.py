@@ -409,4 +409,5 @@ def test_so_it_does_on_machines_that_are_not_here(where):
     algorithm, state = of_eight_hypotheses()
     cost = dx.profile.round(algorithm, state, dx.Population(8), mesh=dx.mesh.planned(where))
     assert cost.sent_bytes <= 1.06 * cost.least_sent_bytes + 8192
-    assert {c.kind for c in cost.collectives} <= {"all-reduce"}
+    # Who reported, a byte each, is gathered.
+    assert {c.kind for c in cost.collectives if c.bytes > 8} == {"all-reduce"}
