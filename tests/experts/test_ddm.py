@@ -160,6 +160,33 @@ def test_a_router_without_doubts_makes_all_rules_the_oracle():
         np.testing.assert_allclose(one, values()[0][labels, np.arange(B)], rtol=2e-4, atol=1e-5)
 
 
+def test_the_load_says_what_the_field_of_the_same_key_asks():
+    each, shares = values()
+
+    @jax.jit
+    def found(noised):
+        return {
+            name: X.expert_load(router, rule, K, noised, KEY)
+            for name, rule in (("top", X.top(2)), ("sampled", X.sampled()))
+        }
+
+    loads = found(NOISED)
+    entropy = -(shares * np.log(shares)).sum(1).mean()
+    keep = np.argsort(np.argsort(-shares, axis=1), axis=1) < 2
+    weights = np.where(keep, shares, 0)
+    weights /= weights.sum(1, keepdims=True)
+    np.testing.assert_allclose(loads["top"].entropy, entropy, rtol=1e-4)
+    np.testing.assert_allclose(loads["top"].share, weights.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(loads["top"].asked, keep.mean(0), rtol=1e-6)
+    # Of a draw, the experts that were drawn are those whose velocity comes out.
+    nearest = np.abs(np.asarray(told(X.sampled())) - each).sum(-1).argmin(0)
+    counts = np.bincount(nearest, minlength=K) / B
+    np.testing.assert_allclose(loads["sampled"].asked, counts, rtol=1e-6)
+    without = X.expert_load(None, X.oracle(np.arange(B) % 2), K, NOISED, KEY)
+    np.testing.assert_allclose(without.asked, [0.5, 0.5, 0, 0])
+    np.testing.assert_allclose(without.entropy, np.log(K), rtol=1e-6)
+
+
 def test_each_expert_may_be_guided():
     def conditioned(params, noised):
         return linear(params, noised) + noised.condition[:, None]
@@ -368,6 +395,36 @@ def test_the_student_learns_the_whole_ensemble():
     np.testing.assert_allclose(history.metrics["loss"][-1], spread, rtol=1e-4)
     for kept, given in zip(jax.tree.leaves(state.clients), jax.tree.leaves(constant), strict=True):
         np.testing.assert_array_equal(kept, given)
+
+
+def test_eight_devices_teach_what_one_does():
+    """A round's only exchange is the student's gradient, its loss and the weights' sum."""
+    teachers = jax.tree.map(lambda leaf: jnp.concatenate([leaf, -leaf]), PARAMS)
+    algorithm = X.distillation(linear, linear, PATH, optax.adam(0.1), 8, decay=0.5)
+    start = jax.tree.map(lambda leaf: leaf[0], PARAMS)
+    own = X.apart(DATA, np.arange(len(LABELS)) % 8, batch_size=16)
+    state = algorithm.init(KEY, start, teachers)
+    alone, seen = dx.run(algorithm, state, own, rounds=3, key=KEY, progress=False)
+    mesh = dx.client_mesh()
+    dealt, found = dx.run(algorithm, state, own, rounds=3, key=KEY, mesh=mesh, progress=False)
+    for ours, theirs in zip(jax.tree.leaves(alone), jax.tree.leaves(dealt), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(seen.metrics["loss"], found.metrics["loss"], rtol=1e-5)
+    layout = dx.mesh.state_sharding(state, mesh)
+    place = jax.NamedSharding(mesh, jax.P())
+    with jax.set_mesh(mesh):
+        program = (
+            jax.jit(
+                lambda s, source, key, t: algorithm.step(s, source.draw(key, t)),
+                in_shardings=(layout, place, place, place),
+            )
+            .lower(*jax.eval_shape(lambda *a: a, state, own, KEY, jnp.int32(0)))
+            .compile()
+        )
+    assert len(program.input_shardings[0][0].clients["w"].device_set) == 8
+    exchanged = dx.profile.collectives(program)
+    assert {c.kind for c in exchanged} == {"all-reduce"}
+    assert sum(c.bytes for c in exchanged) <= 4 * (D * D + D + 1 + 8 + 1)
 
 
 @pytest.mark.slow

@@ -99,6 +99,42 @@ def alone(source, node, first, rounds=1):
     return shared, own, moments
 
 
+def test_the_servers_optimiser_follows_the_changes_and_spares_the_absent():
+    """Nesterov's rule on what a plain round changes; SGD(1) is that round."""
+    table = np.array([[True] * N, [True, True, False, True]])
+    source = federation(participation=dx.participation.present(table))
+    outer = optax.sgd(0.7, 0.9, nesterov=True)
+    algorithm = spes(server_optimizer=outer)
+    first, _ = rolled(algorithm, source)
+    second, _ = rolled(algorithm, source, state=first)
+    plain, one = spes(), spes(server_optimizer=optax.sgd(1.0))
+    for wanted, found in zip(
+        jax.tree.leaves(rolled(plain, source)[0].server.params),
+        jax.tree.leaves(rolled(one, source)[0].server.params),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    begin = plain.init(KEY, PARAMS)
+    change = jax.tree.map(jnp.subtract, rolled(plain, source, state=begin)[0].server.params, PARAMS)
+    after = jax.tree.map(lambda x, d: x + 0.7 * 1.9 * d, PARAMS, change)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), first.server.params, after
+    )
+    there = begin._replace(round=jnp.int32(1), server=begin.server._replace(params=after))
+    again = rolled(plain, source, state=there)[0].server.params
+    again = jax.tree.map(jnp.subtract, again, after)
+    wanted = jax.tree.map(lambda x, d, e: x + 0.7 * (e + 0.9 * (e + 0.9 * d)), after, change, again)
+    absent = slice(2 * Q, 3 * Q)
+    wanted["experts"] = jax.tree.map(
+        lambda leaf, kept: leaf.at[absent].set(kept[absent]), wanted["experts"], after["experts"]
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        second.server.params,
+        wanted,
+    )
+
+
 @pytest.fixture(scope="module")
 def silent():
     """A round in which node 2 does not report, with slices dealt out in another order."""
