@@ -288,38 +288,39 @@ def test_one_expert_is_the_monolith():
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def eight():
-    """Eight experts, for as many devices."""
-    labels = np.arange(len(LABELS)) % 8
-    algorithm = X.ddm(LOSS, optax.adam(1e-3), 8, decay=0.9)
-    return algorithm, algorithm.init(KEY, START), X.apart(DATA, labels, batch_size=16)
-
-
-def test_devices_exchange_nothing_in_training():
-    algorithm, state, own = eight()
-    mesh = dx.client_mesh()
-    layout = dx.mesh.state_sharding(state, mesh)
-    place = jax.NamedSharding(mesh, jax.P())
-    with jax.set_mesh(mesh):
+def dealt(algorithm, state, own):
+    """The compiled step of eight experts on as many devices."""
+    layout = dx.mesh.state_sharding(state, dx.client_mesh())
+    place = jax.NamedSharding(dx.client_mesh(), jax.P())
+    with jax.set_mesh(dx.client_mesh()):
         step = jax.jit(
             lambda s, source, key, t: algorithm.step(s, source.draw(key, t)),
             in_shardings=(layout, place, place, place),
+            out_shardings=(layout, None),
         )
         given = jax.eval_shape(lambda *a: a, state, own, KEY, jnp.int32(0))
-        program = step.lower(*given).compile()
-    assert len(program.input_shardings[0][0].clients.params["Dense_0"]["kernel"].device_set) == 8
-    assert dx.profile.collectives(program) == []
+        return step.lower(*given).compile()
 
 
-def test_eight_devices_train_what_one_does():
-    algorithm, state, own = eight()
-    alone, _ = dx.run(algorithm, state, own, rounds=3, key=KEY, progress=False)
-    algorithm, state, own = eight()
-    dealt, _ = dx.run(
-        algorithm, state, own, rounds=3, key=KEY, mesh=dx.client_mesh(), progress=False
-    )
-    for ours, theirs in zip(jax.tree.leaves(alone), jax.tree.leaves(dealt), strict=True):
+def assert_the_same_rounds(algorithm, state, own, program, name):
+    """Three rounds on eight devices, step by step, and of `dx.run` on one."""
+    alone, history = dx.run(algorithm, state, own, rounds=3, key=KEY, progress=False)
+    assert len(jax.tree.leaves(program.input_shardings[0][0].clients)[0].device_set) == 8
+    for t in range(3):
+        given = jax.device_put((state, own, KEY, jnp.int32(t)), program.input_shardings[0])
+        state, metrics = program(*given)
+        np.testing.assert_allclose(metrics[name], history.metrics[name][t], rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(alone), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_eight_devices_train_what_one_does_and_exchange_nothing():
+    labels = np.arange(len(LABELS)) % 8
+    algorithm = X.ddm(LOSS, optax.adam(1e-3), 8, decay=0.9)
+    given = algorithm, algorithm.init(KEY, START), X.apart(DATA, labels, batch_size=16)
+    program = dealt(*given)
+    assert dx.profile.collectives(program) == []
+    assert_the_same_rounds(*given, program, "loss")
 
 
 def test_sampling_with_dealt_experts_sums_one_array_of_the_samples_size():
@@ -403,28 +404,12 @@ def test_eight_devices_teach_what_one_does():
     algorithm = X.distillation(linear, linear, PATH, optax.adam(0.1), 8, decay=0.5)
     start = jax.tree.map(lambda leaf: leaf[0], PARAMS)
     own = X.apart(DATA, np.arange(len(LABELS)) % 8, batch_size=16)
-    state = algorithm.init(KEY, start, teachers)
-    alone, seen = dx.run(algorithm, state, own, rounds=3, key=KEY, progress=False)
-    mesh = dx.client_mesh()
-    dealt, found = dx.run(algorithm, state, own, rounds=3, key=KEY, mesh=mesh, progress=False)
-    for ours, theirs in zip(jax.tree.leaves(alone), jax.tree.leaves(dealt), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(seen.metrics["loss"], found.metrics["loss"], rtol=1e-5)
-    layout = dx.mesh.state_sharding(state, mesh)
-    place = jax.NamedSharding(mesh, jax.P())
-    with jax.set_mesh(mesh):
-        program = (
-            jax.jit(
-                lambda s, source, key, t: algorithm.step(s, source.draw(key, t)),
-                in_shardings=(layout, place, place, place),
-            )
-            .lower(*jax.eval_shape(lambda *a: a, state, own, KEY, jnp.int32(0)))
-            .compile()
-        )
-    assert len(program.input_shardings[0][0].clients["w"].device_set) == 8
+    given = algorithm, algorithm.init(KEY, start, teachers), own
+    program = dealt(*given)
     exchanged = dx.profile.collectives(program)
     assert {c.kind for c in exchanged} == {"all-reduce"}
     assert sum(c.bytes for c in exchanged) <= 4 * (D * D + D + 1 + 8 + 1)
+    assert_the_same_rounds(*given, program, "loss")
 
 
 @pytest.mark.slow
