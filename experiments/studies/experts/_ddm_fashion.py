@@ -113,16 +113,17 @@ def on_fashion(config: Config, stage: Stage = in_memory) -> Summary:
                 apart[width, name] = counted["apart"]
             title = f"{name}, width {width}"
             report.row(f"width {width}", title, None, frechet=values, std=values.std(), **counted)
-    _claims(config, report, columns, apart)
+    claims(config, report, columns, apart)
     again = np.random.default_rng(config.seed).integers(len(task.features), size=config.samples)
     floor = distance(task, np.asarray(task.data.inputs[again]))
     report.row("data", "latents drawn again", None, frechet=floor)
     return report.summary({"ddm_fashion": figures.on_fashion(task, columns, shown)})
 
 
-def _claims(
+def claims(
     config: Config, report: Report, columns: dict[Any, np.ndarray], apart: dict[Any, np.ndarray]
 ) -> None:
+    """Where the ensemble is ahead of the monolith, and what top-1 does."""
     full, monolith = (
         np.array([columns[width, name] for width in config.widths]) for name in ("full", "monolith")
     )

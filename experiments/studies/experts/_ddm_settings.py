@@ -14,6 +14,7 @@ class Config:
       seed: the first.
       experts: K on the digits.
       width: of the networks' three hidden layers on the digits.
+      small: a width that is too small for the digits.
       steps: of experts, monolith and student; the sheet took 6,000.
       router_steps: of the router.
       samples: of each rule.
@@ -31,6 +32,7 @@ class Config:
     seed: int = 40
     experts: int = 4
     width: int = 256
+    small: int = 32
     steps: int = 2000
     router_steps: int = 2000
     samples: int = 2000

@@ -1,5 +1,17 @@
-"""Experts that never speak to each other generate what one model does; when they do it better."""
+"""Experts that never speak to each other generate what one model does; when they do it better.
 
+At the sheet's length (`--steps 6000 --router-steps 3000`, seeds 40 to 42, Frechet distances): the
+monolith 0.14, full 0.24 (within 0.11 of it on every seed), one draw a step 0.22, the oracle 0.10, the
+student 0.15, one expert alone 8.0. Two claims do not come out, as they do not at the default length:
+
+- top-1 is at 0.62, 0.29 to 0.59 above the monolith, where 0.25 was asked for. Near pure noise it sends
+  more than half of all samples to the largest cluster's expert, and they stay: at the end the experts'
+  weights are 0.15 from the clusters' sizes, those of the full ensemble 0.05.
+- clusters are not ahead of a random deal, 0.24 and 0.25. Networks 256 wide learn all digits; of
+  networks 32 wide clusters are ahead of random parts, and both of the monolith.
+"""
+
+import dataclasses
 import functools
 from typing import Any
 
@@ -180,6 +192,38 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
     return report.summary({"ddm": figures.on_digits(work.task, columns, results[0]["drawn"])})
 
 
+def on_small(config: Config, stage: Stage = in_memory) -> Summary:
+    """The same with networks that are too small for all digits, and just large enough for a cluster."""
+    small = dataclasses.replace(config, width=config.small, rules=("full", "top-1"), routers=False)
+    work, report = OnDigits(small), Report()
+    results = [
+        stage(f"width {small.width}, seed {seed}", functools.partial(work.measured, place))
+        for place, seed in enumerate(seeds(small))
+    ]
+    found = {name: np.array([float(r["far"][name]) for r in results]) for name in results[0]["far"]}
+    for name, values in found.items():
+        row = f"{name}, width {small.width}"
+        report.row(f"digits, width {small.width}", row, None, frechet=values, std=values.std())
+    claims_on_small(small, report, found)
+    return report.summary({})
+
+
+def claims_on_small(config: Config, report: Report, found: dict[str, np.ndarray]) -> None:
+    """Where capacity is short, a cluster is easier than a random part, and experts than one model."""
+    full = found["k-means, full"]
+    for name, other in (
+        ("random experts", "random, full"),
+        ("the monolith of equal cost", "monolith"),
+    ):
+        report.claim(
+            f"of networks {config.width} wide, the full ensemble of k-means experts is closer than "
+            f"{name}, every seed",
+            np.all(full < found[other]),
+            full.tolist(),
+            found[other].tolist(),
+        )
+
+
 def _routers(
     work: OnDigits, labels: np.ndarray, params: Any, central: Any, key: jax.Array, seed: int
 ) -> dict[str, dict[str, Any]]:
@@ -291,6 +335,7 @@ STUDY = Study(
     (
         Part("identity", identity, needs=(DIGITS,)),
         Part("digits", on_digits, needs=(DIGITS,), wanted=lambda config: config.digits),
+        Part("small networks", on_small, needs=(DIGITS,), wanted=lambda config: config.digits),
         Part(
             "Fashion-MNIST",
             on_fashion,
@@ -300,7 +345,13 @@ STUDY = Study(
         ),
     ),
     quick=Config(
-        seeds=1, steps=60, router_steps=60, samples=200, rules=("full", "top-1"), routers=False
+        seeds=1,
+        small=16,
+        steps=60,
+        router_steps=60,
+        samples=200,
+        rules=("full", "top-1"),
+        routers=False,
     ),
 )
 
