@@ -66,12 +66,13 @@ def test_the_claims_follow_from_the_numbers(good):
         spes.CENTRAL: 1.0,
         spes.DILOCO: 1.03 if good else 1.02,
         spes.SPES: 1.05 if good else 1.06,
+        spes.NESTEROV: 1.04 if good else 1.07,
         spes.DENSE: 1.06 if good else 0.9,
     }
     found = {name: {"loss": np.array([[2.0, value]] * 2)} for name, value in last.items()}
     report = Report()
     spes.compare(report, "here", found)
-    assert [claim.holds for claim in report.claims] == [good] * 3
+    assert [claim.holds for claim in report.claims] == [good] * 4
 
 
 @pytest.mark.parametrize("good", [True, False])
