@@ -104,7 +104,8 @@ def on_sources(config: Config, stage: Stage = in_memory) -> Summary:
     ]
     found: dict[str, Any] = {}
     more = ((DENSE,), (RING,)) if config.others else ()
-    for names in ((CENTRAL,), (DILOCO,), FAMILY, *more):
+    # Each a stage of its own; those of the family are one program, which is compiled once.
+    for names in ((CENTRAL,), (DILOCO,), *((name,) for name in FAMILY), *more):
         found |= stage(
             ", ".join(names),
             lambda names=names: run(config, names, languages, seeds, config.rounds),
