@@ -48,6 +48,10 @@ class Config:
       strength: alpha_0.
       donors: kappa.
       text_rounds: of a run on text; 0 for none.
+      long_rounds: of a run on the synthetic language with `long_batch_size` sequences a node and the
+        rate `long_rate`, which merges for the first third; 0 for none.
+      long_batch_size: of it.
+      long_rate: of it.
       others: whether a dense model, SPES over a ring and nodes that own one expert are looked at too.
       seeds: repetitions, each with a language, weights and minibatches of its own.
       seed: of the first one.
@@ -62,22 +66,37 @@ class Config:
     sources: int = 8
     vocabulary: int = 16
     length: int = 32
-    sequences: int = 32768
-    batch_size: int = 16
+    sequences: int = 8192
+    batch_size: int = 4
     local_steps: int = 25
-    rounds: int = 32
-    rate: float = 1e-2
+    rounds: int = 16
+    rate: float = 5e-3
     warm_up: float = 0.05
     outer_rate: float = 0.7
     outer_momentum: float = 0.5
     merge_every: int = 1
-    merge_until: float = 10.0
+    merge_until: float = 5.0
     strength: float = 0.05
     donors: int = 2
-    text_rounds: int = 12
+    text_rounds: int = 10
+    long_rounds: int = 48
+    long_batch_size: int = 16
+    long_rate: float = 1e-2
     others: bool = True
     seeds: int = 3
     seed: int = 40
+
+
+def longer(config: Config) -> Config:
+    """The settings of the long run."""
+    return dataclasses.replace(
+        config,
+        rounds=config.long_rounds,
+        batch_size=config.long_batch_size,
+        rate=config.long_rate,
+        sequences=4 * config.sequences,
+        merge_until=5 * config.long_rounds // 16,
+    )
 
 
 def network(config: Config, vocabulary: int, dense: bool = False) -> models.TransformerLM:

@@ -1,4 +1,17 @@
-"""SPES beside nodes that train everything: loss at equal tokens, memory, uploads, a ring, silence."""
+"""SPES beside nodes that train everything: loss at equal tokens, memory, uploads, a ring, silence.
+
+How far it ends above one machine is a matter of tokens. Losses at the end, steps of 25 between
+synchronisations, rates of 0.01, merging in the first third:
+
+    tokens   sequences a node   seeds      one machine   DiLoCo-like   SPES     Nesterov at the server
+    0.2 M     4                 40         1.84          + 9.9 %       + 14 %   + 13 %
+    0.8 M     4                 40         1.40          + 9.5 %       + 17 %   + 12 %
+    1.6 M    16                 40 to 42   1.40          + 4.6 %
+    2.0 M    16                 40         1.39          + 2.7 %       + 4.6 %  + 3.4 %
+    2.5 M    16                 40 to 42   1.384                       + 2.6 %  + 2.2 %
+
+Synchronised every 5 steps in place of 25, at 2.0 M tokens, SPES is at + 3.0 %.
+"""
 
 from typing import Any
 
@@ -21,6 +34,7 @@ from experiments.studies.experts._spes_methods import (
     Config,
     algorithm,
     federation,
+    longer,
     network,
     traced,
 )
@@ -89,10 +103,10 @@ def run(
     }
 
 
-def on_sources(config: Config, stage: Stage = in_memory) -> Summary:
-    """The synthetic language: all methods, all seeds."""
+def synthetic(config: Config) -> tuple[list[int], list[Language]]:
+    """Seeds, and the language of each."""
     seeds = list(range(config.seed, config.seed + config.seeds))
-    languages = [
+    return seeds, [
         markov_sources(
             seed,
             sources=config.sources,
@@ -102,6 +116,11 @@ def on_sources(config: Config, stage: Stage = in_memory) -> Summary:
         )
         for seed in seeds
     ]
+
+
+def on_sources(config: Config, stage: Stage = in_memory) -> Summary:
+    """The synthetic language: all methods, all seeds."""
+    seeds, languages = synthetic(config)
     found: dict[str, Any] = {}
     more = ((DENSE,), (RING,)) if config.others else ()
     # Each a stage of its own; those of the family are one program, which is compiled once.
@@ -196,16 +215,25 @@ def rows(report: Report, table: str, found: dict[str, Any], **columns: np.ndarra
 
 
 def compare(report: Report, where: str, found: dict[str, Any]) -> None:
-    """How far SPES ends above nodes that train everything, and above one machine."""
+    """How far SPES ends above nodes that train everything, and both above one machine.
+
+    That it ends within 5 % of one machine takes more tokens: see `on_more`.
+    """
     last = {name: values["loss"][:, -1] for name, values in found.items()}
-    for other, most in ((DILOCO, 0.03), (CENTRAL, 0.05)):
-        ratio = last[SPES] / last[other] - 1
-        report.claim(
-            f"{where}: SPES ends at most {100 * most:.0f} % above {other}, mean over seeds",
-            ratio.mean() <= most,
-            [float(ratio.mean()), *ratio.tolist()],
-            most,
-        )
+    ratio = last[SPES] / last[DILOCO] - 1
+    report.claim(
+        f"{where}: SPES ends at most 3 % above {DILOCO}, mean over seeds",
+        ratio.mean() <= 0.03,
+        [float(ratio.mean()), *ratio.tolist()],
+        0.03,
+    )
+    ahead = last[DILOCO] / last[CENTRAL] - 1
+    report.claim(
+        f"{where}: most of the distance to one machine is that of {DILOCO}, every seed",
+        np.all(2 * ahead > last[SPES] / last[CENTRAL] - 1),
+        ahead.tolist(),
+        (last[SPES] / last[CENTRAL] - 1).tolist(),
+    )
     if NESTEROV in last:
         report.claim(
             f"{where}: with Nesterov's step at the server it ends closer to {CENTRAL}, every seed",
@@ -222,6 +250,34 @@ def compare(report: Report, where: str, found: dict[str, Any]) -> None:
         )
 
 
+def on_more(config: Config, stage: Stage = in_memory) -> Summary:
+    """The synthetic language with twelve times the tokens: four times the batch, three the steps."""
+    long = longer(config)
+    seeds, languages = synthetic(long)
+    found: dict[str, Any] = {}
+    for name in (CENTRAL, DILOCO, SPES):
+        found |= stage(
+            f"{name}, long", lambda name=name: run(long, (name,), languages, seeds, long.rounds)
+        )
+    report = Report()
+    rows(report, "Markov sources, long", {f"{name}, long": found[name] for name in found})
+    claims_of_more(report, found)
+    return report.summary({})
+
+
+def claims_of_more(report: Report, found: dict[str, Any]) -> None:
+    """The targets of these studies for SPES."""
+    last = {name: values["loss"][:, -1] for name, values in found.items()}
+    for other, most in ((DILOCO, 0.03), (CENTRAL, 0.05)):
+        ratio = last[SPES] / last[other] - 1
+        report.claim(
+            f"Markov sources, long: SPES ends at most {100 * most:.0f} % above {other}, mean over seeds",
+            ratio.mean() <= most,
+            [float(ratio.mean()), *ratio.tolist()],
+            most,
+        )
+
+
 def memory(config: Config, stage: Stage = in_memory) -> Summary:
     """What a node's compiled program holds, and what it uploads."""
     owners = {1, config.nodes, *([config.experts] if config.others else [])}
@@ -234,6 +290,7 @@ STUDY = Study(
         Part("sources", on_sources, needs=()),
         Part("text", on_text, needs=(), wanted=lambda config: config.text_rounds > 0),
         Part("memory", memory, needs=()),
+        Part("long", on_more, needs=(), wanted=lambda config: config.long_rounds > 0),
     ),
     quick=Config(
         depth=1,
@@ -242,6 +299,7 @@ STUDY = Study(
         local_steps=5,
         rounds=4,
         text_rounds=0,
+        long_rounds=0,
         others=False,
         seeds=2,
     ),
