@@ -4,12 +4,12 @@ At the sheet's length (`--steps 6000 --router-steps 3000`, seeds 40 to 42, Frech
 monolith 0.14, full 0.24 (within 0.11 of it on every seed), one draw a step 0.22, the oracle 0.10, the
 student 0.15, one expert alone 8.0. Two claims of the sheet do not come out there:
 
-- top-1 is at 0.62, 0.29 to 0.59 above the monolith, where 0.25 was asked for; after
-  2,000 steps it is 0.14 to 0.24 above. Near pure noise it sends
-  more than half of all samples to the largest cluster's expert, and they stay: at the end the experts'
-  weights are 0.15 from the clusters' sizes, those of the full ensemble 0.05.
-- clusters are not ahead of a random deal, 0.24 and 0.25, nor after 2,000 steps. Networks 256 wide learn all digits; of
-  networks 32 wide clusters are ahead of random parts, and both of the monolith.
+- top-1 is at 0.62, 0.29 to 0.59 above the monolith, where 0.25 was asked for; after 2,000 steps it is
+  0.14 to 0.24 above. Near pure noise it sends more than half of all samples to the largest cluster's
+  expert, and they stay: at the end the experts' weights are 0.15 from the clusters' sizes, those of the
+  full ensemble 0.05.
+- clusters are not ahead of a random deal, 0.24 and 0.25, nor after 2,000 steps. Networks 256 wide learn
+  all digits; of networks 32 wide clusters are ahead of random parts, and both of the monolith.
 """
 
 import dataclasses
