@@ -8,7 +8,7 @@ synchronisations, rates of 0.01, merging in the first third:
     0.8 M     4                 40         1.40          + 9.5 %       + 17 %   + 12 %
     1.6 M    16                 40 to 42   1.40          + 4.6 %
     2.0 M    16                 40         1.39          + 2.7 %       + 4.6 %  + 3.4 %
-    2.5 M    16                 40 to 42   1.384                       + 2.6 %  + 2.2 %
+    2.5 M    16                 40 to 42   1.38          + 1.6 %       + 2.6 %  + 2.2 %
 
 Synchronised every 5 steps in place of 25, at 2.0 M tokens, SPES is at + 3.0 %.
 """
