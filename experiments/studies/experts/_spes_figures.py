@@ -46,8 +46,14 @@ def on_sources(config: Config, found: dict[str, Any], floor: np.ndarray) -> Any:
     with figure(11.5, 4.2, ncols=3, width_ratios=(1.5, 1, 1)) as (canvas, axes):
         _curves(axes[0], config, found)
         axes[0].axhline(floor.mean(), color="0.4", linewidth=0.8, linestyle=":")
-        axes[0].text(0, floor.mean(), " entropy, source known", va="bottom", fontsize=8)
-        axes[0].legend(fontsize=8)
+        axes[0].annotate(
+            "entropy, source known",
+            (1.0, floor.mean()),
+            xycoords=axes[0].get_yaxis_transform(),
+            **{"ha": "right", "va": "top", "fontsize": 8},
+        )
+        axes[0].set_ylim(bottom=floor.mean() - 0.1)
+        axes[0].legend(fontsize=7, loc="upper right")
         axes[0].set_title("Markov sources, mean and range of seeds")
         names = [name for name in LOOKS if name in found]
         for place, name in enumerate(names):
