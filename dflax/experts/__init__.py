@@ -4,6 +4,7 @@ from dflax.experts.diffusion.clusters import Clusters, apart, clusters
 from dflax.experts.diffusion.ddm import Expert, ddm
 from dflax.experts.diffusion.distillation import Student, distillation
 from dflax.experts.diffusion.ensemble import ensemble, evaluations
+from dflax.experts.diffusion.load import ExpertLoad, expert_load
 from dflax.experts.diffusion.routing import routing
 from dflax.experts.diffusion.rules import Rule, full, nucleus, oracle, sampled, threshold, top
 from dflax.experts.spes import spes
@@ -15,6 +16,7 @@ from dflax.experts.spes_ownership import Upload
 __all__ = [
     "Clusters",
     "Expert",
+    "ExpertLoad",
     "Merging",
     "Node",
     "Rule",
@@ -26,6 +28,7 @@ __all__ = [
     "distillation",
     "ensemble",
     "evaluations",
+    "expert_load",
     "full",
     "merging",
     "nucleus",

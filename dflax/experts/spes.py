@@ -21,6 +21,7 @@ from dflax.models.moe.products import placed
 from dflax.parts import Chooser
 from dflax.parts import joined as put_together
 from dflax.population import Assignment
+from dflax.server.framework.averaging import descent
 from dflax.server.framework.protocol import Received, Report, Server
 from dflax.server.framework.with_server import with_server
 
@@ -34,6 +35,7 @@ def spes(
     slices: Int[AnyArray, "N 2"] | None = None,
     where: Chooser | None = None,
     merging: Merging | None = None,
+    server_optimizer: Optimizer | None = None,
     as_seen: Callable[[Array, Array, Array], Any] = placed,
     channel: Channel | None = None,
     at_once: int | None = None,
@@ -46,6 +48,7 @@ def spes(
         phi_i, w_i = K steps of `optimizer` on f_i from (phi, w_e, e in O_i)       i in S, in parallel
         phi        = mean over i in S of phi_i                                     uniform
         w_e        = w_i,e  of its owner i, if i is in S; else as it was
+        phi, w     = server_optimizer on the changes of both; SGD(1) adds them     w_e of i in S alone
         w          = merging(w)                                                    see `merging`
 
     Tokens are routed over all experts. Those of other nodes stand still during the steps: gradients
@@ -65,6 +68,9 @@ def spes(
       where: whether a leaf holds experts, by its path, names joined by "/"; default the matrices of
         `dflax.models.MoE`.
       merging: the warm-up; None for none.
+      server_optimizer: applied to the negative changes of a round, as DiLoCo does with
+        `optax.sgd(0.7, 0.9, nesterov=True)`; an expert is moved by its owner's change. None, as in the
+        paper, takes over what the nodes found.
       as_seen: `(all experts, own, first) -> ` a leaf of experts as the loss gets it. By default one
         array, which any model takes; gradients of all experts of a layer are formed on the way. With
         `dflax.models.Owned`, which a `dflax.models.MoE` takes, none of the others' are.
@@ -94,11 +100,13 @@ def spes(
     owns = ownership(experts, nodes, slices, where)
     check_merging(merging, experts)
     local = local_steps(loss, optimizer, owns, as_seen)
+    begin, follow = descent(server_optimizer)
 
     def start(key: Key[Array, ""], params: Params) -> tuple[tuple[()], PyTree[Array]]:
         if merging is not None:
             compared(owns.divide(params)[1], merging.like)
-        return (), first_optimizers(optimizer, owns, params)
+        memory = begin(key, params)[0] if server_optimizer is not None else ()
+        return memory, first_optimizers(optimizer, owns, params)
 
     def message(params: Params) -> Upload:
         shared, all_experts = owns.divide(params)
@@ -110,10 +118,16 @@ def spes(
         trained, memory, metrics = local(server.params, own, assignment, data, index)
         return Report(Upload(*trained), memory, metrics)
 
-    def update(server: Server, received: Received) -> tuple[Params, tuple[()], Metrics]:
-        shared, known = owns.divide(server.params)
+    def update(server: Server, received: Received) -> tuple[Params, PyTree[Array], Metrics]:
+        known = owns.divide(server.params)[1]
         sent = received.message
-        after = select(sent.there, sent.experts, known)
+        shared, after, memory = sent.shared, select(sent.there, sent.experts, known), server.memory
+        if server_optimizer is not None:
+            change = jax.tree.map(jnp.subtract, put_together(shared, after), server.params)
+            moved, memory, _ = follow(server, received._replace(message=change))
+            shared, new = owns.divide(moved)
+            # Momentum would move an expert whose owner is absent, too.
+            after = select(sent.there, new, known)
         after, metrics = warmed_up(merging, after, received.number + 1)
         own = sum(leaf.size for leaf in jax.tree.leaves(after)) * owns.held / owns.experts
         count = received.reporting
@@ -121,7 +135,7 @@ def spes(
             "numbers_up": count * (size_of(shared) + own),
             "numbers_down": count * size_of(server.params),
         }
-        return put_together(sent.shared, after), (), metrics
+        return put_together(shared, after), memory, metrics
 
     return with_server(
         start,

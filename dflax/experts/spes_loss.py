@@ -41,8 +41,9 @@ def routed_language_modelling(
 
     Returns:
       A loss; its metrics are "loss" (the cross-entropy alone), "accuracy", "balance" and "router_z"
-      (unweighted), "overflow" (pairs of a token and an expert dropped by a capacity, in a batch) and
-      "busiest" (the largest share of a layer's pairs that one expert gets, mean over layers).
+      (unweighted), "overflow" (pairs of a token and an expert dropped by a capacity, in a batch),
+      "load" (`[layers, E]`, the share of a layer's pairs that each expert gets), "busiest" (the largest
+      of a layer, mean over layers) and "router_entropy" (nats, mean over tokens and layers).
 
     Raises:
       TypeError, ValueError: naming the argument; when traced, a model without mixtures.
@@ -67,7 +68,9 @@ def routed_language_modelling(
             "balance": even,
             "router_z": square,
             "overflow": layers.overflow.sum(),
+            "load": share,
             "busiest": share.max(-1).mean(),
+            "router_entropy": layers.entropy.mean(),
         }
         return value + balance * even + router_z * square + output_z * large, metrics
 

@@ -161,8 +161,12 @@ class Trainer:
     def samples(self, field: Any, count: int, steps: int, key: jax.Array) -> jax.Array:
         """Samples `[count, D]` by Euler steps; call it within a compiled program."""
         noise_key, run_key = jax.random.split(key)
-        start = jax.random.normal(noise_key, (count, self.task.data.inputs.shape[1]))
+        start = self.noise(count, noise_key)
         return gen.sample(field, gen.euler(PATH), start, gen.grid(steps), run_key)
+
+    def noise(self, count: int, key: jax.Array) -> jax.Array:
+        """What samples start from."""
+        return jax.random.normal(key, (count, self.task.data.inputs.shape[1]))
 
 
 class Routers:

@@ -4,11 +4,12 @@ import numpy as np
 import optax
 
 import dflax as dx
-from doors.things import DATA, LOSS, OPTIMIZER, STACKED, N
+from doors.things import DATA, KEY, LOSS, OPTIMIZER, STACKED, N
 
 EXPERTS, G = dx.experts, dx.generative
 PATH = G.rectified()
 CLUSTERS = np.arange(len(DATA)) % N
+SEEN = G.Noised(np.ones((2, N), np.float32), np.full(2, 0.5, np.float32))
 
 
 def network(params, noised):
@@ -33,6 +34,9 @@ CALLS = {
         **{"model": network, "params": STACKED, "router": router, "rule": EXPERTS.top(1)},
     },
     "experts.evaluations": {"samples": 3, "experts": 3, "active": 3, "block": 3},
+    "experts.expert_load": {
+        **{"router": router, "rule": EXPERTS.top(1), "experts": N, "noised": SEEN, "key": KEY},
+    },
     "experts.full": {},
     "experts.nucleus": {"p": 0.5},
     "experts.oracle": {"labels": np.arange(3)},

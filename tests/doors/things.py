@@ -52,7 +52,7 @@ WEIGHTS = MODULE.init(KEY, DATA.inputs[:2])["params"]
 TRANSFORMER = dx.models.TransformerClassifier(classes=3, vocabulary=4, width=4, depth=1, heads=1)
 TOKENS = np.zeros((1, 2), np.int32)
 TUNED = jax.eval_shape(TRANSFORMER.init, KEY, TOKENS)["params"]
-LOAD = dx.models.Load(np.ones(2), np.full(2, 0.5), np.float32(1), np.float32(0))
+LOAD = dx.models.Load(np.ones(2), np.full(2, 0.5), np.float32(1), np.float32(0), np.float32(0))
 SPLIT_MODEL = dx.models.split_transformer(TRANSFORMER)
 SYMMETRIES = {"hidden": (("Dense_0/kernel", 1), ("Dense_0/bias", 0), ("Dense_1/kernel", 0))}
 

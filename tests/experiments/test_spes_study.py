@@ -66,12 +66,18 @@ def test_the_claims_follow_from_the_numbers(good):
         spes.CENTRAL: 1.0,
         spes.DILOCO: 1.03 if good else 1.02,
         spes.SPES: 1.05 if good else 1.06,
+        spes.NESTEROV: 1.04 if good else 1.07,
         spes.DENSE: 1.06 if good else 0.9,
     }
     found = {name: {"loss": np.array([[2.0, value]] * 2)} for name, value in last.items()}
     report = Report()
     spes.compare(report, "here", found)
-    assert [claim.holds for claim in report.claims] == [good] * 3
+    assert [claim.holds for claim in report.claims] == [good] * 4
+    report = Report()
+    worse = {spes.CENTRAL: 1.0, spes.DILOCO: 1.02, spes.SPES: 1.03 if good else 1.06}
+    found = {name: {"loss": np.array([[2.0, value]] * 2)} for name, value in worse.items()}
+    spes.claims_of_more(report, found)
+    assert [claim.holds for claim in report.claims] == [good] * 2
 
 
 @pytest.mark.parametrize("good", [True, False])

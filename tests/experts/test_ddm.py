@@ -160,6 +160,33 @@ def test_a_router_without_doubts_makes_all_rules_the_oracle():
         np.testing.assert_allclose(one, values()[0][labels, np.arange(B)], rtol=2e-4, atol=1e-5)
 
 
+def test_the_load_says_what_the_field_of_the_same_key_asks():
+    each, shares = values()
+
+    @jax.jit
+    def found(noised):
+        return {
+            name: X.expert_load(router, rule, K, noised, KEY)
+            for name, rule in (("top", X.top(2)), ("sampled", X.sampled()))
+        }
+
+    loads = found(NOISED)
+    entropy = -(shares * np.log(shares)).sum(1).mean()
+    keep = np.argsort(np.argsort(-shares, axis=1), axis=1) < 2
+    weights = np.where(keep, shares, 0)
+    weights /= weights.sum(1, keepdims=True)
+    np.testing.assert_allclose(loads["top"].entropy, entropy, rtol=1e-4)
+    np.testing.assert_allclose(loads["top"].share, weights.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(loads["top"].asked, keep.mean(0), rtol=1e-6)
+    # Of a draw, the experts that were drawn are those whose velocity comes out.
+    nearest = np.abs(np.asarray(told(X.sampled())) - each).sum(-1).argmin(0)
+    counts = np.bincount(nearest, minlength=K) / B
+    np.testing.assert_allclose(loads["sampled"].asked, counts, rtol=1e-6)
+    without = X.expert_load(None, X.oracle(np.arange(B) % 2), K, NOISED, KEY)
+    np.testing.assert_allclose(without.asked, [0.5, 0.5, 0, 0])
+    np.testing.assert_allclose(without.entropy, np.log(K), rtol=1e-6)
+
+
 def test_each_expert_may_be_guided():
     def conditioned(params, noised):
         return linear(params, noised) + noised.condition[:, None]
@@ -261,38 +288,39 @@ def test_one_expert_is_the_monolith():
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def eight():
-    """Eight experts, for as many devices."""
-    labels = np.arange(len(LABELS)) % 8
-    algorithm = X.ddm(LOSS, optax.adam(1e-3), 8, decay=0.9)
-    return algorithm, algorithm.init(KEY, START), X.apart(DATA, labels, batch_size=16)
-
-
-def test_devices_exchange_nothing_in_training():
-    algorithm, state, own = eight()
-    mesh = dx.client_mesh()
-    layout = dx.mesh.state_sharding(state, mesh)
-    place = jax.NamedSharding(mesh, jax.P())
-    with jax.set_mesh(mesh):
+def dealt(algorithm, state, own):
+    """The compiled step of eight experts on as many devices."""
+    layout = dx.mesh.state_sharding(state, dx.client_mesh())
+    place = jax.NamedSharding(dx.client_mesh(), jax.P())
+    with jax.set_mesh(dx.client_mesh()):
         step = jax.jit(
             lambda s, source, key, t: algorithm.step(s, source.draw(key, t)),
             in_shardings=(layout, place, place, place),
+            out_shardings=(layout, None),
         )
         given = jax.eval_shape(lambda *a: a, state, own, KEY, jnp.int32(0))
-        program = step.lower(*given).compile()
-    assert len(program.input_shardings[0][0].clients.params["Dense_0"]["kernel"].device_set) == 8
-    assert dx.profile.collectives(program) == []
+        return step.lower(*given).compile()
 
 
-def test_eight_devices_train_what_one_does():
-    algorithm, state, own = eight()
-    alone, _ = dx.run(algorithm, state, own, rounds=3, key=KEY, progress=False)
-    algorithm, state, own = eight()
-    dealt, _ = dx.run(
-        algorithm, state, own, rounds=3, key=KEY, mesh=dx.client_mesh(), progress=False
-    )
-    for ours, theirs in zip(jax.tree.leaves(alone), jax.tree.leaves(dealt), strict=True):
+def assert_the_same_rounds(algorithm, state, own, program, name):
+    """Three rounds on eight devices, step by step, and of `dx.run` on one."""
+    alone, history = dx.run(algorithm, state, own, rounds=3, key=KEY, progress=False)
+    assert len(jax.tree.leaves(program.input_shardings[0][0].clients)[0].device_set) == 8
+    for t in range(3):
+        given = jax.device_put((state, own, KEY, jnp.int32(t)), program.input_shardings[0])
+        state, metrics = program(*given)
+        np.testing.assert_allclose(metrics[name], history.metrics[name][t], rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(alone), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_eight_devices_train_what_one_does_and_exchange_nothing():
+    labels = np.arange(len(LABELS)) % 8
+    algorithm = X.ddm(LOSS, optax.adam(1e-3), 8, decay=0.9)
+    given = algorithm, algorithm.init(KEY, START), X.apart(DATA, labels, batch_size=16)
+    program = dealt(*given)
+    assert dx.profile.collectives(program) == []
+    assert_the_same_rounds(*given, program, "loss")
 
 
 def test_sampling_with_dealt_experts_sums_one_array_of_the_samples_size():
@@ -368,6 +396,20 @@ def test_the_student_learns_the_whole_ensemble():
     np.testing.assert_allclose(history.metrics["loss"][-1], spread, rtol=1e-4)
     for kept, given in zip(jax.tree.leaves(state.clients), jax.tree.leaves(constant), strict=True):
         np.testing.assert_array_equal(kept, given)
+
+
+def test_eight_devices_teach_what_one_does():
+    """A round's only exchange is the student's gradient, its loss and the weights' sum."""
+    teachers = jax.tree.map(lambda leaf: jnp.concatenate([leaf, -leaf]), PARAMS)
+    algorithm = X.distillation(linear, linear, PATH, optax.adam(0.1), 8, decay=0.5)
+    start = jax.tree.map(lambda leaf: leaf[0], PARAMS)
+    own = X.apart(DATA, np.arange(len(LABELS)) % 8, batch_size=16)
+    given = algorithm, algorithm.init(KEY, start, teachers), own
+    program = dealt(*given)
+    exchanged = dx.profile.collectives(program)
+    assert {c.kind for c in exchanged} == {"all-reduce"}
+    assert sum(c.bytes for c in exchanged) <= 4 * (D * D + D + 1 + 8 + 1)
+    assert_the_same_rounds(*given, program, "loss")
 
 
 @pytest.mark.slow

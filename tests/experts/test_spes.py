@@ -99,6 +99,38 @@ def alone(source, node, first, rounds=1):
     return shared, own, moments
 
 
+def test_the_servers_optimiser_follows_the_changes_and_spares_the_absent():
+    """Nesterov's rule on what a plain round changes."""
+    table = np.array([[True] * N, [True, True, False, True]])
+    source = federation(participation=dx.participation.present(table))
+    outer, plain = spes(server_optimizer=optax.sgd(0.7, 0.9, nesterov=True)), spes()
+
+    def round_of(algorithm):
+        return jax.jit(lambda s: dx.rollout(algorithm, s, source, KEY, 1, s.round)[0])
+
+    follow, average = round_of(outer), round_of(plain)
+    first = follow(outer.init(KEY, PARAMS))
+    second = follow(first)
+    begin = plain.init(KEY, PARAMS)
+    change = jax.tree.map(jnp.subtract, average(begin).server.params, PARAMS)
+    after = jax.tree.map(lambda x, d: x + 0.7 * 1.9 * d, PARAMS, change)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), first.server.params, after
+    )
+    there = begin._replace(round=jnp.int32(1), server=begin.server._replace(params=after))
+    again = jax.tree.map(jnp.subtract, average(there).server.params, after)
+    wanted = jax.tree.map(lambda x, d, e: x + 0.7 * (e + 0.9 * (e + 0.9 * d)), after, change, again)
+    absent = slice(2 * Q, 3 * Q)
+    wanted["experts"] = jax.tree.map(
+        lambda leaf, kept: leaf.at[absent].set(kept[absent]), wanted["experts"], after["experts"]
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        second.server.params,
+        wanted,
+    )
+
+
 @pytest.fixture(scope="module")
 def silent():
     """A round in which node 2 does not report, with slices dealt out in another order."""
@@ -189,16 +221,16 @@ def language():
     tokens = np.random.default_rng(0).integers(0, 7, (64, 9))
     data = dx.data.Dataset(jnp.asarray(tokens[:, :-1]), jnp.asarray(tokens[:, 1:]), classes=7)
     model = TransformerLM(7, length=8, width=8, depth=1, heads=2, mixture=MoE(E, hidden=5))
-    params = jax.jit(model.init)(KEY, data.example)["params"]
     partition = dx.data.from_indices(np.arange(64).reshape(E, -1))
     source = dx.Federation(data, partition, local_steps=2, batch_size=4)
-    return experts.routed_language_modelling(model), params, source
+    return experts.routed_language_modelling(model), model, source
 
 
 @pytest.fixture(scope="module")
 def trained(language):
     """Three rounds of eight nodes with an expert each, handed on as `Owned`, and their algorithm."""
-    loss, params, source = language
+    loss, model, source = language
+    params = jax.jit(model.init)(KEY, source.data.example)["params"]
     algorithm = experts.spes(
         loss,
         MOMENTUM,
@@ -208,16 +240,30 @@ def trained(language):
         as_seen=Owned,
     )
     start = jax.jit(algorithm.init)(KEY, params)
-    return algorithm, start, *dx.run(algorithm, start, source, rounds=3, key=KEY)
+    return algorithm, start, source, *dx.run(algorithm, start, source, rounds=3, key=KEY)
+
+
+@pytest.fixture(scope="module")
+def eight():
+    """The same without a network: three rounds of eight nodes with an expert each."""
+    algorithm = spes(
+        ADAM,
+        nodes=E,
+        merging=experts.merging(0.2, every=2, donors=3),
+        server_optimizer=optax.sgd(0.7, 0.5, nesterov=True),
+    )
+    source, start = federation(clients=E, steps=2), algorithm.init(KEY, PARAMS)
+    return algorithm, start, source, *dx.run(algorithm, start, source, rounds=3, key=KEY)
 
 
 @pytest.mark.slow
 def test_plain_arrays_give_the_same_rounds(language, trained):
-    loss, params, source = language
+    loss, model, source = language
+    params = jax.jit(model.init)(KEY, source.data.example)["params"]
     merging = experts.merging(0.2, every=2, donors=3)
     plain = experts.spes(loss, MOMENTUM, experts=E, nodes=E, merging=merging)
     state, history = dx.run(plain, jax.jit(plain.init)(KEY, params), source, rounds=3, key=KEY)
-    _, _, wanted, seen = trained
+    _, _, _, wanted, seen = trained
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
         state.server.params,
@@ -228,36 +274,42 @@ def test_plain_arrays_give_the_same_rounds(language, trained):
     assert np.all(seen.metrics["overflow"] == 0)
 
 
-def test_eight_devices_give_what_one_gives(language, trained):
-    algorithm, start, wanted, _ = trained
-    state, _ = dx.run(algorithm, start, language[2], rounds=3, key=KEY, mesh=dx.client_mesh())
+NETWORK = pytest.param("trained", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["eight", NETWORK])
+def test_eight_devices_give_what_one_gives(name, request):
+    algorithm, start, source, wanted, _ = request.getfixturevalue(name)
+    state, _ = dx.run(algorithm, start, source, rounds=3, key=KEY, mesh=dx.client_mesh())
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        state.server.params,
-        wanted.server.params,
+        state.server,
+        wanted.server,
     )
 
 
-def test_a_run_that_goes_on_is_the_run_bit_for_bit(language, trained):
-    algorithm, start, wanted, _ = trained
-    state, _ = dx.run(algorithm, start, language[2], rounds=1, key=KEY)
-    state, _ = dx.run(algorithm, state, language[2], rounds=2, key=KEY)
+@pytest.mark.parametrize("name", ["eight", NETWORK])
+def test_a_run_that_goes_on_is_the_run_bit_for_bit(name, request):
+    algorithm, start, source, wanted, _ = request.getfixturevalue(name)
+    state, _ = dx.run(algorithm, start, source, rounds=1, key=KEY)
+    state, _ = dx.run(algorithm, state, source, rounds=2, key=KEY)
     jax.tree.map(np.testing.assert_array_equal, state, wanted)
 
 
 def test_no_array_of_all_experts_is_made_in_a_nodes_gradient(language):
-    loss, params, source = language
+    loss, model, source = language
     owns = ownership(E, 4)
-    shared, all_experts = owns.divide(params)
+    params = jax.eval_shape(model.init, KEY, source.data.example)["params"]
+    shared, known = jax.eval_shape(owns.divide, params)
+    own = jax.eval_shape(lambda tree: owns.own(tree, jnp.int32(2)), known)
     batch = dx.data.Batch(source.data.inputs[:4], source.data.labels[:4])
 
     def shapes(as_seen):
-        def value(trained):
-            whole = owns.whole(trained[0], all_experts, trained[1], jnp.int32(2), as_seen)
+        def value(trained, known):
+            whole = owns.whole(trained[0], known, trained[1], jnp.int32(2), as_seen)
             return loss(whole, batch, None)[0]
 
-        trained = shared, owns.own(all_experts, jnp.int32(2))
-        return set(made(jax.make_jaxpr(jax.grad(value))(trained).jaxpr))
+        return set(made(jax.make_jaxpr(jax.grad(value))((shared, own), known).jaxpr))
 
     of_all = {(E, 8, 5), (E, 5, 8)}
     assert not shapes(Owned) & of_all
@@ -311,6 +363,7 @@ def test_a_model_of_other_experts_is_refused(options, params, message):
 def test_the_loss_wants_mixtures():
     model = TransformerLM(7, length=8, width=8, depth=1, heads=2)
     tokens = jnp.zeros((1, 8), jnp.int32)
-    params = jax.jit(model.init)(KEY, tokens)
+    params = jax.eval_shape(model.init, KEY, tokens)
+    loss = experts.routed_language_modelling(model)
     with pytest.raises(ValueError, match="model must have mixtures of experts"):
-        experts.routed_language_modelling(model)(params, dx.data.Batch(tokens, tokens))
+        jax.eval_shape(loss, params, dx.data.Batch(tokens, tokens))

@@ -109,7 +109,7 @@ def test_the_balance_loss_is_the_authors_with_and_without_the_decayed_factor():
     probabilities = jax.nn.softmax(jnp.stack(scores), axis=-1)
     _, chosen = jax.lax.top_k(probabilities, 2)
     counts = jnp.sum(chosen[..., None] == jnp.arange(E), axis=(1, 2)).astype(jnp.float32)
-    load = Load(counts, probabilities.mean(1), jnp.zeros(L), jnp.zeros(L))
+    load = Load(counts, probabilities.mean(1), jnp.zeros(L), jnp.zeros(L), jnp.zeros(L))
     np.testing.assert_allclose(balance_loss(load), 1.1421983242034912, rtol=1e-6)
     # Of node 1's experts, at step 1000 of 50,000: 0.7 + 0.3 * 1000 / 10,000.
     factor = jnp.ones(E).at[2:4].set(0.73)

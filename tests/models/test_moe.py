@@ -8,6 +8,7 @@ import pytest
 from dflax.models import Dispatch, Load, MoE, Owned, TransformerLM, balance_loss, square_loss
 from dflax.models.moe import products
 from dflax.models.moe.layer import buffered, mixture
+from dflax.models.moe.routing import load as load_of
 from dflax.models.moe.routing import route
 
 KEY = jax.random.key(0)
@@ -133,15 +134,30 @@ def test_a_full_capacity_drops_nothing_and_a_small_one_counts_what_it_drops():
 
 
 def test_balance_is_one_for_even_experts_and_is_the_formula_for_others():
-    even = Load(jnp.full(4, 4.0), jnp.full(4, 0.25), jnp.zeros(()), jnp.zeros(()))
+    even = Load(jnp.full(4, 4.0), jnp.full(4, 0.25), *jnp.zeros(3))
     assert float(balance_loss(even)) == 1.0
-    load = Load(jnp.array([6.0, 2.0]), jnp.array([0.7, 0.3]), jnp.float32(2.0), jnp.zeros(()))
+    load = Load(jnp.array([6.0, 2.0]), jnp.array([0.7, 0.3]), jnp.float32(2.0), *jnp.zeros(2))
     np.testing.assert_allclose(balance_loss(load), 2 * (0.75 * 0.7 + 0.25 * 0.3), rtol=1e-6)
     halved = balance_loss(load, jnp.array([0.5, 1.0]))
     np.testing.assert_allclose(halved, 2 * (0.375 * 0.7 + 0.25 * 0.3), rtol=1e-6)
     layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), load, load._replace(square=4.0))
     assert float(square_loss(layers)) == 3.0
     np.testing.assert_allclose(balance_loss(layers), balance_loss(load), rtol=1e-6)
+
+
+def test_a_load_counts_pairs_and_says_how_sure_the_router_is():
+    _, _, scores = draw()
+    routing = route(scores, A)
+    found = jax.jit(lambda s: load_of(s, route(s, A)))(scores)
+    p = np.asarray(routing.probabilities, np.float64)
+    np.testing.assert_allclose(found.entropy, -(p * np.log(p)).sum(1).mean(), rtol=1e-5)
+    np.testing.assert_array_equal(
+        found.counts, np.bincount(np.asarray(routing.chosen).ravel(), minlength=E)
+    )
+    # Without doubts, and without an idea.
+    for scores, wanted in ((1e4 * np.eye(E, dtype=np.float32), 0.0), (np.zeros((3, E)), np.log(E))):
+        given = jnp.asarray(scores, jnp.float32)
+        np.testing.assert_allclose(load_of(given, route(given, A)).entropy, wanted, atol=1e-6)
 
 
 def test_the_language_model_sows_its_load_and_trains_an_owned_slice():
@@ -179,6 +195,7 @@ def test_the_language_model_sows_its_load_and_trains_an_owned_slice():
     assert float(load.counts.sum()) == tokens.size * A
     np.testing.assert_allclose(load.probability.sum(), 1.0, rtol=1e-5)
     assert float(load.overflow) == 0
+    assert 0 < float(load.entropy) <= np.log(E)
     found, wanted = own_slopes["Block_0"]["experts"], slopes["Block_0"]["experts"]
     for name in own:
         np.testing.assert_allclose(

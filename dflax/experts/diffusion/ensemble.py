@@ -10,13 +10,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Params
-from dflax.clients import everywhere, map_clients
+from dflax.clients import map_clients
+from dflax.experts.diffusion.load import Router, weighed
 from dflax.experts.diffusion.rules import Rule
 from dflax.generative.fields import Field, check_field, field
 from dflax.models.apply import Model, as_apply
 from dflax.models.diffusion.noised import Noised
-
-Router = Callable[[Noised, Key[Array, ""]], Float[Array, "B K"]]
 
 
 def ensemble(
@@ -78,24 +77,9 @@ def ensemble(
         plain = field(apply, params)
         return (plain if each is None else each(plain))(noised, key)
 
-    def weights(noised: Noised, key: Key[Array, ""]) -> Float[Array, "B K"]:
-        router_key, rule_key = jax.random.split(key)
-        count = noised.x.shape[0]
-        if not rule.routed or router is None:
-            return rule.weigh(rule_key, jnp.full((count, experts), 1.0 / experts))
-        logits = router(noised, router_key)
-        if logits.shape != (count, experts):
-            raise ValueError(
-                f"router must give logits [{count}, {experts}], one for each sample and expert, got "
-                f"{logits.shape}."
-            )
-        wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        # A few numbers of each sample, which every device then has without asking the others.
-        return everywhere(rule.weigh(rule_key, jax.nn.softmax(everywhere(wide), axis=1)))
-
     def mixed(noised: Noised, key: Key[Array, ""]) -> Float[Array, "B ..."]:
         weight_key, expert_key = jax.random.split(key)
-        w = weights(noised, weight_key)
+        w = weighed(router, rule, experts, noised, weight_key)[1]
         if block is not None and rule.active is not None:
             return _dispatched(
                 expert, params, w, noised, expert_key, min(rule.active, experts), block

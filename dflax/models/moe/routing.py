@@ -32,12 +32,15 @@ class Load(NamedTuple):
       probability: `[E]`, the mean probability of each expert.
       square: `[]`, the mean over tokens of the squared log-sum-exp of the router's scores.
       overflow: `[]`, pairs that had no place in the expert's buffer; 0 without a capacity.
+      entropy: `[]`, the mean over tokens of `- sum_e p_e log p_e`, in nats: log E for a router that
+        knows nothing, 0 for one without doubts; not differentiated.
     """
 
     counts: Float[Array, " E"]
     probability: Float[Array, " E"]
     square: Float[Array, ""]
     overflow: Float[Array, ""]
+    entropy: Float[Array, ""]
 
 
 def route(scores: Float[Array, "T E"], active: int, *, normalised: bool = False) -> Routing:
@@ -90,7 +93,13 @@ def load(scores: Float[Array, "T E"], routing: Routing, overflow: Array | float 
         routing.probabilities.mean(0),
         jnp.square(jax.nn.logsumexp(wide, axis=-1)).mean(),
         jnp.asarray(overflow, wide.dtype),
+        entropy_of(jax.lax.stop_gradient(routing.probabilities)).mean(),
     )
+
+
+def entropy_of(probabilities: Float[Array, "... E"]) -> Float[Array, "..."]:
+    """`- sum_e p_e log p_e` in nats; probabilities of 0 add nothing."""
+    return jax.scipy.special.entr(probabilities).sum(-1)
 
 
 def balance_loss(load: Load, factor: Float[Array, " E"] | float = 1.0) -> Float[Array, ""]:

@@ -8,6 +8,7 @@ from experiments.tasks.generation import Task
 from experiments.tools.figures import figure
 
 PICTURES = ("monolith", "k-means, full", "k-means, top-1", "k-means, distilled")
+MARKERS = {"monolith": "s", "full": "o", "top-1": "^", "top-2": "v", "sample": "D"}
 FASHION = ("monolith", "full", "top-1", "one expert alone")
 
 
@@ -39,28 +40,31 @@ def on_digits(task: Task, found: dict[str, np.ndarray], shown: dict[str, np.ndar
 def on_fashion(
     task: Task, columns: dict[Any, np.ndarray], shown: dict[int, dict[str, np.ndarray]]
 ) -> Any:
-    """Samples at the smallest width, and distances over the width."""
-    width = min(shown)
+    """Samples at a width that is too small, and distances over the width."""
+    widths = sorted(shown)
+    width = widths[(len(widths) - 1) // 2]
     rows = {"data, projected": np.asarray(task.data.inputs[:10])}
     rows |= {name: shown[width][name] for name in FASHION}
-    with figure(12.0, 4.6, ncols=2, width_ratios=(1.5, 1.0)) as (canvas, axes):
+    with figure(13.0, 4.6, ncols=2, width_ratios=(1.5, 1.0)) as (canvas, axes):
         _pictures(axes[0], task, rows)
         axes[0].set_title(f"samples of networks of width {width}")
-        widths = sorted(shown)
-        for number, name in enumerate(("monolith", "full", "top-1", "top-2", "sample")):
+        for number, (name, marker) in enumerate(MARKERS.items()):
             values = np.array([columns[w, name] for w in widths])
-            places = np.arange(len(widths)) + 0.08 * (number - 2)
-            axes[1].plot(places, values, "|", color=f"C{number}", markersize=8)
-            axes[1].plot(places, values.mean(1), "o", color=f"C{number}", label=name, markersize=5)
+            places = np.arange(len(widths)) + 0.12 * (number - 2)
+            axes[1].plot(places, values, "_", color=f"C{number}", markersize=7)
+            axes[1].plot(
+                places, values.mean(1), marker, color=f"C{number}", label=name, markersize=6
+            )
         axes[1].set_xticks(range(len(widths)), [str(w) for w in widths])
         axes[1].set(
             xlabel="width of the hidden layers",
             ylabel="Frechet distance in 32 principal components",
-            ylim=(0, None),
+            yscale="log",
+            title="mean (symbol) and seeds (dashes)",
         )
-        axes[1].legend()
+        axes[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         canvas.suptitle(
-            "Fashion-MNIST's latents: experts trained apart, or one model of equal cost"
+            "DDM on Fashion-MNIST's latents: eight experts trained apart, or one model of equal cost"
         )
     return canvas
 
