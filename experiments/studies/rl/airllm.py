@@ -345,8 +345,8 @@ def _claims_on_digits(report: Report, found: dict[str, dict[str, np.ndarray]]) -
     )
     if LARGEST in accuracy:
         report.claim(
-            "on the digits the largest uniform rank that fits is ahead of rank 1, which sends less than a "
-            "quarter, on every seed",
+            "on the digits the largest uniform rank that fits is ahead of rank 1, which sends less than "
+            "a quarter of it, on every seed",
             np.all(accuracy[LARGEST] > small),
             accuracy[LARGEST].tolist(),
             small.tolist(),
