@@ -228,14 +228,19 @@ def test_weights_guidance_and_price_are_swept_in_one_program():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decoder", [rl.identity_decoder(), rl.linear_decoder(coarse=2)])
-def test_ppo_learns_to_send_what_fits(decoder):
+def test_ppo_learns_to_send_what_fits():
     tight = rl.radio_link((0.0,), (32 * 20.0,))
     algorithm = rl.airllm(
-        CLOSED, tight, decoder=decoder, hidden=32, optimizer=optax.adam(3e-3), penalty=1.0
+        CLOSED,
+        tight,
+        decoder=rl.identity_decoder(),
+        discount=0.0,
+        hidden=32,
+        optimizer=optax.adam(3e-3),
     )
     run = jax.jit(
         lambda key: dx.rollout(algorithm, algorithm.init(key), dx.Population(1), key, 300)
     )
-    found = run(KEY)[1]["reward"]
-    assert found[-30:].mean() > found[:30].mean() + 0.1
+    found = run(KEY)[1]["violations"]
+    assert found[:10].mean() > 0.3
+    assert found[-30:].mean() < 0.1

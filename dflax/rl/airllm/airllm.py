@@ -92,7 +92,8 @@ def airllm(
       horizon: H >= 1.
       price: lambda >= 0 of the cost; traceable.
       penalty: kappa >= 0 of ranks that do not fit; traceable.
-      discount: gamma in [0, 1]; traceable.
+      discount: gamma in [0, 1]; traceable. The next conditions do not depend on the ranks, so that 0
+        leaves out nothing but noise where the task changes slowly.
       decay: lambda of the advantages in [0, 1]; traceable.
       clip: > 0, of the ratios; traceable.
       epochs: E >= 1.

@@ -32,8 +32,8 @@ def regrets(curves: dict[str, np.ndarray], violated: dict[str, np.ndarray], bloc
         right.set_yticks(range(len(violated)), list(violated), fontsize=7)
         right.invert_yaxis()
         right.set(
-            xlabel="% of transmissions, a dot a seed",
-            title="that did not fit, last tenth",
+            xlabel="% of the last tenth, a dot a seed",
+            title="transmissions that did not fit",
             xlim=(-2, None),
         )
     return canvas
