@@ -194,7 +194,7 @@ class Private(OnTheRing):
 
         def one(key: jax.Array, frozen: Any) -> dict[str, jax.Array]:
             offsets = self.config.offset * jax.random.uniform(key, (MODES,), minval=-1.0)
-            adapter = dx.models.lora(key, frozen, self.config.rank, denoisers.adapted)
+            adapter = denoisers.adapter(key, frozen, self.config.rank)
 
             def reward(x: jax.Array, prompts: jax.Array) -> jax.Array:
                 return offsets[prompts] + closeness(x, prompts)
@@ -292,7 +292,7 @@ class OnDigits:
         """Samples before and after LOOP and PPO, and what the other classifier says of them."""
         key, judge = jax.random.key(seed), self.judge
         frozen = self.task.pretrained(self.config.digit_pretraining, 128, key)
-        adapter = dx.models.lora(key, frozen, self.config.rank, denoisers.adapted)
+        adapter = denoisers.adapter(key, frozen, self.config.rank)
         drawn = {"before": np.asarray(self.drawn(adapter, frozen, key))}
         curves = {}
         for name in self.methods:
