@@ -204,7 +204,9 @@ class Private(OnTheRing):
                     self.task.policy,
                     reward,
                     adamw(1e-2),
-                    **{"prompts": prompts, "samples": 4, "scaled": True, "steps_at_once": 10},
+                    prompts=prompts,
+                    scaled=True,
+                    steps_at_once=10,
                     clients=clients,
                 )
                 state = algorithm.init(key, adapter, jnp.arange(MODES), frozen, laws)
@@ -268,7 +270,7 @@ class OnDigits:
         self.judge = Judge(config.seed)
         reward = rl.black_box(self.judge.reward)
         # Of means over 64 entries: 1.3 of the logarithm itself.
-        options = {"clip": 0.02, "steps_at_once": 16, "minibatches": 4}
+        options: dict[str, Any] = {"clip": 0.02, "steps_at_once": 16, "minibatches": 4}
         given = self.task.policy, reward, adamw(3e-3)
         self.methods = {
             "LOOP": rl.loop(*given, prompts=20, samples=4, scaled=True, **options),
