@@ -17,7 +17,7 @@ from experiments.tasks.denoisers import CENTRES, MODES, Judge
 from experiments.tasks.inputs import DIGITS
 from experiments.tools.command import main
 from experiments.tools.finished import Stage, in_memory
-from experiments.tools.lanes import each
+from experiments.tools.lanes import stacked
 from experiments.tools.report import Report
 from experiments.tools.study import Part, Study, Summary
 
@@ -73,7 +73,9 @@ class OnTheRing:
 
     def pretrained(self) -> Any:
         """A network for each seed."""
-        return each(lambda key: self.task.pretrained(self.config.pretraining, 256, key), self.keys)
+        return stacked(
+            [self.task.pretrained(self.config.pretraining, 256, key) for key in self.keys]
+        )
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def tuned(self, name: str, width: jax.Array, start: Any) -> dict[str, jax.Array]:
