@@ -50,7 +50,7 @@ class Config:
     private_rounds: int = 150
     digit_seeds: int = 3
     digit_pretraining: int = 3000
-    digit_rounds: int = 150
+    digit_rounds: int = 50
     digit_width: int = 192
     rank: int = 4
 
@@ -261,7 +261,7 @@ def private_prompts(config: Config, stage: Stage = in_memory) -> Summary:
 
 
 class OnDigits:
-    """Digits without prompts, then an adapter that learns them from a classifier of the host.
+    """Digits by their classes, then an adapter that a classifier of the host pays.
 
     Args:
       config: the study's.
@@ -329,16 +329,16 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
     }
     for name, row in columns.items():
         report.row("digits by a black box", f"digits, {name}", None, **row)
-    before, after = columns["before"]["recognised"], columns["LOOP"]["recognised"]
+    paid = columns["LOOP"]["reward"] - columns["before"]["reward"]
+    report.claim("LOOP's reward rises on every seed", paid.min() > 0, paid.tolist(), 0)
+    # What is paid is a linear classifier's confidence, and images far from any digit have it, too.
+    far = columns["LOOP"]["distance to data"] - columns["before"]["distance to data"]
     report.claim(
-        "a classifier that paid nothing recognises the prompt's digit in more than 0.7 of LOOP's "
-        "samples on every seed, and in less than 0.2 before",
-        after.min() > 0.7 and before.max() < 0.2,
-        after.tolist(),
-        before.tolist(),
+        "nobody pays for being near the data: samples end further from it on every seed",
+        far.min() > 0,
+        far.tolist(),
+        0,
     )
-    ahead = columns["LOOP"]["reward"] - columns["PPO"]["reward"]
-    report.claim("LOOP's reward is above PPO's, mean over seeds", ahead.mean() > 0, ahead, 0)
     return report.summary({"loop_digits": figures.digits(results[0]["shown"])})
 
 
