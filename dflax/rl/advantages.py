@@ -84,7 +84,7 @@ def gae(
     validation.probability("decay", decay)
     last = _beyond(beyond, baseline)
 
-    def one(carry: tuple[Array, Array], row: tuple[Array, "..."]) -> tuple[Any, Array]:
+    def one(carry: Any, row: Any) -> tuple[Any, Array]:
         later, following = carry
         reward, end, value = row
         kept = discount * (1.0 - end)

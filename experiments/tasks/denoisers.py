@@ -1,4 +1,4 @@
-"""Small diffusion models whose prompts say nothing yet, to be fine-tuned by rewards."""
+"""Small diffusion models to be fine-tuned by rewards, and a judge of digits."""
 
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import optax
 import dflax as dx
 from dflax import generative as gen
 from dflax import rl
+from dflax.parts import name_of
 
 # The ring: eight Gaussians, one prompt for each.
 MODES, RADIUS, SPREAD = 8, 2.0, 0.2
@@ -27,6 +28,7 @@ class Denoiser(NamedTuple):
       policy: its sampler.
       data: `[n, D]`.
       prompts: P.
+      labels: `[n]`, the prompts of the data; None: drawn at random, so that they say nothing.
     """
 
     model: Any
@@ -35,21 +37,24 @@ class Denoiser(NamedTuple):
     policy: rl.DenoisingPolicy
     data: np.ndarray
     prompts: int
+    labels: np.ndarray | None = None
 
     def example(self) -> gen.Noised:
         """One input."""
         return gen.Noised(jnp.asarray(self.data[:1]), jnp.ones(1), jnp.zeros(1, jnp.int32))
 
     def pretrained(self, steps: int, batch_size: int, key: jax.Array) -> Any:
-        """Parameters after steps of Adam on data whose prompts are drawn at random."""
-        labels = jax.random.randint(jax.random.fold_in(key, 1), (len(self.data),), 0, self.prompts)
+        """Parameters after steps of Adam, whose rate falls to 0 along a cosine."""
+        drawn = jax.random.randint(jax.random.fold_in(key, 1), (len(self.data),), 0, self.prompts)
+        labels = drawn if self.labels is None else jnp.asarray(self.labels, jnp.int32)
         data = dx.data.Dataset(jnp.asarray(self.data), labels, classes=self.prompts)
         everything = dx.data.from_indices([np.arange(len(self.data))])
         source = dx.Federation(
             data, everything, batch_size=batch_size, local_steps=10, replacement=True
         )
         loss = gen.denoising(self.model, self.path, target=self.target, conditional=True)
-        algorithm = dx.server.fedavg(loss, optax.adam(1e-3), keep_optimizer=True, clients=1)
+        adam = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+        algorithm = dx.server.fedavg(loss, adam, keep_optimizer=True, clients=1)
 
         @jax.jit
         def run(source: Any, key: jax.Array) -> Any:
@@ -84,17 +89,22 @@ def digits(width: int, steps: int) -> Denoiser:
     """scikit-learn's digits 8x8 in [-1, 1] on the straight path, DDIM with eta = 1."""
     from sklearn.datasets import load_digits
 
-    x = (load_digits().data / 8.0 - 1.0).astype(np.float32)
+    bunch = load_digits()
+    x = (bunch.data / 8.0 - 1.0).astype(np.float32)
     path = gen.rectified()
     model = dx.models.TimeMLP(width, depth=3, classes=10)
     step = gen.ddim(path, eta=1.0, least=0.05)
-    policy = rl.denoising_policy(model, step, gen.grid(steps), (x.shape[1],))
-    return Denoiser(model, path, gen.targets.velocity, policy, x, 10)
+    policy = rl.denoising_policy(
+        model, step, gen.grid(steps), (x.shape[1],), logprob_reduction="mean"
+    )
+    return Denoiser(model, path, gen.targets.velocity, policy, x, 10, bunch.target)
 
 
-def adapted(path: str) -> bool:
-    """Which matrices get an adapter: all kernels, and the table of prompts."""
-    return path.split("/")[-1] in ("kernel", "embedding")
+def adapter(key: jax.Array, params: Any, rank: int) -> Any:
+    """A low-rank adapter of all matrices that are large enough, the table of prompts among them."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    large = {name_of(path) for path, leaf in leaves if leaf.ndim == 2 and min(leaf.shape) >= rank}
+    return dx.models.lora(key, params, rank, lambda path: path in large)
 
 
 class Judge:

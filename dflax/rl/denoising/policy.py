@@ -37,7 +37,7 @@ class DenoisingPolicy(NamedTuple):
     weights: Callable[[Params, Params | None], Params]
     field: Callable[[Params], Field]
     step: Step
-    times: Float[np.ndarray, " N"]
+    times: Float[AnyArray, " N"]
     shape: tuple[int, ...]
     mean: bool
 

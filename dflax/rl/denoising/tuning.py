@@ -203,10 +203,13 @@ def fine_tuning(
         count = validation.leading_axis("conditions", conditions, least=1)
         if frozen is not None:
             jax.eval_shape(policy.weights, params, frozen)
-        own = optimizer_at(made, jnp.int32(0)).init(params), baseline.init(count)
-        return Setting(conditions, frozen), Tuner(
-            *replicate(own, clients), _laws(laws, clients, count)
+        optimizer_state = optimizer_at(made, jnp.int32(0)).init(params)
+        own = Tuner(
+            replicate(optimizer_state, clients),
+            replicate(baseline.init(count), clients),
+            _laws(laws, clients, count),
         )
+        return Setting(conditions, frozen), own
 
     method = with_server(
         start,

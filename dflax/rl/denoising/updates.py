@@ -108,8 +108,9 @@ def ascent(
     def objective(params: Params, numbers: Int[Array, "c B"]) -> tuple[Array, Metrics]:
         weights = policy.weights(params, frozen)
         now = log_probs_at(policy, weights, experience.states, numbers, experience.condition)
+        metrics: Metrics = {}
         if update.clip is None:
-            each, metrics = experience.counted * now * experience.advantages, {}
+            each = experience.counted * now * experience.advantages
         else:
             each, metrics = clipped(
                 now - experience.log_probs[numbers, rows],

@@ -73,7 +73,7 @@ def digits(shown: dict[str, np.ndarray]) -> Any:
             panel.set(title="before" if name == "before" else f"after {name}")
         panels[0].set_ylabel("prompt")
         canvas.suptitle(
-            "digits 8x8 (scikit-learn): a model without prompts, and its adapter after rewards by a\n"
+            "digits 8x8 (scikit-learn): a conditional model, and its adapter after rewards by a\n"
             "classifier outside of the program"
         )
     return canvas

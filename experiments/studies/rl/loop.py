@@ -17,7 +17,7 @@ from experiments.tasks.denoisers import CENTRES, MODES, Judge
 from experiments.tasks.inputs import DIGITS
 from experiments.tools.command import main
 from experiments.tools.finished import Stage, in_memory
-from experiments.tools.lanes import each
+from experiments.tools.lanes import stacked
 from experiments.tools.report import Report
 from experiments.tools.study import Part, Study, Summary
 
@@ -50,14 +50,14 @@ class Config:
     private_rounds: int = 150
     digit_seeds: int = 3
     digit_pretraining: int = 3000
-    digit_rounds: int = 150
+    digit_rounds: int = 50
     digit_width: int = 192
     rank: int = 4
 
 
 def closeness(x: jax.Array, prompts: jax.Array) -> jax.Array:
     """- |x - y_c|, y_c the centre of the prompt's mode."""
-    return -jnp.linalg.norm(x - CENTRES[prompts], axis=-1)
+    return -jnp.linalg.norm(x - jnp.asarray(CENTRES)[prompts], axis=-1)
 
 
 class OnTheRing:
@@ -73,7 +73,9 @@ class OnTheRing:
 
     def pretrained(self) -> Any:
         """A network for each seed."""
-        return each(lambda key: self.task.pretrained(self.config.pretraining, 256, key), self.keys)
+        return stacked(
+            [self.task.pretrained(self.config.pretraining, 256, key) for key in self.keys]
+        )
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def tuned(self, name: str, width: jax.Array, start: Any) -> dict[str, jax.Array]:
@@ -194,7 +196,7 @@ class Private(OnTheRing):
 
         def one(key: jax.Array, frozen: Any) -> dict[str, jax.Array]:
             offsets = self.config.offset * jax.random.uniform(key, (MODES,), minval=-1.0)
-            adapter = dx.models.lora(key, frozen, self.config.rank, denoisers.adapted)
+            adapter = denoisers.adapter(key, frozen, self.config.rank)
 
             def reward(x: jax.Array, prompts: jax.Array) -> jax.Array:
                 return offsets[prompts] + closeness(x, prompts)
@@ -204,7 +206,9 @@ class Private(OnTheRing):
                     self.task.policy,
                     reward,
                     adamw(1e-2),
-                    **{"prompts": prompts, "samples": 4, "scaled": True, "steps_at_once": 10},
+                    prompts=prompts,
+                    scaled=True,
+                    steps_at_once=10,
                     clients=clients,
                 )
                 state = algorithm.init(key, adapter, jnp.arange(MODES), frozen, laws)
@@ -257,7 +261,7 @@ def private_prompts(config: Config, stage: Stage = in_memory) -> Summary:
 
 
 class OnDigits:
-    """Digits without prompts, then an adapter that learns them from a classifier of the host.
+    """Digits by their classes, then an adapter that a classifier of the host pays.
 
     Args:
       config: the study's.
@@ -267,7 +271,8 @@ class OnDigits:
         self.config, self.task = config, denoisers.digits(config.digit_width, 16)
         self.judge = Judge(config.seed)
         reward = rl.black_box(self.judge.reward)
-        options = {"steps_at_once": 4, "minibatches": 4}
+        # Of means over 64 entries: 1.3 of the logarithm itself.
+        options: dict[str, Any] = {"clip": 0.02, "steps_at_once": 16, "minibatches": 4}
         given = self.task.policy, reward, adamw(3e-3)
         self.methods = {
             "LOOP": rl.loop(*given, prompts=20, samples=4, scaled=True, **options),
@@ -292,7 +297,7 @@ class OnDigits:
         """Samples before and after LOOP and PPO, and what the other classifier says of them."""
         key, judge = jax.random.key(seed), self.judge
         frozen = self.task.pretrained(self.config.digit_pretraining, 128, key)
-        adapter = dx.models.lora(key, frozen, self.config.rank, denoisers.adapted)
+        adapter = denoisers.adapter(key, frozen, self.config.rank)
         drawn = {"before": np.asarray(self.drawn(adapter, frozen, key))}
         curves = {}
         for name in self.methods:
@@ -324,16 +329,16 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
     }
     for name, row in columns.items():
         report.row("digits by a black box", f"digits, {name}", None, **row)
-    before, after = columns["before"]["recognised"], columns["LOOP"]["recognised"]
+    paid = columns["LOOP"]["reward"] - columns["before"]["reward"]
+    report.claim("LOOP's reward rises on every seed", paid.min() > 0, paid.tolist(), 0)
+    # What is paid is a linear classifier's confidence, and images far from any digit have it, too.
+    far = columns["LOOP"]["distance to data"] - columns["before"]["distance to data"]
     report.claim(
-        "a classifier that paid nothing recognises the prompt's digit in more than 0.7 of LOOP's "
-        "samples on every seed, and in less than 0.2 before",
-        after.min() > 0.7 and before.max() < 0.2,
-        after.tolist(),
-        before.tolist(),
+        "nobody pays for being near the data: samples end further from it on every seed",
+        far.min() > 0,
+        far.tolist(),
+        0,
     )
-    ahead = columns["LOOP"]["reward"] - columns["PPO"]["reward"]
-    report.claim("LOOP's reward is above PPO's, mean over seeds", ahead.mean() > 0, ahead, 0)
     return report.summary({"loop_digits": figures.digits(results[0]["shown"])})
 
 
