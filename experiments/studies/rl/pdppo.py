@@ -1,0 +1,358 @@
+"""PDPPO and PPO on lot sizing and on a frozen lake: speed, variants, a bound, and federations."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from scipy import stats
+
+import dflax as dx
+from dflax import rl
+from experiments.tasks.lots import ACTOR, CRITICS, Setting, agent, bounds, curves, rules
+from experiments.tools.command import main
+from experiments.tools.figures import figure
+from experiments.tools.finished import Stage, in_memory
+from experiments.tools.report import Report
+from experiments.tools.study import Part, Study, Summary
+
+# The authors' logs, 20 items and 10 machines: mean episode reward after so many steps.
+AT = (100_000, 500_000, 1_000_000)
+LOGS = {"PDPPO": (-6664, -4469, -4313), "PPO": (-17658, -7601, -5897)}
+TRUNKS = {"trunk frozen": False, "trunk trained": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings.
+
+    Attributes:
+      seeds: agents of each method, which differ by their keys.
+      seed: of the instance and of the first key; those before it chose the sizes.
+      items: of lot sizing.
+      machines: of lot sizing.
+      horizon: periods of an episode.
+      episodes: of a window.
+      rounds: windows of the methods that are compared.
+      other_rounds: windows of the variants.
+      width: of the hidden layers.
+      epochs: of each window.
+      paths: demands for which a bound is sought.
+      seconds: for each of them.
+      lake: cells of an edge of the frozen lake.
+      lake_rounds: windows there.
+      agents: of the federation.
+      federated_rounds: windows of each.
+      repeats: of the federation, with keys of their own.
+      full: the authors' instance size and budget instead of everything else: hours.
+      full_steps: of it.
+    """
+
+    seeds: int = 10
+    seed: int = 12
+    items: int = 6
+    machines: int = 3
+    horizon: int = 50
+    episodes: int = 4
+    rounds: int = 100
+    other_rounds: int = 50
+    width: int = 32
+    epochs: int = 40
+    paths: int = 3
+    seconds: float = 10.0
+    lake: int = 5
+    lake_rounds: int = 40
+    agents: int = 8
+    federated_rounds: int = 60
+    repeats: int = 3
+    full: bool = False
+    full_steps: int = 1_000_000
+
+    @property
+    def setting(self) -> Setting:
+        """Sizes of the scaled-down runs."""
+        return Setting(
+            self.items, self.machines, self.horizon, self.episodes, self.width, self.epochs
+        )
+
+
+def scaled_down(config: Config) -> bool:
+    """Everything but the long run."""
+    return not config.full
+
+
+def comparison(config: Config, stage: Stage = in_memory) -> Summary:
+    """Lot sizing: PDPPO against PPO over seeds, as published and with trained trunks."""
+    instance = rl.random_instance(config.seed, config.items, config.machines)
+    report = Report()
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    for trunk, trained in TRUNKS.items():
+        found[trunk] = {}
+        for name in rules():
+            main_one = name in ("PPO", "PDPPO")
+            rounds = config.rounds if main_one else config.other_rounds
+
+            def run(name: str = name, trained: bool = trained, rounds: int = rounds) -> Any:
+                learner, start = agent(name, config.setting, instance, train_trunk=trained)
+                return curves(learner, start, seeds=config.seeds, rounds=rounds, seed=config.seed)
+
+            found[trunk][name] = stage(f"{name}, {trunk}, {config.seeds} seeds", run)
+        _rows(report, config, trunk, found[trunk])
+    best = stage(
+        "perfect information",
+        lambda: bounds(
+            instance,
+            config.horizon,
+            paths=config.paths,
+            seed=config.seed,
+            seconds=config.seconds,
+        ),
+    )
+    table = f"perfect information, {config.paths} episodes"
+    report.row(table, "bound", None, **{"reward": best["bound"]})
+    report.row(table, "plan found", None, **{"reward": np.nanmean(best["plan"])})
+    return report.summary({"pdppo": _figure(config, found, best)})
+
+
+def _rows(
+    report: Report, config: Config, trunk: str, found: dict[str, dict[str, np.ndarray]]
+) -> None:
+    """A row for each method, and what is claimed of PDPPO against PPO."""
+    for name, own in found.items():
+        reward = own["episode_return"]
+        short = reward[: config.other_rounds]
+        report.row(
+            f"episode reward, {trunk}",
+            f"{name}, {trunk}",
+            None,
+            mean=reward.mean(),
+            std_of_seeds=reward.mean(0).std(),
+            mean_of_first=short.mean(),
+            end=reward[-max(len(reward) // 10, 1) :].mean(),
+            post_share=own.get("post_share", np.nan),
+            clip_fraction=own["clip_fraction"],
+            entropy=own["entropy"],
+        )
+    areas = {name: found[name]["episode_return"].mean(0) for name in ("PDPPO", "PPO")}
+    welch = stats.ttest_ind(areas["PDPPO"], areas["PPO"], equal_var=False, alternative="greater")
+    report.claim(
+        f"{trunk}: PDPPO's area under the curve is above PPO's (Welch, p < 0.05)",
+        welch.pvalue < 0.05,
+        [areas["PDPPO"].mean(), areas["PDPPO"].std(ddof=1), welch.pvalue],
+        [areas["PPO"].mean(), areas["PPO"].std(ddof=1)],
+    )
+
+
+def lake(config: Config, stage: Stage = in_memory) -> Summary:
+    """A small frozen lake: both methods, reported."""
+    report = Report()
+    task = rl.random_lake(config.seed, config.lake)
+    environment = rl.time_limit(rl.frozen_lake(task), 100)
+    networks = rl.decision_networks(4, features=(config.width, config.width), activation=jax.nn.tanh)
+    optimizer = rl.separate_optimizers(optax.adam(ACTOR), optax.adam(CRITICS))
+    seen = np.zeros(config.lake**2, np.float32)
+    for name in ("PPO", "PDPPO", "noiseless"):
+
+        def run(name: str = name) -> Any:
+            learner = rl.pdppo(
+                environment,
+                networks,
+                optimizer,
+                critics=rules()[name],
+                environments=1,
+                steps=500,
+                epochs=config.epochs,
+            )
+            return curves(
+                learner,
+                lambda key: networks.init(key, seen, seen),
+                seeds=config.seeds,
+                rounds=config.lake_rounds,
+                seed=config.seed,
+            )
+
+        own = stage(f"lake, {name}", run)
+        reward = own["episode_return"]
+        report.row(
+            f"episode reward on a {config.lake} x {config.lake} lake",
+            f"lake, {name}",
+            None,
+            mean=np.nanmean(reward),
+            std_of_seeds=np.nanmean(reward, 0).std(),
+            end=np.nanmean(reward[-max(len(reward) // 10, 1) :]),
+            length=np.nanmean(own["episode_length"][-max(len(reward) // 10, 1) :]),
+        )
+    return report.summary({})
+
+
+def federation(config: Config, stage: Stage = in_memory) -> Summary:
+    """Agents with different demand: alone, averaged by a server, by gossip on a ring."""
+    report = Report()
+    instance = rl.random_instance(config.seed, config.items, config.machines)
+    shares = np.linspace(0.25, 0.55, config.agents)
+    tasks = [
+        instance._replace(demand=rl.binomial_demand(config.items, 20, share)) for share in shares
+    ]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves).astype(np.float32), *tasks)
+    learner, start = agent("PDPPO", config.setting, instance, train_trunk=True)
+    count = config.agents
+    federations = {
+        "alone": rl.alone(learner, count, at_once=1),
+        "FedAvg": rl.federated(learner, count, at_once=1),
+        "gossip on a ring": rl.gossiping(learner, count, dx.gossip.ring(count), at_once=1),
+    }
+    found = {}
+    for name, algorithm in federations.items():
+
+        def run(algorithm: dx.Algorithm = algorithm) -> np.ndarray:
+            init, kept = jax.jit(algorithm.init), []
+            for key in jax.random.split(jax.random.key(config.seed), config.repeats):
+                model_key, begin_key, run_key = jax.random.split(key, 3)
+                state = init(begin_key, start(model_key), stacked)
+                _, history = dx.run(
+                    algorithm,
+                    state,
+                    dx.Population(count),
+                    rounds=config.federated_rounds,
+                    key=run_key,
+                    progress=False,
+                )
+                reward = np.asarray(history.metrics["episode_return"])
+                kept.append(reward.reshape(config.federated_rounds, -1).mean(1))
+            return np.stack(kept)
+
+        found[name] = np.asarray(stage(f"{count} agents, {name}", run))
+        report.row(
+            f"{count} agents with demands of their own",
+            name,
+            None,
+            mean=found[name].mean(),
+            least_of_repeats=found[name].mean(1).min(),
+            most_of_repeats=found[name].mean(1).max(),
+            end=found[name][:, -10:].mean(),
+        )
+    return report.summary({"pdppo_federation": _federation_figure(config, found)})
+
+
+def full(config: Config, stage: Stage = in_memory) -> Summary:
+    """20 items, 10 machines, the authors' budget, one run of each method."""
+    report = Report()
+    setting = Setting(20, 10, 100, 4, 128, 40)
+    instance = rl.random_instance(config.seed, setting.items, setting.machines)
+    rounds = config.full_steps // (setting.episodes * setting.horizon)
+    for name, logs in LOGS.items():
+
+        def run(name: str = name) -> Any:
+            learner, start = agent(name, setting, instance, train_trunk=False)
+            return curves(learner, start, seeds=1, rounds=rounds, seed=config.seed)
+
+        reward = stage(f"20 x 10, {name}", run)["episode_return"][:, 0]
+        columns: dict[str, float] = {}
+        for steps, theirs in zip(AT, logs, strict=True):
+            last = steps // (setting.episodes * setting.horizon)
+            if last <= rounds:
+                columns[f"at {steps:.0e}"] = reward[last - 10 : last].mean()
+                columns[f"theirs at {steps:.0e}"] = theirs
+        report.row("20 items, 10 machines", name, None, mean=reward.mean(), **columns)
+    return report.summary({})
+
+
+LOOKS = {
+    "PPO": ("C3", "--"),
+    "PDPPO": ("C0", "-"),
+    "one critic": ("C1", ":"),
+    "noiseless": ("C2", "-."),
+}
+
+
+def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
+    """Means of a few rounds, `[rounds, ...]`."""
+    width = min(width, len(values))
+    return np.lib.stride_tricks.sliding_window_view(values, width, axis=0).mean(-1)
+
+
+def _figure(
+    config: Config,
+    found: dict[str, dict[str, dict[str, np.ndarray]]],
+    best: dict[str, np.ndarray],
+) -> Any:
+    """Episode rewards over steps, a panel for each way of training, with the bound."""
+    window = config.episodes * config.horizon
+    with figure(10.0, 4.0, ncols=2, sharey=True) as (canvas, axes):
+        for panel, (trunk, methods) in zip(axes, found.items(), strict=True):
+            for name, own in methods.items():
+                values = _smooth(own["episode_return"])
+                steps = window * (np.arange(len(values)) + 1)
+                middle = values.mean(1)
+                error = values.std(1) / np.sqrt(values.shape[1])
+                color, style = LOOKS[name]
+                panel.plot(steps, middle, style, color=color, label=name)
+                panel.fill_between(steps, middle - error, middle + error, color=color, alpha=0.2)
+            panel.axhline(best["bound"].mean(), color="k", linewidth=0.8)
+            panel.annotate(
+                "perfect information (bound)",
+                (0.98, best["bound"].mean()),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+            )
+            panel.set(title=trunk, xlabel="steps")
+        axes[0].set_ylabel("episode reward")
+        axes[1].legend(fontsize=8)
+        canvas.suptitle(
+            f"lot sizing, {config.items} items, {config.machines} machines, {config.horizon} periods: "
+            f"mean of {config.seeds} seeds and its standard error",
+            fontsize=10,
+        )
+    return canvas
+
+
+def _federation_figure(config: Config, found: dict[str, np.ndarray]) -> Any:
+    """Episode rewards over steps, mean of agents, a line for each repeat."""
+    window = config.episodes * config.horizon
+    styles = {"alone": ("C3", "--"), "FedAvg": ("C0", "-"), "gossip on a ring": ("C2", "-.")}
+    with figure(5.6, 3.8) as (canvas, axes):
+        for name, values in found.items():
+            color, style = styles[name]
+            smooth = _smooth(values.T)
+            steps = window * (np.arange(len(smooth)) + 1)
+            axes.plot(steps, smooth, style, color=color, alpha=0.3, linewidth=0.8)
+            axes.plot(steps, smooth.mean(1), style, color=color, label=name)
+        axes.set(xlabel="steps of each agent", ylabel="episode reward, mean of agents")
+        axes.set_title(
+            f"lot sizing: {config.agents} PDPPO agents, demands of their own, "
+            f"{config.repeats} repeats (thin)",
+            fontsize=9,
+        )
+        axes.legend(fontsize=8)
+    return canvas
+
+
+STUDY = Study(
+    Config,
+    (
+        Part("lot sizing", comparison, needs=(), wanted=scaled_down),
+        Part("frozen lake", lake, needs=(), wanted=scaled_down),
+        Part("federation", federation, needs=(), wanted=scaled_down),
+        Part("authors' budget", full, needs=(), wanted=lambda config: config.full),
+    ),
+    quick=Config(
+        seeds=2,
+        rounds=4,
+        other_rounds=3,
+        epochs=4,
+        width=8,
+        paths=1,
+        seconds=1.0,
+        lake_rounds=2,
+        federated_rounds=3,
+        repeats=1,
+    ),
+)
+
+
+if __name__ == "__main__":
+    main(STUDY, __file__)
