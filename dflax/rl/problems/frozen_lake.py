@@ -90,8 +90,9 @@ def frozen_lake(lake: Lake) -> Environment:
         slips = (jax.random.uniform(slip_key) < task.slippery) & ~arrived & ~over
         direction = jax.random.categorical(where_key, jnp.log(task.directions[cell]))
         after = jnp.where(slips, _neighbour(task, cell, direction), cell)
-        beside = -_is_hole(task, cell) / sum(task.holes.shape)
-        reward = beside + jnp.where(slips, _reward(task, after), 0.0)
+        reward = (
+            _reward(task, cell) - _near(task, cell) + jnp.where(slips, _reward(task, after), 0.0)
+        )
         end = over | (after == task.goal)
         return Outcome(Skater(after, jnp.bool_(False)), jnp.where(over, 0.0, reward), end)
 
@@ -177,7 +178,7 @@ def _is_hole(task: Lake, cell: Int[Array, ""]) -> Bool[Array, ""]:
 
 def _reward(task: Lake, cell: Int[Array, ""]) -> Float[Array, ""]:
     """1 at the goal, where near is 1 and no hole is."""
-    return _near(task, cell) - _is_hole(task, cell) / sum(task.holes.shape)
+    return _near(task, cell) - jnp.where(_is_hole(task, cell), 1.0, 0.0) / sum(task.holes.shape)
 
 
 def require_lake(lake: Any) -> None:

@@ -15,7 +15,7 @@ class Plan(NamedTuple):
 
     Attributes:
       bound: no sum of rewards over the periods is above it.
-      reward: the plan's own sum of rewards; NaN without a plan.
+      reward: the plan's own sum of rewards, in the program; NaN without a plan.
       actions: `[T, J]` int32, the plan.
     """
 
@@ -38,7 +38,8 @@ def perfect_information(
         inventory_t = inventory_{t-1} + sum_j (P y_t - l z_t) - D_t + lost_t - spilt_t <= capacity
         z_t >= y_t - y_{t-1},   sum_i y_{t,j,i} <= 1
 
-    y says what a machine makes, z whether it was set up for it. Solved by HiGHS (scipy), at set-up and
+    y says what a machine makes, z whether it was set up for it. Spilling is free, where the environment
+    spills at capacity alone: with holding costs the bound is a little above what can be reached. Solved by HiGHS (scipy), at set-up and
     not in a compiled program. When the time is up, `bound` is still one.
 
     Args:
