@@ -91,7 +91,7 @@ def bounds(
     """Bounds and plans with perfect information for episodes that begin as the agents' do, `[paths]`."""
     draw = np.random.default_rng(seed)
     environment = rl.lot_sizing(instance)
-    items, counts = np.shape(instance.demand)
+    counts = np.shape(instance.demand)[1]
     found = []
     for key in jax.random.split(jax.random.key(seed), paths):
         begun = environment.reset(environment.task, key)

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lakes import GAMMA, kernel, optimal, small
 
 from dflax import rl
 from dflax.rl.problems.frozen_lake import MOVES, Skater
-from lakes import GAMMA, kernel, optimal, small
 
 KEY = jax.random.key(0)
 

@@ -39,8 +39,9 @@ def perfect_information(
         z_t >= y_t - y_{t-1},   sum_i y_{t,j,i} <= 1
 
     y says what a machine makes, z whether it was set up for it. Spilling is free, where the environment
-    spills at capacity alone: with holding costs the bound is a little above what can be reached. Solved by HiGHS (scipy), at set-up and
-    not in a compiled program. When the time is up, `bound` is still one.
+    spills at capacity alone: with holding costs the bound is a little above what can be reached.
+    Solved by HiGHS (scipy), at set-up and not in a compiled program. When the time is up, `bound` is
+    still one.
 
     Args:
       instance: see `LotSizing`.

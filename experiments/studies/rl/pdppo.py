@@ -149,7 +149,9 @@ def lake(config: Config, stage: Stage = in_memory) -> Summary:
     report = Report()
     task = rl.random_lake(config.seed, config.lake)
     environment = rl.time_limit(rl.frozen_lake(task), 100)
-    networks = rl.decision_networks(4, features=(config.width, config.width), activation=jax.nn.tanh)
+    networks = rl.decision_networks(
+        4, features=(config.width, config.width), activation=jax.nn.tanh
+    )
     optimizer = rl.separate_optimizers(optax.adam(ACTOR), optax.adam(CRITICS))
     seen = np.zeros(config.lake**2, np.float32)
     for name in ("PPO", "PDPPO", "noiseless"):
