@@ -1,7 +1,7 @@
 """What critics of states and of post-decision states learn, and the advantages that follow."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ class Critics(NamedTuple):
       bootstrap: whether an episode that a time limit broke off is worth what its last state is.
     """
 
-    estimate: Callable[[Record, Float[Array, ""]], Estimated]
+    estimate: Callable[[Record, Any], Estimated]
     fresh: bool = False
     bootstrap: bool = False
 

@@ -83,16 +83,20 @@ def decision_networks(
         return dict(zip(("actor", "critic", "post_critic"), made, strict=True))
 
     def policy(params: Params, observation: Array) -> Categorical:
-        logits = actor.apply({"params": params["actor"]}, _floating(observation))
+        logits: Any = actor.apply({"params": params["actor"]}, _floating(observation))
         if choices is None:
             return Categorical(logits)
         return Categorical(logits.reshape(*logits.shape[:-1], choices, actions))
 
+    def valued(own: Params, observation: Array) -> Array:
+        told: Any = critic.apply({"params": own}, _floating(observation))
+        return told[..., 0]
+
     def value(params: Params, observation: Array) -> Array:
-        return critic.apply({"params": params["critic"]}, _floating(observation))[..., 0]
+        return valued(params["critic"], observation)
 
     def post_value(params: Params, decided: Array) -> Array:
-        return critic.apply({"params": params["post_critic"]}, _floating(decided))[..., 0]
+        return valued(params["post_critic"], decided)
 
     return DecisionNetworks(init, policy, value, post_value)
 

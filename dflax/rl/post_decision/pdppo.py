@@ -217,6 +217,7 @@ def _record(
 ) -> Record:
     """What the rule sees of the windows."""
     assert rows.decided is not None
+    assert rows.beyond is not None
     if rule.fresh:
         value = networks.value(params, rows.observation)
         post_value = networks.post_value(params, rows.decided.observation)
