@@ -35,8 +35,8 @@ class Config:
       machines: of lot sizing.
       horizon: periods of an episode.
       episodes: of a window.
-      rounds: windows of PPO and of PDPPO.
-      other_rounds: windows of the variants; 0: PPO and PDPPO alone, as published.
+      rounds: windows of PPO and of PDPPO as published, with frozen trunks.
+      other_rounds: windows of the variants and with trained trunks; 0: none of them.
       width: of the hidden layers.
       epochs: of each window.
       paths: demands for which a bound is sought.
@@ -50,22 +50,22 @@ class Config:
       full_steps: of it.
     """
 
-    seeds: int = 10
+    seeds: int = 12
     seed: int = 12
     items: int = 6
     machines: int = 3
     horizon: int = 50
     episodes: int = 4
-    rounds: int = 80
-    other_rounds: int = 30
+    rounds: int = 120
+    other_rounds: int = 25
     width: int = 32
     epochs: int = 40
     paths: int = 3
-    seconds: float = 10.0
+    seconds: float = 7.0
     lake: int = 5
-    lake_rounds: int = 20
+    lake_rounds: int = 16
     agents: int = 8
-    federated_rounds: int = 30
+    federated_rounds: int = 20
     repeats: int = 3
     full: bool = False
     full_steps: int = 1_000_000
@@ -101,7 +101,8 @@ def comparison(config: Config, stage: Stage = in_memory) -> Summary:
     for trunk, trained in config.trunks.items():
         found[trunk] = {}
         for name in config.methods:
-            rounds = config.rounds if name in MAIN else config.other_rounds
+            published = name in MAIN and not trained
+            rounds = config.rounds if published else config.other_rounds
 
             def run(name: str = name, trained: bool = trained, rounds: int = rounds) -> Any:
                 learner, start = agent(name, config.setting, instance, train_trunk=trained)
