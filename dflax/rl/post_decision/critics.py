@@ -58,7 +58,8 @@ class Critics(NamedTuple):
     Attributes:
       estimate: `(record, discount) -> Estimated`.
       fresh: whether values are those of the critics as they are; else those noted with the actions.
-      bootstrap: whether an episode that a time limit broke off is worth what its last state is.
+      bootstrap: whether an episode that a time limit broke off is worth what its last state is, by
+        the critic of the window in which that was.
     """
 
     estimate: Callable[[Record, Any], Estimated]

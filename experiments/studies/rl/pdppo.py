@@ -46,7 +46,8 @@ class Config:
       agents: of the federation.
       federated_rounds: windows of each.
       repeats: of the federation, with keys of their own.
-      full: the authors' instance size and budget instead of everything else: hours.
+      full: the authors' instance size and budget instead of everything else: 50 minutes of one core for
+        each of the two methods.
       full_steps: of it.
     """
 
