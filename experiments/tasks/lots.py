@@ -85,6 +85,21 @@ def curves(
     return {name: np.asarray(value) for name, value in history.metrics.items()}
 
 
+def idle(instance: rl.LotSizing, setting: Setting, seed: int) -> np.ndarray:
+    """Rewards of episodes in which no machine ever does anything, `[200]`."""
+    environment = rl.time_limit(rl.lot_sizing(instance), setting.horizon)
+
+    def act(seen: jax.Array, key: jax.Array) -> tuple[Any, tuple[()]]:
+        return jnp.zeros((len(seen), setting.machines), jnp.int32), ()
+
+    played = jax.jit(
+        lambda key: rl.evaluate(
+            environment, environment.task, act, key, episodes=200, horizon=setting.horizon
+        )
+    )
+    return np.asarray(played(jax.random.key(seed)).returns)
+
+
 def bounds(
     instance: rl.LotSizing, horizon: int, *, paths: int, seed: int, seconds: float
 ) -> dict[str, np.ndarray]:

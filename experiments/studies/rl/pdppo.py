@@ -10,7 +10,7 @@ from scipy import stats
 
 import dflax as dx
 from dflax import rl
-from experiments.tasks.lots import ACTOR, CRITICS, Setting, agent, bounds, curves, rules
+from experiments.tasks.lots import ACTOR, CRITICS, Setting, agent, bounds, curves, idle, rules
 from experiments.tools.command import main
 from experiments.tools.figures import figure
 from experiments.tools.finished import Stage, in_memory
@@ -111,19 +111,24 @@ def comparison(config: Config, stage: Stage = in_memory) -> Summary:
 
             found[trunk][name] = stage(f"{name}, {trunk}, {config.seeds} seeds", run)
         _rows(report, config, trunk, found[trunk])
-    best = stage(
-        "perfect information",
-        lambda: bounds(
-            instance,
-            config.horizon,
-            paths=config.paths,
-            seed=config.seed,
-            seconds=config.seconds,
-        ),
+    best = dict(
+        stage(
+            "perfect information",
+            lambda: bounds(
+                instance,
+                config.horizon,
+                paths=config.paths,
+                seed=config.seed,
+                seconds=config.seconds,
+            ),
+        )
     )
-    table = f"perfect information, {config.paths} episodes"
-    report.row(table, "bound", None, **{"reward": best["bound"]})
-    report.row(table, "plan found", None, **{"reward": np.nanmean(best["plan"])})
+    best["idle"] = stage("idle machines", lambda: idle(instance, config.setting, config.seed))
+    table = "controls: episode reward"
+    report.row(table, f"perfect information, bound of {config.paths}", None, reward=best["bound"])
+    plans = np.nanmean(best["plan"])
+    report.row(table, f"perfect information, plans of {config.paths}", None, reward=plans)
+    report.row(table, "machines always idle", None, reward=best["idle"])
     return report.summary({"pdppo": _figure(config, found, best)})
 
 
@@ -314,16 +319,18 @@ def _figure(
                 color, style = LOOKS[name]
                 panel.plot(steps, middle, style, color=color, label=name)
                 panel.fill_between(steps, middle - error, middle + error, color=color, alpha=0.2)
-            panel.axhline(best["bound"].mean(), color="k", linewidth=0.8)
-            panel.annotate(
-                "perfect information (bound)",
-                (0.98, best["bound"].mean()),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-            )
+            for name, words in (("bound", "perfect information (bound)"), ("idle", "idle")):
+                height = best[name].mean()
+                panel.axhline(height, color="k", linewidth=0.8, linestyle=(0, (1, 1)))
+                panel.annotate(
+                    words,
+                    (0.98, height),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(0, 3),
+                    textcoords="offset points",
+                    ha="right",
+                    fontsize=8,
+                )
             panel.set(title=trunk, xlabel="steps")
         axes[0].set_ylabel("episode reward")
         axes[0].legend(fontsize=8)
