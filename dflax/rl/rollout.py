@@ -238,9 +238,9 @@ def _in_two_stages(
     environment: Environment, task: Task, state: Any, action: Any, key: Key[Array, ""]
 ) -> tuple[Outcome, Decided]:
     """What `environment.act` does, and what lies between its halves."""
-    after, gained = environment.post(task, state, action)  # type: ignore[misc]
-    outcome = environment.noise(task, after, key)  # type: ignore[misc]
-    seen = environment.observe_post(task, after)  # type: ignore[misc]
+    after, gained = environment.post(task, state, action)
+    outcome = environment.noise(task, after, key)
+    seen = environment.observe_post(task, after)
     decided = Decided(seen, jnp.asarray(gained, jnp.float32))
     return outcome._replace(reward=gained + outcome.reward), decided
 

@@ -76,7 +76,7 @@ def frozen_lake(lake: Lake) -> Environment:
     )
 
     def reset(task: Lake, key: Key[Array, ""]) -> Skater:
-        return Skater(task.start, jnp.bool_(False))
+        return Skater(jnp.asarray(task.start), jnp.bool_(False))
 
     def post(task: Lake, state: Skater, action: Int[Array, ""]) -> tuple[Skater, Array]:
         over = _is_hole(task, state.cell) | (state.cell == task.goal)
@@ -135,8 +135,9 @@ def random_lake(
         holes = draw.random((size, size)) >= frozen
         holes[0, 0] = holes[-1, -1] = False
         if _leads_there(holes):
-            start, goal = np.int32(0), np.int32(size**2 - 1)
-            return Lake(holes, start, goal, np.float32(slippery), directions)
+            goal = np.asarray(size**2 - 1, np.int32)
+            share = np.asarray(slippery, np.float32)
+            return Lake(holes, np.zeros((), np.int32), goal, share, directions)
     raise ValueError(
         f"frozen must leave a way to the goal, got {frozen} with a size of {size}, and none of 1,000 "
         "maps had one. Take a larger one."

@@ -111,7 +111,7 @@ def _constraints(
     periods, pairs = len(demand), machines * items
     change = sparse.eye(periods) - sparse.eye(periods, k=-1)
 
-    def each(values: np.ndarray) -> sparse.spmatrix:
+    def each(values: AnyArray) -> sparse.spmatrix:
         row = sparse.hstack([sparse.diags(row) for row in values])
         return sparse.kron(sparse.eye(periods), row)
 

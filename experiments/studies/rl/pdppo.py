@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from scipy import stats
@@ -178,7 +179,7 @@ def lake(config: Config, stage: Stage = in_memory) -> Summary:
         4, features=(config.width, config.width), activation=jax.nn.tanh
     )
     optimizer = rl.separate_optimizers(optax.adam(ACTOR), optax.adam(CRITICS))
-    seen = np.zeros(config.lake**2, np.float32)
+    seen = jnp.zeros(config.lake**2)
     for name in MAIN:
 
         def run(name: str = name) -> Any:
@@ -312,7 +313,7 @@ def _figure(
         for panel, (trunk, methods) in zip(axes, found.items(), strict=False):
             for name, own in methods.items():
                 values = _smooth(own["episode_return"])
-                steps = window * (np.arange(len(values)) + 1)
+                steps = window * (1 + np.arange(len(own["episode_return"]))[-len(values) :])
                 middle = values.mean(1)
                 error = values.std(1) / np.sqrt(values.shape[1])
                 color, style = LOOKS[name]
@@ -349,7 +350,7 @@ def _federation_figure(config: Config, found: dict[str, np.ndarray]) -> Any:
         for name, values in found.items():
             color, style = styles[name]
             smooth = _smooth(values.T)
-            steps = window * (np.arange(len(smooth)) + 1)
+            steps = window * (1 + np.arange(values.shape[1])[-len(smooth) :])
             axes.plot(steps, smooth, style, color=color, alpha=0.3, linewidth=0.8)
             axes.plot(steps, smooth.mean(1), style, color=color, label=name)
         axes.set(xlabel="steps of each agent", ylabel="episode reward, mean of agents")
