@@ -11,9 +11,9 @@ from scipy import stats
 
 import dflax as dx
 from dflax import rl
+from experiments.studies.rl._pdppo_figures import curves_figure, federation_figure
 from experiments.tasks.lots import ACTOR, CRITICS, Setting, agent, bounds, curves, idle, rules
 from experiments.tools.command import main
-from experiments.tools.figures import figure
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.report import Report
 from experiments.tools.study import Part, Study, Summary
@@ -82,6 +82,11 @@ class Config:
         return MAIN if trained or not self.other_rounds else tuple(rules())
 
     @property
+    def window(self) -> int:
+        """Steps of a window."""
+        return self.episodes * self.horizon
+
+    @property
     def setting(self) -> Setting:
         """Sizes of the scaled-down runs."""
         return Setting(
@@ -123,13 +128,19 @@ def comparison(config: Config, stage: Stage = in_memory) -> Summary:
             ),
         )
     )
+    if config.other_rounds:
+        _standardised(report, config, instance, stage)
     best["idle"] = stage("idle machines", lambda: idle(instance, config.setting, config.seed))
     table = "controls: episode reward"
     report.row(table, f"perfect information, bound of {config.paths}", None, reward=best["bound"])
     plans = np.nanmean(best["plan"])
     report.row(table, f"perfect information, plans of {config.paths}", None, reward=plans)
     report.row(table, "machines always idle", None, reward=best["idle"])
-    return report.summary({"pdppo": _figure(config, found, best)})
+    title = (
+        f"lot sizing, {config.items} items, {config.machines} machines, {config.horizon} periods: "
+        f"mean of {config.seeds} seeds and its standard error"
+    )
+    return report.summary({"pdppo": curves_figure(config.window, title, found, best)})
 
 
 def _rows(
@@ -152,22 +163,55 @@ def _rows(
             entropy=own["entropy"],
         )
     areas = {name: found[name]["episode_return"].mean(0) for name in MAIN}
-    welch = stats.ttest_ind(areas["PDPPO"], areas["PPO"], equal_var=False, alternative="greater")
-    report.row(
-        "PDPPO's mean over training less PPO's, and Welch's test",
-        trunk,
-        None,
-        lead=areas["PDPPO"].mean() - areas["PPO"].mean(),
-        p=welch.pvalue,
-        seeds_that_lead=(areas["PDPPO"] > areas["PPO"]).mean(),
-    )
+    p = _lead(report, trunk, areas)
     if not TRUNKS[trunk]:
         report.claim(
             f"{trunk}, as published: PDPPO's area under the curve is above PPO's (Welch, p < 0.05)",
-            welch.pvalue < 0.05,
-            [areas["PDPPO"].mean(), areas["PDPPO"].std(ddof=1), welch.pvalue],
+            p < 0.05,
+            [areas["PDPPO"].mean(), areas["PDPPO"].std(ddof=1), p],
             [areas["PPO"].mean(), areas["PPO"].std(ddof=1)],
         )
+
+
+def _standardised(report: Report, config: Config, instance: rl.LotSizing, stage: Stage) -> None:
+    """Trained trunks and standardised advantages: how much of the lead is a matter of scale."""
+    areas = {}
+    for name in MAIN:
+
+        def run(name: str = name) -> Any:
+            learner, start = agent(
+                name, config.setting, instance, train_trunk=True, standardise=True
+            )
+            rounds = config.other_rounds
+            return curves(learner, start, seeds=config.seeds, rounds=rounds, seed=config.seed)
+
+        own = stage(f"{name}, standardised, {config.seeds} seeds", run)
+        areas[name] = own["episode_return"].mean(0)
+        report.row(
+            "episode reward, trunk trained, standardised advantages",
+            f"{name}, standardised",
+            None,
+            mean=areas[name].mean(),
+            std_of_seeds=areas[name].std(),
+            clip_fraction=own["clip_fraction"],
+            entropy=own["entropy"],
+        )
+    _lead(report, "trunk trained, standardised", areas)
+
+
+def _lead(report: Report, name: str, areas: dict[str, np.ndarray]) -> float:
+    """A row of PDPPO's lead over seeds; Welch's p."""
+    ours, theirs = areas["PDPPO"], areas["PPO"]
+    welch = stats.ttest_ind(ours, theirs, equal_var=False, alternative="greater")
+    report.row(
+        "PDPPO's mean over training less PPO's, and Welch's test",
+        name,
+        None,
+        lead=ours.mean() - theirs.mean(),
+        p=welch.pvalue,
+        seeds_that_lead=(ours > theirs).mean(),
+    )
+    return float(welch.pvalue)
 
 
 def lake(config: Config, stage: Stage = in_memory) -> Summary:
@@ -262,7 +306,12 @@ def federation(config: Config, stage: Stage = in_memory) -> Summary:
             most_of_repeats=found[name].mean(1).max(),
             end=found[name][:, -5:].mean(),
         )
-    return report.summary({"pdppo_federation": _federation_figure(config, found)})
+    title = (
+        f"lot sizing: {config.agents} PDPPO agents, demands of their own, "
+        f"{config.repeats} repeats (thin)"
+    )
+    drawn = federation_figure(config.window, title, found)
+    return report.summary({"pdppo_federation": drawn})
 
 
 def full(config: Config, stage: Stage = in_memory) -> Summary:
@@ -286,81 +335,6 @@ def full(config: Config, stage: Stage = in_memory) -> Summary:
                 columns[f"theirs at {steps:.0e}"] = theirs
         report.row("20 items, 10 machines", name, None, mean=reward.mean(), **columns)
     return report.summary({})
-
-
-LOOKS = {
-    "PPO": ("C3", "--"),
-    "PDPPO": ("C0", "-"),
-    "one critic": ("C1", ":"),
-    "noiseless": ("C2", "-."),
-}
-
-
-def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
-    """Means of a few rounds, `[rounds, ...]`."""
-    width = min(width, len(values))
-    return np.lib.stride_tricks.sliding_window_view(values, width, axis=0).mean(-1)
-
-
-def _figure(
-    config: Config,
-    found: dict[str, dict[str, dict[str, np.ndarray]]],
-    best: dict[str, np.ndarray],
-) -> Any:
-    """Episode rewards over steps, a panel for each way of training, with the bound."""
-    window = config.episodes * config.horizon
-    with figure(10.0, 4.0, ncols=2, sharey=True) as (canvas, axes):
-        for panel, (trunk, methods) in zip(axes, found.items(), strict=False):
-            for name, own in methods.items():
-                values = _smooth(own["episode_return"])
-                steps = window * (1 + np.arange(len(own["episode_return"]))[-len(values) :])
-                middle = values.mean(1)
-                error = values.std(1) / np.sqrt(values.shape[1])
-                color, style = LOOKS[name]
-                panel.plot(steps, middle, style, color=color, label=name)
-                panel.fill_between(steps, middle - error, middle + error, color=color, alpha=0.2)
-            for name, words in (("bound", "perfect information (bound)"), ("idle", "idle")):
-                height = best[name].mean()
-                panel.axhline(height, color="k", linewidth=0.8, linestyle=(0, (1, 1)))
-                panel.annotate(
-                    words,
-                    (0.98, height),
-                    xycoords=("axes fraction", "data"),
-                    xytext=(0, 3),
-                    textcoords="offset points",
-                    ha="right",
-                    fontsize=8,
-                )
-            panel.set(title=trunk, xlabel="steps")
-        axes[0].set_ylabel("episode reward")
-        axes[0].legend(fontsize=8)
-        canvas.suptitle(
-            f"lot sizing, {config.items} items, {config.machines} machines, {config.horizon} periods: "
-            f"mean of {config.seeds} seeds and its standard error",
-            fontsize=10,
-        )
-    return canvas
-
-
-def _federation_figure(config: Config, found: dict[str, np.ndarray]) -> Any:
-    """Episode rewards over steps, mean of agents, a line for each repeat."""
-    window = config.episodes * config.horizon
-    styles = {"alone": ("C3", "--"), "FedAvg": ("C0", "-"), "gossip on a ring": ("C2", "-.")}
-    with figure(5.6, 3.8) as (canvas, axes):
-        for name, values in found.items():
-            color, style = styles[name]
-            smooth = _smooth(values.T)
-            steps = window * (1 + np.arange(values.shape[1])[-len(smooth) :])
-            axes.plot(steps, smooth, style, color=color, alpha=0.3, linewidth=0.8)
-            axes.plot(steps, smooth.mean(1), style, color=color, label=name)
-        axes.set(xlabel="steps of each agent", ylabel="episode reward, mean of agents")
-        axes.set_title(
-            f"lot sizing: {config.agents} PDPPO agents, demands of their own, "
-            f"{config.repeats} repeats (thin)",
-            fontsize=9,
-        )
-        axes.legend(fontsize=8)
-    return canvas
 
 
 STUDY = Study(
