@@ -51,7 +51,7 @@ def curves_figure(
                 )
             panel.set(title=trunk, xlabel="steps")
         axes[0].set_ylabel("episode reward")
-        axes[0].legend(fontsize=8)
+        axes[0].legend(fontsize=8, loc="center left", bbox_to_anchor=(0.0, 0.65))
         canvas.suptitle(title, fontsize=10)
     return canvas
 
