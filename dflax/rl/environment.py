@@ -45,6 +45,7 @@ class Environment(NamedTuple):
       post: `(task, state, action) -> (post-decision state, reward)`, the half of `act` that nothing
         random enters, of `two_stage`; else None.
       noise: `(task, post-decision state, key) -> Outcome`, the other half; else None.
+      observe_post: `(task, post-decision state) -> observation`, of `two_stage`; else None.
     """
 
     reset: Callable[[Task, Key[Array, ""]], State]
@@ -53,6 +54,7 @@ class Environment(NamedTuple):
     task: Task = ()
     post: Callable[[Task, State, Any], tuple[Any, Float[Array, ""]]] | None = None
     noise: Callable[[Task, Any, Key[Array, ""]], Outcome] | None = None
+    observe_post: Callable[[Task, Any], Array] | None = None
 
 
 def environment(
@@ -86,6 +88,7 @@ def two_stage(
     noise: Callable[[Task, Any, Key[Array, ""]], Outcome],
     observe: Callable[[Task, State], Array],
     *,
+    observe_post: Callable[[Task, Any], Array] | None = None,
     task: PyTree[Array] = (),
 ) -> Environment:
     """An environment whose transition is a decision's known effect, and then chance.
@@ -98,6 +101,7 @@ def two_stage(
       post: `(task, state, action) -> (sx, rx)`. One that draws random numbers is refused when it runs.
       noise: `(task, sx, key) -> Outcome`, with rs as reward.
       observe: `(task, state) -> observation`.
+      observe_post: `(task, sx) -> observation`; None: `observe`, of an sx that is like a state.
       task: see `Environment`.
 
     Raises:
@@ -109,6 +113,9 @@ def two_stage(
     validation.function("post", post, why, takes=3)
     validation.function("noise", noise, "It gets the task, a post-decision state, a key.", takes=3)
     validation.function("observe", observe, "It gets the task and a state.", takes=2)
+    if observe_post is not None:
+        fix = "It gets the task and a post-decision state."
+        validation.function("observe_post", observe_post, fix, takes=2)
     validation.arrays("task", task)
 
     def known(task: Task, state: State, action: Any) -> tuple[Any, Float[Array, ""]]:
@@ -120,7 +127,7 @@ def two_stage(
         outcome = noise(task, decided, key)
         return outcome._replace(reward=reward + outcome.reward)
 
-    return Environment(reset, act, observe, task, known, noise)
+    return Environment(reset, act, observe, task, known, noise, observe_post or observe)
 
 
 class Timed(NamedTuple):
@@ -161,7 +168,7 @@ def time_limit(environment: Environment, horizon: int) -> Environment:
     made = Environment(reset, act, observe, inner.task)
     if inner.post is None or inner.noise is None:
         return made
-    first, second = inner.post, inner.noise
+    first, second, shown = inner.post, inner.noise, inner.observe_post or inner.observe
 
     def post(task: Task, state: Timed, action: Any) -> tuple[Timed, Float[Array, ""]]:
         decided, reward = first(task, state.state, action)
@@ -170,7 +177,10 @@ def time_limit(environment: Environment, horizon: int) -> Environment:
     def noise(task: Task, decided: Timed, key: Key[Array, ""]) -> Outcome:
         return limited(second(task, decided.state, key), decided.time)
 
-    return made._replace(post=post, noise=noise)
+    def observe_post(task: Task, decided: Timed) -> Array:
+        return shown(task, decided.state)
+
+    return made._replace(post=post, noise=noise, observe_post=observe_post)
 
 
 class Played(NamedTuple):
@@ -220,6 +230,16 @@ def require_environment(value: Any) -> None:
     """Refuse what is no `Environment`."""
     fix = "Make one with dflax.rl.environment, two_stage or from_gymnax."
     validation.instance("environment", value, Environment, fix)
+
+
+def require_two_stages(value: Any) -> None:
+    """Refuse what is no `Environment` of two stages."""
+    require_environment(value)
+    if value.post is None or value.noise is None or value.observe_post is None:
+        raise ValueError(
+            "environment must have two stages, a decision's known effect and then chance, got one "
+            "without `post` and `noise`. Make it with dflax.rl.two_stage."
+        )
 
 
 def _require_no_draw(post: Callable[..., Any], arguments: Any) -> None:

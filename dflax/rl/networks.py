@@ -1,11 +1,13 @@
 """Small actor-critic networks: a policy's distribution and a value, of vectors of observations."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
 from dflax import validation
@@ -14,27 +16,31 @@ from dflax.rl.distributions import Categorical, Gaussian
 
 
 class Tower(nn.Module):
-    """Dense layers with orthogonal weights and zero biases.
+    """Dense layers with zero biases, and orthogonal weights if nothing else is asked for.
 
     Attributes:
       features: widths of the hidden layers.
       outputs: width of the last one.
-      gain: of the last layer's weights.
+      gain: of the last layer's orthogonal weights.
       activation: between layers.
+      hidden_init: how the hidden layers' weights begin; orthogonal with gain sqrt 2.
+      last_init: how the last layer's weights begin; None: orthogonal.
     """
 
     features: Sequence[int]
     outputs: int
     gain: float = 1.0
     activation: Callable[[Array], Array] = nn.tanh
+    hidden_init: Initializer = nn.initializers.orthogonal(math.sqrt(2.0))
+    last_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "... S"]) -> Float[Array, "... outputs"]:
         """`[..., outputs]`."""
         for width in self.features:
-            hidden = nn.Dense(width, kernel_init=nn.initializers.orthogonal(jnp.sqrt(2.0)))
-            x = self.activation(hidden(x))
-        return nn.Dense(self.outputs, kernel_init=nn.initializers.orthogonal(self.gain))(x)
+            x = self.activation(nn.Dense(width, kernel_init=self.hidden_init)(x))
+        last = self.last_init or nn.initializers.orthogonal(self.gain)
+        return nn.Dense(self.outputs, kernel_init=last)(x)
 
 
 class ActorCritic(nn.Module):

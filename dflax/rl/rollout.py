@@ -9,7 +9,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics
-from dflax.rl.environment import Environment, Outcome, Task, require_environment
+from dflax.rl.environment import (
+    Environment,
+    Outcome,
+    Task,
+    require_environment,
+    require_two_stages,
+)
 
 Act = Callable[[Array, Key[Array, ""]], tuple[Any, PyTree[Array]]]
 
@@ -28,6 +34,18 @@ class Running(NamedTuple):
     length: Int[Array, " E"]
 
 
+class Decided(NamedTuple):
+    """What an action alone led to, before chance came in.
+
+    Attributes:
+      observation: `[T, E, ...]`, what is seen of the post-decision state.
+      reward: `[T, E]`, the reward of the decision, a part of `Steps.reward`.
+    """
+
+    observation: Float[Array, "T E ..."]
+    reward: Float[Array, "T E"]
+
+
 class Steps(NamedTuple):
     """A rollout: the one buffer of T steps in E environments.
 
@@ -41,6 +59,7 @@ class Steps(NamedTuple):
         asked.
       counted: `[T, E]`, 1 for steps that count; 0 for those of an episode with a reward that was not
         finite.
+      decided: of environments of `two_stage`, if asked for; else None.
     """
 
     observation: Float[Array, "T E ..."]
@@ -50,6 +69,7 @@ class Steps(NamedTuple):
     end: Bool[Array, "T E"]
     beyond: Float[Array, "T E"] | None
     counted: Float[Array, "T E"]
+    decided: Decided | None = None
 
 
 def begin(environment: Environment, task: Task, key: Key[Array, ""], environments: int) -> Running:
@@ -82,6 +102,7 @@ def rollout(
     key: Key[Array, ""],
     *,
     value: Callable[[Array], Float[Array, " E"]] | None = None,
+    decisions: bool = False,
 ) -> tuple[Running, Steps, Metrics]:
     """T steps in each of E environments; an episode that ends is followed by the next.
 
@@ -96,6 +117,7 @@ def rollout(
       steps: T >= 1.
       key: a typed key.
       value: `observations -> [E]`, for `Steps.beyond`: asked in every step, of where the step led.
+      decisions: whether `Steps.decided` is noted, of an environment of `two_stage`.
 
     Returns:
       Where it ended; the steps; metrics: `episodes` that ended, their mean `episode_return` and
@@ -112,21 +134,31 @@ def rollout(
     validation.typed_key("key", key)
     if value is not None:
         validation.function("value", value, "It gets observations.", takes=1)
+    validation.flag("decisions", decisions)
+    if decisions:
+        require_two_stages(environment)
     count = running.gained.shape[0]
     observe = jax.vmap(lambda state: environment.observe(task, state))
 
-    def move(state: Any, action: Any, keys: Key[Array, " 2"]) -> tuple[Outcome, Any]:
-        return environment.act(task, state, action, keys[0]), environment.reset(task, keys[1])
+    def move(
+        state: Any, action: Any, keys: Key[Array, " 2"]
+    ) -> tuple[Outcome, Decided | None, Any]:
+        fresh = environment.reset(task, keys[1])
+        if not decisions:
+            return environment.act(task, state, action, keys[0]), None, fresh
+        return *_in_two_stages(environment, task, state, action, keys[0]), fresh
 
     def one(now: Running, keys: tuple[Key[Array, ""], Key[Array, "E 2"]]) -> tuple[Running, Any]:
         seen = observe(now.state)
         action, kept = act(seen, keys[0])
-        outcome, fresh = jax.vmap(move)(now.state, action, keys[1])
+        outcome, decided, fresh = jax.vmap(move)(now.state, action, keys[1])
         reward = jnp.asarray(outcome.reward, jnp.float32)
         finite = jnp.isfinite(reward)
         terminal = jnp.broadcast_to(outcome.terminal, finite.shape).astype(bool) | ~finite
         late = jnp.broadcast_to(outcome.truncated, finite.shape).astype(bool) & ~terminal
         reward = jnp.where(finite, reward, 0.0)
+        if decided is not None:
+            decided = decided._replace(reward=jnp.where(finite, decided.reward, 0.0))
         end = terminal | late
         beyond = None
         if value is not None:
@@ -135,13 +167,13 @@ def rollout(
         state = jax.tree.map(lambda a, b: _where(end, a, b), fresh, outcome.state)
         after = Running(state, jnp.where(end, 0.0, gained), jnp.where(end, 0, length))
         ended = (end & finite, gained, length)
-        return after, ((seen, action, kept, reward, end, beyond), ended, ~finite)
+        return after, ((seen, action, kept, reward, end, beyond), decided, ended, ~finite)
 
     # All keys at once: in a step of few numbers their making would be much of the work.
     after, rows = jax.lax.scan(one, running, _keys(key, steps, (count, 2)))
-    (seen, action, kept, reward, end, beyond), (ended, gained, length), broken = rows
+    (seen, action, kept, reward, end, beyond), decided, (ended, gained, length), broken = rows
     counted = _whole(end, broken)
-    found = Steps(seen, action, kept, reward, end, beyond, counted)
+    found = Steps(seen, action, kept, reward, end, beyond, counted, decided)
     return after, found, _episodes(ended, gained, length, broken)
 
 
@@ -209,6 +241,17 @@ def _keys(key: Key[Array, ""], steps: int, shape: tuple[int, ...]) -> tuple[Arra
     """A key for each step's actions, and `[T, *shape]` for its environments."""
     act_key, move_key = jax.random.split(key)
     return jax.random.split(act_key, steps), jax.random.split(move_key, (steps, *shape))
+
+
+def _in_two_stages(
+    environment: Environment, task: Task, state: Any, action: Any, key: Key[Array, ""]
+) -> tuple[Outcome, Decided]:
+    """What `environment.act` does, and what lies between its halves."""
+    after, gained = environment.post(task, state, action)
+    outcome = environment.noise(task, after, key)
+    seen = environment.observe_post(task, after)
+    decided = Decided(seen, jnp.asarray(gained, jnp.float32))
+    return outcome._replace(reward=gained + outcome.reward), decided
 
 
 def _whole(end: Bool[Array, "T E"], broken: Bool[Array, "T E"]) -> Float[Array, "T E"]:

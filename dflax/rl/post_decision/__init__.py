@@ -1,0 +1,1 @@
+"""Agents that know what their decisions lead to before chance comes in."""
