@@ -117,12 +117,7 @@ from dflax.rl.post_decision.pdppo import (
     DecisionMemory,
     pdppo,
 )
-from dflax.rl.ppo import (
-    Experience,
-    Noted,
-    Sample,
-    ppo,
-)
+from dflax.rl.ppo import Noted, ppo
 from dflax.rl.problems.frozen_lake import (
     Lake,
     Skater,

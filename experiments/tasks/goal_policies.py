@@ -114,7 +114,13 @@ def trained(method: Method, agents: int, rounds: int, seed: int) -> tuple[Any, A
 
 
 def visited(
-    method: Method, env: rl.Environment, params: Any, seed: int, horizon: int, episodes: int
+    method: Method,
+    env: rl.Environment,
+    params: Any,
+    seed: int,
+    horizon: int,
+    episodes: int,
+    reach: float = 1.0,
 ) -> dict[str, np.ndarray]:
     """Where each agent's episodes end, `[agents, ...]`: coverage, returns, and some paths."""
     places = env.task.places
@@ -126,7 +132,7 @@ def visited(
         found = rl.evaluate(limited, env.task, act, end_key, episodes=episodes, horizon=horizon)
         ends = found.state.state
         # An episode that the time limit broke off has reached nothing.
-        reached = found.ended & (_least(ends, places) <= REACH)
+        reached = found.ended & (_least(ends, places) <= reach)
         covered = rl.goals.coverage(ends, reached, places)
         running = rl.begin(limited, env.task, path_key, SHOWN)
         _, steps, _ = rl.rollout(limited, env.task, act, running, horizon, path_key)
@@ -160,7 +166,7 @@ def held_out(
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sample)
 
 
-REACH, SHOWN = 1.0, 40
+SHOWN = 40
 
 
 def _least(ends: Any, places: Any) -> Any:

@@ -10,7 +10,8 @@ from experiments.tools.report import Report
 
 
 def found(entropy, reached, returned):
-    shares = np.full((3, 6), 1 / 6) if entropy > 0.85 else np.tile([1.0, 0, 0, 0, 0, 0], (3, 1))
+    shares = np.full((3, 6), 1 / 6)
+    shares = np.eye(6)[[0, 0, 0]] if entropy < 0.4 else shares
     own = {"entropy": entropy, "reached": reached, "return": returned}
     return {key: np.full(3, value) for key, value in own.items()} | {"shares": shares}
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,8 +111,9 @@ class FlowActorCritic(nn.Module):
 
     def velocity(self, noised: Noised) -> Float[Array, "B D"]:
         """u, `[B, D]`."""
-        seen, x, time = noised.condition, noised.x, noised.time[:, None]
-        return self.scale * self.actor(jnp.concatenate([seen, x, time.astype(x.dtype)], axis=-1))
+        x, time = noised.x, noised.time[:, None].astype(noised.x.dtype)
+        inputs: list[Any] = [noised.condition, x, time]
+        return self.scale * self.actor(jnp.concatenate(inputs, axis=-1))
 
     def value(self, observation: Float[Array, "... S"]) -> Float[Array, "..."]:
         """V, `[...]`."""
@@ -141,7 +142,7 @@ def flow_policy(networks: FlowActorCritic) -> FlowPolicy:
     """
     validation.instance("networks", networks, FlowActorCritic)
 
-    def of(method: str) -> Callable[..., Array]:
+    def of(method: str) -> Callable[..., Any]:
         return lambda params, *given: networks.apply({"params": params}, *given, method=method)
 
     return FlowPolicy(of("velocity"), of("value"), of("log_deviation"), networks.actions)

@@ -114,7 +114,8 @@ def coverage(
     nearest = jnp.argmin(jnp.linalg.norm(ends[:, None] - places, axis=-1), axis=1)
     counts = weights @ jax.nn.one_hot(nearest, goals)
     shares = counts / jnp.maximum(jnp.sum(counts), 1.0)
-    entropy = -jnp.sum(shares * jnp.log(jnp.maximum(shares, 1e-30))) / math.log(goals)
+    # 0 minus it, for a 0 without sign.
+    entropy = 0.0 - jnp.sum(shares * jnp.log(jnp.maximum(shares, 1e-30))) / math.log(goals)
     return Coverage(shares, entropy, jnp.sum(counts) / max(count, 1))
 
 
