@@ -34,11 +34,12 @@ def ring(curves: dict[str, dict[str, np.ndarray]], before: np.ndarray, after: np
                 if table == "offsets"
                 else "control: no offsets"
             )
-            panel.set(title=said, ylabel="mean of -|x - y|", ylim=(-3.0, 0.0))
-            panel.legend(fontsize=7, loc="center right" if table == "offsets" else "lower right")
+            panel.set(title=said, ylabel="mean of -|x - y|", ylim=(-3.5, 0.0))
+            columns = 2 if table == "offsets" else 1
+            panel.legend(fontsize=7, loc="lower right", ncols=columns)
         axes[1, 0].set_xlabel("rounds of 64 rewards")
         for panel, samples, title in zip(
-            axes[:, 1], (before, after), ("before", "after LOOP, K = 4"), strict=True
+            axes[:, 1], (before, after), ("before", "after LOOP"), strict=True
         ):
             panel.plot(*CENTRES.T, "k+", markersize=12)
             for prompt in range(MODES):
@@ -47,7 +48,7 @@ def ring(curves: dict[str, dict[str, np.ndarray]], before: np.ndarray, after: np
                         x, y, str(prompt), color=f"C{prompt}", fontsize=7, ha="center", va="center"
                     )
             panel.set(
-                title=f"samples {title}; numbers are prompts, + modes",
+                title=f"{title}: numbers are prompts, + modes",
                 xlim=(-3, 3),
                 ylim=(-3, 3),
                 aspect="equal",
@@ -61,8 +62,9 @@ def ring(curves: dict[str, dict[str, np.ndarray]], before: np.ndarray, after: np
 
 def digits(shown: dict[str, np.ndarray]) -> Any:
     """Six samples of every prompt before and after; rows are prompts."""
+    rows = sorted(shown.items(), key=lambda row: row[0] != "before")
     with figure(9.0, 5.4, ncols=len(shown)) as (canvas, panels):
-        for panel, (name, samples) in zip(panels, shown.items(), strict=True):
+        for panel, (name, samples) in zip(panels, rows, strict=True):
             tiles = samples.reshape(10, -1, 8, 8).transpose(0, 2, 1, 3)
             picture = np.pad(tiles, ((0, 0), (0, 1), (0, 0), (0, 1)), constant_values=1.0)
             height, width = 10 * 9, samples.shape[1] * 9
