@@ -77,9 +77,14 @@ def _as_given(leaf: Array) -> Array:
     """The array in the layout of a program's arguments.
 
     A convolution would have its kernels in another one, and the compiler then all rows in it, copied.
-    Keys have no layout, and of complex numbers TPUs' compiler knows no constraint.
+    Keys have no layout, and of complex numbers TPUs' compiler knows no constraint. Where devices share a
+    model nothing is asked for: to give an array a layout the compiler gathers its shards.
     """
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) or jnp.iscomplexobj(leaf):
+        return leaf
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    if any(size > 1 and kind != jax.sharding.AxisType.Manual for size, kind in kinds):
         return leaf
     return with_layout_constraint(leaf, Layout(tuple(range(leaf.ndim))))
 

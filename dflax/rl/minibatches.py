@@ -43,6 +43,19 @@ def epochs_of(
     Raises:
       TypeError, ValueError: naming the argument.
     """
+    validation.function("loss", loss, "It gets parameters, a minibatch and a key.", takes=3)
+    validation.instance("optimizer", optimizer, optax.GradientTransformation)
+    validation.model("params", params)
+    wanted: Any = jax.tree.structure(jax.eval_shape(optimizer.init, params))
+    given: Any = jax.tree.structure(memory)
+    if given != wanted:
+        raise ValueError(
+            f"memory must be the optimiser's state, of {wanted.num_leaves} arrays, got "
+            f"{validation.shown(memory)}. Begin with optimizer.init(params)."
+        )
+    validation.arrays("memory", memory)
+    validation.arrays("samples", samples)
+    validation.typed_key("key", key)
     validation.integer("epochs", epochs, low=1)
     validation.integer("minibatches", minibatches, low=1)
     count = validation.leading_axis("samples", samples)

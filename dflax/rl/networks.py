@@ -34,6 +34,17 @@ class Tower(nn.Module):
     hidden_init: Initializer = nn.initializers.orthogonal(math.sqrt(2.0))
     last_init: Initializer | None = None
 
+    def __post_init__(self) -> None:
+        widths("features", self.features)
+        validation.integer("outputs", self.outputs, low=1)
+        validation.real("gain", self.gain, scalar=True)
+        validation.function("activation", self.activation, takes=1)
+        fix = "It gets a key, a shape and a dtype, as those of jax.nn.initializers."
+        validation.function("hidden_init", self.hidden_init, fix, takes=3)
+        if self.last_init is not None:
+            validation.function("last_init", self.last_init, fix, takes=3)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: Float[Array, "... S"]) -> Float[Array, "... outputs"]:
         """`[..., outputs]`."""

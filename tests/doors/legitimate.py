@@ -25,6 +25,10 @@ NUMBERS = "None True complex nan inf -1 0.5 3 [] {} array[0] array[2,3,4] array-
 
 # "callable(argument)" with wildcards, the kinds of `walk.WRONG`, and why these are right.
 LEGITIMATE = [
+    ("rl.Tower(features)", "[] array[0]", "no hidden layers"),
+    ("rl.Tower(gain)", "-1 3", "any number"),
+    ("rl.epochs_of(params)", "0.5 array[0] array[2,3,4] array-of-NaN", "a model may be one array"),
+    ("rl.epochs_of(samples)", "array[0] array[2,3,4] array-of-NaN", "samples are any arrays"),
     ("rl.ActorCritic(features)", "[] array[0]", "no hidden layers"),
     ("rl.ActorCritic(log_deviation)", "-1 3", "any number"),
     ("rl.*(task)", NUMBERS, "a task is any arrays, and those who read it find what they expect"),

@@ -45,9 +45,20 @@ REWARDS = np.ones((3, 2), np.float32)
 
 CALLS = {
     "rl.ActorCritic": {"actions": 2},
+    "rl.Tower": {"features": (4,), "outputs": 2},
     "rl.alone": {"learner": LEARNER, "agents": N},
     "rl.begin": {"environment": WORLD, "task": (), "key": KEY, "environments": 2},
     "rl.environment": {"reset": WORLD.reset, "act": WORLD.act, "observe": WORLD.observe},
+    "rl.epochs_of": {
+        **{"loss": lambda params, batch, key: (0.0 * params.sum(), {})},
+        **{"optimizer": optax.sgd(0.1, momentum=0.9), "params": np.ones(2, np.float32)},
+        **{
+            "memory": optax.sgd(0.1, momentum=0.9).init(np.ones(2, np.float32)),
+            "samples": np.ones((4, 2)),
+            "key": KEY,
+        },
+        **{"epochs": 2, "minibatches": 2},
+    },
     "rl.evaluate": {**PLAYING, "episodes": 2, "horizon": 3},
     "rl.federated": {"learner": LEARNER, "agents": N},
     "rl.from_gymnax": {"environment": Gym()},

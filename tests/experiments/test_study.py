@@ -528,7 +528,7 @@ def test_a_study_that_needs_the_images_has_its_claims_listed(monkeypatch):
         ]
     assert {name: len(texts) for name, texts in stated.items() if texts} == {
         "bristle": 2,
-        "ddm": 2,
+        "ddm": 5,
         "decentralized_comparison": 15,
         "dfedadmm": 2,
         "dimat": 1,

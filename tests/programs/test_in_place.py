@@ -88,3 +88,20 @@ def test_blocks_need_no_second_array():
     whole = 16 * 4 << 16
     assert temporaries(lambda x: blocks_in_place(mixed, x, 1, 1 << 12)) <= whole / 4
     assert temporaries(mixed) >= whole
+
+
+@pytest.mark.parametrize(("shared", "asked"), [(1, True), (2, False)])
+def test_shards_of_a_model_are_asked_for_no_layout(shared, asked):
+    """A layout would make the compiler gather them: 287 MiB in place of 56 in a round of the CNN."""
+    devices = np.array(jax.devices()[:4]).reshape(4 // shared, shared)
+    mesh = jax.sharding.Mesh(devices, ("clients", "model"))
+    rows = jnp.ones((8, 4, 4))
+
+    def work(rows):
+        return map_in_place(lambda row: (2 * row, row.sum()), rows)
+
+    split = jax.sharding.PartitionSpec("clients")
+    mapped = jax.shard_map(work, in_specs=split, out_specs=split, axis_names={"clients"})
+    with jax.set_mesh(mesh):
+        text = jax.jit(mapped).lower(rows).as_text()
+    assert ("LayoutConstraint" in text) == asked
