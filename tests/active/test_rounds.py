@@ -144,6 +144,7 @@ def test_labels_that_are_not_bought_are_never_read():
     assert_trees_equal(measured, metrics[0])
 
 
+@pytest.mark.slow
 def test_active_rounds_scan_and_run_on_devices():
     algorithm, source = loop(), active.ActiveRounds(task())
     _, states, metrics = rounds("KCFU")

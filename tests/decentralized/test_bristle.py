@@ -96,6 +96,7 @@ def test_foreign_classes_are_learned_from_others():
     assert alone.mean() < 0.78
 
 
+@pytest.mark.slow
 def test_on_eight_devices_and_late():
     source, tests = setting(2)
     expected, metrics = run(source, tests, latency=2)

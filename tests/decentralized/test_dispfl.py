@@ -122,6 +122,7 @@ def test_where_nearly_all_is_active_no_more_moves_than_can_enter():
     assert drawn["w"].sum() == 3
 
 
+@pytest.mark.slow
 def test_absent_clients_keep_model_and_mask_and_devices_agree():
     source = dx.Federation(
         TASK.data,

@@ -105,7 +105,7 @@ FAST = {"sgp", "corrected dsgt", "adom_plus", "dadao"}
 NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_devices_and_sweeps_give_what_single_runs_give(name):
     make, values, rounds, source = METHODS[name]

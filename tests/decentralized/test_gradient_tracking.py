@@ -101,6 +101,7 @@ def test_trains_digits():
     assert measure(state)["accuracy_min"] > 0.8
 
 
+@pytest.mark.slow
 def test_on_devices_and_in_a_sweep_as_alone():
     source = quadratics(16).federation(participation=participation.uniform(8))
 

@@ -314,6 +314,7 @@ def assert_the_same_rounds(algorithm, state, own, program, name):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_what_one_does_and_exchange_nothing():
     labels = np.arange(len(LABELS)) % 8
     algorithm = X.ddm(LOSS, optax.adam(1e-3), 8, decay=0.9)

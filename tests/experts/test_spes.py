@@ -277,6 +277,7 @@ def test_plain_arrays_give_the_same_rounds(language, trained):
 NETWORK = pytest.param("trained", marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["eight", NETWORK])
 def test_eight_devices_give_what_one_gives(name, request):
     algorithm, start, source, wanted, _ = request.getfixturevalue(name)

@@ -25,7 +25,7 @@ def conditional(kernel, x, y, noise, points):
     return across @ inverse @ y, variance - np.einsum("mi,ij,mj->m", across, inverse, across)
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("mode", ["recomputed", "factored", "even"])
 def test_predictions_and_their_fusion(mode):
     with jax.enable_x64(True):
@@ -111,6 +111,7 @@ OURS = {
 }
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", list(OURS))
 def test_free_kernels_are_fitted_as_by_scipy(name):
     kernel, packed = OURS[name]

@@ -152,6 +152,7 @@ def test_on_a_graph_it_ends_there_as_well():
         assert joint(theta)[0] - best < 0.05 * abs(best)
 
 
+@pytest.mark.slow
 def test_penalties_and_resolutions_sweep_as_one_program():
     _, source = given()
     penalties, resolutions = jnp.asarray([0.5, 2.0]), jnp.asarray([0.0, 1e-2])
@@ -167,6 +168,7 @@ def test_penalties_and_resolutions_sweep_as_one_program():
     assert np.abs(swept[0].server.params[0] - swept[0].server.params[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_what_a_single_device_gives():
     rows = np.split(np.arange(32), 8)
     kernel, agents, observed = task(rows=rows)

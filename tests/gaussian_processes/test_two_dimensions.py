@@ -66,6 +66,7 @@ def agreed(grid, rounds, rho, solver, **options):
     return kernel, agents, as_numpy(run(state, source))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("sampling", ["uniform", "random"])
 def test_rounds_and_predictions_are_those_of_numpy(sampling):
     with jax.enable_x64(True):

@@ -96,7 +96,7 @@ TREES = {
 EXACT = ("edges", "slots", "matching", "random neighbours")
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", [*EXACT, "star", "push-sum by slots", "gossip learning"])
 def test_models_dealt_by_coordinates_and_back_are_mixed_as_on_one_device(name, clients):
     mixer = gossip.age_weighted(CLIENTS) if name == "gossip learning" else OTHERS[name]

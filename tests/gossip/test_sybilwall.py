@@ -290,6 +290,7 @@ def test_the_absent_and_the_silent():
     assert heard < metrics["models_sent"] <= heard + speaking
 
 
+@pytest.mark.slow
 def test_in_an_algorithm_on_eight_devices_and_over_lambdas():
     graph = topology.ring(CLIENTS)
 
@@ -308,6 +309,7 @@ def test_in_an_algorithm_on_eight_devices_and_over_lambdas():
     assert_trees_close(dealt, jax.tree.map(lambda leaf: leaf[0], swept), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_letters_reach_other_devices_along_the_edges():
     """A ring of two clients a device: letters travel as the boundary rows do."""
     mixer = gossip.by_rule(topology.ring(16), gossip.sybilwall(15))

@@ -59,6 +59,7 @@ def ran(rounds, source=SOURCE, y=None, radius=None, prior="sparse", cg_steps=Non
     return state, metrics
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("options", [{}, {"cg_steps": 100}], ids=["exact", "gradients"])
 def test_scenes_are_those_of_numpy(options):
     state, metrics = ran(12, **options)
@@ -134,6 +135,7 @@ def test_who_is_left_out_stands_still():
     assert_trees_close(state.clients.x[::2], everyone.clients.x[::2], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prior",
     [imaging.sparse, pytest.param(imaging.learned, marks=pytest.mark.slow)],

@@ -270,6 +270,7 @@ def of_sampled():
     return method, federation, task.params
 
 
+@pytest.mark.slow
 def test_norm_and_noise_are_swept_in_one_program():
     method, federation, params = of_sampled()
 

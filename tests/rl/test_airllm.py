@@ -58,6 +58,7 @@ def test_an_episode_rewards_what_it_says(run):
     assert ranks.max() <= 4
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives(run):
     algorithm, source, start, wanted, _ = run
     state, _ = dx.run(algorithm, start, source, rounds=4, key=KEY, mesh=dx.client_mesh())

@@ -114,6 +114,7 @@ ALGORITHMS = {
 }
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("kind", ALGORITHMS)
 def test_eight_devices_are_one(kind):
     algorithm = ALGORITHMS[kind](learner())

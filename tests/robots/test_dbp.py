@@ -172,6 +172,7 @@ def accused_at_random():
     return robots.dbp(application, liars, robots.motion(0.1, pursuit=True), window=10), members
 
 
+@pytest.mark.slow
 def test_soundness_bounds_every_blocklist_whatever_liars_accuse_and_on_eight_devices():
     swarm, members = accused_at_random()
     source = dx.Population(16)

@@ -334,6 +334,7 @@ def test_a_sweep_over_noise_clips_radius_and_momentum_is_one_program():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["dp_brem_plus", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dp_brem", "dp_rsa"))],

@@ -92,6 +92,7 @@ def test_on_the_theorys_network_no_unit_drifts_further_than_its_bound():
     np.testing.assert_array_equal(state.server.params["bias"], params["bias"])
 
 
+@pytest.mark.slow
 def test_clients_are_dealt_over_devices():
     rule = participation.dropout(participation.everyone(), 0.3)
     federation = dx.Federation(

@@ -204,6 +204,7 @@ def test_weights_are_swept_in_one_program_and_no_unlabelled_example_is_no_compen
     np.testing.assert_array_equal(measured, 0.0)
 
 
+@pytest.mark.slow
 def test_clients_are_dealt_over_devices():
     labels = np.arange(48) % 3
     federation = pooled(labels, [4] * 8, participation=dx.participation.uniform(6))

@@ -93,6 +93,7 @@ def test_equal_counts_every_reporting_client_the_same():
     np.testing.assert_allclose(state.server.params, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("rule", [participation.everyone(), participation.uniform(3)])
 def test_memories_are_dealt_over_devices(rule):
     federation = TASK.federation(participation=rule)

@@ -50,6 +50,7 @@ def pruned():
     return end(sfprompt(split(), CLASSIFICATION, SGD), federation())
 
 
+@pytest.mark.slow
 def test_head_and_body_stay_and_prompts_and_tail_move():
     start, state, _ = pruned()
     assert_trees_equal(state.server.memory, start.server.memory)

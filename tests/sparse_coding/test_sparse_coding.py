@@ -258,6 +258,7 @@ def test_who_owns_which_example_makes_no_difference(name):
     assert_trees_close(first["bound"], second["bound"], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_what_a_single_device_gives():
     model = sc.bsc(H, 3, 2)
     algorithm = sc.expectation_truncation(model, sc.annealing(4, 2.0), batch_size=8)

@@ -227,6 +227,7 @@ def test_a_client_does_as_many_local_rounds_as_its_population_says():
     assert float(metrics["reward_calls"][0]) == 12
 
 
+@pytest.mark.slow
 def test_devices_do_not_matter():
     adapter = dx.models.lora(jax.random.key(9), PARAMS, rank=2)
     algorithm = rl.loop(

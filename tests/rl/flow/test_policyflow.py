@@ -331,6 +331,7 @@ def agents():
     return algorithm, algorithm.init(KEY, fresh), dx.Population(8)
 
 
+@pytest.mark.slow
 def test_the_weight_follows_its_schedule_on_one_device_and_on_eight(agents):
     algorithm, state, population = agents
     options = {"rounds": 3, "key": KEY, "progress": False}
@@ -342,6 +343,7 @@ def test_the_weight_follows_its_schedule_on_one_device_and_on_eight(agents):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_weights_can_be_swept():
     def made(weight, clip):
         return rl.alone(learner(weight, clip=clip), 1)

@@ -299,6 +299,7 @@ def test_reaches_and_costs_sweep_as_one_program():
     assert np.abs(found[0] - found[1]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_what_a_single_device_gives():
     places = RNG.random((8, 2))
     algorithm = mission(0.5, agents=8)

@@ -286,6 +286,7 @@ def test_the_same_hypotheses_have_the_same_plans_and_duals_add_up_to_nothing():
         np.testing.assert_allclose(leaf.mean(0), 0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_rates_and_penalties_sweep_as_one_program():
     scene, guess = crossing(), robots.straight_guess(CURVES, crossing())
     options = {
@@ -306,6 +307,7 @@ def test_rates_and_penalties_sweep_as_one_program():
     assert min(np.abs(swept[0] - swept[i]).max() for i in (1, 2)) > 1e-4
 
 
+@pytest.mark.slow
 def test_hypotheses_on_eight_devices_plan_what_one_device_plans():
     rng = np.random.default_rng(0)
     one = crossing()

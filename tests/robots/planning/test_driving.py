@@ -187,6 +187,7 @@ def test_who_fears_a_car_keeps_away_from_it_and_who_does_not_stays_in_lane():
     assert nearest[0] > nearest[1] > nearest[2]
 
 
+@pytest.mark.slow
 def test_scenes_on_eight_devices_are_driven_as_on_one():
     algorithm, source = drives(BOTH), dx.Population(8)
     state = algorithm.init(KEY, road(8, 1))
