@@ -1,9 +1,9 @@
 """LOOP against REINFORCE, RLOO and DDPO on samplers; digits by a black box; private prompts.
 
 On the ring, five seeds from 310 on, 300 rounds: RLOO ends 0.08 to 0.13 behind LOOP with K = 4 and is
-more than 0.5 behind until round 100; of K = 2, 4 and 8 four is best by a little. Statistics of the batch are
-not steady: without offsets PPO is level with LOOP on three seeds, 0.2 behind on one, and on one it lost
-after round 200 what it had learned.
+more than 0.5 behind until round 100; of K = 2, 4 and 8 four is best by a little. Statistics of the
+batch are not steady: without offsets PPO is level with LOOP on three seeds, 0.2 behind on one, and on
+one it lost after round 200 what it had learned.
 """
 
 import dataclasses

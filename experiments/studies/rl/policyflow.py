@@ -1,4 +1,11 @@
-"""PolicyFlow among equally good goals: who covers them all, how reliably, and how good its ratio is."""
+"""PolicyFlow among equally good goals: who covers them all, how reliably, and how good its ratio is.
+
+Three seeds. A constant weight of 0.1 covers all six goals evenly (entropy 0.95 to 0.98 of its most) and
+reaches one in all but 0.3 % of the episodes, at a return of 8.1 where one goal alone earns 8.9; weights
+that fade keep the return and four goals. DPPO spreads evenly as well, but reaches a goal in 0.6 of the
+episodes; FPO and a Gaussian settle on one. The interpolated ratio is the exact one early (correlation
+above 0.99) and drifts from it where updates are large: 0.77 at round 125 without a regulariser.
+"""
 
 import dataclasses
 from typing import Any
