@@ -1,10 +1,10 @@
 """PDPPO and PPO on lot sizing and on a frozen lake: speed, variants, a bound, and federations.
 
-Ten seeds of a small instance. With hidden layers that stay as they were drawn, as published, PDPPO's
-mean reward over 16,000 steps is 390 above PPO's (Welch, p = 0.003); with trained ones it is not ahead over
-5,000 (p = 0.66), nor with standardised advantages, which help both more than the second critic does
-(p = 0.48). In runs this short nobody earns more than machines that stand idle. `--full` is the authors'
-instance and budget, of hours on a CPU.
+Ten seeds of a small instance. With hidden layers that stay as they were drawn, as published,
+PDPPO's mean reward over 16,000 steps is 390 above PPO's (Welch, p = 0.003); with trained ones it is
+not ahead over 5,000 (p = 0.66), nor with standardised advantages, which help both more than the
+second critic does (p = 0.48). In runs this short nobody earns more than machines that stand idle.
+`--full` is the authors' instance and budget, of hours on a CPU.
 """
 
 import dataclasses
