@@ -21,7 +21,7 @@ APART = 4.0
 
 def rows(quick: bool) -> list[Row]:
     """CartPole as PureJaxRL's README has it, and Acrobot with the same settings."""
-    steps = 50_000 if quick else 500_000
+    steps = 100_000 if quick else 500_000
     return [row for name in ("CartPole-v1", "Acrobot-v1") for row in trained(name, steps)]
 
 
