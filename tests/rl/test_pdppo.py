@@ -337,7 +337,7 @@ def test_clips_and_entropies_are_swept_in_one_program():
         made,
         begin,
         source,
-        grid={"clip": [0.02, 0.5], "entropy_weight": [0.0, 3.0]},
+        grid={"clip": [1e-4, 0.5], "entropy_weight": [0.0, 3.0]},
         seeds=1,
         key=KEY,
         rounds=2,
