@@ -180,6 +180,12 @@ def on_policy(
     return Learner(init, learn, environment.task)
 
 
+def value_loss(value: Array, batch: Sample, clip: float | Array | None = None) -> Float[Array, ""]:
+    """Half of the mean `value_error` of the steps that count."""
+    error = value_error(value, batch.noted.value, batch.target, clip)
+    return 0.5 * jnp.sum(batch.counted * error) / jnp.maximum(jnp.sum(batch.counted), 1.0)
+
+
 def value_error(
     value: Array, before: Array, target: Array, clip: float | Array | None
 ) -> Float[Array, "..."]:

@@ -11,7 +11,7 @@ from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.rl.advantages import standardised
 from dflax.rl.environment import Environment
-from dflax.rl.experience import Reference, Sample, Sizes, on_policy, value_error
+from dflax.rl.experience import Reference, Sample, Sizes, on_policy, value_loss
 from dflax.rl.learner import Learner
 from dflax.rl.surrogate import clipped
 
@@ -102,10 +102,9 @@ def ppo(
             clip,
             weights=batch.counted,
         )
-        error = value_error(value, batch.noted.value, batch.target, value_clip)
         parts = {
             "policy_loss": -jnp.sum(moved.objective) / total,
-            "value_loss": 0.5 * jnp.sum(batch.counted * error) / total,
+            "value_loss": value_loss(value, batch, value_clip),
             "entropy": jnp.sum(batch.counted * policy.entropy()) / total,
         }
         whole = (

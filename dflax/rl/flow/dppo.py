@@ -16,7 +16,7 @@ from dflax.generative.steps import euler
 from dflax.models.diffusion.noised import Noised
 from dflax.rl.advantages import standardised
 from dflax.rl.environment import Environment
-from dflax.rl.experience import Reference, Sample, Sizes, on_policy, value_error
+from dflax.rl.experience import Reference, Sample, Sizes, on_policy, value_loss
 from dflax.rl.flow.policy import FlowPolicy, require_policy
 from dflax.rl.learner import Learner
 from dflax.rl.surrogate import clipped
@@ -119,10 +119,9 @@ def dppo(
         counted = jnp.broadcast_to(batch.counted[:, None], now.shape)
         moved = clipped(now - noted.log_prob, advantage, ranges, weights=counted)
         total = jnp.maximum(jnp.sum(batch.counted), 1.0)
-        error = value_error(policy.value(params, seen), noted.value, batch.target, None)
         parts = {
             "policy_loss": -jnp.sum(moved.objective) / (total * flow_steps),
-            "value_loss": 0.5 * jnp.sum(batch.counted * error) / total,
+            "value_loss": value_loss(policy.value(params, seen), batch),
         }
         whole = parts["policy_loss"] + value_weight * parts["value_loss"]
         return whole, parts | moved.metrics

@@ -15,7 +15,7 @@ from dflax.generative.times import Times, on_grid
 from dflax.models.diffusion.noised import Noised
 from dflax.rl.advantages import standardised
 from dflax.rl.environment import Environment
-from dflax.rl.experience import Reference, Sample, Sizes, on_policy, value_error
+from dflax.rl.experience import Reference, Sample, Sizes, on_policy, value_loss
 from dflax.rl.flow.policy import FlowPolicy, require_policy
 from dflax.rl.learner import Learner
 from dflax.rl.surrogate import clipped
@@ -125,10 +125,9 @@ def fpo(
         advantage = standardised(batch.advantage, batch.counted)
         moved = clipped(log_ratio, advantage, clip, weights=batch.counted)
         total = jnp.maximum(jnp.sum(batch.counted), 1.0)
-        error = value_error(policy.value(params, seen), noted.value, batch.target, None)
         parts = {
             "policy_loss": -jnp.sum(moved.objective) / total,
-            "value_loss": 0.5 * jnp.sum(batch.counted * error) / total,
+            "value_loss": value_loss(policy.value(params, seen), batch),
             "matching_loss": jnp.sum(batch.counted * jnp.mean(now, axis=-1)) / total,
         }
         whole = parts["policy_loss"] + value_weight * parts["value_loss"]

@@ -16,7 +16,7 @@ from dflax.models.diffusion.noised import Noised
 from dflax.rl.advantages import standardised
 from dflax.rl.distributions import Gaussian
 from dflax.rl.environment import Environment
-from dflax.rl.experience import Reference, Sample, Sizes, on_policy, value_error
+from dflax.rl.experience import Reference, Sample, Sizes, on_policy, value_loss
 from dflax.rl.flow.interpolated import (
     RatioError,
     brownian_residual,
@@ -161,10 +161,9 @@ def policyflow(
         keys = jax.random.split(key, draws)
         measured = one(keys[0])[1] if draws == 1 else _means(jax.vmap(one)(keys)[1])
         value = policy.value(params, batch.observation)
-        error = value_error(value, batch.noted.value, batch.target, value_clip)
         log_deviation = policy.log_deviation(params)
         measured |= {
-            "value_loss": 0.5 * mean(batch.counted * error),
+            "value_loss": value_loss(value, batch, value_clip),
             "entropy": Gaussian(jnp.zeros_like(log_deviation), log_deviation).entropy(),
             "deviation": jnp.mean(jnp.exp(log_deviation)),
             "brownian_weight": weight(reference.round),
