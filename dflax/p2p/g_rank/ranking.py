@@ -42,7 +42,7 @@ def similarities(
     gate: bool = True,
     square: str = "clicks",
 ) -> Float[Array, " n"]:
-    """How alike a peer and each other clicked, by what the peer knows:
+    """How alike a peer and each other clicked, by what the peer knows.
 
         S~(j) = (kt + km^2) / ku,      S(j) = S~(j) / max_j S~(j)
 
