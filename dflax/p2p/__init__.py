@@ -12,22 +12,57 @@ from dflax.p2p.g_rank.ranking import (
     random_score,
     similarities,
 )
+from dflax.p2p.recommendation.decay import Visits, decayed, visits, without_root
+from dflax.p2p.recommendation.view import (
+    Neighbours,
+    Statements,
+    View,
+    heard,
+    joined_views,
+    neighbours,
+    view,
+)
+from dflax.p2p.recommendation.walks import Walks, salsa_walks, trust_walks
+from dflax.p2p.recommendation.web3recommend import (
+    Heard,
+    RecommenderState,
+    recommended,
+    web3recommend,
+)
 
 __all__ = [
     "ClickLog",
     "GRankState",
+    "Heard",
+    "Neighbours",
+    "RecommenderState",
     "Search",
+    "Statements",
+    "View",
+    "Visits",
+    "Walks",
+    "decayed",
     "footrule",
     "g_rank",
     "g_rank_score",
+    "heard",
     "joined",
+    "joined_views",
     "local_score",
     "ndcg",
+    "neighbours",
     "popularity_score",
     "random_score",
     "rank_distance",
+    "recommended",
+    "salsa_walks",
     "similarities",
     "spammed",
+    "trust_walks",
+    "view",
+    "visits",
+    "web3recommend",
+    "without_root",
 ]
 
 
