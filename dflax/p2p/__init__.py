@@ -13,6 +13,7 @@ from dflax.p2p.g_rank.ranking import (
     similarities,
 )
 from dflax.p2p.recommendation.decay import Visits, decayed, visits, without_root
+from dflax.p2p.recommendation.sybils import with_sybils
 from dflax.p2p.recommendation.view import (
     Neighbours,
     Statements,
@@ -62,6 +63,7 @@ __all__ = [
     "view",
     "visits",
     "web3recommend",
+    "with_sybils",
     "without_root",
 ]
 
