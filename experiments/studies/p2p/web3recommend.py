@@ -182,7 +182,8 @@ def relevance(config: Config, stage: Stage = in_memory) -> Summary:
         report.row(
             "hit@20 of the favourite, beta .8", name, None, hit=own, std=np.std(np.array(own))
         )
-    trusted, popular = (float(np.mean(found[name])) for name in ("alpha 0.1", "popularity"))
+    mean = {name: float(np.array(own).mean()) for name, own in found.items()}
+    trusted, popular = mean["alpha 0.1"], mean["popularity"]
     report.claim(
         "hit@20 at alpha .1 is .35 or more, and above 1.5 times that of popularity (mean)",
         trusted >= 0.35 and trusted > 1.5 * popular,
