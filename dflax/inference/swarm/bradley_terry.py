@@ -83,7 +83,8 @@ def bradley_terry(
     eps, regularised = _prior_of(given, there, prior)
     there = jnp.asarray(there)
     pairs = there & there[:, None] & ~np.eye(count, dtype=bool)
-    won = jnp.asarray(given, jnp.promote_types(given.dtype, jnp.float32))
+    won = jnp.asarray(given)
+    won = won.astype(jnp.promote_types(won.dtype, jnp.float32))
     won = jnp.where(pairs, won + jnp.asarray(eps, won.dtype), 0.0)
     return _minorised(won, there, iterations, tolerance)._replace(regularised=regularised)
 

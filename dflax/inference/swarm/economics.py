@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import jax.scipy.special
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from dflax import validation
@@ -97,7 +96,7 @@ def earned(
 
 
 def pass_probability(
-    questions: int | AnyArray,
+    questions: int,
     threshold: float | Float[Array, "..."],
     capability: float | Float[AnyArray, "..."],
 ) -> Float[Array, "..."]:
@@ -116,7 +115,7 @@ def pass_probability(
     validation.integer("questions", questions, low=1)
     validation.real("threshold", threshold, low=0.0, high=1.0)
     validation.real("capability", capability, low=0.0, high=1.0)
-    p = jnp.asarray(capability, jnp.promote_types(jnp.result_type(capability), jnp.float32))
+    p = jnp.asarray(capability, float)
     least = needed(questions, threshold)
     # A Beta's tail with no failures, or no successes, to wait for is no proper one.
     inner = jnp.clip(least, 1.0, questions)
@@ -126,7 +125,7 @@ def pass_probability(
 
 def needed(questions: int, threshold: float | Float[Array, "..."]) -> Float[Array, "..."]:
     """How many right answers are a share of them: `ceil(theta M)`, and 0.6 of 20 are 12."""
-    share = jnp.asarray(threshold, jnp.float32) * questions
+    share = jnp.asarray(threshold, float) * questions
     return jnp.ceil(share - 1e-4)
 
 
@@ -154,7 +153,9 @@ def entry_cost(
     """
     validation.real("cost", cost, low=0.0)
     validation.real("stake", stake, low=0.0)
-    return questions * jnp.asarray(cost) / pass_probability(questions, threshold, capability) + stake
+    return (
+        questions * jnp.asarray(cost) / pass_probability(questions, threshold, capability) + stake
+    )
 
 
 def rounds_to_reputation(
@@ -164,7 +165,7 @@ def rounds_to_reputation(
     start: float | Float[Array, "..."] = 0.0,
     rate: float | Float[Array, "..."] = 0.15,
 ) -> Float[Array, "..."]:
-    """Rounds until a constant signal has lifted a reputation: `ln((g - R_0) / (g - R_t)) / -ln(1 - eta)`.
+    """Rounds in which a constant signal lifts a reputation: `ln((g - R_0) / (g - R_t)) / -ln(1 - eta)`.
 
     From 0 a signal of 0.8 reaches 0.5 in 6.04 rounds. 0 where the start is no lower than the target,
     infinite where the signal is not above it.
@@ -182,10 +183,10 @@ def rounds_to_reputation(
     validation.real("target", target, low=0.0, high=1.0)
     validation.real("start", start, low=0.0, high=1.0)
     validation.real("rate", rate, low=0.0, high=1.0, low_open=True, high_open=True)
-    g, goal, begun = (jnp.asarray(value, jnp.float32) for value in (signal, target, start))
+    g, goal, begun, eta = (jnp.asarray(value, float) for value in (signal, target, start, rate))
     rises = (g > goal) & (begun < goal)
     ratio = jnp.where(rises, g - begun, 1.0) / jnp.where(rises, g - goal, 1.0)
-    rounds = jnp.log(ratio) / -jnp.log1p(-jnp.asarray(rate, jnp.float32))
+    rounds = jnp.log(ratio) / -jnp.log1p(-eta)
     return jnp.where(begun >= goal, 0.0, jnp.where(rises, rounds, jnp.inf))
 
 
@@ -215,10 +216,16 @@ def sybil_profit(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    named = {"identities": identities, "reward": reward, "entry": entry, "cost": cost}
-    for name, value in (named | {"warm_up": warm_up}).items():
+    named = {
+        "identities": identities,
+        "reward": reward,
+        "entry": entry,
+        "cost": cost,
+        "warm_up": warm_up,
+    }
+    for name, value in named.items():
         validation.real(name, value, low=0.0)
     validation.real("discount", discount, low=0.0, high=1.0, high_open=True)
-    s, r, first, c = (jnp.asarray(np.asarray(v) if np.isscalar(v) else v) for v in named.values())
-    later = jnp.asarray(discount, jnp.float32)
-    return s * ((later**warm_up * r - c) / (1.0 - later) - first)
+    s, r, first, c, t = (jnp.asarray(value, float) for value in named.values())
+    later = jnp.asarray(discount, float)
+    return s * ((later**t * r - c) / (1.0 - later) - first)

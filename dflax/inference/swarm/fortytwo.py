@@ -1,11 +1,11 @@
-"""Fortytwo: answers ranked by the nodes that gave them, votes weighted by reputation, a query a round."""
+"""Fortytwo: answers ranked by the nodes that gave them, weighted by reputation, a query a round."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics

@@ -124,7 +124,8 @@ def dual_track(
         validation.probability(name, value)
     validation.flag("graded", graded)
     validation.integer("domains", domains, low=1)
-    return DualTrack(*(jnp.asarray(v, jnp.float32) for v in named.values()), graded, domains)
+    real = {name: jnp.asarray(value, jnp.float32) for name, value in named.items()}
+    return DualTrack(**real, graded=graded, domains=domains)
 
 
 def opened(nodes: int, track: DualTrack, *, admitted: bool) -> SwarmLedger:

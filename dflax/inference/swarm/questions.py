@@ -143,7 +143,9 @@ def latent_questions(
     validation.integer("options", options, low=2)
     validation.real("mean", mean, scalar=True)
     validation.real("deviation", deviation, low=0.0, scalar=True)
-    return Partial(_latent, Count(options), *(jnp.asarray(v, jnp.float32) for v in (mean, deviation)))
+    return Partial(
+        _latent, Count(options), *(jnp.asarray(v, jnp.float32) for v in (mean, deviation))
+    )
 
 
 def example_questions(
@@ -172,18 +174,14 @@ def example_questions(
         raise ValueError(f"inputs must be at least one example, got shape {given.shape}.")
     validation.integer("classes", classes, low=2)
     count = given.shape[:1]
-    right = validation.array(
-        "labels", labels, kind="integer", shape=count, low=0, high=classes - 1
-    )
+    right = validation.array("labels", labels, kind="integer", shape=count, low=0, high=classes - 1)
     own = np.zeros(count, np.int32) if domains is None else domains
     own = validation.array("domains", own, kind="integer", shape=count, low=0)
     whole = (jnp.asarray(right, jnp.int32), jnp.asarray(own, jnp.int32))
     return Partial(_example, Count(classes), jnp.asarray(given), *whole)
 
 
-def _latent(
-    options: int, mean: Array, deviation: Array, key: Key[Array, ""]
-) -> Asked:
+def _latent(options: int, mean: Array, deviation: Array, key: Key[Array, ""]) -> Asked:
     difficulty_key, truth_key, wrong_key = jax.random.split(key, 3)
     truth = jax.random.randint(truth_key, (), 0, options, jnp.int32)
     other = jax.random.randint(wrong_key, (), 1, options, jnp.int32)

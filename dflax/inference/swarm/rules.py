@@ -145,9 +145,7 @@ def by_elo(
             return rating.at[pair].add(jnp.stack([gain, -gain])), None
 
         table = (ballot.pairs, ballot.verdicts, steps)
-        inorder = jax.tree.map(
-            lambda x: jnp.swapaxes(x, 0, 1).reshape((-1, *x.shape[2:])), table
-        )
+        inorder = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape((-1, *x.shape[2:])), table)
         rating, _ = jax.lax.scan(one, jnp.zeros(ballot.present.shape), inorder)
         return _largest(jnp.where(ballot.present, 10.0 ** (rating / scale), 0.0))
 
