@@ -174,7 +174,10 @@ def example_questions(
         raise ValueError(f"inputs must be at least one example, got shape {given.shape}.")
     validation.integer("classes", classes, low=2)
     count = given.shape[:1]
-    right = validation.array("labels", labels, kind="integer", shape=count, low=0, high=classes - 1)
+    fix = "There is one for each of inputs."
+    right = validation.array(
+        "labels", labels, kind="integer", shape=count, low=0, high=classes - 1, fix=fix
+    )
     own = np.zeros(count, np.int32) if domains is None else domains
     own = validation.array("domains", own, kind="integer", shape=count, low=0)
     whole = (jnp.asarray(right, jnp.int32), jnp.asarray(own, jnp.int32))

@@ -1,0 +1,123 @@
+"""Runs of swarms: of simulated nodes by thousands of rounds a program, and of classifiers of digits."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dflax as dx
+from dflax import inference
+from experiments.tasks import swarm_digits
+
+NODES = 15
+# Runs side by side in one program; what is asked for is filled up to a multiple of it.
+LANES = 24
+MEASURED = ("correct", "unweighted", "majority", "single")
+RULES = {
+    "unweighted": inference.by_strength(weighted=False),
+    "majority": inference.by_majority(),
+    "weighted majority": inference.by_majority(weighted=True),
+    "Borda": inference.by_win_rate(),
+    "Elo": inference.by_elo(),
+    "clustered": inference.clustered(inference.by_strength()),
+}
+
+
+def _summed(metrics: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Accuracies over all rounds, the best node's in hindsight, and reputations at the end."""
+    found = {name: jnp.mean(metrics[name].astype(jnp.float32)) for name in names}
+    found["best"] = jnp.max(jnp.mean(metrics["right"].astype(jnp.float32), axis=0))
+    for side in ("honest", "liar"):
+        found[side] = metrics[f"{side}_reputation"][-1]
+    return found
+
+
+@functools.cache
+def _latent(rounds: int, others: tuple[str, ...]) -> Any:
+    def run(case: Any, key: Any) -> dict[str, Any]:
+        sharpness, liars, gamma, audit = case
+        swarm = inference.latent_swarm(
+            NODES, sharpness=sharpness, liars=jnp.arange(NODES) >= NODES - liars
+        )
+        algorithm = inference.fortytwo(
+            swarm,
+            pairs=3 * NODES,
+            gamma=gamma,
+            audit=audit,
+            track=inference.dual_track(0.5, decay=0.0),
+            beside={name: RULES[name] for name in others},
+        )
+        source = inference.Questions(NODES, inference.latent_questions())
+        _, metrics = dx.rollout(algorithm, algorithm.init(key), source, key, rounds)
+        return _summed(metrics, ("correct", "single", *others))
+
+    return jax.jit(jax.vmap(run))
+
+
+def simulated(
+    cases: list[tuple[float, int, float, float]],
+    seeds: int,
+    first: int,
+    rounds: int,
+    others: tuple[str, ...] = ("unweighted", "majority"),
+) -> dict[str, np.ndarray]:
+    """Runs of `(J, liars, gamma, audit)` with the sheet's conventions, `[cases, seeds]`.
+
+    Args:
+      cases: settings.
+      seeds: of each; seed s of all settings has the same abilities and questions.
+      first: of the seeds.
+      rounds: of each run.
+      others: rules of `RULES` on the same verdicts.
+    """
+    every = np.repeat(np.float32(cases), seeds, axis=0)
+    keys = jax.random.split(jax.random.key(first), seeds)
+    places = np.arange(len(every) + -len(every) % LANES) % len(every)
+    run, found = _latent(rounds, others), []
+    for lanes in places.reshape(-1, LANES):
+        found.append(run(tuple(jnp.asarray(every[lanes].T)), keys[lanes % seeds]))
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(every)], *found)
+    return {name: leaf.reshape(len(cases), seeds) for name, leaf in joined.items()}
+
+
+@functools.cache
+def _digits(rounds: int) -> Any:
+    def run(task: Any, inputs: Any, liars: Any, audit: Any, key: Any) -> dict[str, Any]:
+        swarm = inference.classifier_swarm(
+            swarm_digits.apply, NODES, liars=jnp.arange(NODES) >= NODES - liars
+        )
+        algorithm = inference.fortytwo(
+            swarm,
+            pairs=3 * NODES,
+            audit=audit,
+            track=inference.dual_track(0.5, decay=0.0),
+            beside={name: RULES[name] for name in ("unweighted", "majority", "clustered")},
+        )
+        ask = inference.example_questions(inputs, task.labels, classes=swarm_digits.CLASSES)
+        source = inference.Questions(NODES, ask)
+        state = algorithm.init(key, task.params)
+        _, metrics = dx.rollout(algorithm, state, source, key, rounds)
+        return _summed(metrics, ("correct", "single", "unweighted", "majority", "clustered"))
+
+    several = jax.vmap(run, in_axes=(None, None, 0, 0, None))
+    return jax.jit(jax.vmap(several, in_axes=(0, 0, None, None, 0)))
+
+
+def of_digits(
+    task: swarm_digits.Classifiers,
+    liars: list[int],
+    audits: list[float],
+    first: int,
+    rounds: int,
+    *,
+    injected: bool = False,
+) -> dict[str, np.ndarray]:
+    """Runs of classifiers with so many liars and audits each, `[cases, seeds]`."""
+    inputs = task.injected if injected else task.inputs
+    keys = jax.random.split(jax.random.key(first), len(inputs))
+    task = task._replace(injected=())
+    shared = (np.float32(liars), np.float32(audits))
+    found = _digits(rounds)(task, jnp.asarray(inputs), *shared, keys)
+    return {name: np.asarray(leaf).T for name, leaf in found.items()}
