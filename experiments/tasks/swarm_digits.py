@@ -12,7 +12,8 @@ import dflax as dx
 NODES, PIXELS, UNITS, CLASSES = 15, 64, 32, 10
 # Of a node: how many examples it is trained on, pixels it sees, and hidden units it has.
 EXAMPLES, SEEN, WIDTHS = 80, 24, (6, 10, 16, 24, 32)
-STRAY = 24
+# Pixels of another digit in an injected question.
+STRAY = (8, 16, 24, 32)
 
 
 class Classifiers(NamedTuple):
@@ -21,7 +22,7 @@ class Classifiers(NamedTuple):
     Attributes:
       params: the nodes' weights and masks, leaves `[N, ...]`.
       inputs: `[360, 64]` of the test set, in [0, 1].
-      injected: `[360, 64]` the same with stray strokes of other digits.
+      injected: `[4, 360, 64]` the same with stray strokes of other digits, more and more pixels.
       labels: `[360]` theirs.
     """
 
@@ -64,8 +65,9 @@ def _started(seed: int) -> tuple[Any, Any, Any, Any]:
     }
     other = (own + generator.integers(1, CLASSES, len(own))) % CLASSES
     strokes = np.stack([test[generator.choice(np.flatnonzero(own == c))] for c in other])
-    strokes = strokes * _chosen(generator, PIXELS, np.full(len(own), STRAY))
-    held = (test, np.maximum(test, strokes), own)
+    ranks = generator.random(strokes.shape).argsort(1).argsort(1)
+    injected = np.stack([np.maximum(test, strokes * (ranks < stray)) for stray in STRAY])
+    held = (test, np.float32(injected), own)
     return jax.tree.map(np.float32, params), np.float32(train[rows]), labels, held
 
 
@@ -89,7 +91,7 @@ def _trained(params: Any, inputs: Any, labels: Any, steps: int) -> Any:
 
 
 def _flat(data: dx.data.Dataset) -> np.ndarray:
-    return np.asarray(data.fetch(np.arange(len(data))).inputs).reshape(len(data), -1)
+    return np.asarray(data.fetch(jnp.arange(len(data))).inputs).reshape(len(data), -1)
 
 
 def _chosen(generator: np.random.Generator, size: int, counts: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ from experiments.tasks import swarm_digits
 NODES = 15
 # Runs side by side in one program; what is asked for is filled up to a multiple of it.
 LANES = 24
-MEASURED = ("correct", "unweighted", "majority", "single")
 RULES = {
     "unweighted": inference.by_strength(weighted=False),
     "majority": inference.by_majority(),
@@ -72,7 +71,7 @@ def simulated(
       rounds: of each run.
       others: rules of `RULES` on the same verdicts.
     """
-    every = np.repeat(np.float32(cases), seeds, axis=0)
+    every = np.repeat(np.array(cases, np.float32), seeds, axis=0)
     keys = jax.random.split(jax.random.key(first), seeds)
     places = np.arange(len(every) + -len(every) % LANES) % len(every)
     run, found = _latent(rounds, others), []
@@ -112,12 +111,21 @@ def of_digits(
     first: int,
     rounds: int,
     *,
-    injected: bool = False,
+    injection: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Runs of classifiers with so many liars and audits each, `[cases, seeds]`."""
-    inputs = task.injected if injected else task.inputs
+    """Runs of classifiers, `[cases, seeds]`.
+
+    Args:
+      task: of all seeds.
+      liars: how many lie, in each case.
+      audits: their rate, in each case.
+      first: of the seeds.
+      rounds: of each run.
+      injection: which of the injected sets is asked; None: the plain one.
+    """
+    inputs = task.inputs if injection is None else task.injected[:, injection]
     keys = jax.random.split(jax.random.key(first), len(inputs))
     task = task._replace(injected=())
-    shared = (np.float32(liars), np.float32(audits))
+    shared = (np.array(liars, np.float32), np.array(audits, np.float32))
     found = _digits(rounds)(task, jnp.asarray(inputs), *shared, keys)
     return {name: np.asarray(leaf).T for name, leaf in found.items()}
