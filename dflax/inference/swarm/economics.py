@@ -151,11 +151,10 @@ def entry_cost(
     Raises:
       TypeError, ValueError: naming the argument.
     """
+    passes = pass_probability(questions, threshold, capability)
     validation.real("cost", cost, low=0.0)
     validation.real("stake", stake, low=0.0)
-    return (
-        questions * jnp.asarray(cost) / pass_probability(questions, threshold, capability) + stake
-    )
+    return questions * jnp.asarray(cost, float) / passes + jnp.asarray(stake, float)
 
 
 def rounds_to_reputation(
