@@ -54,7 +54,7 @@ class Config:
 
     seeds: int = 12
     curves: int = 5
-    seed: int = 4400
+    seed: int = 4500
     rounds: int = 300
     steps: int = 120
 
@@ -77,15 +77,20 @@ def _claims_of_table(report: Report, found: dict[str, np.ndarray]) -> None:
     at = {case: place for place, case in enumerate(TABLE)}
     ranked, plain, majority = (found[name] for name in ("correct", "unweighted", "majority"))
     honest, liar = found["honest"], found["liar"]
-    ours = np.stack([majority, plain, ranked], -1).mean(1)
-    kept = [place for case, place in at.items() if case not in SCATTERED]
-    off = np.abs(ours - np.array(list(TABLE.values())))[kept].max()
+    runs, sheet = np.stack([majority, plain, ranked], 1), np.array(list(TABLE.values()))
+    apart = np.abs(runs.mean(-1) - sheet)
+    # The sheet's means are of 6 seeds, and rounded.
+    error = np.sqrt(runs.var(-1) * (1 / runs.shape[-1] + 1 / 6)) + 0.005 / 3
     report.claim(
-        "means are those of the sheet within 0.05, but for the scattered row",
-        off <= 0.05,
-        off,
-        0.05,
+        "the 24 means are the sheet's within three standard errors",
+        np.all(apart <= 3 * error),
+        (apart / error).max(),
+        3,
     )
+    kept = [place for case, place in at.items() if case not in SCATTERED]
+    off = apart[kept, 1:].max()
+    text = "those of the rankings within 0.05, but for the scattered row"
+    report.claim(text, off <= 0.05, off, 0.05)
     for case in ((0.15, 0), (0.3, 0)):
         ahead = (ranked - majority)[at[case]]
         text = f"J = {case[0]:g}, no liars: ranking is 0.2 ahead of the majority on every seed"
@@ -238,10 +243,19 @@ def rules(config: Config, stage: Stage = in_memory) -> Summary:
         report.row("rules, J = 0.6", name, None, **row)
     best = (found["correct"] - found["best"])[:3]
     report.claim(
-        "up to 4 liars the ranking is ahead of the best single node in hindsight on every seed",
-        best.min() > 0,
+        "the ranking is ahead of the best single node in hindsight, up to 2 liars on every seed and "
+        "with 4 on the mean",
+        best[:2].min() > 0 and best[2].mean() > 0,
         [span(row) for row in best],
         "> 0",
+    )
+    merged = (found["correct"] - found["clustered"]).mean(-1)
+    report.claim(
+        "where wrong answers share an attractor, adding up identical answers costs 0.05 or more on "
+        "the mean, with and without liars",
+        merged.min() > 0.05,
+        [float(value) for value in merged],
+        "> 0.05",
     )
     borda = np.abs(found["unweighted"] - found["Borda"]).max()
     report.claim(
@@ -337,6 +351,14 @@ def _claims_of_injection(report: Report, lost: dict[str, np.ndarray]) -> None:
         np.all(node[several] > swarm[several]),
         [f"{n:.3f} against {s:.3f}" for n, s in zip(node.mean(-1), swarm.mean(-1), strict=True)],
         "paper: 6.20 points a single model, 0.12 the swarm, by injected text",
+    )
+    apart = np.abs((lost["majority of answers"] - swarm).mean(-1)).max()
+    report.claim(
+        "that is averaging's merit and not the ranking's: the majority loses as much, within 0.03 on "
+        "the mean",
+        apart <= 0.03,
+        apart,
+        0.03,
     )
 
 
