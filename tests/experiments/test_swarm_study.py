@@ -55,6 +55,16 @@ def test_how_many_liars_are_borne():
     assert judged(study._claims_of_tolerance, weighted[::-1], weighted[-1]) == [False] * 3
 
 
+def test_the_claim_of_earnings():
+    ahead = np.where(np.arange(9) < 6, 1.0, -1.0)[:, None] * np.ones((3, 9, 2))
+    ahead[-1] = 0.5
+    assert judged(study._claim_of_earnings, ahead) == [True]
+    for place in ((0, 5, 1), (0, 7, 0), (2, 7, 1)):
+        other = ahead.copy()
+        other[place] *= -1
+        assert judged(study._claim_of_earnings, other) == [False]
+
+
 @pytest.mark.parametrize("good", [True, False])
 def test_claims_of_digits(good):
     shape = (6, 4)

@@ -37,7 +37,7 @@ def tolerance(
             _curve(left, place, shares, found["weighted"][place], f"ranking, J = {value:g}")
         _curve(left, len(sharpness), shares, found["majority"], "majority of answers", False)
         left.axvline(0.3, color="k", linewidth=0.8, linestyle=":")
-        left.annotate("0.3", (0.305, 0.97), fontsize=8)
+        left.annotate("said of the paper", (0.305, 0.96), fontsize=8)
         left.set(
             xlabel="share of 15 nodes that lie together",
             ylabel="accuracy over 300 queries",

@@ -25,11 +25,12 @@ RULES = {
 
 
 def _summed(metrics: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Accuracies over all rounds, the best node's in hindsight, and reputations at the end."""
+    """Accuracies over all rounds, the best node's in hindsight, reputations at the end, earnings."""
     found = {name: jnp.mean(metrics[name].astype(jnp.float32)) for name in names}
     found["best"] = jnp.max(jnp.mean(metrics["right"].astype(jnp.float32), axis=0))
     for side in ("honest", "liar"):
         found[side] = metrics[f"{side}_reputation"][-1]
+        found[f"{side} earns"] = metrics[f"{side}_balance"][-1] / len(metrics["correct"])
     return found
 
 
