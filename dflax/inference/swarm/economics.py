@@ -42,7 +42,8 @@ def capability_test(
     """A node that is not active answers the round's calibration questions, and pays for each.
 
     It is admitted if its share of right answers is at least the threshold. A candidate that fails
-    locks no stake, and tries again in the next round.
+    locks no stake, and tries again in the next round. Who is tested again, since its reputation fell
+    below `dual_track(least=)`, keeps the stake that it has locked, and begins with `start` again.
 
     Args:
       threshold: theta in [0, 1]; traceable.

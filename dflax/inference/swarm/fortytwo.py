@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics
@@ -144,7 +144,8 @@ def fortytwo(
 
     def step(state: FederatedState, round: Question) -> tuple[FederatedState, Metrics]:
         _require_round(rules, round)
-        members, ledger = everywhere(state.clients)
+        # What is known of nodes is a few numbers; what they are may be large, and stays where it is.
+        members, ledger = state.clients.members, everywhere(state.clients.ledger)
         exam_key, ballot_key, audit_key = jax.random.split(round.key, 3)
         ledger = _admitted(rules, exam_key, members, ledger, round)
         present = round.present & ledger.active
@@ -196,7 +197,8 @@ def _ballot(
     if not rules.soft:
         drawn = jax.random.uniform(verdict_key, preferred.shape, preferred.dtype)
         preferred = (drawn < preferred).astype(preferred.dtype)
-    weights = vote_weights(standing_in(ledger, rules.track, asked.domain), present, rules.gamma)
+    reputation = standing_in(ledger, rules.track, _domain(rules, round))
+    weights = vote_weights(reputation, present, rules.gamma)
     return Ballot(choices, present, pairs, preferred, counted, weights), quality
 
 
@@ -208,15 +210,20 @@ def _admitted(
     round: Question,
 ) -> SwarmLedger:
     """Who is asked, not active and not barred answers the calibration questions; who passes enters."""
-    test = rules.test
-    if test is None or round.exam is None:
+    test, exam = rules.test, round.exam
+    if test is None or exam is None:
         return ledger
-    questions = round.exam.truth.shape[0]
+    questions = exam.truth.shape[0]
     candidate = round.present & ~ledger.active & ~ledger.barred
-    keys = jax.random.split(key, questions)
-    # A liar wants to be admitted: it answers what it knows.
-    answers = jax.vmap(rules.swarm.answer, in_axes=(0, None, 0))(keys, members, round.exam)
-    right = jnp.sum(answers == round.exam.truth[:, None], axis=0)
+
+    def examined() -> Array:
+        keys = jax.random.split(key, questions)
+        # A liar wants to be admitted: it answers what it knows.
+        answers = jax.vmap(rules.swarm.answer, in_axes=(0, None, 0))(keys, members, exam)
+        return jnp.sum(answers == exam.truth[:, None], axis=0, dtype=jnp.int32)
+
+    nothing = jnp.zeros(candidate.shape, jnp.int32)
+    right = jax.lax.cond(jnp.any(candidate), examined, lambda: nothing)
     enters = candidate & (right >= needed(questions, test.threshold))
     new = jnp.where(enters, rules.track.start, 0.0)
     locked = jnp.where(enters, jnp.maximum(test.stake - ledger.stake, 0.0), 0.0)
@@ -246,7 +253,7 @@ def _after(
     signals = jax.tree.map(lambda a, b: jnp.where(audited, a, b), known, agreed)
     there = ballot.present
     pay = earned(rules.pay, ranked.winner, standing(ledger, rules.track), there)
-    ledger = moved(ledger, rules.track, signals, there, round.asked.domain)
+    ledger = moved(ledger, rules.track, signals, there, _domain(rules, round))
     ledger = ledger._replace(balance=ledger.balance + pay)
     failed, passed = audited & there & ~correct, audited & there & correct
     hidden = rules.hidden_test
@@ -259,6 +266,11 @@ def _after(
         return ledger
     enough = standing(ledger, rules.track) >= rules.track.least
     return ledger._replace(active=ledger.active & enough)
+
+
+def _domain(rules: _Rules, round: Question) -> Int[Array, ""]:
+    """The question's domain; those beyond the last count in it."""
+    return jnp.clip(round.asked.domain, 0, rules.track.domains - 1)
 
 
 def _of_sides(rules: _Rules, ledger: SwarmLedger, weights: Float[Array, " n"]) -> Metrics:

@@ -107,7 +107,8 @@ def dual_track(
       least: R_min in [0, 1]. Where there is a test, who falls below it must pass it again.
       start: R_gen and R_rank of a node that enters, in [0, 1].
       graded: whether g is by rank. Without it good nodes starve where N is large: the mean g is 1/N.
-      domains: D >= 1. A vote on a question of domain d is weighted by `a R_rank + (1 - a) R_gen,d`.
+      domains: D >= 1. A vote on a question of domain d is weighted by `a R_rank + (1 - a) R_gen,d`;
+        domains from D on count in the last.
 
     Raises:
       TypeError, ValueError: naming the argument.

@@ -36,7 +36,7 @@ def sampled_pairs(key: Key[Array, ""], nodes: int, count: int) -> Int[Array, "n 
     return jnp.stack([first, second], axis=-1)
 
 
-def all_pairs(nodes: int) -> Int[np.ndarray, "n k 2"]:
+def all_pairs(nodes: int) -> Int[Array, "n k 2"]:
     """Every pair of other nodes' answers once, the lower number first: K = (N - 1)(N - 2) / 2.
 
     Args:
@@ -46,10 +46,10 @@ def all_pairs(nodes: int) -> Int[np.ndarray, "n k 2"]:
       TypeError, ValueError: naming the argument.
     """
     validation.integer("nodes", nodes, low=3)
-    first, second = np.triu_indices(nodes - 1, 1)
-    judge = np.arange(nodes)[:, None]
-    table = np.stack([first + (first >= judge), second + (second >= judge)], axis=-1)
-    return table.astype(np.int32)
+    others = jnp.asarray(np.stack(np.triu_indices(nodes - 1, 1), axis=-1), jnp.int32)
+    # Each judge's own table is made where it is used: no constant of N^3 numbers.
+    judge = jnp.arange(nodes, dtype=jnp.int32)[:, None, None]
+    return others + (others >= judge)
 
 
 def weighted_wins(

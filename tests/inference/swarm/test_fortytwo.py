@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, kendalltau
 from tasks import assert_trees_close
 
 import dflax as dx
@@ -199,8 +199,8 @@ def test_classifiers_judge_by_their_own_probabilities():
         own = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         chosen = swarm.answer(KEY, state.clients.members, asked)
         np.testing.assert_array_equal(chosen, own.argmax(1))
-        choices, pairs = np.array([0, 2, 1, 0]), inference.all_pairs(4)
-        preferred = swarm.judge(state.clients.members, asked, choices, None, pairs)
+        choices, pairs = np.array([0, 2, 1, 0]), np.asarray(inference.all_pairs(4))
+        preferred = swarm.judge(state.clients.members, asked, choices, np.zeros(4), pairs)
         for k, p in np.ndindex(4, 3):
             i, j = choices[pairs[k, p]]
             wanted = 1 / (1 + np.exp(-2 * (own[k, i] - own[k, j])))
@@ -259,6 +259,15 @@ def test_sharpness_weights_audits_and_seeds_are_one_program():
     own = jax.random.fold_in(KEY, 1)
     _, alone = jax.jit(lambda: dx.rollout(one, one.init(own), SOURCE, own, 20))()
     np.testing.assert_array_equal(swept.metrics["correct"][1, 1, 0, 1, 1], alone["correct"])
+
+
+def test_tau_is_kendalls():
+    from dflax.inference.swarm.fortytwo import _kendall
+
+    rng = np.random.default_rng(8)
+    score, quality, there = rng.random(9), rng.random(9), rng.random(9) < 0.8
+    ours = jax.jit(_kendall)(score, quality, there)
+    np.testing.assert_allclose(ours, kendalltau(score[there], quality[there])[0], rtol=1e-5)
 
 
 @pytest.mark.slow

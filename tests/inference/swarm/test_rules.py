@@ -62,7 +62,7 @@ def test_pairs_leave_out_the_judge_and_are_uniform():
         seen = counts[counts > 0]
         assert len(seen) == 12
         assert np.abs(seen - 500).max() < 5 * np.sqrt(500)
-    table = inference.all_pairs(5)
+    table = np.asarray(inference.all_pairs(5))
     assert table.shape == (5, 6, 2)
     assert all(len({tuple(p) for p in table[k]}) == 6 for k in range(5))
     assert (table[..., 0] < table[..., 1]).all()
