@@ -1,4 +1,26 @@
-"""Fortytwo: swarms that rank each other's answers, with liars, audits, and classifiers of the digits."""
+"""Fortytwo: swarms that rank each other's answers, with liars, audits, and classifiers of the digits.
+
+What came out (15 nodes, 300 queries a run; 12 seeds in the tables, 6 in curves, rules and digits):
+
+- Without liars the ranking is 0.30 to 0.54 ahead of the majority (J = 0.15 and 0.3). With 5 of 15 liars
+  and J = 1.2 weights by reputation add 0.20 to 0.26. With 7 reputation is captured on every seed.
+- Audits: J = 0.3, gamma = 3, 4 liars: 0.18 to 0.56 ahead of the unweighted ranking with a fifth of the
+  queries audited, 0.51 to 0.67 with all of them. J = 1.2, 7 liars: 0.01 without, 0.25 with a fifth, 0.86
+  with all. A fifth leads on every seed there, but is no cure.
+- How many liars a swarm bears is a matter of its judges: 4 of 15 cost 0.10 at J = 2.4, 0.69 at J = 0.3.
+  Liars earn less than honest nodes up to 5, more from 7 on, unless answers are audited.
+- Borda's win rates choose as well as the unweighted ranking, Elo a little worse. To add up strengths of
+  identical answers costs 0.09 to 0.32 here, as wrong answers share an attractor; among classifiers of
+  the digits without liars it costs nothing.
+- Classifiers whose errors are independent: the ranking is the majority (within 0.02 on every seed), and
+  0.10 ahead of the best node. With 5 and 6 colluding liars it is 0.14 and 0.27 ahead of the majority;
+  with 7 it is captured on most seeds (0.28), and a fifth of audits brings it to 0.79.
+- Strokes of another digit cost a node 0.06 to 0.24, the swarm 0.03 to 0.17, the majority as much as the
+  swarm: a robustness of averaging, and less than the paper's (0.12 against 6.20 points, by text).
+- A first claim that the ranking beats the best single node with 4 liars on every seed (J = 0.6) failed
+  on one seed of 5 and is made of the mean; so is that the majority bears fewer liars. Means of the
+  majority scatter by 0.07 between seeds; they are compared with the sheet's by standard errors.
+"""
 
 import dataclasses
 
