@@ -65,6 +65,21 @@ def test_the_claim_of_earnings():
         assert judged(study._claim_of_earnings, other) == [False]
 
 
+def test_the_claim_of_sybils():
+    """Entering costs 80 computations: an identity pays from 0.8 a query beyond its cost."""
+    net = np.where(np.arange(9) < 6, 0.7, 0.9)[:, None] * np.ones((9, 3))
+    assert judged(study._claim_of_sybils, net, net - 0.2) == [True]
+    assert judged(study._claim_of_sybils, net, net) == [False]
+    assert judged(study._claim_of_sybils, net + 0.2, net - 0.2) == [False]
+    assert judged(study._claim_of_sybils, net - 0.2, net - 0.2) == [False]
+
+
+def test_the_claim_of_entry():
+    price = np.array([80.0, 30.0])
+    assert judged(study._claim_of_entry, price[:, None] * [1.1, 0.95], price) == [True]
+    assert judged(study._claim_of_entry, price[:, None] * [1.2, 0.95], price) == [False]
+
+
 @pytest.mark.parametrize("good", [True, False])
 def test_claims_of_digits(good):
     shape = (6, 4)

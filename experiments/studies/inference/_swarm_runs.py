@@ -82,6 +82,45 @@ def simulated(
     return {name: leaf.reshape(len(cases), seeds) for name, leaf in joined.items()}
 
 
+def entered(
+    capabilities: tuple[float, ...], seeds: int, first: int, rounds: int, questions: int
+) -> dict[str, np.ndarray]:
+    """Candidates that all answer rightly with one probability: tests taken and nodes admitted.
+
+    Returns:
+      `tests` and `admitted`, counts `[capabilities, seeds]`, and `spent`, costs and stakes.
+    """
+    candidates = 300
+
+    def run(capability: Any, key: Any) -> dict[str, Any]:
+        # Nothing is paid for rounds: what is spent are tests and stakes.
+        skill = jnp.log(capability / (1.0 - capability))
+        swarm = inference.latent_swarm(candidates, skill=skill, skill_deviation=0.0)
+        algorithm = inference.fortytwo(
+            swarm,
+            pairs=1,
+            rule=inference.by_majority(),
+            track=inference.dual_track(least=0.0),
+            test=inference.capability_test(),
+            pay=inference.round_rewards(0.0),
+        )
+        ask = inference.latent_questions(deviation=0.0)
+        source = inference.Questions(candidates, ask, exam=questions)
+        state, metrics = dx.rollout(algorithm, algorithm.init(key), source, key, rounds)
+        waiting = candidates - jnp.append(0, metrics["active"][:-1])
+        ledger = state.clients.ledger
+        answered = jnp.sum(metrics["present"])
+        return {
+            "tests": jnp.sum(waiting),
+            "admitted": metrics["active"][-1],
+            "spent": -jnp.sum(ledger.balance) - answered,
+        }
+
+    several = jax.jit(jax.vmap(jax.vmap(run, in_axes=(None, 0)), in_axes=(0, None)))
+    keys = jax.random.split(jax.random.key(first), seeds)
+    return jax.tree.map(np.asarray, several(np.array(capabilities, np.float32), keys))
+
+
 @functools.cache
 def _digits(rounds: int) -> Any:
     def run(task: Any, inputs: Any, liars: Any, audit: Any, key: Any) -> dict[str, Any]:

@@ -26,8 +26,9 @@ import dataclasses
 
 import numpy as np
 
+from dflax import inference
 from experiments.studies.inference import _swarm_figures as figures
-from experiments.studies.inference._swarm_runs import NODES, RULES, of_digits, simulated
+from experiments.studies.inference._swarm_runs import NODES, RULES, entered, of_digits, simulated
 from experiments.tasks.inputs import DIGITS
 from experiments.tasks.swarm_digits import STRAY, Classifiers, classifiers
 from experiments.tools.curves import span
@@ -59,6 +60,7 @@ AUDITED = (
 )
 SHARPNESS = (0.3, 0.6, 1.2, 2.4)
 LIARS = tuple(range(9))
+CAPABILITIES, QUESTIONS, DISCOUNT = (0.5, 0.6, 0.8), 20, 0.99
 DIGIT_LIARS = (0, 2, 4, 5, 6, 7)
 
 
@@ -76,7 +78,7 @@ class Config:
 
     seeds: int = 12
     curves: int = 6
-    seed: int = 4600
+    seed: int = 4700
     rounds: int = 300
     steps: int = 120
 
@@ -219,6 +221,8 @@ def tolerance(config: Config, stage: Stage = in_memory) -> Summary:
     _claims_of_tolerance(report, weighted, majority)
     ahead = (whole["honest earns"] - whole["liar earns"])[[SHARPNESS.index(1.2), sharp, sharp + 1]]
     _claim_of_earnings(report, ahead)
+    unaudited, audited = (whole["liar earns"][place] for place in (SHARPNESS.index(1.2), sharp + 1))
+    _claim_of_sybils(report, unaudited, audited)
     shares = np.array(LIARS) / NODES
     drawn = figures.tolerance(shares, SHARPNESS, {"weighted": weighted, **curves}, config.curves)
     return report.summary({"swarm": drawn})
@@ -264,6 +268,54 @@ def _claim_of_earnings(report: Report, ahead: np.ndarray) -> None:
         ahead[0, five].min() > 0 and ahead[0, seven].max() < 0 and ahead[-1, seven].min() > 0,
         f"{span(ahead[0, five])}; {span(ahead[0, seven])}; {span(ahead[-1, seven])}",
         "> 0; < 0; > 0 a query, where a computation costs 1",
+    )
+
+
+def _claim_of_sybils(report: Report, unaudited: np.ndarray, audited: np.ndarray) -> None:
+    """Whether many identities pay, from what each earns a query beyond its cost, `[liars, seeds]`."""
+    enters = inference.entry_cost(QUESTIONS, 0.6, 0.5)
+
+    def profit(net: np.ndarray, identities: int) -> np.ndarray:
+        own = net[LIARS.index(identities)]
+        return np.asarray(
+            inference.sybil_profit(float(identities), own + 1.0, enters, discount=DISCOUNT)
+        )
+
+    five, seven, known = profit(unaudited, 5), profit(unaudited, 7), profit(audited, 7)
+    report.claim(
+        f"J = 1.2: at {float(enters):.0f} computations to enter (p = 0.5) and a discount of {DISCOUNT}, "
+        "5 identities do not pay, 7 do, and do not where every answer is audited, on every seed",
+        five.max() < 0 < seven.min() and known.max() < 0,
+        f"{span(five, 0)}; {span(seven, 0)}; {span(known, 0)}",
+        "< 0; > 0; < 0",
+    )
+
+
+def entry(config: Config, stage: Stage = in_memory) -> Summary:
+    """Tests of capability: how many pass, and what an admitted identity has cost."""
+    report, first = Report(), config.seed + 5
+    found = stage(
+        "entry", lambda: entered(CAPABILITIES, config.seeds, first, config.rounds // 20, QUESTIONS)
+    )
+    passed = found["admitted"] / found["tests"]
+    costs = found["spent"] / found["admitted"]
+    wanted = np.asarray(inference.pass_probability(QUESTIONS, 0.6, np.array(CAPABILITIES)))
+    price = np.asarray(inference.entry_cost(QUESTIONS, 0.6, np.array(CAPABILITIES)))
+    for place, p in enumerate(CAPABILITIES):
+        columns = {"pass": passed[place], "binomial tail": wanted[place]}
+        columns |= {"cost": costs[place], "closed form": price[place]}
+        report.row("entry", f"p = {p:g}, 20 questions, 12 to pass", None, **columns)
+    _claim_of_entry(report, costs, price)
+    return report.summary({})
+
+
+def _claim_of_entry(report: Report, costs: np.ndarray, price: np.ndarray) -> None:
+    off = np.abs(costs.mean(-1) / price - 1.0).max()
+    report.claim(
+        "an admitted identity costs M c / P_pass + stake, within 5 % on the mean of seeds",
+        off <= 0.05,
+        [span(row, 1) for row in costs],
+        [float(value) for value in price],
     )
 
 
@@ -405,6 +457,7 @@ PARTS = (
     Part("audits", audits, ()),
     Part("tolerance", tolerance, ()),
     Part("rules", rules, ()),
+    Part("entry", entry, ()),
     Part("digits", digits, (DIGITS,)),
 )
 STUDY = Study(Config, PARTS, Config(seeds=2, curves=2, rounds=60, steps=40))
