@@ -1,7 +1,7 @@
 """Fortytwo: answers ranked by the nodes that gave them, weighted by reputation, a query a round."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +10,12 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from dflax import validation
 from dflax.algorithm import Algorithm, FederatedState, Metrics
 from dflax.clients import everywhere
-from dflax.inference.swarm.economics import (
-    CapabilityTest,
-    RoundRewards,
-    earned,
-    needed,
-    round_rewards,
-)
+from dflax.inference.swarm.economics import CapabilityTest, RoundRewards, earned, needed
 from dflax.inference.swarm.ledger import (
     DualTrack,
     SwarmLedger,
     by_consensus,
     by_truth,
-    dual_track,
     moved,
     opened,
     slashed,
@@ -30,11 +23,13 @@ from dflax.inference.swarm.ledger import (
     standing_in,
     vote_weights,
 )
+from dflax.inference.swarm.measures import kendall, of_sides
 from dflax.inference.swarm.nodes import Swarm, answers_of, preferences_of
 from dflax.inference.swarm.pairs import all_pairs, sampled_pairs
 from dflax.inference.swarm.questions import Question
-from dflax.inference.swarm.rules import Ballot, Ranked, Rule, by_majority, by_strength
-from dflax.verified_inference.reputation import SequentialTest, never_removed
+from dflax.inference.swarm.rules import Ballot, Ranked, Rule
+from dflax.inference.swarm.settings import Settings, require_round, settled
+from dflax.verified_inference.reputation import SequentialTest
 
 
 class SwarmNodes(NamedTuple):
@@ -47,23 +42,6 @@ class SwarmNodes(NamedTuple):
 
     members: PyTree[Array]
     ledger: SwarmLedger
-
-
-class _Rules(NamedTuple):
-    """The factory's arguments, checked."""
-
-    swarm: Swarm
-    pairs: int | None
-    rule: Rule
-    beside: dict[str, Rule]
-    gamma: Any
-    track: DualTrack
-    audit: Any
-    test: CapabilityTest | None
-    hidden_test: SequentialTest
-    pay: RoundRewards
-    soft: bool
-    distinct: bool
 
 
 def fortytwo(
@@ -132,7 +110,7 @@ def fortytwo(
     References:
       Larin et al., Fortytwo: Swarm Inference with Peer-Ranked Consensus, arXiv 2510.24801.
     """
-    rules = _rules(
+    rules = settled(
         swarm, pairs, rule, beside, gamma, track, audit, test, hidden_test, pay, soft, distinct
     )
     nodes = swarm.nodes
@@ -143,7 +121,7 @@ def fortytwo(
         return FederatedState(jnp.int32(0), (), SwarmNodes(swarm.init(key, params), ledger))
 
     def step(state: FederatedState, round: Question) -> tuple[FederatedState, Metrics]:
-        _require_round(rules, round)
+        require_round(rules, round)
         # What is known of nodes is a few numbers; what they are may be large, and stays where it is.
         members, ledger = state.clients.members, everywhere(state.clients.ledger)
         exam_key, ballot_key, audit_key = jax.random.split(round.key, 3)
@@ -160,12 +138,12 @@ def fortytwo(
             "single": jnp.sum(correct) / jnp.maximum(jnp.sum(present), 1),
             "right": correct,
             **{name: correct[rule(ballot).winner] for name, rule in rules.beside.items()},
-            "tau": _kendall(ranked.score, quality, present),
+            "tau": kendall(ranked.score, quality, present),
             "iterations": ranked.iterations,
             "regularised": ranked.regularised,
             "audited": audited,
             "present": jnp.sum(present),
-            **_of_sides(rules, ledger, ballot.weights),
+            **of_sides(swarm.liars, ledger, standing(ledger, rules.track), ballot.weights),
         }
         return FederatedState(state.round + 1, (), SwarmNodes(members, ledger)), metrics
 
@@ -173,7 +151,7 @@ def fortytwo(
 
 
 def _ballot(
-    rules: _Rules,
+    rules: Settings,
     key: Key[Array, ""],
     members: PyTree[Array],
     ledger: SwarmLedger,
@@ -203,7 +181,7 @@ def _ballot(
 
 
 def _admitted(
-    rules: _Rules,
+    rules: Settings,
     key: Key[Array, ""],
     members: PyTree[Array],
     ledger: SwarmLedger,
@@ -239,7 +217,7 @@ def _admitted(
 
 
 def _after(
-    rules: _Rules,
+    rules: Settings,
     ledger: SwarmLedger,
     ballot: Ballot,
     ranked: Ranked,
@@ -268,114 +246,6 @@ def _after(
     return ledger._replace(active=ledger.active & enough)
 
 
-def _domain(rules: _Rules, round: Question) -> Int[Array, ""]:
+def _domain(rules: Settings, round: Question) -> Int[Array, ""]:
     """The question's domain; those beyond the last count in it."""
     return jnp.clip(round.asked.domain, 0, rules.track.domains - 1)
-
-
-def _of_sides(rules: _Rules, ledger: SwarmLedger, weights: Float[Array, " n"]) -> Metrics:
-    """Reputation, votes and balances of honest nodes and of liars."""
-    liars = rules.swarm.liars
-    reputation = standing(ledger, rules.track)
-
-    def mean(values: Array, among: Array) -> Array:
-        count = jnp.sum(among)
-        whole = jnp.sum(jnp.where(among, values, 0.0)) / jnp.maximum(count, 1)
-        return jnp.where(count > 0, whole, jnp.nan)
-
-    votes = jnp.sum(jnp.where(liars, weights, 0.0)) / jnp.maximum(jnp.sum(weights), 1e-30)
-    return {
-        "honest_reputation": mean(reputation, ~liars),
-        "liar_reputation": mean(reputation, liars),
-        "liar_share": votes,
-        "active": jnp.sum(ledger.active),
-        "slashed": jnp.sum(ledger.barred),
-        "honest_balance": mean(ledger.balance, ~liars),
-        "liar_balance": mean(ledger.balance, liars),
-    }
-
-
-def _kendall(score: Array, quality: Array, present: Array) -> Float[Array, ""]:
-    """Kendall's tau-a over the answers that are there."""
-    both = present & present[:, None] & ~jnp.eye(present.shape[0], dtype=bool)
-    alike = jnp.sign(score - score[:, None]) * jnp.sign(quality - quality[:, None])
-    return jnp.sum(jnp.where(both, alike, 0.0)) / jnp.maximum(jnp.sum(both), 1)
-
-
-def _require_round(rules: _Rules, round: Any) -> None:
-    fix = "Take rounds from dflax.inference.Questions."
-    validation.instance("round", round, Question, fix)
-    nodes = rules.swarm.nodes
-    if round.present.shape != (nodes,):
-        raise ValueError(
-            f"round must be of the swarm's {nodes} nodes, got one of {round.present.shape[0]}. Make "
-            "the source with as many."
-        )
-    if rules.test is not None and round.exam is None:
-        raise ValueError(
-            "round must have calibration questions where test is given, got none. Make the source "
-            "with Questions(exam=20)."
-        )
-
-
-def _rules(
-    swarm: Any,
-    pairs: Any,
-    rule: Any,
-    beside: Any,
-    gamma: Any,
-    track: Any,
-    audit: Any,
-    test: Any,
-    hidden_test: Any,
-    pay: Any,
-    soft: Any,
-    distinct: Any,
-) -> _Rules:
-    """All arguments checked, and what is left out filled in."""
-    validation.instance("swarm", swarm, Swarm, "For example latent_swarm().")
-    if swarm.nodes < 3:
-        raise ValueError(f"swarm must have at least 3 nodes to compare others, got {swarm.nodes}.")
-    if pairs is not None:
-        validation.integer("pairs", pairs, low=1)
-    chosen = by_strength() if rule is None else rule
-    validation.function("rule", chosen, "For example by_strength().", takes=1)
-    others = {"majority": by_majority()} if beside is None else beside
-    validation.instance("beside", others, Mapping, 'For example {"borda": by_win_rate()}.')
-    for name, other in others.items():
-        validation.text("beside", name)
-        validation.function(f"beside[{name!r}]", other, "For example by_win_rate().", takes=1)
-    taken = others.keys() & _OWN_METRICS
-    if taken:
-        raise ValueError(f"beside must have names of its own, got {min(taken)!r}, a metric.")
-    validation.real("gamma", gamma, low=0.0, scalar=True)
-    validation.probability("audit", audit)
-    for name, value, kind, make in (
-        ("track", track, DualTrack, "dual_track()"),
-        ("test", test, CapabilityTest, "capability_test()"),
-        ("hidden_test", hidden_test, SequentialTest, "verified_inference.sequential_test()"),
-        ("pay", pay, RoundRewards, "round_rewards()"),
-    ):
-        if value is not None:
-            validation.instance(name, value, kind, f"Make it with {make}.")
-    validation.flag("soft", soft)
-    validation.flag("distinct", distinct)
-    return _Rules(
-        *(swarm, pairs, chosen, dict(others), gamma),
-        dual_track() if track is None else track,
-        audit,
-        test,
-        never_removed() if hidden_test is None else hidden_test,
-        round_rewards() if pay is None else pay,
-        soft,
-        distinct,
-    )
-
-
-_OWN_METRICS = frozenset(
-    {
-        *("correct", "confidence", "single", "right", "tau", "iterations", "regularised"),
-        *("audited", "present", "active", "slashed", "honest_reputation", "liar_reputation"),
-        *("liar_share", "honest_balance", "liar_balance"),
-    }
-)

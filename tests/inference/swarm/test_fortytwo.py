@@ -262,11 +262,11 @@ def test_sharpness_weights_audits_and_seeds_are_one_program():
 
 
 def test_tau_is_kendalls():
-    from dflax.inference.swarm.fortytwo import _kendall
+    from dflax.inference.swarm.measures import kendall
 
     rng = np.random.default_rng(8)
     score, quality, there = rng.random(9), rng.random(9), rng.random(9) < 0.8
-    ours = jax.jit(_kendall)(score, quality, there)
+    ours = jax.jit(kendall)(score, quality, there)
     np.testing.assert_allclose(ours, kendalltau(score[there], quality[there])[0], rtol=1e-5)
 
 
@@ -279,10 +279,10 @@ def test_soft_verdicts_and_pairs_of_unlike_answers():
 
 def test_metrics_have_names_of_their_own():
     """What may not be a name in `beside` is what the step itself measures."""
-    from dflax.inference.swarm.fortytwo import _OWN_METRICS
+    from dflax.inference.swarm.settings import OWN_METRICS
 
     _, metrics = program()()
-    assert set(metrics) == _OWN_METRICS | {"unweighted"}
+    assert set(metrics) == OWN_METRICS | {"unweighted"}
 
 
 @pytest.mark.parametrize(
