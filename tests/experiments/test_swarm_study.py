@@ -87,12 +87,12 @@ def test_claims_of_digits(good):
     one |= {"majority": np.full(shape, 0.9), "unweighted": np.full(shape, 0.85)}
     one["majority"][3:] = 0.5
     one["correct"][5] = 0.1
-    audited = {"correct": np.full(shape, 0.88)}
+    audited = {"correct": np.full(shape, 0.98)}
     lost = {"a random node": np.full((4, 3), 0.2), "ranking by reputation": np.full((4, 3), 0.1)}
     lost["majority of answers"] = np.full((4, 3), 0.11 if good else 0.15)
     if not good:
         one["majority"][0, 1], one["majority"][3:, 2] = 0.7, 0.9
-        audited["correct"][5, 1] = 0.3
+        audited["correct"][5] = 0.9
         lost["ranking by reputation"][2, 1] = 0.3
     assert judged(study._claims_of_digits, one, audited) == [good] * 4
     assert judged(study._claims_of_injection, lost) == [good] * 2

@@ -25,11 +25,13 @@ RULES = {
 
 
 def _summed(metrics: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Accuracies over all rounds, the best node's in hindsight, reputations at the end, earnings."""
+    """Accuracies, the best node's in hindsight, reputations in the last third of rounds, earnings."""
     found = {name: jnp.mean(metrics[name].astype(jnp.float32)) for name in names}
     found["best"] = jnp.max(jnp.mean(metrics["right"].astype(jnp.float32), axis=0))
     for side in ("honest", "liar"):
-        found[side] = metrics[f"{side}_reputation"][-1]
+        # A moving average of few rounds: at any one of them it scatters.
+        reputation = metrics[f"{side}_reputation"]
+        found[side] = jnp.mean(reputation[-(len(reputation) // 3) :])
         found[f"{side} earns"] = metrics[f"{side}_balance"][-1] / len(metrics["correct"])
     return found
 

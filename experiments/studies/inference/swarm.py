@@ -78,7 +78,7 @@ class Config:
 
     seeds: int = 12
     curves: int = 6
-    seed: int = 4700
+    seed: int = 4800
     rounds: int = 300
     steps: int = 120
 
@@ -426,10 +426,10 @@ def _claims_of_digits(
     lost, lead = (plain - ranked)[seven], (audited["correct"] - plain)[seven]
     report.claim(
         "digits, 7 of 15: weights cost on the mean of seeds, and a fifth of audits leads the "
-        "unweighted ranking on every seed",
-        lost.mean() > 0 and lead.min() > 0,
+        "unweighted ranking by 0.1",
+        lost.mean() > 0 and lead.mean() > 0.1,
         f"cost {span(lost)}; lead {span(lead)}",
-        "> 0",
+        "> 0; > 0.1",
     )
 
 
