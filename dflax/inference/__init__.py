@@ -1,6 +1,46 @@
 """Inference as init/step: serving simulators, selection, efficiency, swarms."""
 
-# Swarms that rank each other's answers.
+from dflax.inference.arrivals import Arrivals, evenly, gamma, poisson, tidal
+from dflax.inference.costs import Costs, affine_costs, opt_13b_costs, roofline_costs
+from dflax.inference.hardware import (
+    Accelerator,
+    Network,
+    Spent,
+    accelerator,
+    cache_tokens,
+    network,
+    power,
+    spent,
+)
+from dflax.inference.lengths import Lengths, constant, log_normal, zipf
+from dflax.inference.prefix_cache import PrefixCache, hits, kept, prefix_cache
+from dflax.inference.requests import Requests, at_rate, blocks, trace
+from dflax.inference.service import (
+    Latencies,
+    Levels,
+    Served,
+    latency,
+    levels,
+    quantile,
+    service,
+)
+from dflax.inference.stations import (
+    Moment,
+    Placement,
+    Policy,
+    Station,
+    StationState,
+    Work,
+    at_random,
+    first_free,
+    fixed_work,
+    least_work,
+    round_robin,
+    sorted_by,
+    stateless,
+    station,
+    ties,
+)
 from dflax.inference.swarm.bradley_terry import (
     Strengths,
     bradley_terry,
@@ -37,47 +77,104 @@ from dflax.inference.swarm.rules import (
     by_win_rate,
     clustered,
 )
+from dflax.inference.traces import read_trace, write_trace
+from dflax.inference.traffic import Scenario, Traffic, scenario, traffic
 
-_SWARM = [
+__all__ = [
+    "Accelerator",
+    "Arrivals",
     "Asked",
     "Ballot",
     "CapabilityTest",
+    "Costs",
     "DualTrack",
+    "Latencies",
     "LatentQuestion",
+    "Lengths",
+    "Levels",
+    "Moment",
+    "Network",
+    "Placement",
+    "Policy",
+    "PrefixCache",
     "Question",
     "Questions",
     "Ranked",
+    "Requests",
     "RoundRewards",
+    "Scenario",
+    "Served",
+    "Spent",
+    "Station",
+    "StationState",
     "Strengths",
     "Swarm",
     "SwarmLedger",
     "SwarmNodes",
+    "Traffic",
+    "Work",
+    "accelerator",
+    "affine_costs",
     "all_pairs",
+    "at_random",
+    "at_rate",
+    "blocks",
     "bradley_terry",
     "bradley_terry_likelihood",
     "by_elo",
     "by_majority",
     "by_strength",
     "by_win_rate",
+    "cache_tokens",
     "capability_test",
     "classifier_swarm",
     "clustered",
+    "constant",
     "dual_track",
     "entry_cost",
+    "evenly",
     "example_questions",
+    "first_free",
+    "fixed_work",
     "fortytwo",
+    "gamma",
+    "hits",
+    "kept",
+    "latency",
     "latent_questions",
     "latent_swarm",
+    "least_work",
+    "levels",
+    "log_normal",
+    "network",
+    "opt_13b_costs",
     "pass_probability",
+    "poisson",
+    "power",
+    "prefix_cache",
+    "quantile",
+    "read_trace",
+    "roofline_costs",
     "round_rewards",
+    "round_robin",
     "rounds_to_reputation",
     "sampled_pairs",
+    "scenario",
+    "service",
+    "sorted_by",
+    "spent",
+    "stateless",
+    "station",
     "sybil_profit",
+    "tidal",
+    "ties",
+    "trace",
+    "traffic",
     "weighted_wins",
+    "write_trace",
+    "zipf",
 ]
-
-__all__ = [*_SWARM]
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__
