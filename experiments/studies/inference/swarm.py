@@ -2,20 +2,22 @@
 
 What came out (15 nodes, 300 queries a run; 12 seeds in the tables, 6 in curves, rules and digits):
 
-- Without liars the ranking is 0.30 to 0.54 ahead of the majority (J = 0.15 and 0.3). With 5 of 15 liars
-  and J = 1.2 weights by reputation add 0.20 to 0.26. With 7 reputation is captured on every seed.
-- Audits: J = 0.3, gamma = 3, 4 liars: 0.18 to 0.56 ahead of the unweighted ranking with a fifth of the
-  queries audited, 0.51 to 0.67 with all of them. J = 1.2, 7 liars: 0.01 without, 0.25 with a fifth, 0.86
-  with all. A fifth leads on every seed there, but is no cure.
-- How many liars a swarm bears is a matter of its judges: 4 of 15 cost 0.10 at J = 2.4, 0.69 at J = 0.3.
-  Liars earn less than honest nodes up to 5, more from 7 on, unless answers are audited.
+- Without liars the ranking is 0.30 to 0.51 ahead of the majority (J = 0.15 and 0.3). With 5 of 15 liars
+  and J = 1.2 weights by reputation add 0.18 to 0.27. With 7 reputation is captured on every seed, as a
+  mean of the last 100 rounds; at the last round alone one of 36 earlier seeds was level.
+- Audits: J = 0.3, gamma = 3, 4 liars: 0.43 to 0.53 ahead of the unweighted ranking with a fifth of the
+  queries audited (0.18 on an earlier seed), 0.53 to 0.62 with all of them. J = 1.2, 7 liars: 0.01
+  without, 0.25 with a fifth, 0.88 with all. A fifth leads on every seed there, but is no cure.
+- How many liars a swarm bears is a matter of its judges: 4 of 15 cost 0.09 at J = 2.4, 0.71 at J = 0.3.
+  At J = 1.2 each of 5 liars earns 1.5 computations a query less than an honest node, each of 7 earns 1.2
+  more, unless answers are audited. Where entering costs 80, 5 identities do not pay and 7 do.
 - Borda's win rates choose as well as the unweighted ranking, Elo a little worse. To add up strengths of
-  identical answers costs 0.09 to 0.32 here, as wrong answers share an attractor; among classifiers of
+  identical answers costs 0.09 to 0.31 here, as wrong answers share an attractor; among classifiers of
   the digits without liars it costs nothing.
-- Classifiers whose errors are independent: the ranking is the majority (within 0.02 on every seed), and
-  0.10 ahead of the best node. With 5 and 6 colluding liars it is 0.14 and 0.27 ahead of the majority;
-  with 7 it is captured on most seeds (0.28), and a fifth of audits brings it to 0.79.
-- Strokes of another digit cost a node 0.06 to 0.24, the swarm 0.03 to 0.17, the majority as much as the
+- Classifiers whose errors are independent: the ranking is the majority (within 0.03 on every seed), and
+  0.11 ahead of the best node. With 5 and 6 colluding liars it is 0.13 and 0.26 ahead of the majority;
+  with 7 it is captured on most seeds (0.29), and a fifth of audits brings it to 0.86.
+- Strokes of another digit cost a node 0.06 to 0.23, the swarm 0.02 to 0.16, the majority as much as the
   swarm: a robustness of averaging, and less than the paper's (0.12 against 6.20 points, by text).
 - A first claim that the ranking beats the best single node with 4 liars on every seed (J = 0.6) failed
   on one seed of 5 and is made of the mean; so is that the majority bears fewer liars. Means of the
@@ -412,11 +414,11 @@ def _claims_of_digits(
     ranked, plain, majority = (without[name] for name in ("correct", "unweighted", "majority"))
     apart, single = (ranked - majority)[0], (ranked - without["best"])[0]
     report.claim(
-        "digits, no liars: errors are independent, and ranking is the majority within 0.03 on every "
+        "digits, no liars: errors are independent, and ranking is the majority within 0.04 on every "
         "seed; both are ahead of the best node",
-        np.abs(apart).max() <= 0.03 and single.min() > 0,
+        np.abs(apart).max() <= 0.04 and single.min() > 0,
         f"{span(apart)}; ahead of the best node {span(single)}",
-        "0.03",
+        "0.04",
     )
     for liars, bar in ((5, 0.05), (6, 0.1)):
         ahead = (ranked - majority)[at[liars]]
