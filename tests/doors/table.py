@@ -25,6 +25,7 @@ from doors import (
     running,
     server,
     sparse_coding,
+    swarm,
     topology,
     verified,
 )
@@ -52,6 +53,7 @@ CALLS: dict[str, dict[str, Any]] = {
     **running.CALLS,
     **server.CALLS,
     **sparse_coding.CALLS,
+    **swarm.CALLS,
     **topology.CALLS,
     **verified.CALLS,
 }
