@@ -10,16 +10,16 @@ import jax
 import numpy as np
 import optax
 
-from dflax import decentralized, gossip, losses, models, server, topology
+from dflax import decentralized, evaluation, gossip, losses, models, server
 from dflax.algorithm import Algorithm, rollout
-from dflax.data import Split, dirichlet, digits, train_test
-from dflax.evaluation import classification
+from dflax.data import digits, dirichlet
 from dflax.federation import Federation
 
 CHUNK = 5
+WITH, WITHOUT = "with a server", "without a server"
 
 
-class Cancelled(Exception):
+class CancelledError(Exception):
     """The experiment was called off."""
 
 
@@ -71,24 +71,24 @@ class Registered(NamedTuple):
 REGISTERED: dict[str, Registered] = {
     "fedavg": Registered(
         "Federated averaging: clients take local steps, a server averages their models.",
-        "with a server",
+        WITH,
         lambda loss, own: server.fedavg(loss, optax.sgd(own.rate)),
     ),
     "fedprox": Registered(
         "FedAvg whose clients are pulled towards the server's model.",
-        "with a server",
-        lambda loss, own: server.fedprox(loss, optax.sgd(own.rate), mu=0.1),
+        WITH,
+        lambda loss, own: server.fedprox(loss, optax.sgd(own.rate), pull=0.1),
     ),
     "scaffold": Registered(
         "Control variates take the clients' drift out of local steps.",
-        "with a server",
-        lambda loss, own: server.scaffold(loss, own.rate),
+        WITH,
+        lambda loss, own: server.scaffold(loss, optax.sgd(own.rate), own.clients),
     ),
     "dfedavg": Registered(
         "Clients on a ring take local steps and average with their neighbours.",
-        "without a server",
+        WITHOUT,
         lambda loss, own: decentralized.dfedavg(
-            loss, optax.sgd(own.rate), gossip.fixed(topology.metropolis(topology.ring(own.clients)))
+            loss, optax.sgd(own.rate), gossip.ring(own.clients)
         ),
     ),
 }
@@ -158,11 +158,14 @@ def bounded(name: str, value: object) -> Any:
       ValueError: another type, or out of bounds.
     """
     low, high = BOUNDS[name]
-    kind = "a whole number" if name in WHOLE else "a number"
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not low <= value <= high or (name in WHOLE and value != int(value)):
+    whole = name in WHOLE
+    number = math.nan
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        number = float(value) if abs(value) <= 2.0**53 else math.inf
+    if not low <= number <= high or (whole and number != int(number)):
+        kind = "a whole number" if whole else "a number"
         raise ValueError(f"{name} must be {kind} in [{low:g}, {high:g}], got {str(value)[:40]!r}.")
-    return int(value) if name in WHOLE else float(value)
+    return int(number) if whole else number
 
 
 def run_experiment(
@@ -189,20 +192,22 @@ def run_experiment(
 
     Raises:
       ValueError: naming the argument.
-      Cancelled: it was called off.
+      CancelledError: it was called off.
     """
     one, own = registered(algorithm), checked(config)
     rounds, seed = bounded("rounds", rounds), bounded("seed", seed)
-    split: Split = train_test(digits(), seed=seed)
+    split = digits(seed=seed)
     partition = dirichlet(split.train.labels, clients=own.clients, alpha=own.alpha, seed=seed)
     federation = Federation(
         split.train, partition, batch_size=own.batch_size, local_steps=own.local_steps
     )
-    model = models.MLP(classes=10)
+    model = models.MLP(features=(64,), classes=10)
     key = jax.random.key(seed)
     params = model.init(jax.random.fold_in(key, 1), split.train.example)["params"]
-    method = one.make(losses.classification(model.apply), own)
-    measure = jax.jit(classification(model.apply, split.test))
+    loss = losses.classification(model.apply)
+    method = one.make(loss, own)
+    model_of = evaluation.server_model if one.family == WITH else evaluation.mean_model
+    measure = jax.jit(model_of(evaluation.on(loss, split.test)))
     state = jax.jit(method.init)(key, params)
     chunk = jax.jit(
         lambda state, source, key, start: rollout(method, state, source, key, CHUNK, start)[0]
@@ -215,7 +220,7 @@ def run_experiment(
     done = 0
     while done < rounds:
         if cancelled is not None and cancelled.is_set():
-            raise Cancelled(f"called off after {done} of {rounds} rounds")
+            raise CancelledError(f"called off after {done} of {rounds} rounds")
         size = min(CHUNK, rounds - done)
         state = (chunk if size == CHUNK else last)(state, federation, key, done)
         done += size
