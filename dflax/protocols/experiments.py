@@ -206,8 +206,11 @@ def run_experiment(
     params = model.init(jax.random.fold_in(key, 1), split.train.example)["params"]
     loss = losses.classification(model.apply)
     method = one.make(loss, own)
-    model_of = evaluation.server_model if one.family == WITH else evaluation.mean_model
-    measure = jax.jit(model_of(evaluation.on(loss, split.test)))
+    on_test = evaluation.on(loss, split.test)
+    if one.family == WITH:
+        measure, prefix = jax.jit(evaluation.server_model(on_test)), ""
+    else:
+        measure, prefix = jax.jit(evaluation.mean_model(on_test)), "mean_model_"
     state = jax.jit(method.init)(key, params)
     chunk = jax.jit(
         lambda state, source, key, start: rollout(method, state, source, key, CHUNK, start)[0]
@@ -224,13 +227,12 @@ def run_experiment(
         size = min(CHUNK, rounds - done)
         state = (chunk if size == CHUNK else last)(state, federation, key, done)
         done += size
-        found = {name: float(np.mean(value)) for name, value in measure(state).items()}
+        metrics = measure(state)
+        found = {name: float(np.mean(metrics[prefix + name])) for name in ("accuracy", "loss")}
         if progress is not None:
             progress(done, rounds, found["accuracy"])
     size_of = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return {
-        "accuracy": found["accuracy"],
-        "loss": found["loss"],
+    return found | {
         "rounds": float(rounds),
         "parameters": float(size_of),
     }

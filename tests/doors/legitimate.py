@@ -14,6 +14,7 @@ RECORDS = {
     "gossip.Models",
     "inference.Traffic",
     "p2p.PollutedWorld",
+    "p2p.TaskStream",
     "interrupt.held_signals",
     "interrupt.obey",
     "privacy.Plan",
@@ -27,6 +28,15 @@ NUMBERS = "None True complex nan inf -1 0.5 3 [] {} array[0] array[2,3,4] array-
 
 # "callable(argument)" with wildcards, the kinds of `walk.WRONG`, and why these are right.
 LEGITIMATE = [
+    ("p2p.delegation(change_rate)", "3", "any rate >= 0"),
+    ("p2p.delegation(lifetime)", "3", "any time >= 0"),
+    ("p2p.delegation(latency)", "3", "any time >= 0"),
+    ("p2p.delegation(outage)", "3", "any time > 0"),
+    ("p2p.polling(period)", "3", "any time > 0"),
+    ("p2p.push(fallback)", "3", "any time > 0"),
+    ("p2p.reply(timeout)", "3", "any time > 0"),
+    ("p2p.task_stream(rate)", "3", "any rate > 0"),
+    ("p2p.task_stream(speed)", "3", "any rate > 0"),
     ("p2p.drag(scale)", "3", "any number > 0"),
     ("p2p.drag(start)", "-1", "any integer"),
     ("p2p.ledger(*)", "-1", "any integer"),
