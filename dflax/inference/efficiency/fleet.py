@@ -77,7 +77,8 @@ def fleet(
         "accuracy", accuracy, kind="real", shape=("M", "Q"), low=0.0, high=1.0
     ).shape
     for name, tokens in (("input_tokens", input_tokens), ("output_tokens", output_tokens)):
-        validation.array(name, tokens, kind="real", shape=(queries,), low=1.0)
+        fix = "One for each query of accuracy."
+        validation.array(name, tokens, kind="real", shape=(queries,), low=1.0, fix=fix)
     _several("networks", networks, Network, models)
     hardware = _several("accelerators", accelerators, Accelerator)
     validation.real("accelerators", accelerators.peak_watts, low=0.0, low_open=True)

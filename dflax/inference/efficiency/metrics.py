@@ -10,7 +10,7 @@ from dflax import validation
 
 AGGREGATES = ("ratio_of_means", "mean_of_ratios")
 Aggregate = Literal["ratio_of_means", "mean_of_ratios"]
-MISSING = "Say in `present` what is missing."
+MISSING = "It goes with power, entry by entry; say in `present` what is missing."
 
 
 class Measurements(NamedTuple):

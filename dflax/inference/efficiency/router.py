@@ -62,9 +62,10 @@ def learned(
     """
     validation.typed_key("key", key)
     count, width = validation.array("features", features, kind="real", shape=("N", "F")).shape
-    models = validation.array(
-        "accuracy", accuracy, kind="real", shape=("M", count), low=0.0, high=1.0
-    ).shape[0]
+    fix = "One column for each row of features."
+    models, _ = validation.array(
+        "accuracy", accuracy, kind="real", shape=("M", count), low=0.0, high=1.0, fix=fix
+    ).shape
     widths = validation.sequence("hidden", hidden, "widths", least=0)
     for place, size in enumerate(widths):
         validation.integer(f"hidden[{place}]", size, low=1)
@@ -140,6 +141,7 @@ def frontier(
       TypeError, ValueError: naming the argument.
     """
     validation.instance("local", local, dict, "Costs by name, such as {'energy': ...}.")
+    validation.arrays("local", local, some=True)
     validation.choice("by", by, tuple(local))
     validation.array("thresholds", thresholds, kind="real", shape=("T",), low=0.0)
 

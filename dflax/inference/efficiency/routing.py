@@ -156,7 +156,9 @@ def outcome(
     _verify(route)
     _, queries = _tables(accuracy)
     if np.shape(route.local) != (queries,):
-        raise ValueError(f"route must be of the {queries} queries, got {np.shape(route.local)}.")
+        raise ValueError(
+            f"route must be of the {queries} queries of accuracy, got {np.shape(route.local)}."
+        )
     validation.real("cloud_accuracy", cloud_accuracy, low=0.0, high=1.0)
     if np.shape(cloud_accuracy) not in ((), (queries,)):
         raise ValueError(
@@ -194,7 +196,8 @@ def _tables(accuracy: Any, name: str = "accuracy", **costs: Any) -> tuple[int, .
         validation.array(name, accuracy, kind="real", shape=("M", "Q"), low=0.0, high=1.0)
     )
     for each, value in costs.items():
-        validation.array(each, value, kind="real", shape=shape, low=0.0)
+        fix = f"One for each entry of {name}."
+        validation.array(each, value, kind="real", shape=shape, low=0.0, fix=fix)
     return shape
 
 

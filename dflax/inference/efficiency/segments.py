@@ -34,7 +34,10 @@ def segment_mean(
             f"values must have at least one entry along the last axis, got {given.shape}."
         )
     (n,) = given.shape[-1:]
-    validation.array("segments", segments, kind="integer", shape=(n,), low=0, high=count - 1)
+    fix = "One for each entry along the last axis of values."
+    validation.array(
+        "segments", segments, kind="integer", shape=(n,), low=0, high=count - 1, fix=fix
+    )
     own = jnp.ones(n) if weights is None else weights
     validation.array("weights", own, kind="real", shape=(n,), low=0.0)
     own, rows = jnp.asarray(own, jnp.float32), jnp.moveaxis(jnp.asarray(values, jnp.float32), -1, 0)
