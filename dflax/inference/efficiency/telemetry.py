@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
@@ -162,13 +163,13 @@ def fleet_telemetry(nodes: Sequence[Events]) -> Events:
     joined: Any = [
         np.concatenate([padded(np.asarray(part)) for part in column], axis=1) for column in columns
     ]
-    return Events(Reading(*joined))
+    return Events(Reading(*map(jnp.asarray, joined)))
 
 
-def _row(column: np.ndarray) -> np.ndarray:
+def _row(column: np.ndarray) -> Array:
     """A column of one node."""
     narrow = column if column.dtype == bool else column.astype(np.float32)
-    return narrow[:, None]
+    return jnp.asarray(narrow[:, None])
 
 
 def _sorted(name: str, value: Any) -> np.ndarray:
