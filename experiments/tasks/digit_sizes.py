@@ -1,6 +1,7 @@
 """Perceptrons of six sizes and three generations on scikit-learn's digits, and a larger ensemble."""
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +52,7 @@ class Answers(NamedTuple):
 def parameters(hidden: tuple[int, ...]) -> int:
     """Weights and biases of a perceptron from 64 pixels to 10 classes."""
     widths = (64, *hidden, 10)
-    return sum(a * b + b for a, b in zip(widths[:-1], widths[1:], strict=True))
+    return sum(a * b + b for a, b in itertools.pairwise(widths))
 
 
 def started(hidden: tuple[int, ...], seed: tuple[int, ...]) -> Any:
@@ -62,7 +63,7 @@ def started(hidden: tuple[int, ...], seed: tuple[int, ...]) -> Any:
             generator.normal(size=(a, b)).astype(np.float32) * (2 / a) ** 0.5,
             np.zeros(b, np.float32),
         )
-        for a, b in zip(widths[:-1], widths[1:], strict=True)
+        for a, b in itertools.pairwise(widths)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Runs of the study of intelligence per watt: what small programs take here, and what law others obey."""
+"""Runs of intelligence per watt: what small programs take here, and by which law they run elsewhere."""
 
 import functools
 import time
@@ -45,7 +45,7 @@ def program(size: str) -> tuple[Any, Any]:
 
 
 def measured(seconds: float, queries: int, by: ipw.Meter) -> dict[str, np.ndarray]:
-    """Latencies `[6, Q]`, watts and FLOPs `[6]` of single images here, and of a program that does nothing."""
+    """Latencies `[6, Q]`, watts and FLOPs `[6]` of single images here, and a call's fixed latency."""
     image = jnp.zeros(64)
     found = [ipw.metered(*program(size), image, meter=by, seconds=seconds) for size in sizes.SIZES]
     nothing = ipw.metered(lambda x: x + 1.0, image, meter=by, seconds=seconds)
@@ -59,7 +59,7 @@ def measured(seconds: float, queries: int, by: ipw.Meter) -> dict[str, np.ndarra
 
 
 def costs_on(parameters: Any, fixed: Any) -> tuple[Any, Any]:
-    """Latency s and power W of one image, `[..., 3]`, on each of `DEVICES`: a fixed cost and a roofline."""
+    """Latency s and power W of an image on `DEVICES`, `[..., 3]`: a fixed cost and a roofline."""
     network = inference.network(np.asarray(parameters, float), 0.0, parameter_bytes=FLOAT_BYTES)
     network = jax.tree.map(lambda leaf: jnp.asarray(leaf)[..., None], network)
     busy = inference.roofline_costs(network, DEVICES).decode(jnp.ones(()), jnp.zeros(()))
