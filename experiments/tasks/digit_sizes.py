@@ -35,8 +35,8 @@ class Answers(NamedTuple):
       frontier: `[S, Q]` of the ensemble.
       known: `[S, M, N]` the same on images that no model learned from, for routers to learn from.
       known_frontier: `[S, N]`.
-      inputs: `[S, Q, 64]` test images.
-      known_inputs: `[S, N, 64]`.
+      clues: `[S, Q, 10]` the sorted log-probabilities of the smallest distilled model, test images.
+      known_clues: `[S, N, 10]`.
       labels: `[S, Q]` classes of the test images.
     """
 
@@ -44,8 +44,8 @@ class Answers(NamedTuple):
     frontier: Any
     known: Any
     known_frontier: Any
-    inputs: Any
-    known_inputs: Any
+    clues: Any
+    known_clues: Any
     labels: Any
 
 
@@ -136,6 +136,11 @@ def answers(seeds: range, *, few: int, steps: int) -> Answers:
                 (tables[1], known_inputs, known_labels),
             ):
                 table.append(np.argmax(of_model(params, images), -1) == wanted)
+        if number == 0:
+            clues = [
+                np.sort(jax.nn.log_softmax(of_model(params, images)), -1)
+                for images in (test, known_inputs)
+            ]
     right, known = (np.stack(table, 1).astype(np.float32) for table in tables)
     sure = np.argmax(of_frontier(frontier, test), -1) == labels
     known_sure = np.argmax(of_frontier(frontier, known_inputs), -1) == known_labels
@@ -144,8 +149,7 @@ def answers(seeds: range, *, few: int, steps: int) -> Answers:
         sure.astype(np.float32),
         known,
         known_sure.astype(np.float32),
-        np.asarray(test),
-        np.asarray(known_inputs),
+        *clues,
         labels.astype(np.int32),
     )
 

@@ -37,7 +37,7 @@ class Tracker:
     """A codecarbon that tracks nothing."""
 
     def __init__(self, **options):
-        pass
+        self.start_task = self.stop_task = lambda name: None
 
 
 GPU = types.SimpleNamespace(

@@ -54,6 +54,9 @@ def codecarbon(
             allow_multiple_runs=True,
             tracking_mode="process",
         )
+        # Devices are looked for when something is measured first.
+        tracker.start_task("dflax")
+        tracker.stop_task("dflax")
     except Exception as error:
         raise MeterError(f"codecarbon: the tracker cannot begin: {error}.") from error
     modes = ",".join(str(device) for device in getattr(tracker, "_hardware", ()))
