@@ -149,7 +149,8 @@ def answers(seeds: range, *, few: int, steps: int) -> Answers:
         sure.astype(np.float32),
         known,
         known_sure.astype(np.float32),
-        *clues,
+        clues[0],
+        clues[1],
         labels.astype(np.int32),
     )
 

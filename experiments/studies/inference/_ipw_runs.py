@@ -13,17 +13,23 @@ from dflax import inference
 from dflax.inference import efficiency as ipw
 from experiments.tasks import digit_sizes as sizes
 
+
+def numbers(*values: float) -> Any:
+    """One number for each of several designs."""
+    return np.array(values)
+
+
 # Assumed of two cores of a server's processor; there is nothing here to measure them by.
 THIS_MACHINE = inference.accelerator(150e9, 10e9, 8e9, price=0.1, idle_watts=5.0, peak_watts=25.0)
 METER = "modelled, 2 cores of 5 to 25 W assumed"
 # A telephone, a laptop and an accelerator of a data centre, by watts and bytes per second.
 DEVICES = inference.accelerator(
-    np.array([2e12, 20e12, 1000e12]),
-    np.array([0.1e12, 0.5e12, 8e12]),
-    np.array([8e9, 64e9, 192e9]),
-    price=np.array([0.02, 0.2, 6.0]),
-    idle_watts=np.array([1.0, 6.0, 100.0]),
-    peak_watts=np.array([15.0, 60.0, 700.0]),
+    numbers(2e12, 20e12, 1000e12),
+    numbers(0.1e12, 0.5e12, 8e12),
+    numbers(8e9, 64e9, 192e9),
+    price=numbers(0.02, 0.2, 6.0),
+    idle_watts=numbers(1.0, 6.0, 100.0),
+    peak_watts=numbers(15.0, 60.0, 700.0),
 )
 HARDWARE = ("this machine", "15 W", "60 W", "700 W")
 PHONE, LAPTOP, CLOUD = 1, 2, 3
@@ -60,20 +66,21 @@ def measured(seconds: float, queries: int, by: ipw.Meter) -> dict[str, np.ndarra
 
 def costs_on(parameters: Any, fixed: Any) -> tuple[Any, Any]:
     """Latency s and power W of an image on `DEVICES`, `[..., 3]`: a fixed cost and a roofline."""
-    network = inference.network(np.asarray(parameters, float), 0.0, parameter_bytes=FLOAT_BYTES)
+    counts: Any = np.asarray(parameters, float)
+    network = inference.network(counts, 0.0, parameter_bytes=FLOAT_BYTES)
     network = jax.tree.map(lambda leaf: jnp.asarray(leaf)[..., None], network)
     busy = inference.roofline_costs(network, DEVICES).decode(jnp.ones(()), jnp.zeros(()))
     latency = fixed + busy
     return np.asarray(latency), np.asarray(inference.power(DEVICES, busy / latency))
 
 
-def table(right: np.ndarray, here: dict[str, np.ndarray]) -> ipw.Measurements:
+def table(right: Any, here: dict[str, np.ndarray]) -> ipw.Measurements:
     """Measurements of the 18 models on the four kinds of hardware."""
     queries, each = right.shape[1], len(sizes.GENERATIONS)
     counts = [sizes.parameters(hidden) for hidden in sizes.SIZES.values()]
     latency, power = costs_on(counts, here["fixed"])
     own = here["latency"][:, None], np.broadcast_to(here["power"][:, None, None], (6, 1, queries))
-    whole = [
+    whole: Any = [
         np.concatenate([mine, np.repeat(law[..., None], queries, -1)], 1).repeat(each, 0)
         for mine, law in zip(own, (latency, power), strict=True)
     ]

@@ -156,7 +156,7 @@ def _coverage(report: Report, found: dict[str, np.ndarray]) -> None:
             hardest_class=[float(jnp.min(each)) for each in domains],
         )
     grown = [
-        [float(ipw.coverage(right, among=years <= year)) for year in range(3)]
+        [float(ipw.coverage(right, among=jnp.asarray(years <= year))) for year in range(3)]
         for right in found["right"]
     ]
     report.claim(
@@ -385,20 +385,22 @@ def fleet(config: Config, stage: Stage = in_memory) -> Summary:
     """Language models on a laptop and on a data centre's accelerator, by rooflines; answers by Rasch."""
     report = Report()
     devices = inference.accelerator(
-        np.array([34e12, 2250e12]),
-        np.array([0.546e12, 8e12]),
-        np.array([128e9, 180e9]),
-        idle_watts=np.array([10.0, 140.0]),
-        peak_watts=np.array([90.0, 1000.0]),
+        runs.numbers(34e12, 2250e12),
+        runs.numbers(0.546e12, 8e12),
+        runs.numbers(128e9, 180e9),
+        idle_watts=runs.numbers(10.0, 140.0),
+        peak_watts=runs.numbers(90.0, 1000.0),
     )
-    count = np.array([4e9, 14e9, 32e9])
+    count = runs.numbers(4e9, 14e9, 32e9)
     ratios = []
     for seed in range(config.seed, config.seed + config.seeds):
         rng, key = np.random.default_rng(seed), jax.random.key(seed)
         queries = 500
         given = np.ceil(rng.lognormal(5, 1, queries))
         made = np.ceil(rng.lognormal(6, 0.7, queries))
-        right = ipw.item_response(key, np.log(count / 4e9) + 0.5, rng.normal(size=queries))
+        right = ipw.item_response(
+            key, np.log(count / 4e9) + 0.5, jnp.asarray(rng.normal(size=queries))
+        )
 
         def simulated(
             bytes_: float, right: Any = right, given: Any = given, made: Any = made
