@@ -44,7 +44,7 @@ def _efficiency(axes: Any, one: ipw.Efficiency, interval: ipw.Interval) -> None:
         xlabel="accuracy on test digits",
         ylabel="accuracy per watt, 1/W",
         yscale="log",
-        title="six sizes, a 15 W device by its roofline",
+        title="six sizes, a 15 W device by its roofline, seed 1",
     )
     axes.legend(title="generation (95 % bootstrap)", fontsize=8, title_fontsize=8)
 
