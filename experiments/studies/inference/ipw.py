@@ -1,18 +1,18 @@
 """Intelligence per watt: accuracy per watt and per joule, coverage, routing, and what a meter says.
 
-Three seeds. Perceptrons of 1k to 472k weights on digits: on a 15 W device the smallest has the most
-accuracy per watt and the largest the most accuracy. All 18 local models together cover 0.986 to 0.992 of
-the images, the best alone 0.958 to 0.964. From a model with few steps on 60 W to a smaller distilled one
-on 15 W accuracy per watt grows 7.3 times: 2.2 x 3.3 in one order, 3.9 x 1.9 in the other. Routers that err
-towards the cloud save a times what the oracle saves (0.97); quality falls only where errors flip. A
-router that hears the smallest model's own doubts saves 0.7 of the energy at qualities of 0.98 to 1, chance
-at 0.95 to 0.99.
+Three seeds. Perceptrons of 1k to 472k weights on digits: on a 15 W device the smallest distilled one has
+the most accuracy per watt, and the most accurate has 9 to 97 times its weights. All 18 local models
+together cover 0.978 to 0.989 of the images, the best alone 0.956 to 0.969. From a model with few steps on
+60 W to a smaller distilled one on 15 W accuracy per watt grows 7.4 times: 2.2 x 3.3 in one order, 4.0 x
+1.9 in the other. Routers that err towards the cloud save a times what the oracle saves (0.98); quality
+falls only where errors flip. A router that hears the smallest model's own doubts saves 0.7 of the energy
+at qualities of 0.992 to 0.997; one at random keeps 0.982 to 0.985.
 
-There was no counter of energy on the machine of these numbers: watts here are modelled, of 5 W idle and
-25 W busy assumed, while other programs ran beside. codecarbon assumes 4 W a thread of a processor that it
-does not know, and told an eighth of that. By rooflines at batch 1 a laptop has 11 times the accuracy per
-watt of a data centre's accelerator, and 0.76 of its accuracy per joule: the paper's inequality, local at
-least 1.4 times lower, comes out per joule alone. Its coverages are quoted: its data are not public.
+There was no counter of energy on the machine of these numbers: its watts are modelled, of 5 W idle and
+25 W busy assumed, while other programs ran beside. codecarbon assumes 4 W a thread of a processor that
+it does not know, and told a seventh to a ninth of that. By rooflines at batch 1 a laptop has 11 times
+the accuracy per watt of a data centre's accelerator, and 0.76 times its accuracy per joule: the paper's
+inequality, local at least 1.4 times lower, comes out per joule alone. Its coverages are quoted.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class Config:
     """
 
     seeds: int = 3
-    seed: int = 50
+    seed: int = 70
     few: int = 25
     steps: int = 250
     seconds: float = 0.3
