@@ -48,6 +48,7 @@ NAMES = (
     "sparse_coding",
     "agents",
     "verified",
+    "swarm",
 )
 RESULTS = pathlib.Path("results")
 

@@ -16,6 +16,7 @@ from doors import (
     heavy_hitters,
     imaging,
     inference,
+    p2p,
     pdppo,
     policyflow,
     privacy,
@@ -25,6 +26,7 @@ from doors import (
     running,
     server,
     sparse_coding,
+    swarm,
     topology,
     verified,
 )
@@ -43,6 +45,7 @@ CALLS: dict[str, dict[str, Any]] = {
     **heavy_hitters.CALLS,
     **imaging.CALLS,
     **inference.CALLS,
+    **p2p.CALLS,
     **policyflow.CALLS,
     **pdppo.CALLS,
     **privacy.CALLS,
@@ -52,6 +55,7 @@ CALLS: dict[str, dict[str, Any]] = {
     **running.CALLS,
     **server.CALLS,
     **sparse_coding.CALLS,
+    **swarm.CALLS,
     **topology.CALLS,
     **verified.CALLS,
 }

@@ -105,6 +105,12 @@ def written(
     """
     validation.instance("kept", kept, Ledger, "Make it with dflax.p2p.ledger.")
     validation.instance("price", price, Gas, "Make it with dflax.p2p.gas.")
+    sources = kept.nonce.shape
+    validation.array("reliability", reliability, kind="integer", shape=sources)
+    validation.array("usefulness", usefulness, kind="integer", shape=sources)
+    validation.array("who", who, kind="boolean", shape=sources)
+    if signed is not None:
+        validation.array("signed", signed, kind="integer", shape=sources, low=-1)
     right = jnp.bool_(True) if signed is None else jnp.all(~who | (signed == kept.nonce))
     asked, who = jnp.any(who), who & right
     some = jnp.any(who)

@@ -2,7 +2,7 @@
 
 Three seeds. Perceptrons of 1k to 472k weights on digits: on a 15 W device the smallest distilled one has
 the most accuracy per watt, and the most accurate has 9 to 97 times its weights. All 18 local models
-together cover 0.978 to 0.989 of the images, the best alone 0.956 to 0.969. From a model with few steps on
+together cover 0.978 to 0.989 of the images, the best alone 0.956 to 0.969. From one of few steps on
 60 W to a smaller distilled one on 15 W accuracy per watt grows 7.4 times: 2.2 x 3.3 in one order, 4.0 x
 1.9 in the other. Routers that err towards the cloud save a times what the oracle saves (0.98); quality
 falls only where errors flip. A router that hears the smallest model's own doubts saves 0.7 of the energy
