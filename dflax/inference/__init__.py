@@ -1,5 +1,6 @@
 """Inference as init/step: serving simulators, selection, efficiency, swarms."""
 
+from dflax.inference import supernode
 from dflax.inference.arrivals import Arrivals, evenly, gamma, poisson, tidal
 from dflax.inference.costs import Costs, affine_costs, opt_13b_costs, roofline_costs
 from dflax.inference.hardware import (
@@ -96,6 +97,7 @@ __all__ = [
     "spent",
     "stateless",
     "station",
+    "supernode",
     "tidal",
     "ties",
     "trace",
