@@ -24,6 +24,7 @@ from doors import (
     running,
     server,
     sparse_coding,
+    supernode,
     topology,
     verified,
 )
@@ -50,6 +51,7 @@ CALLS: dict[str, dict[str, Any]] = {
     **running.CALLS,
     **server.CALLS,
     **sparse_coding.CALLS,
+    **supernode.CALLS,
     **topology.CALLS,
     **verified.CALLS,
 }

@@ -116,6 +116,6 @@ def test_what_cannot_be_dealt_is_refused():
         sn.expert_parallel(TOKENS, [m[:8] for m in MATRICES], ROUTING, mesh, places=8)
     with pytest.raises(ValueError, match="tokens must be as many as the routing"):
         sn.expert_parallel(TOKENS[:60], MATRICES, ROUTING, mesh, places=8)
+    other = jax.make_mesh((8,), ("x",))
     with pytest.raises(ValueError, match="mesh must have an axis"):
-        other = jax.make_mesh((8,), ("x",))
         sn.expert_parallel(TOKENS, MATRICES, ROUTING, other, places=8)

@@ -12,6 +12,7 @@ from dflax.models.moe.routing import route
 RNG = np.random.default_rng(4)
 X = RNG.normal(size=(40, 24)).astype(np.float32)
 W = RNG.normal(size=(24, 10)).astype(np.float32)
+APPLIED = jax.jit(sn.int8_apply)
 OUTLIERS = X * np.where(np.arange(24) == 3, 30.0, 1.0).astype(np.float32)
 
 
@@ -44,7 +45,7 @@ def test_smoothing_changes_nothing_before_rounding():
 
 
 def off(layer, inputs, weights=W):
-    return float(np.mean(np.square(sn.int8_apply(layer, inputs) - inputs @ weights)))
+    return float(np.mean(np.square(APPLIED(layer, inputs) - inputs @ weights)))
 
 
 def test_each_remedy_brings_the_outputs_closer():
@@ -75,7 +76,7 @@ def test_a_layer_takes_any_shape_and_is_swept():
     found = jax.vmap(sn.int8_apply, (0, None))(layers, x)
     assert found.shape == (2, 4, 10, 10)
     for place, a in enumerate((0.0, 0.5)):
-        one = sn.int8_apply(sn.int8_linear(W, OUTLIERS, smooth=a), OUTLIERS)
+        one = APPLIED(sn.int8_linear(W, OUTLIERS, smooth=a), OUTLIERS)
         np.testing.assert_allclose(found[place].reshape(40, 10), one, rtol=1e-4, atol=1e-3)
 
 
@@ -83,9 +84,15 @@ def test_experts_in_int8_are_near_the_layer():
     keys = jax.random.split(jax.random.key(1), 5)
     shapes = ((4, 24, 12), (4, 24, 12), (4, 12, 24))
     matrices = tuple(0.3 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=False))
-    routing = route(jax.random.normal(keys[4], (40, 4)), 2)
-    exact = mixture(jnp.asarray(X), matrices, routing, Dispatch.DENSE)
-    found = sn.int8_mixture(sn.int8_experts(matrices, X, smooth=0.5), X, routing)
+
+    @jax.jit
+    def both(matrices, x, scores):
+        routing = route(scores, 2)
+        experts = sn.int8_experts(matrices, x, smooth=0.5)
+        exact = mixture(x, matrices, routing, Dispatch.DENSE)
+        return exact, sn.int8_mixture(experts, x, routing)
+
+    exact, found = both(matrices, X, jax.random.normal(keys[4], (40, 4)))
     error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
     assert 1e-4 < error < 0.03
 

@@ -1,7 +1,6 @@
 """The supernode's closed forms against the paper's numbers and references in NumPy."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 

@@ -1,0 +1,1 @@
+"""Inference: what serves large models, and what it costs."""
