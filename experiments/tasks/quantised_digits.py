@@ -14,7 +14,9 @@ from dflax.inference import supernode as sn
 from dflax.models.moe.routing import Routing, route
 
 WIDTH, EXPERTS, ACTIVE, HIDDEN, CLASSES = 200, 8, 2, 100, 10
-OUTLIERS, FACTOR = 0.01, 30.0
+OUTLIERS = 0.01
+# By what 1 % of the hidden units are enlarged.
+FACTORS = {"": 1.0, ", outliers x30": 30.0, ", outliers x300": 300.0}
 SEEN = 512
 # How weights are made from what the networks see.
 WAYS: dict[str, dict[str, Any]] = {
@@ -94,22 +96,21 @@ def _loads(sown: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(sown, is_leaf=is_load) if is_load(leaf)]
 
 
-def with_outliers(kernel: Any, bias: Any, reads: Any, key: Any) -> tuple[Any, Any, Any]:
-    """The same function with 1 % of the hidden units 30 times as large, and read at a thirtieth."""
+def with_outliers(kernel: Any, bias: Any, reads: Any, key: Any, by: Any) -> tuple[Any, Any, Any]:
+    """The same function with 1 % of the hidden units `by` times as large, and read at as little."""
     units = kernel.shape[-1]
     large = jax.random.permutation(key, units) < max(round(OUTLIERS * units), 1)
-    factor = jnp.where(large, FACTOR, 1.0)
+    factor = jnp.where(large, by, 1.0)
     return kernel * factor, bias * factor, reads / factor[:, None]
 
 
-def mlp_scores(params: Any, split: Digits, key: Any, outliers: bool) -> dict[str, Any]:
+def mlp_scores(params: Any, split: Digits, key: Any, by: Any) -> dict[str, Any]:
     """Scores of the MLP on the test set: in float32, and in INT8 each way."""
     layers = [(params[f"Dense_{i}"]["kernel"], params[f"Dense_{i}"]["bias"]) for i in range(3)]
-    if outliers:
-        for i in range(2):
-            own = jax.random.fold_in(key, i)
-            kernel, bias, reads = with_outliers(*layers[i], layers[i + 1][0], own)
-            layers[i : i + 2] = [(kernel, bias), (reads, layers[i + 1][1])]
+    for i in range(2):
+        own = jax.random.fold_in(key, i)
+        kernel, bias, reads = with_outliers(*layers[i], layers[i + 1][0], own, by)
+        layers[i : i + 2] = [(kernel, bias), (reads, layers[i + 1][1])]
     found = {"float32": _through([_exact(*layer) for layer in layers], split.inputs)}
     for name, way in WAYS.items():
         seen, made = split.known[:SEEN], []
@@ -132,14 +133,13 @@ def _through(layers: list[Any], x: Any) -> Any:
     return layers[-1](x)
 
 
-def mixture_scores(params: Any, split: Digits, key: Any, outliers: bool) -> dict[str, Any]:
+def mixture_scores(params: Any, split: Digits, key: Any, by: Any) -> dict[str, Any]:
     """Scores of the mixture on the test set; routing stays in float32."""
     enter, leave, moe = (params[name] for name in ("enter", "leave", "experts"))
     gate, up, down = (moe[name] for name in ("gate", "up", "down"))
-    if outliers:
-        keys = jax.random.split(key, EXPERTS)
-        changed = jax.vmap(with_outliers)(up, jnp.zeros((EXPERTS, HIDDEN)), down, keys)
-        up, down = changed[0], changed[2]
+    keys, nothing = jax.random.split(key, EXPERTS), jnp.zeros((EXPERTS, HIDDEN))
+    changed = jax.vmap(with_outliers, (0, 0, 0, 0, None))(up, nothing, down, keys, by)
+    up, down = changed[0], changed[2]
     model = Mixture()
     same = params | {"experts": moe | {"up": up, "down": down}}
     found = {"float32": model.apply({"params": same}, split.inputs)}
@@ -163,23 +163,28 @@ def routed(moe: Any, x: Any) -> Routing:
 
 
 def measured(seeds: range, epochs: int) -> dict[str, dict[str, np.ndarray]]:
-    """By network, with and without outliers, and by way: accuracy, and error of the scores, per seed."""
+    """By network and outliers, and by way: accuracy, and error of the scores, per seed.
+
+    Under "devices" the mixture of the first seed with its experts on the devices that there are.
+    """
     splits = digits(seeds)
     keys = jax.vmap(jax.random.key)(jnp.asarray(list(seeds)))
     found: dict[str, dict[str, np.ndarray]] = {}
+    params: Any = None
     for name, model, scores in (("MLP", MLP, mlp_scores), ("mixture", Mixture(), mixture_scores)):
         params = _fit(model, epochs)(splits, keys)
-        for outliers in (False, True):
-            run = jax.jit(jax.vmap(functools.partial(scores, outliers=outliers)))
-            told = run(params, splits, keys)
+        run = jax.jit(jax.vmap(scores, (0, 0, 0, None)))
+        for words, by in FACTORS.items():
+            told = run(params, splits, keys, by)
             exact = told["float32"]
-            own = found.setdefault(f"{name}, outliers" if outliers else name, {})
+            own = found[f"{name}{words}"] = {}
             for way, value in told.items():
                 right = jnp.mean(jnp.argmax(value, -1) == splits.labels, axis=1)
                 error = jnp.linalg.norm(value - exact, axis=(1, 2))
                 own[way] = np.asarray(right)
                 own[f"{way}, error"] = np.asarray(error / jnp.linalg.norm(exact, axis=(1, 2)))
-    return found
+    first = jax.tree.map(lambda leaf: leaf[0], (params, splits))
+    return found | {"devices": dealt(*first)}
 
 
 def _fit(model: Any, epochs: int) -> Any:
@@ -189,14 +194,12 @@ def _fit(model: Any, epochs: int) -> Any:
     )
 
 
-def dealt(seed: int, epochs: int) -> dict[str, np.ndarray]:
-    """The trained mixture's experts on the devices that there are, against the dense layer."""
-    splits, keys = digits(range(seed, seed + 1)), jax.vmap(jax.random.key)(jnp.array([seed]))
-    params = jax.tree.map(lambda leaf: leaf[0], _fit(Mixture(), epochs)(splits, keys))
+def dealt(params: Any, split: Digits) -> dict[str, np.ndarray]:
+    """A trained mixture's experts on the devices that there are, against the dense layer."""
     mesh, moe = dx.client_mesh(), params["experts"]
     ranks = mesh.shape["clients"]
-    rows = splits.inputs.shape[1] // ranks * ranks
-    x = splits.inputs[0, :rows] @ params["enter"]["kernel"] + params["enter"]["bias"]
+    rows = split.inputs.shape[0] // ranks * ranks
+    x = split.inputs[:rows] @ params["enter"]["kernel"] + params["enter"]["bias"]
     routing, matrices = routed(moe, x), tuple(moe[name] for name in ("gate", "up", "down"))
     exact = dx.models.MoE(
         EXPERTS, ACTIVE, hidden=HIDDEN, normalised=True, dispatch=dx.models.Dispatch.DENSE
@@ -206,7 +209,7 @@ def dealt(seed: int, epochs: int) -> dict[str, np.ndarray]:
 
     def right(y: Any) -> Any:
         scores = (x + y) @ params["leave"]["kernel"] + params["leave"]["bias"]
-        return jnp.mean(jnp.argmax(scores, -1) == splits.labels[0, :rows])
+        return jnp.mean(jnp.argmax(scores, -1) == split.labels[:rows])
 
     found["dense, accuracy"] = right(wanted)
     for name, options in {

@@ -1,5 +1,6 @@
 """Right calls of the supernode that serves a large mixture of experts."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,7 +18,7 @@ MATRICES = (np.ones((2, 3, 2)), np.ones((2, 3, 2)), np.ones((2, 2, 3)))
 ROUTING = Routing(
     jnp.zeros((4, 1), jnp.int32), jnp.ones((4, 1)), jnp.broadcast_to(jnp.array([1.0, 0.0]), (4, 2))
 )
-ONE = dx.client_mesh(1)
+ONE = dx.client_mesh(jax.devices()[:1])
 LEVELS = INF.levels(ttft=1.0)
 COSTS = SN.cloudmatrix_costs()
 

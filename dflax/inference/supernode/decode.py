@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from dflax import validation
 from dflax.inference.costs import Costs, affine_costs
+from dflax.inference.supernode.numbers import numbers
 
 Real = float | Float[Array, "..."]
 NPUS, TOKENS_PER_SECOND, PROMPT = 16, 6688.0, 4096.0
@@ -40,10 +41,12 @@ def speculation(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.real("acceptance", acceptance, low=0.0, high=1.0)
-    validation.real("slowdown", slowdown, low=1.0)
     validation.flag("on", on)
-    return Speculation(acceptance, slowdown, on)
+    return Speculation(
+        numbers("acceptance", acceptance, low=0.0, high=1.0),
+        numbers("slowdown", slowdown, low=1.0),
+        on,
+    )
 
 
 def speculation_gain(speculation: Speculation) -> Float[Array, "..."]:
@@ -110,11 +113,11 @@ def time_per_token(
       TypeError, ValueError: naming the argument.
     """
     validation.instance("costs", costs, Costs)
-    validation.real("batch", batch, low=0.0, low_open=True)
-    validation.real("context", context, low=0.0)
+    batch = numbers("batch", batch, low=0.0, low_open=True)
+    context = numbers("context", context, low=0.0)
     validation.instance("speculation", speculation, Speculation)
     tokens = jnp.where(speculation.on, 1.0 + speculation.acceptance, speculation.slowdown)
-    return costs.decode(jnp.asarray(batch), jnp.asarray(batch) * context) / tokens
+    return costs.decode(batch, batch * context) / tokens
 
 
 class Points(NamedTuple):

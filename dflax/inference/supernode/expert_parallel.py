@@ -18,6 +18,7 @@ from dflax import validation
 from dflax.clients import CLIENTS
 from dflax.inference.supernode.experts import SCALE
 from dflax.inference.supernode.int8 import MOST, rounded
+from dflax.inference.supernode.int8_experts import expert_matrices
 from dflax.models.moe.routing import Routing
 
 # `([experts of this rank, rows, D], parameters of these experts) -> [experts, rows, D]`
@@ -49,13 +50,12 @@ def swiglu_experts(rows: Float[Array, "E R D"], matrices: PyTree[Array]) -> Floa
       TypeError, ValueError: naming the argument.
     """
     given = jnp.asarray(validation.array("rows", rows, kind="real", shape=("E", "R", "D")))
-    three = validation.sequence("matrices", matrices, "gate, up and down", least=3)
-    if len(three) != 3:
-        raise ValueError(f"matrices must be gate, up and down, got {len(three)} of them.")
-    count, width = given.shape[0], given.shape[2]
-    for each, shape in zip(three, ((width, "H"), (width, "H"), ("H", width)), strict=True):
-        validation.array("matrices", each, kind="real", shape=(count, *shape))
-    gate, up, down = three
+    gate, up, down = expert_matrices("matrices", matrices)
+    if gate.shape[:2] != (given.shape[0], given.shape[2]):
+        raise ValueError(
+            "rows must be [E, R, D] for matrices [E, D, H], got shapes "
+            f"{given.shape} and {gate.shape}."
+        )
     hidden = jax.nn.silu(jnp.einsum("erd,edh->erh", given, gate))
     return jnp.einsum("erh,ehd->erd", hidden * jnp.einsum("erd,edh->erh", given, up), down)
 
@@ -118,6 +118,8 @@ def expert_parallel(
     validation.flag("early_int8", early_int8)
     validation.dtype("combined", combined)
     validation.arrays("params", params, some=True)
+    if expert is swiglu_experts:
+        params = expert_matrices("params", params)
     experts = validation.leading_axis("params", params)
     if experts % ranks or experts != routing.probabilities.shape[1]:
         raise ValueError(

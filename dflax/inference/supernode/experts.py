@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dflax import validation
+from dflax.inference.supernode.numbers import numbers
 
 Real = float | Float[Array, "..."]
 SCALE, ALIGNMENT = 4, 512
@@ -115,8 +116,9 @@ def exchange(few: Real, many: Real, bytes: Real, *, tokens: int = 128, active: i
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    for name, value in (("few", few), ("many", many), ("bytes", bytes)):
-        validation.real(name, value, low=0.0, low_open=True)
+    few = numbers("few", few, low=0.0, low_open=True)
+    many = numbers("many", many, low=0.0, low_open=True)
+    bytes = numbers("bytes", bytes, low=0.0, low_open=True)
     validation.integer("tokens", tokens, low=1)
     validation.integer("active", active, low=1)
     doublings = jnp.log2(MANY / FEW)
@@ -138,10 +140,10 @@ def exchange_time(
       TypeError, ValueError: naming the argument.
     """
     validation.instance("exchange", exchange, Exchange)
-    validation.real("ranks", ranks, low=1.0)
-    validation.real("tokens", tokens, low=0.0)
-    validation.real("active", active, low=0.0)
-    steps = exchange.step * jnp.log2(jnp.maximum(jnp.asarray(ranks) / FEW, 1.0))
+    ranks = numbers("ranks", ranks, low=1.0)
+    tokens = numbers("tokens", tokens, low=0.0)
+    active = numbers("active", active, low=0.0)
+    steps = exchange.step * jnp.log2(jnp.maximum(ranks / FEW, 1.0))
     return steps + tokens * active * exchange.bytes / exchange.bandwidth
 
 

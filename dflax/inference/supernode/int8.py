@@ -217,5 +217,10 @@ def _factors(inputs: Array, weights: Array, smooth: float | Array) -> Array:
 
 def _pair(weights: Array, inputs: Array) -> tuple[Array, Array]:
     matrix = validation.array("weights", weights, kind="real", shape=("k", "n"))
-    seen = validation.array("inputs", inputs, kind="real", shape=("c", matrix.shape[0]))
+    seen = validation.array("inputs", inputs, kind="real", shape=("c", "k"))
+    if seen.shape[1] != matrix.shape[0]:
+        raise ValueError(
+            "inputs must have a column for each row of weights, got shapes "
+            f"{seen.shape} and {matrix.shape}."
+        )
     return jnp.asarray(matrix), jnp.asarray(seen)

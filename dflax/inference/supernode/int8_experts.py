@@ -1,6 +1,6 @@
 """A mixture of experts in INT8: routing and weights of tokens stay in float32."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def int8_experts(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    gate, up, down = expert_matrices(matrices)
+    gate, up, down = expert_matrices("matrices", matrices)
     seen = validation.array("inputs", inputs, kind="real", shape=("c", gate.shape[1]))
     validation.probability("smooth", smooth)
     validation.flag("search", search)
@@ -94,13 +94,13 @@ def int8_swiglu(expert: Int8Experts, x: Float[Array, "T D"]) -> Float[Array, "T 
     return int8_apply(expert.down, hidden)
 
 
-def expert_matrices(matrices: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+def expert_matrices(name: str, matrices: Any) -> tuple[Array, Array, Array]:
     """The three stacks of matrices, checked."""
-    three = validation.sequence("matrices", matrices, "gate, up and down", least=3)
+    three = validation.sequence(name, matrices, "gate, up and down", least=3)
     if len(three) != 3:
-        raise ValueError(f"matrices must be gate, up and down, got {len(three)} of them.")
-    gate = validation.array("matrices", three[0], kind="real", shape=("E", "D", "H"))
-    up = validation.array("matrices", three[1], kind="real", shape=gate.shape)
+        raise ValueError(f"{name} must be gate, up and down, got {len(three)} of them.")
+    gate = validation.array(name, three[0], kind="real", shape=("E", "D", "H"))
+    up = validation.array(name, three[1], kind="real", shape=gate.shape)
     back = (gate.shape[0], gate.shape[2], gate.shape[1])
-    down = validation.array("matrices", three[2], kind="real", shape=back)
+    down = validation.array(name, three[2], kind="real", shape=back)
     return jnp.asarray(gate), jnp.asarray(up), jnp.asarray(down)

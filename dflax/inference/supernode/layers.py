@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from dflax import validation
 from dflax.inference.supernode.experts import Exchanges, exchange_time
+from dflax.inference.supernode.numbers import numbers
 
 Real = float | Float[Array, "..."]
 CORES = 24
@@ -41,9 +42,11 @@ def stage(compute: Real, memory: Real, fixed: Real) -> Stage:
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    for name, value in (("compute", compute), ("memory", memory), ("fixed", fixed)):
-        validation.real(name, value, low=0.0)
-    return Stage(jnp.atleast_1d(jnp.asarray(compute)), jnp.atleast_1d(jnp.asarray(memory)), fixed)
+    return Stage(
+        jnp.atleast_1d(numbers("compute", compute, low=0.0)),
+        jnp.atleast_1d(numbers("memory", memory, low=0.0)),
+        numbers("fixed", fixed, low=0.0),
+    )
 
 
 def stage_time(stage: Stage, share: Real = 1.0) -> Float[Array, "..."]:
@@ -141,12 +144,11 @@ def attention_stage(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.real("sequences", sequences, low=0.0, low_open=True)
-    validation.real("context", context, low=0.0)
-    validation.real("queries", queries, low=0.0, low_open=True)
+    sequences = numbers("sequences", sequences, low=0.0, low_open=True)
+    context = numbers("context", context, low=0.0)
+    queries = numbers("queries", queries, low=0.0, low_open=True)
     sizes, die = _known(sizes, die)
-    tokens = jnp.asarray(sequences * queries)
-    positions = jnp.asarray(sequences) * context
+    tokens, positions = sequences * queries, sequences * context
     compute = (
         2.0 * sizes.projections * tokens / die.products,
         sizes.attended * positions * queries / die.attention,
@@ -179,12 +181,12 @@ def experts_stage(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.real("tokens", tokens, low=0.0, low_open=True)
+    tokens = numbers("tokens", tokens, low=0.0, low_open=True)
     validation.instance("exchanges", exchanges, Exchanges)
-    validation.real("ranks", ranks, low=1.0)
-    validation.real("imbalance", imbalance, low=1.0)
+    ranks = numbers("ranks", ranks, low=1.0)
+    imbalance = numbers("imbalance", imbalance, low=1.0)
     sizes, die = _known(sizes, die)
-    rows = jnp.asarray(tokens) * (sizes.active + 1.0) * imbalance
+    rows = tokens * (sizes.active + 1.0) * imbalance
     both = [exchange_time(each, ranks, tokens, active=sizes.active) for each in exchanges]
     compute = (2.0 * sizes.expert * rows / die.products,)
     return _stage(compute, (sizes.expert / die.bandwidth,), sum(both))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dflax import validation
+from dflax.inference.supernode.numbers import numbers
 
 Real = float | Float[Array, "..."]
 
@@ -33,9 +34,10 @@ def plane(latency: Real, bandwidth: Real) -> Plane:
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.real("latency", latency, low=0.0)
-    validation.real("bandwidth", bandwidth, low=0.0, low_open=True)
-    return Plane(latency, bandwidth)
+    return Plane(
+        numbers("latency", latency, low=0.0),
+        numbers("bandwidth", bandwidth, low=0.0, low_open=True),
+    )
 
 
 class Planes(NamedTuple):
@@ -87,9 +89,9 @@ def message(plane: Plane, size: Real, *, sharing: Real = 1.0) -> Float[Array, ".
       TypeError, ValueError: naming the argument.
     """
     validation.instance("plane", plane, Plane, "Make it with dflax.inference.supernode.plane.")
-    validation.real("size", size, low=0.0)
-    validation.real("sharing", sharing, low=1.0)
-    return jnp.asarray(plane.latency + size * sharing / plane.bandwidth)
+    size = numbers("size", size, low=0.0)
+    sharing = numbers("sharing", sharing, low=1.0)
+    return plane.latency + size * sharing / plane.bandwidth
 
 
 def fair_rates(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dflax import validation
+from dflax.inference.supernode.numbers import numbers
 
 Real = float | Float[Array, "..."]
 # Loading over computing the same tokens, fitted to the paper: over the unified bus, and over the
@@ -24,10 +25,10 @@ def with_cache(full: Real, reused: Real, *, ratio: Real = LOADED) -> Float[Array
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.real("full", full, low=0.0)
-    validation.real("reused", reused, low=0.0, high=1.0)
-    validation.real("ratio", ratio, low=0.0)
-    return jnp.asarray(full) * (1.0 - reused + reused * ratio)
+    full = numbers("full", full, low=0.0)
+    reused = numbers("reused", reused, low=0.0, high=1.0)
+    ratio = numbers("ratio", ratio, low=0.0)
+    return full * (1.0 - reused + reused * ratio)
 
 
 def packed_step(

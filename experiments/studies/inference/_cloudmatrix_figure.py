@@ -67,7 +67,8 @@ def _tails(axes: Any, loads: tuple[float, ...], tails: dict[str, np.ndarray]) ->
         xlabel="load, of what peer serving can do",
         ylabel="p99 of TTFT, s",
         yscale="log",
-        title="simulated: 90 % of prompts shared, a quarter\nof the prefixes fits one instance (range of seeds)",
+        title="simulated: 90 % of prompts shared, a quarter\n"
+        "of the prefixes fits one instance (range of seeds)",
     )
     axes.legend(fontsize=8)
 
