@@ -169,14 +169,16 @@ def _serving(report: Report, config: Config, stage: Stage) -> dict[str, np.ndarr
         Lane(reuse, load * BASE * saved(reuse), weight, capacity)
         for capacity, weights in ((SCARCE, WEIGHTS), (PLENTY, WEIGHTS[:1]))
         for weight in weights
-        for reuse in REUSES
+        for reuse in REUSES[1:]
         for load in config.loads
     ]
     # The same rate for all, at which nobody queues for long without a cache.
     same = [Lane(reuse, 0.6 * BASE, 1.0, SCARCE) for reuse in REUSES]
     found: dict[str, dict[Lane, dict[str, np.ndarray]]] = {}
     for policy in POLICIES:
-        lanes = [each for each in wanted if policy != "peer" or each.weight == 1.0] + same
+        lanes = wanted
+        if policy == "peer":
+            lanes = [each for each in wanted if each.weight == 1.0] + same
 
         def run(policy: str = policy, lanes: list[Lane] = lanes) -> dict[str, np.ndarray]:
             return served(policy, lanes, config.range, config.requests, 2)
