@@ -140,8 +140,10 @@ def peer(
       promised: service levels; default none.
 
     Returns:
-      An `Algorithm` whose round is `(Requests, key)`; its metrics are those of `service` and of
-      `_told`: `reused`, `prefill_rate`, `prefill_use`, `link_use`.
+      An `Algorithm` whose round is `(Requests, key)`. Its metrics are those of `service`; `reused`, the
+      part of all prompts' tokens that was loaded; `prefill_rate`, tokens of prompts for each second that
+      an NPU of prefill works; `prefill_use` and `link_use`, the work that came in over the time in which
+      it came, of an instance and of its link: above 1 the queue grows without bound.
 
     Raises:
       TypeError, ValueError: naming the argument.
@@ -325,13 +327,7 @@ def _served(
 def _told(
     deployment: Deployment, requests: Requests, reused: Array, busy: Array, moved: Array
 ) -> Metrics:
-    """What a block came to besides its latencies.
-
-    Returns:
-      `reused`, the part of all prompts' tokens that was loaded; `prefill_rate`, tokens of prompts for
-      each second that an NPU of prefill works; `prefill_use` and `link_use`, work that came in over the
-      time in which it came, of an instance and of its link: above 1 the queue grows without bound.
-    """
+    """What a block came to besides its latencies; see `peer`."""
     tokens = jnp.sum(requests.prompt.astype(jnp.float32))
     span = jnp.maximum(requests.arrived[-1], 1e-9) * deployment.prefill
     return {
@@ -380,9 +376,10 @@ def _prefill(deployment: Deployment, ratios: tuple[Real, Real], pooled: bool) ->
     def done(memory: Cached, row: Requests, placed: Placement) -> Cached:
         own, anywhere, takes = held(memory, row)
         place = jnp.zeros_like(placed.instance) if pooled else placed.instance
-        # A tie is computed: who gains nothing by a fetch fetches nothing.
+        # Where loading takes as long as computing, nothing is loaded.
         fetches = (takes(anywhere, far) < takes(own[place], near)) & (far < 1.0)
-        reused = jnp.where(fetches, anywhere, own[place]) * row.prompt
+        loaded = jnp.where(near < 1.0, own[place], 0.0)
+        reused = jnp.where(fetches, anywhere, loaded) * row.prompt
         cache = kept(memory.cache, place, row.prefix, row.shared, capacity=capacity)
         return Cached(cache, memory.reused + reused, memory.busy + placed.finish - placed.start)
 

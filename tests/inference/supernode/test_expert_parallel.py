@@ -98,6 +98,7 @@ def test_two_all_to_alls_carry_the_buffers_and_no_more(early, back):
     assert sum(others) <= 16
 
 
+@pytest.mark.slow
 def test_gradients_cross_the_exchange():
     def loss(matrices, of):
         return jnp.sum(jnp.sin(of(matrices)))
