@@ -190,7 +190,9 @@ def measured(seeds: range, epochs: int) -> dict[str, dict[str, np.ndarray]]:
 def _fit(model: Any, epochs: int) -> Any:
     """All seeds by one program, one after the other."""
     return jax.jit(
-        lambda splits, keys: jax.lax.map(lambda lane: trained(model, *lane, epochs), (splits, keys))
+        lambda splits, keys: jax.lax.map(
+            lambda lane: trained(model, lane[0], lane[1], epochs), (splits, keys)
+        )
     )
 
 
@@ -204,7 +206,7 @@ def dealt(params: Any, split: Digits) -> dict[str, np.ndarray]:
     exact = dx.models.MoE(
         EXPERTS, ACTIVE, hidden=HIDDEN, normalised=True, dispatch=dx.models.Dispatch.DENSE
     )
-    wanted = exact.apply({"params": moe}, x)
+    wanted: Any = exact.apply({"params": moe}, x)
     found: dict[str, Any] = {"ranks": ranks}
 
     def right(y: Any) -> Any:

@@ -18,8 +18,8 @@ def routed_loads(chosen: Int[Array, "..."], experts: int) -> Float[Array, " E"]:
       TypeError, ValueError: naming the argument.
     """
     validation.integer("experts", experts, low=1, high=1 << 20)
-    chosen = validation.array("chosen", chosen, kind="integer", low=0, high=experts - 1)
-    numbers = jnp.ravel(jnp.asarray(chosen, jnp.int32))
+    given = validation.array("chosen", chosen, kind="integer", low=0, high=experts - 1)
+    numbers = jnp.ravel(jnp.asarray(given, jnp.int32))
     return jax.ops.segment_sum(jnp.ones(numbers.shape), numbers, experts)
 
 

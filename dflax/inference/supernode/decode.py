@@ -1,6 +1,6 @@
 """Decoding in closed form: an iteration's time by batch and context, and guessed tokens."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +8,8 @@ from jaxtyping import Array, Float
 
 from dflax import validation
 from dflax.inference.costs import Costs, affine_costs
-from dflax.inference.supernode.numbers import numbers
+from dflax.inference.supernode.numbers import Real, numbers
 
-Real = float | Float[Array, "..."]
 NPUS, TOKENS_PER_SECOND, PROMPT = 16, 6688.0, 4096.0
 
 
@@ -87,7 +86,7 @@ def cloudmatrix_costs(*, imbalance: Real = 1.0, attention: Real = 0.12) -> Costs
     """
     validation.real("imbalance", imbalance, low=1.0, scalar=True)
     validation.probability("attention", attention)
-    token = imbalance / (NPUS * TOKENS_PER_SECOND)
+    token: Any = imbalance / (NPUS * TOKENS_PER_SECOND)
     return affine_costs(
         (0.0, token * (1.0 - attention), token * attention / PROMPT),
         (22.98e-3, 7.268e-8, 0.3399e-3),

@@ -133,12 +133,13 @@ def expert_parallel(
         )
     kind = jnp.asarray(tokens).dtype if combined is None else np.dtype(combined)
     own = _on_a_rank(experts, ranks, places, expert, early_int8, kind)
-    dealt = PartitionSpec(CLIENTS)
+    dealt: Any = PartitionSpec(CLIENTS)
+    whole: Any = PartitionSpec()
     return jax.shard_map(
         own,
         mesh=mesh,
         in_specs=(dealt, dealt, dealt, dealt),
-        out_specs=Exchanged(dealt, PartitionSpec(), PartitionSpec()),
+        out_specs=Exchanged(dealt, whole, whole),
         axis_names={CLIENTS},
         check_vma=False,
     )(jnp.asarray(tokens), routing.chosen, routing.weights, params)

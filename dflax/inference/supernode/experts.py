@@ -6,9 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dflax import validation
-from dflax.inference.supernode.numbers import numbers
+from dflax.inference.supernode.numbers import Real, numbers
 
-Real = float | Float[Array, "..."]
 SCALE, ALIGNMENT = 4, 512
 FEW, MANY = 8, 256
 

@@ -46,11 +46,11 @@ def int8_experts(
       TypeError, ValueError: naming the argument.
     """
     gate, up, down = expert_matrices("matrices", matrices)
-    seen = validation.array("inputs", inputs, kind="real", shape=("c", gate.shape[1]))
+    seen = jnp.asarray(validation.array("inputs", inputs, kind="real", shape=("c", gate.shape[1])))
     validation.probability("smooth", smooth)
     validation.flag("search", search)
     validation.flag("compensate", compensate)
-    options = {"smooth": smooth, "search": search, "compensate": compensate}
+    options: Any = {"smooth": smooth, "search": search, "compensate": compensate}
 
     def one(gate: Array, up: Array, down: Array) -> Int8Experts:
         hidden = jax.nn.silu(seen @ gate) * (seen @ up)

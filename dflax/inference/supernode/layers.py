@@ -11,9 +11,8 @@ from jaxtyping import Array, Float
 
 from dflax import validation
 from dflax.inference.supernode.experts import Exchanges, exchange_time
-from dflax.inference.supernode.numbers import numbers
+from dflax.inference.supernode.numbers import Real, numbers
 
-Real = float | Float[Array, "..."]
 CORES = 24
 
 

@@ -3,9 +3,12 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from dflax import validation
+
+Real = float | np.ndarray | Float[Array, "..."]
 
 
 def numbers(name: str, value: Any, **bounds: Any) -> Float[Array, "..."]:

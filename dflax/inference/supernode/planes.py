@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dflax import validation
-from dflax.inference.supernode.numbers import numbers
-
-Real = float | Float[Array, "..."]
+from dflax.inference.supernode.numbers import Real, numbers
 
 
 class Plane(NamedTuple):

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dflax import validation
-from dflax.inference.supernode.numbers import numbers
+from dflax.inference.supernode.numbers import Real, numbers
 
-Real = float | Float[Array, "..."]
 # Loading over computing the same tokens, fitted to the paper: over the unified bus, and over the
 # data centre's network.
 LOADED, LOADED_FAR = 0.39, 0.63

@@ -37,10 +37,10 @@ from dflax.inference.supernode.decode import (
     speculation,
     time_per_token,
 )
+from dflax.inference.supernode.numbers import Real
 from dflax.inference.supernode.planes import Plane, cloudmatrix_planes, message
 from dflax.inference.supernode.prefill import LOADED, LOADED_FAR, with_cache
 
-Real = float | Float[Array, ""]
 KEYS_AND_VALUES = 61.0 * 1152.0
 
 
@@ -124,8 +124,18 @@ def deployment(
     validation.instance("link", link, Plane)
     validation.real("position_bytes", position_bytes, low=0.0, scalar=True)
     return Deployment(
-        *(prefill, decode, prefill_npus, decode_npus, batch * decode_npus),
-        *(prefixes, capacity, block, costs, guesses, link, position_bytes),
+        prefill,
+        decode,
+        prefill_npus,
+        decode_npus,
+        batch * decode_npus,
+        prefixes,
+        capacity,
+        block,
+        costs,
+        guesses,
+        link,
+        position_bytes,
     )
 
 
