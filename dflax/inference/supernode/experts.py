@@ -143,7 +143,7 @@ def exchange_time(
     tokens = numbers("tokens", tokens, low=0.0)
     active = numbers("active", active, low=0.0)
     steps = exchange.step * jnp.log2(jnp.maximum(ranks / FEW, 1.0))
-    return steps + tokens * active * exchange.bytes / exchange.bandwidth
+    return jnp.asarray(steps + tokens * active * exchange.bytes / exchange.bandwidth)
 
 
 class Exchanges(NamedTuple):

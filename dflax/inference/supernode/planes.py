@@ -89,7 +89,7 @@ def message(plane: Plane, size: Real, *, sharing: Real = 1.0) -> Float[Array, ".
     validation.instance("plane", plane, Plane, "Make it with dflax.inference.supernode.plane.")
     size = numbers("size", size, low=0.0)
     sharing = numbers("sharing", sharing, low=1.0)
-    return plane.latency + size * sharing / plane.bandwidth
+    return jnp.asarray(plane.latency + size * sharing / plane.bandwidth)
 
 
 def fair_rates(

@@ -46,7 +46,7 @@ def packed_step(
     """
     lengths = _lengths(tokens, seconds, ranks)
     validation.real("exchanges", exchanges, low=0.0, scalar=True)
-    return seconds * jnp.sum(lengths) / ranks + exchanges
+    return jnp.asarray(seconds * jnp.sum(lengths) / ranks + exchanges)
 
 
 def data_parallel_step(
@@ -64,7 +64,7 @@ def data_parallel_step(
     """
     lengths = _lengths(tokens, seconds, ranks)
     owners = jnp.arange(lengths.shape[0]) % ranks
-    return seconds * jnp.max(jax.ops.segment_sum(lengths, owners, ranks))
+    return jnp.asarray(seconds * jnp.max(jax.ops.segment_sum(lengths, owners, ranks)))
 
 
 def _lengths(tokens: Float[Array, " n"], seconds: Real, ranks: int) -> Float[Array, " n"]:

@@ -369,7 +369,8 @@ def _devices(report: Report, found: dict[str, np.ndarray]) -> None:
     """The trained mixture's experts on the devices that there are."""
     ranks = int(found["ranks"])
     for name in ("float32", "INT8 dispatch", "few places"):
-        columns = {key: found[f"{name}, {key}"] for key in ("accuracy", "error", "overflow")}
+        columns = {key: found[f"{name}, {key}"] for key in ("error", "overflow")}
+        columns["correct"] = found[f"{name}, accuracy"]
         report.row(f"experts on {ranks} devices, against the dense layer", name, None, **columns)
     error = float(found["float32, error"])
     report.claim(
