@@ -134,18 +134,24 @@ def _parts(report: Report) -> None:
             },
             paper_microbatch=MICROBATCH.get(float(batch), np.nan),
         )
-    gain = found["guess gain, in turn"]
+    gain = found["guess gain, pipelined"]
     report.claim(
-        "by parts: a guess gains most in small batches, less in each larger one (paper: 6 to 49 %)",
-        np.all(np.diff(gain) < 0) and gain[0] > 0.4,
+        "by parts: a guess gains half in small batches, less in each larger one (paper: 6 to 49 %)",
+        np.all(np.diff(gain) < 0) and gain[0] > 0.4 and gain[-1] < 0.1,
         gain.tolist(),
         [0.49, 0.06],
     )
-    best = found["best split's gain"][2:]
+    best, given = found["best split's gain"][2:], found["microbatch gain"][2:]
     report.claim(
-        "by parts: two microbatches gain less than the paper's 6 to 9 %, even with the best split",
-        np.all(best > 0) and best.max() < 0.09,
-        [best.tolist(), found["microbatch gain"][2:].tolist()],
+        "by parts, batches 64 to 128: microbatches gain 5 to 13 % with the best split of the cores",
+        np.all((best > 0.05) & (best < 0.13)),
+        best.tolist(),
+        list(MICROBATCH.values()),
+    )
+    report.claim(
+        "by parts: with the paper's split, 16 to 8, they gain at most 3 %, and nothing below 96",
+        given.max() < 0.03 and given[0] < 0,
+        given.tolist(),
         list(MICROBATCH.values()),
     )
 
