@@ -99,7 +99,7 @@ def _accuracy(axes: Any, accuracy: dict[str, dict[str, np.ndarray]]) -> None:
         spread = [[m - v.min() for m, v in zip(means, values, strict=True)]]
         spread.append([v.max() - m for m, v in zip(means, values, strict=True)])
         axes.bar(at, means, width, yerr=spread, label=label, hatch=hatch, color=color, capsize=2)
-    names = [name.replace(", ", ",\n") for name in accuracy]
+    names = [name.replace(", outliers ", "\noutliers\n") for name in accuracy]
     axes.set_xticks(np.arange(len(names)), names)
     axes.set(ylabel="test error, %", title="digits (scikit-learn), trained here: INT8 products")
     axes.legend(fontsize=8)
