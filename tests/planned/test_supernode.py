@@ -36,7 +36,7 @@ def test_a_dispatch_and_a_combine_send_their_buffers(early, combined):
         )
     found = collectives(program)
     sizes = sorted(c.bytes for c in found if c.kind == "all-to-all")
-    # Of float32 tokens a TPU's products read bfloat16: its compiler rounds ahead of one of the exchanges.
+    # A TPU multiplies float32 as bfloat16: its compiler rounds ahead of one of the exchanges.
     there = EXPERTS * PLACES * (WIDTH + 4 if early else 2 * WIDTH)
     home = EXPERTS * PLACES * WIDTH * (2 if early else 4)
     assert sizes == sorted([there, home])

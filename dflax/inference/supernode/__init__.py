@@ -29,6 +29,7 @@ from dflax.inference.supernode.experts import (
     spare_slots,
 )
 from dflax.inference.supernode.fluid import fluid_decode
+from dflax.inference.supernode.instances import Deployment, deployment
 from dflax.inference.supernode.int8 import (
     Int8Linear,
     Quantised,
@@ -62,9 +63,7 @@ from dflax.inference.supernode.planes import (
 from dflax.inference.supernode.prefill import data_parallel_step, packed_step, with_cache
 from dflax.inference.supernode.rank_map import prefill_ranks
 from dflax.inference.supernode.serving import (
-    Deployment,
     ServingState,
-    deployment,
     kv_centric,
     local_only,
     peer,
