@@ -1,8 +1,22 @@
 """Inference as init/step: serving simulators, selection, efficiency, swarms."""
 
-from dflax.inference import efficiency
-from dflax.inference.arrivals import Arrivals, evenly, gamma, poisson, tidal
-from dflax.inference.costs import Costs, affine_costs, opt_13b_costs, roofline_costs
+from dflax.inference import (
+    efficiency,
+    supernode,
+)
+from dflax.inference.arrivals import (
+    Arrivals,
+    evenly,
+    gamma,
+    poisson,
+    tidal,
+)
+from dflax.inference.costs import (
+    Costs,
+    affine_costs,
+    opt_13b_costs,
+    roofline_costs,
+)
 from dflax.inference.hardware import (
     Accelerator,
     Network,
@@ -13,9 +27,24 @@ from dflax.inference.hardware import (
     power,
     spent,
 )
-from dflax.inference.lengths import Lengths, constant, log_normal, zipf
-from dflax.inference.prefix_cache import PrefixCache, hits, kept, prefix_cache
-from dflax.inference.requests import Requests, at_rate, blocks, trace
+from dflax.inference.lengths import (
+    Lengths,
+    constant,
+    log_normal,
+    zipf,
+)
+from dflax.inference.prefix_cache import (
+    PrefixCache,
+    hits,
+    kept,
+    prefix_cache,
+)
+from dflax.inference.requests import (
+    Requests,
+    at_rate,
+    blocks,
+    trace,
+)
 from dflax.inference.service import (
     Latencies,
     Levels,
@@ -57,10 +86,25 @@ from dflax.inference.swarm.economics import (
     rounds_to_reputation,
     sybil_profit,
 )
-from dflax.inference.swarm.fortytwo import SwarmNodes, fortytwo
-from dflax.inference.swarm.ledger import DualTrack, SwarmLedger, dual_track
-from dflax.inference.swarm.nodes import Swarm, classifier_swarm, latent_swarm
-from dflax.inference.swarm.pairs import all_pairs, sampled_pairs, weighted_wins
+from dflax.inference.swarm.fortytwo import (
+    SwarmNodes,
+    fortytwo,
+)
+from dflax.inference.swarm.ledger import (
+    DualTrack,
+    SwarmLedger,
+    dual_track,
+)
+from dflax.inference.swarm.nodes import (
+    Swarm,
+    classifier_swarm,
+    latent_swarm,
+)
+from dflax.inference.swarm.pairs import (
+    all_pairs,
+    sampled_pairs,
+    weighted_wins,
+)
 from dflax.inference.swarm.questions import (
     Asked,
     LatentQuestion,
@@ -78,8 +122,16 @@ from dflax.inference.swarm.rules import (
     by_win_rate,
     clustered,
 )
-from dflax.inference.traces import read_trace, write_trace
-from dflax.inference.traffic import Scenario, Traffic, scenario, traffic
+from dflax.inference.traces import (
+    read_trace,
+    write_trace,
+)
+from dflax.inference.traffic import (
+    Scenario,
+    Traffic,
+    scenario,
+    traffic,
+)
 
 __all__ = [
     "Accelerator",
@@ -167,6 +219,7 @@ __all__ = [
     "spent",
     "stateless",
     "station",
+    "supernode",
     "sybil_profit",
     "tidal",
     "ties",

@@ -26,6 +26,7 @@ from doors import (
     running,
     server,
     sparse_coding,
+    supernode,
     swarm,
     topology,
     verified,
@@ -56,6 +57,7 @@ CALLS: dict[str, dict[str, Any]] = {
     **server.CALLS,
     **sparse_coding.CALLS,
     **swarm.CALLS,
+    **supernode.CALLS,
     **topology.CALLS,
     **verified.CALLS,
 }
