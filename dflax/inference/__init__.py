@@ -1,6 +1,8 @@
 """Inference as init/step: serving simulators, selection, efficiency, swarms."""
 
-__all__: list[str] = []
+from dflax.inference import decoding
+
+__all__ = ["decoding"]
 
 
 def __dir__() -> list[str]:
