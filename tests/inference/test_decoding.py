@@ -178,7 +178,7 @@ def test_prompts_beyond_the_context_or_the_cache_are_refused_by_name(prefill):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"length .*in \[1, 150\]"):
         decoding.empty_cache(MODEL, 2, 151)
-    with pytest.raises(ValueError, match="tokens .*The source holds no more"):
+    with pytest.raises(ValueError, match=r"tokens .*The source holds no more"):
         decoding.share_prefix(cache(), 0, jnp.array([1]), 5)
     other = MODEL.clone(depth=3)
     with pytest.raises(ValueError, match="cache must have the model's layers"):

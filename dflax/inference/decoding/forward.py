@@ -1,5 +1,6 @@
 """A transformer's layers over a cache: new tokens see what their slot has seen, and one another."""
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +36,7 @@ def forward(
     counted = offsets < place.counts[:, None]
     embedding = nn.Embed(model.vocabulary, model.width, dtype=model.dtype)
     table = {"params": params["embedding"]}
-    x = embedding.apply(table, tokens)
+    x: Any = embedding.apply(table, tokens)
     x = x + params["positions"].astype(x.dtype).at[positions].get(mode="clip")
     keys, values = cache.keys, cache.values
     for layer, weights in enumerate(_blocks(model, params)):
@@ -48,6 +49,7 @@ def forward(
     last = jnp.maximum(place.counts - 1, 0)
     x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
     x = _norm(model, params["LayerNorm_0"], x)
+    logits: Any
     if model.tied:
         logits = embedding.apply(table, x, method="attend")
     else:
@@ -113,7 +115,8 @@ def attended(
 def _blocks(model: TransformerLM, params: Params) -> list[Any]:
     """Each layer's weights, also where training kept them stacked."""
     if model.scan_blocks:
-        return [jax.tree.map(lambda x: x[i], params["blocks"]) for i in range(model.depth)]
+        stacked = params["blocks"]
+        return [jax.tree.map(operator.itemgetter(i), stacked) for i in range(model.depth)]
     return [params[f"Block_{i}"] for i in range(model.depth)]
 
 
@@ -138,8 +141,10 @@ def _finished(
 
 def _dense(model: TransformerLM, weights: Any, x: Array) -> Array:
     features = weights["kernel"].shape[-1]
-    return nn.Dense(features, dtype=model.dtype).apply({"params": weights}, x)
+    made: Any = nn.Dense(features, dtype=model.dtype).apply({"params": weights}, x)
+    return made
 
 
 def _norm(model: TransformerLM, weights: Any, x: Array) -> Array:
-    return nn.LayerNorm(dtype=model.dtype).apply({"params": weights}, x)
+    made: Any = nn.LayerNorm(dtype=model.dtype).apply({"params": weights}, x)
+    return made
