@@ -1,6 +1,6 @@
 """Replicas that serve by continuous batching, from event to event."""
 
-from dflax.inference.batching.engine import Running, continuous_batching
+from dflax.inference.batching.engine import Block, Replica, Running, continuous_batching, replica
 from dflax.inference.batching.policies import (
     Batching,
     chunked_prefill,
@@ -10,11 +10,14 @@ from dflax.inference.batching.policies import (
 
 __all__ = [
     "Batching",
+    "Block",
+    "Replica",
     "Running",
     "chunked_prefill",
     "continuous_batching",
     "decode_only",
     "prefill_first",
+    "replica",
 ]
 
 

@@ -1,5 +1,6 @@
 """A replica that serves requests by continuous batching, event by event."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +10,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics
 from dflax.inference.batching.policies import Batching, prefill_first
-from dflax.inference.batching.slots import NEVER, Replica, idle_replica
+from dflax.inference.batching.slots import NEVER, Slots, empty_slots
 from dflax.inference.batching.table import Table, table
 from dflax.inference.costs import Costs
 from dflax.inference.requests import Requests
 from dflax.inference.service import Levels, Served, levels, service
 
-# Requests that wait at the end, in deviations of a queue at capacity, from which on it counts as growing.
+# Deviations of a queue at capacity beyond which what waits at the end counts as growing.
 DEVIATIONS = 4.0
 
 
@@ -53,7 +54,41 @@ class Events(NamedTuple):
     batch: Int[Array, " e"]
 
 
-def continuous_batching(
+class Block(NamedTuple):
+    """What became of a block: of the b requests carried into it, and after them of its own n.
+
+    Attributes:
+      requests: `[b + n]`.
+      served: `[b + n]`.
+      counted: `[b + n]`, who ended in the block, or was refused.
+      refused: `[n]`, of its own, who need more memory than there is.
+      joined: `[n]` s, when each of its own had its first token, or without prefill its slot.
+      mean_batch: requests that decode in an iteration.
+      finished: whether all events fitted into the scan; they do.
+    """
+
+    requests: Requests
+    served: Served
+    counted: Bool[Array, " m"]
+    refused: Bool[Array, " n"]
+    joined: Float[Array, " n"]
+    mean_batch: Float[Array, ""]
+    finished: Bool[Array, ""]
+
+
+class Replica(NamedTuple):
+    """One instance with slots, from `replica`.
+
+    Attributes:
+      init: `() -> Running`, with empty slots.
+      serve: `(running, requests [n]) -> (running, Block)`.
+    """
+
+    init: Callable[[], Running]
+    serve: Callable[[Running, Requests], tuple[Running, Block]]
+
+
+def replica(
     costs: Costs,
     *,
     slots: int,
@@ -61,10 +96,9 @@ def continuous_batching(
     memory: float | Float[Array, ""] | None = None,
     block: int = 16,
     reuse: float | Float[Array, ""] = 0.0,
-    promised: Levels | None = None,
     drain: bool = True,
-) -> Algorithm:
-    """One replica: requests join and leave the batch between two iterations, first come, first served.
+) -> Replica:
+    """An instance whose requests join and leave the batch between two iterations, first come first.
 
     Time goes from event to event: an iteration is affine in the total context C, which grows by the
     batch B with each, so k of them take
@@ -73,7 +107,7 @@ def continuous_batching(
 
     until a request ends, or one comes that can be admitted. A request holds memory for its prompt and
     its whole answer from its admission on, so nobody is preempted; who needs more than there is at all
-    is refused. Replicas are a `jax.vmap` over rounds, designs a sweep.
+    is refused.
 
     Args:
       costs: of prefill and decoding; `decode` is affine in the context at each batch.
@@ -82,10 +116,57 @@ def continuous_batching(
       memory: tokens of keys and values for which there is room, > 0; traceable; default as many as come.
       block: tokens in whose multiples memory is held, >= 1.
       reuse: share in [0, 1] of the shared tokens whose keys and values are there already; traceable.
-      promised: service levels; default none.
-      drain: whether a block begins with an empty replica and is served to its end. Else a block begins
+      drain: whether a block begins with empty slots and is served to its end. Else a block begins
         where the one before it had its last arrival, and ends when its last request has its first
         token: who decodes then goes on in the next block, and counts there.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+
+    References:
+      Yu et al., Orca, OSDI 2022; Kwon et al., arXiv 2309.06180; Agrawal et al., arXiv 2403.02310;
+      Zhong et al., DistServe, arXiv 2401.09670.
+    """
+    _check(costs, slots, batching, memory, block, reuse, drain)
+    how = batching or prefill_first()
+    room = jnp.inf if memory is None else memory
+    advance = how.advance(costs, slots, room)
+
+    def init() -> Running:
+        return _nobody(slots)
+
+    def serve(state: Running, requests: Requests) -> tuple[Running, Block]:
+        validation.instance("requests", requests, Requests)
+        known = table(requests, room, block, reuse, how.ahead)
+        began = _resumed(state, block, known.rows.dtype)
+        total = known.place[-1] + 1
+
+        def one(now: Slots, _: None) -> tuple[Slots, Events]:
+            decoded, after = advance(known.rows, now)
+            if not drain:
+                over = now.begun >= total
+                after = jax.tree.map(lambda new, old: jnp.where(over, old, new), after, now)
+                decoded = jnp.where(over, now.clock, decoded)
+            batch = jnp.sum(after.running)
+            return after, Events(after.begun, after.iterations, decoded, after.clock, batch)
+
+        events = how.events * len(known.place) + slots + 1
+        ended, seen = jax.lax.scan(one, began, None, length=events)
+        done, finish = _read(requests, state, known, seen, how.immediate)
+        done = done._replace(mean_batch=_mean_batch(began, seen), finished=ended.begun >= total)
+        if drain:
+            return _nobody(slots), done
+        return _left(done, finish, ended, requests.arrived[-1]), done
+
+    return Replica(init, serve)
+
+
+def continuous_batching(served_by: Replica, *, promised: Levels | None = None) -> Algorithm:
+    """The system of one replica. Several are a `jax.vmap` over rounds, designs a sweep.
+
+    Args:
+      served_by: from `replica`.
+      promised: service levels; default none.
 
     Returns:
       An `Algorithm` with `init(key, params=None)`; a round is `(Requests, key)`, n requests whose times
@@ -96,72 +177,41 @@ def continuous_batching(
       `mean_batch`, requests that decode in an iteration; `finished`, whether all events fitted.
 
     Raises:
-      TypeError, ValueError: naming the argument.
-
-    References:
-      Yu et al., Orca, OSDI 2022; Kwon et al., arXiv 2309.06180; Agrawal et al., arXiv 2403.02310;
-      Zhong et al., DistServe, arXiv 2401.09670.
+      TypeError: naming the argument.
     """
-    _check(costs, slots, batching, memory, block, reuse)
-    validation.flag("drain", drain)
+    validation.instance("served_by", served_by, Replica, "Make it with dflax.inference.replica.")
     promises = levels() if promised is None else promised
     validation.instance("promised", promises, Levels, "Make it with dflax.inference.levels.")
-    how = batching or prefill_first()
-    room = jnp.inf if memory is None else memory
-    advance = how.advance(costs, slots, room)
 
     def init(key: Key[Array, ""], params: Any = None) -> Running:
         validation.typed_key("key", key)
-        return _nobody(slots)
+        return served_by.init()
 
     def step(state: Running, round: tuple[Requests, Key[Array, ""]]) -> tuple[Running, Metrics]:
         requests, _ = round
-        validation.instance("round", requests, Requests, "It is a pair (Requests, key).")
-        count = requests.arrived.shape[0]
-        known = table(requests, room, block, reuse, how.ahead)
-        began = _resumed(state, block, known.rows.dtype)
-        total = known.place[-1] + 1
-
-        def one(replica: Replica, _: None) -> tuple[Replica, Events]:
-            decoded, after = advance(known.rows, replica)
-            if not drain:
-                over = replica.begun >= total
-                after = jax.tree.map(lambda new, old: jnp.where(over, old, new), after, replica)
-                decoded = jnp.where(over, replica.clock, decoded)
-            batch = jnp.sum(after.running)
-            return after, Events(after.begun, after.iterations, decoded, after.clock, batch)
-
-        events = how.events * count + slots + 1
-        ended, seen = jax.lax.scan(one, began, None, length=events)
-        everyone, progress = _progress(requests, state, known, seen, how.immediate)
-        metrics = _metrics(everyone, progress, known, seen, began, promises)
-        metrics["finished"] = ended.begun >= total
-        left = _nobody(slots) if drain else _left(everyone, progress, ended, requests.arrived[-1])
-        return left, metrics
+        state, done = served_by.serve(state, requests)
+        metrics = service(done.requests, done.served, promises, counted=done.counted)
+        late = (done.joined > requests.arrived[-1]) & ~done.refused
+        backlog = jnp.sum(late)
+        most = len(state.finish) + DEVIATIONS * len(late) ** 0.5
+        return state, metrics | {
+            "refused": jnp.sum(done.refused),
+            "backlog": backlog,
+            "unbounded": backlog > most,
+            "mean_batch": done.mean_batch,
+            "finished": done.finished,
+        }
 
     return Algorithm(init, step)
 
 
-class Progress(NamedTuple):
-    """What became of the b requests carried into a block and of its own n, in this order.
-
-    Attributes:
-      served: `[b + n]`.
-      finish: `[b + n]`, after which iteration each has all its tokens; `NEVER`: empty or refused.
-      joined: `[n]` s, when each of the block's own got a slot or its first token.
-      counted: `[b + n]`, who ended in the block, or was refused.
-    """
-
-    served: Served
-    finish: Int[Array, " m"]
-    joined: Float[Array, " n"]
-    counted: Bool[Array, " m"]
-
-
-def _progress(
+def _read(
     requests: Requests, state: Running, known: Table, seen: Events, immediate: bool
-) -> tuple[Requests, Progress]:
-    """Reads each request's times off the events: rows begin in order, and end with an iteration."""
+) -> tuple[Block, Int[Array, " m"]]:
+    """Reads each request's times off the events: rows begin in order, and end with an iteration.
+
+    Beside the block, after which iteration each has all its tokens.
+    """
     place = jnp.minimum(jnp.searchsorted(seen.begun, known.place + 1), len(seen.begun) - 1)
     joined = jnp.where(known.refused, jnp.inf, seen.started[place])
     first = jnp.where(known.refused, jnp.inf, requests.arrived) if immediate else joined
@@ -175,45 +225,34 @@ def _progress(
     end = jnp.minimum(jnp.searchsorted(seen.iterations, finish), len(seen.iterations) - 1)
     last = jnp.where(everyone.output == 1, first, seen.decoded[end])
     last = jnp.where(ended, last, jnp.inf)
-    carried = jnp.zeros(state.finish.shape, bool)
-    refused = jnp.concatenate([carried, known.refused])
-    return everyone, Progress(Served(first, last), finish, joined, ended | refused)
+    refused = jnp.concatenate([jnp.zeros(state.finish.shape, bool), known.refused])
+    nothing = jnp.zeros((), first.dtype)
+    counted = ended | refused
+    done = Block(
+        everyone, Served(first, last), counted, known.refused, joined, nothing, jnp.bool_(True)
+    )
+    return done, finish
 
 
-def _metrics(
-    everyone: Requests,
-    progress: Progress,
-    known: Table,
-    seen: Events,
-    began: Replica,
-    promises: Levels,
-) -> Metrics:
-    metrics = service(everyone, progress.served, promises, counted=progress.counted)
-    arrived = everyone.arrived[-len(progress.joined) :]
-    waiting = jnp.sum((progress.joined > arrived[-1]) & ~known.refused)
-    slots = len(began.finish)
+def _mean_batch(began: Slots, seen: Events) -> Float[Array, ""]:
     batch = jnp.concatenate([jnp.sum(began.running)[None], seen.batch[:-1]])
-    done = jnp.diff(seen.iterations, prepend=0).astype(arrived.dtype)
-    metrics["refused"] = jnp.sum(known.refused)
-    metrics["backlog"] = waiting
-    metrics["unbounded"] = waiting > slots + DEVIATIONS * len(arrived) ** 0.5
-    metrics["mean_batch"] = jnp.sum(done * batch) / jnp.maximum(jnp.sum(done), 1.0)
-    return metrics
+    done = jnp.diff(seen.iterations, prepend=0).astype(seen.decoded.dtype)
+    return jnp.sum(done * batch) / jnp.maximum(jnp.sum(done), 1.0)
 
 
 def _nobody(slots: int) -> Running:
     zeros = jnp.zeros(slots, jnp.int32)
     requests = Requests(jnp.zeros(slots), zeros, zeros, zeros, zeros - 1, zeros)
-    return Running(jnp.zeros(()), requests, jnp.zeros(slots), jnp.full(slots, NEVER))
+    return Running(jnp.zeros(()), requests, jnp.zeros(slots), jnp.full(slots, NEVER, jnp.int32))
 
 
-def _resumed(state: Running, block: int, dtype: jnp.dtype) -> Replica:
+def _resumed(state: Running, block: int, dtype: jnp.dtype) -> Slots:
     """The slots as they were left."""
-    replica = idle_replica(len(state.finish), dtype)
+    slots = empty_slots(len(state.finish), dtype)
     running = state.finish < NEVER
     size = state.requests.prompt + state.requests.output
     size, held = (x.astype(dtype) for x in (size, -(-size // block) * block))
-    return replica._replace(
+    return slots._replace(
         clock=state.clock.astype(dtype),
         context=jnp.sum(jnp.where(running, size - state.finish, 0.0)),
         finish=state.finish,
@@ -222,25 +261,25 @@ def _resumed(state: Running, block: int, dtype: jnp.dtype) -> Replica:
     )
 
 
-def _left(
-    everyone: Requests, progress: Progress, ended: Replica, begins: Float[Array, ""]
-) -> Running:
+def _left(done: Block, finish: Int[Array, " m"], ended: Slots, begins: Float[Array, ""]) -> Running:
     """Who still decodes, with times that count from the next block's beginning."""
     slots = len(ended.finish)
-    going = (progress.finish > ended.iterations) & (progress.finish < NEVER)
+    going = (finish > ended.iterations) & (finish < NEVER)
     rows = jnp.nonzero(going, size=slots, fill_value=0)[0]
     some = jnp.arange(slots) < jnp.sum(going)
-    kept = jax.tree.map(lambda column: jnp.where(some, column[rows], 0), everyone)
+    kept = jax.tree.map(lambda column: jnp.where(some, column[rows], 0), done.requests)
     kept = kept._replace(arrived=(kept.arrived - begins).astype(jnp.float32))
     return Running(
         (ended.clock - begins).astype(jnp.float32),
         kept,
-        (progress.served.first[rows] - begins).astype(jnp.float32),
-        jnp.where(some, progress.finish[rows] - ended.iterations, NEVER),
+        (done.served.first[rows] - begins).astype(jnp.float32),
+        jnp.where(some, finish[rows] - ended.iterations, NEVER),
     )
 
 
-def _check(costs: Any, slots: Any, batching: Any, memory: Any, block: Any, reuse: Any) -> None:
+def _check(
+    costs: Any, slots: Any, batching: Any, memory: Any, block: Any, reuse: Any, drain: Any
+) -> None:
     validation.instance("costs", costs, Costs, "For example dflax.inference.opt_13b_costs().")
     validation.integer("slots", slots, low=1)
     if batching is not None:
@@ -250,3 +289,4 @@ def _check(costs: Any, slots: Any, batching: Any, memory: Any, block: Any, reuse
         validation.real("memory", memory, low=0.0, low_open=True, scalar=True)
     validation.integer("block", block, low=1)
     validation.probability("reuse", reuse)
+    validation.flag("drain", drain)

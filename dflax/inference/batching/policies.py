@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from dflax import validation
 from dflax.inference.batching.slots import (
     NEVER,
-    Replica,
+    Slots,
     growth,
     iterated,
     reached,
@@ -35,7 +35,7 @@ class Batching(NamedTuple):
       immediate: whether first tokens come with the request.
     """
 
-    advance: Callable[..., Callable[[Rows, Replica], tuple[Float[Array, ""], Replica]]]
+    advance: Callable[..., Callable[[Rows, Slots], tuple[Float[Array, ""], Slots]]]
     events: int
     ahead: int
     immediate: bool = False
@@ -113,7 +113,7 @@ def chunked_prefill(*, tokens: int = 512) -> Batching:
         if slots >= tokens:
             raise ValueError(f"tokens must be more than the {slots} slots, got {tokens}.")
 
-        def event(rows: Rows, replica: Replica) -> tuple[Float[Array, ""], Replica]:
+        def event(rows: Rows, replica: Slots) -> tuple[Float[Array, ""], Slots]:
             kind = rows.dtype
             batch = jnp.sum(replica.running).astype(kind)
             filling, length, done, row = replica.filling
@@ -186,7 +186,7 @@ def _in_turns(
     def advance(costs: Costs, slots: int, memory: Float[Array, ""]) -> Callable:
         ahead = min(requests, slots)
 
-        def event(rows: Rows, replica: Replica) -> tuple[Float[Array, ""], Replica]:
+        def event(rows: Rows, replica: Slots) -> tuple[Float[Array, ""], Slots]:
             batch = jnp.sum(replica.running)
             head = rows[replica.head]
             gap = head[ARRIVED] - replica.clock
@@ -214,7 +214,7 @@ def _in_turns(
 
 
 def _admitted(
-    window: Rows, replica: Replica, slots: int, memory: Float[Array, ""], tokens: int
+    window: Rows, replica: Slots, slots: int, memory: Float[Array, ""], tokens: int
 ) -> Array:
     """Which of the first in the queue are admitted: all before the first who is not."""
     order = jnp.arange(len(window))

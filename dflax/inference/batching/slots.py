@@ -10,11 +10,13 @@ from dflax.inference.costs import Costs
 
 # Iterations after which an empty slot finishes.
 NEVER = jnp.iinfo(jnp.int32).max
+# More iterations than any answer has tokens.
+MANY = 2.0**30
 # Iterations apart of the two that an iteration's growth is read off: its difference is above rounding.
 APART = 1024.0
 
 
-class Replica(NamedTuple):
+class Slots(NamedTuple):
     """Where a replica stands between two events.
 
     Every running request gets one token an iteration, so when it ends is a number of iterations.
@@ -57,16 +59,16 @@ class Replica(NamedTuple):
         return jnp.min(self.finish) - self.iterations
 
 
-def idle_replica(slots: int, dtype: jnp.dtype) -> Replica:
+def empty_slots(slots: int, dtype: jnp.dtype) -> Slots:
     """Empty slots at time 0."""
     zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
-    return Replica(
+    return Slots(
         zero,
         none,
         none,
         none,
         zero,
-        jnp.full(slots, NEVER),
+        jnp.full(slots, NEVER, jnp.int32),
         jnp.zeros(slots, dtype),
         jnp.zeros(slots, dtype),
         jnp.zeros(4, dtype),
@@ -92,15 +94,16 @@ def together(
 def reaching(
     seconds: Float[Array, ""], first: Float[Array, ""], more: Float[Array, ""]
 ) -> Int[Array, ""]:
-    """The fewest iterations that take `seconds` or longer; 0 where there is nothing to wait for."""
+    """The fewest iterations that take `seconds` or longer: 0 if `seconds <= 0`, many if infinite."""
     linear = first - 0.5 * more
     root = jnp.sqrt(jnp.square(linear) + 2.0 * more * jnp.maximum(seconds, 0.0))
     # The root of g k^2 / 2 + linear k = seconds in the form that does not cancel.
     count = jnp.ceil(2.0 * seconds / (linear + root))
-    return jnp.where(seconds > 0, jnp.clip(count, 1.0, 2.0**30), 0.0).astype(jnp.int32)
+    count = jnp.where(jnp.isfinite(seconds), jnp.clip(count, 1.0, MANY), MANY)
+    return jnp.where(seconds > 0, count, 0.0).astype(jnp.int32)
 
 
-def iterated(replica: Replica, count: Int[Array, ""], seconds: Float[Array, ""]) -> Replica:
+def iterated(replica: Slots, count: Int[Array, ""], seconds: Float[Array, ""]) -> Slots:
     """So many iterations later: every running request has as many tokens more, and some have ended."""
     running = replica.running
     iterations = replica.iterations + count
@@ -116,13 +119,13 @@ def iterated(replica: Replica, count: Int[Array, ""], seconds: Float[Array, ""])
     )
 
 
-def reached(replica: Replica, arrived: Float[Array, ""], came: Bool[Array, ""]) -> Replica:
+def reached(replica: Slots, arrived: Float[Array, ""], came: Bool[Array, ""]) -> Slots:
     """Where an arrival was waited for, the clock is not before it, whatever rounding says."""
     later = jnp.where(came & jnp.isfinite(arrived), arrived, -jnp.inf)
     return replica._replace(clock=jnp.maximum(replica.clock, later))
 
 
-def seated(replica: Replica, rows: Float[Array, "a 5"], count: Int[Array, ""]) -> Replica:
+def seated(replica: Slots, rows: Float[Array, "a 5"], count: Int[Array, ""]) -> Slots:
     """The first `count` of the rows, at most as many as slots are empty, begin to decode."""
     empty = ~replica.running
     rank = jnp.cumsum(empty, dtype=jnp.int32) - 1
