@@ -69,7 +69,7 @@ def serve(policy, memory=None, reuse=0.0):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("memory", "reuse", "rate"), [(None, 0.0, 6.0), (4000.0, 0.5, 40.0)])
+@pytest.mark.parametrize(("memory", "reuse", "rate"), [(None, 0.0, 6.0), (1500.0, 0.5, 40.0)])
 def test_events_are_a_walk_through_every_iteration(policy, memory, reuse, rate):
     """To float64's accuracy: admission, budgets, memory in blocks, reuse, loads above capacity."""
     known = requests(1, rate)
