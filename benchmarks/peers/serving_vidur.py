@@ -16,6 +16,7 @@ from vidur.config import (  # noqa: E402
     ClusterConfig,
     LinearRegressionExecutionTimePredictorConfig,
     MetricsConfig,
+    ReplicaConfig,
     SarathiSchedulerConfig,
     SimulationConfig,
     SyntheticRequestGeneratorConfig,
@@ -98,6 +99,8 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         config = SimulationConfig(
             cluster_config=ClusterConfig(
+                # By default it has two stages, of which each would take the whole time.
+                replica_config=ReplicaConfig(num_pipeline_stages=1),
                 replica_scheduler_config=scheduler,
                 cache_config=CacheConfig(
                     block_size=16, num_blocks=memory // 16, watermark_blocks_fraction=0.0
