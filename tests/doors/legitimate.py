@@ -28,6 +28,8 @@ NUMBERS = "None True complex nan inf -1 0.5 3 [] {} array[0] array[2,3,4] array-
 LEGITIMATE = [
     ("inference.accelerator(*)", "3 array[2,3,4] rows", "any positive sizes, of several designs"),
     ("inference.network(*)", "3 array[2,3,4] rows", "any positive sizes, of several designs"),
+    ("inference.batching.replica(memory)", "3", "any room > 0"),
+    ("inference.decoding.sampled(temperature)", "3", "any temperature > 0"),
     ("inference.gamma(cv)", "3", "any variation > 0"),
     ("inference.hits(prefix)", "-1", "no prefix"),
     ("inference.kept(prefix)", "-1", "no prefix"),

@@ -40,7 +40,7 @@ def whole(model=MODEL):
 
 
 @functools.cache
-def served(chunk=None, model=MODEL, choose=decoding.greedy):
+def served(chunk=None, model=MODEL, choose=None):
     return decoding.compiled(decoding.decoder(model, choose=choose, chunk=chunk))
 
 
