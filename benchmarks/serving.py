@@ -46,9 +46,11 @@ def served(
     state, blocks = algorithm.init(key), count // BLOCK
     work = jax.jit(lambda state: dx.rollout(algorithm, state, TRAFFIC, key, blocks)[1])
     own = milliseconds(lambda: work(state), repeats=2)
+    began = time.process_time()
     if not bool(np.all(work(state)["finished"])):
         raise ValueError("events must all fit into the scan.")
-    print(f"{title}: {count} requests in {own / 1e3:.2f} s")
+    spent = time.process_time() - began
+    print(f"{title}: {count} requests in {own / 1e3:.2f} s, {spent:.2f} processor seconds")
     known = trace(traced)
     theirs = peers.run(
         "vidur",
@@ -71,7 +73,7 @@ def served(
 
 def trace(count: int) -> inference.Requests:
     """The first requests of the traffic."""
-    drawn, _ = jax.jit(lambda: TRAFFIC.draw(jax.random.key(1), 0))()
+    drawn, _ = jax.jit(lambda: TRAFFIC.draw(jax.random.key(1), jnp.int32(0)))()
     return inference.trace(*(np.asarray(column)[:count] for column in drawn[:3]))
 
 
@@ -88,7 +90,7 @@ def require_alike(
 ) -> dict[str, tuple[float, float]]:
     """Refuses mean and 99 % latencies that are apart by more than a tenth."""
     found = {}
-    their = inference.Served(np.asarray(theirs["first"]), np.asarray(theirs["last"]))
+    their = inference.Served(jnp.asarray(theirs["first"]), jnp.asarray(theirs["last"]))
     own_latencies, latencies = (inference.latency(known, one) for one in (ours, their))
     for name in own_latencies._fields:
         one, other = (np.asarray(getattr(x, name)) for x in (own_latencies, latencies))
@@ -134,7 +136,9 @@ def designs(count: int, size: int) -> list[Row]:
 
     @jax.jit
     def again(rate: jax.Array, memory: jax.Array) -> Any:
-        return design(rate, memory).step(start(design(rate, memory), key), source.draw(key, 0))[1]
+        return design(rate, memory).step(
+            start(design(rate, memory), key), source.draw(key, jnp.int32(0))
+        )[1]
 
     together = jax.jit(jax.vmap(again))
     pairs = jnp.asarray(points).T

@@ -106,7 +106,7 @@ def timed(
     for row in found:
         for number in draw.permutation(len(tasks)):
             call, what = tasks[number]
-            row[number] = call(what)  # type: ignore[operator]
+            row[number] = call(what)
     seconds = np.median(found, axis=0)
     lengths = np.array([p[0] for p in prompts], float)
     return inference.Measured(
@@ -150,7 +150,7 @@ def serve(engine: Engine, requests: inference.Requests) -> inference.Served:
                 last[row] = now
                 free.append(slot)
                 del running[slot]
-    return inference.Served(first, last)
+    return inference.Served(jnp.asarray(first), jnp.asarray(last))
 
 
 def trace(sizes: Sizes, seed: int, count: int, load: float, costs: Any) -> inference.Requests:

@@ -112,7 +112,7 @@ def test_a_table_by_hand():
 def test_blocks_that_carry_on_are_one_long_block():
     """Requests that decode across the end of a block end when they would have, and count once."""
     known = requests(3, 8.0, 160)
-    whole_first, whole_last = walk(
+    _, whole_last = walk(
         plain_costs(), known, slots=SLOTS, policy="chunked", tokens=TOKENS["chunked"]
     )
     cut = inference.blocks(known, 40)

@@ -20,9 +20,9 @@ def calibration_figure(kept: list[dict[str, Any]], clock: str) -> Any:
         calls.legend(fontsize=8)
         marks = ("o", "^", "x", "s", "v")
         for number, found in enumerate(kept):
-            seconds = (1e3 * found["total real"], 1e3 * found["total simulated"])
-            words = f"run {number + 1}, {len(seconds[0])} requests"
-            totals.plot(*seconds, marks[number % 5], label=words, markersize=4, alpha=0.7)
+            pair = (1e3 * found["total real"], 1e3 * found["total simulated"])
+            words = f"run {number + 1}, {len(pair[0])} requests"
+            totals.plot(*pair, marks[number % 5], label=words, markersize=4, alpha=0.7)
         _diagonal(totals)
         totals.set(
             xlabel="real run, ms",
@@ -30,9 +30,9 @@ def calibration_figure(kept: list[dict[str, Any]], clock: str) -> Any:
             title="time from a request's arrival to its last token",
         )
         totals.legend(fontsize=8)
-        seconds_of = "processor" if clock == "cpu" else "wall-clock"
+        time_of = "processor" if clock == "cpu" else "wall-clock"
         canvas.suptitle(
-            f"a small transformer with a key-value cache, {seconds_of} time; dashed: equal",
+            f"a small transformer with a key-value cache, {time_of} time; dashed: equal",
             fontsize=10,
         )
     return canvas

@@ -14,6 +14,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import dflax as dx
@@ -72,7 +73,8 @@ class Config:
 
 def measured(config: Config, stage: Stage = in_memory) -> Summary:
     """Fits, predictions of unseen calls, and predictions of real runs."""
-    report, engines, kept = Report(), [], []
+    report, kept = Report(), []
+    engines: list[Engine] = []
     for repeat in range(config.repeats):
 
         def run(repeat: int = repeat) -> dict[str, Any]:
@@ -132,8 +134,8 @@ def one_repeat(config: Config, engine: Engine, seed: int) -> dict[str, Any]:
     fake = inference.latency(known, simulated(costs, known, config.slots))
     latencies = {f"{name} real": np.asarray(getattr(real, name)) for name in LATENCIES}
     latencies |= {f"{name} simulated": np.asarray(getattr(fake, name)) for name in LATENCIES}
-    prefill = np.asarray(costs.prefill(check.tokens, check.squares))
-    decode = np.asarray(costs.decode(check.batch, check.context))
+    prefill = np.asarray(costs.prefill(jnp.asarray(check.tokens), jnp.asarray(check.squares)))
+    decode = np.asarray(costs.decode(jnp.asarray(check.batch), jnp.asarray(check.context)))
     return {
         "coefficients": np.concatenate(inference.fitted_coefficients(fit)),
         "prefill": prefill / check.prefill - 1.0,
