@@ -22,7 +22,7 @@ from vidur.config import (  # noqa: E402
     SyntheticRequestGeneratorConfig,
     VllmSchedulerConfig,
 )
-from vidur.entities import Request  # noqa: E402
+from vidur.entities import Replica, Request  # noqa: E402
 from vidur.execution_time_predictor import ExecutionTimePredictorRegistry  # noqa: E402
 from vidur.request_generator import RequestGeneratorRegistry  # noqa: E402
 from vidur.simulator import Simulator  # noqa: E402
@@ -110,6 +110,8 @@ def measure(
             execution_time_predictor_config=predictor,
             metrics_config=_quiet(folder),
         )
+        # It numbers replicas over all simulations of a process, and looks for them from 0 on.
+        Replica._id = -1
         simulator = Simulator(config)
         gc.collect()
         began = time.perf_counter()
