@@ -190,6 +190,7 @@ def test_above_capacity_it_runs_and_says_that_the_queue_grows():
     assert (metrics["success"][0] > 0.95).all()
 
 
+@pytest.mark.slow
 def test_sharded_replicas_are_those_of_one_device():
     """Eight replicas, a block each, on eight devices."""
     run = jax.vmap(
