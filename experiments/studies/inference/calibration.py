@@ -52,7 +52,7 @@ class Config:
       seeds: of the second part.
     """
 
-    seed: int = 30
+    seed: int = 60
     repeats: int = 3
     clock: str = "cpu"
     width: int = 256
