@@ -1,6 +1,7 @@
 """Replicas that serve by continuous batching, from event to event."""
 
-from dflax.inference.batching.engine import Block, Replica, Running, continuous_batching, replica
+from dflax.inference.batching.engine import Replica, continuous_batching, replica
+from dflax.inference.batching.events import Block, Running
 from dflax.inference.batching.policies import (
     Batching,
     chunked_prefill,

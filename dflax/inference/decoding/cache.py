@@ -110,4 +110,4 @@ def chosen_slots(name: str, slots: Int[Array, " B"], cache: Cache) -> None:
 
 
 def _check_cache(cache: Cache) -> None:
-    validation.instance("cache", cache, Cache, "Make it with dflax.inference.empty_cache.")
+    validation.instance("cache", cache, Cache, "Make it with dflax.inference.decoding.empty_cache.")

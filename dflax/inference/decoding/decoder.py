@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Params
-from dflax.inference.decoding.cache import Cache, chosen_slots
+from dflax.inference.decoding.cache import Cache
+from dflax.inference.decoding.checks import check_batch, check_decode, check_prompts
 from dflax.inference.decoding.forward import Place, forward
 from dflax.models.transformer import TransformerLM
 
@@ -97,7 +97,7 @@ def decoder(
         validation.integer("chunk", chunk, low=1)
 
     def check(cache: Cache, slots: Any, tokens: Any, lengths: Any) -> None:
-        _check_prompts(model, cache, slots, tokens, lengths)
+        check_prompts(model, cache, slots, tokens, lengths)
 
     def prefill(
         params: Params,
@@ -106,7 +106,7 @@ def decoder(
         tokens: Int[Array, "B L"],
         lengths: Int[Array, " B"],
     ) -> tuple[Float[Array, "B V"], Cache]:
-        _check_batch(model, params, cache, slots)
+        check_batch(model, params, cache, slots)
         check(cache, slots, tokens, lengths)
         slots, tokens, lengths = jnp.asarray(slots), jnp.asarray(tokens), jnp.asarray(lengths)
         if chunk is None:
@@ -140,8 +140,8 @@ def decoder(
         key: Key[Array, ""],
         steps: int,
     ) -> tuple[Int[Array, "B T"], Cache]:
-        _check_batch(model, params, cache, slots)
-        _check_decode(model, slots, tokens, counts, key, steps)
+        check_batch(model, params, cache, slots)
+        check_decode(model, slots, tokens, counts, key, steps)
         slots, tokens = jnp.asarray(slots), jnp.asarray(tokens, jnp.int32)
         counts = jnp.asarray(counts)
 
@@ -189,7 +189,7 @@ def compiled(served: Decoder) -> Decoder:
     Raises:
       TypeError: naming the argument.
     """
-    validation.instance("served", served, Decoder, "Make it with dflax.inference.decoder.")
+    validation.instance("served", served, Decoder, "Make it with dflax.inference.decoding.decoder.")
     prefill = jax.jit(served.prefill, donate_argnums=1)
     generate = jax.jit(served.generate, donate_argnums=1, static_argnums=6)
 
@@ -213,49 +213,3 @@ def compiled(served: Decoder) -> Decoder:
 
     decode = jax.jit(served.decode, donate_argnums=1, static_argnames="steps")
     return Decoder(checked_prefill, decode, checked_generate, served.check)
-
-
-def _check_batch(model: TransformerLM, params: Params, cache: Cache, slots: Any) -> None:
-    validation.model("params", params)
-    validation.instance("cache", cache, Cache, "Make it with dflax.inference.empty_cache.")
-    shape = (model.depth, model.heads, model.width // model.heads)
-    found = (cache.keys.shape[0], *cache.keys.shape[3:])
-    if found != shape:
-        raise ValueError(
-            f"cache must have the model's layers, heads and width, {shape}, got {found}. Make it "
-            "with dflax.inference.empty_cache(model, ...)."
-        )
-    chosen_slots("slots", slots, cache)
-
-
-def _check_prompts(
-    model: TransformerLM, cache: Cache, slots: Any, tokens: Any, lengths: Any
-) -> None:
-    """Refuse prompts that the model's context or the slots' room cannot take."""
-    chosen_slots("slots", slots, cache)
-    rows = np.shape(slots)[0]
-    high = model.vocabulary - 1
-    validation.array("tokens", tokens, kind="integer", shape=(rows, "L"), low=0, high=high)
-    longest = np.shape(tokens)[1]
-    validation.array("lengths", lengths, kind="integer", shape=(rows,), low=0, high=longest)
-    known = not (validation.is_traced(lengths) or validation.is_traced(cache.lengths))
-    if not known:
-        return
-    after = np.asarray(cache.lengths)[np.asarray(slots)] + np.asarray(lengths)
-    for room, what in ((model.length, "the model's context"), (cache.capacity, "the cache")):
-        if after.max() > room:
-            raise ValueError(
-                f"lengths must leave each slot within the {room} tokens of {what}, got "
-                f"{int(after.max())} with what it holds. Cut the prompt, or release the slot."
-            )
-
-
-def _check_decode(
-    model: TransformerLM, slots: Any, tokens: Any, counts: Any, key: Any, steps: Any
-) -> None:
-    rows = np.shape(slots)[0]
-    high = model.vocabulary - 1
-    validation.array("tokens", tokens, kind="integer", shape=(rows,), low=0, high=high)
-    validation.integer("steps", steps, low=1)
-    validation.array("counts", counts, kind="integer", shape=(rows,), low=0)
-    validation.typed_key("key", key)
