@@ -141,7 +141,7 @@ def chunked_prefill(*, tokens: int = 512) -> Batching:
             came = may_begin & (filling == 0) & ((batch == 0) | (arrival <= until_done))
             replica = reached(iterated(replica, count, seconds), rows[replica.head, ARRIVED], came)
             # Who has its whole prompt has its first token, and decodes from the next iteration on.
-            complete = (filling > 0) & (done + computed >= length)
+            complete = (filling > 0) & (computed >= length - done)
             own = jax.lax.dynamic_slice_in_dim(rows, row.astype(jnp.int32), 1)
             replica = seated(replica, own, complete.astype(jnp.int32))
             replica = replica._replace(begun=replica.begun + complete)
