@@ -13,6 +13,7 @@ RECORDS = {
     "data.Pools",
     "gossip.Models",
     "inference.Traffic",
+    "p2p.PollutedWorld",
     "interrupt.held_signals",
     "interrupt.obey",
     "privacy.Plan",
@@ -26,6 +27,15 @@ NUMBERS = "None True complex nan inf -1 0.5 3 [] {} array[0] array[2,3,4] array-
 
 # "callable(argument)" with wildcards, the kinds of `walk.WRONG`, and why these are right.
 LEGITIMATE = [
+    ("p2p.drag(scale)", "3", "any number > 0"),
+    ("p2p.drag(start)", "-1", "any integer"),
+    ("p2p.ledger(*)", "-1", "any integer"),
+    ("p2p.footrule(*)", "any", "arrays of a round"),
+    ("p2p.ndcg(*)", "any", "arrays of a round"),
+    ("p2p.gas(*)", "3", "any number >= 0"),
+    ("p2p.polluted_world(deviation)", "3", "any number >= 0"),
+    ("p2p.softmax_trust(temperature)", "3", "any number > 0"),
+    ("p2p.with_sybils(*_liking)", "3", "any number > 0"),
     ("inference.accelerator(*)", "3 array[2,3,4] rows", "any positive sizes, of several designs"),
     ("inference.network(*)", "3 array[2,3,4] rows", "any positive sizes, of several designs"),
     ("inference.batching.replica(memory)", "3", "any room > 0"),

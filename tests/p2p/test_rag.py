@@ -162,6 +162,57 @@ def test_gas_is_affine_and_a_batch_saves_almost_half():
     assert 1 - spent[4] / 10 / spent[1] > 0.4
 
 
+def test_a_transaction_with_a_wrong_signature_is_refused_whole():
+    start = p2p.ledger(3)
+    who, change = jnp.array([True, True, False]), jnp.array([5, 6, 7])
+
+    def after(kept, signed):
+        return p2p.written(kept, change, change, who, p2p.gas(), jnp.array(signed))
+
+    once = after(start, [0, 0, -1])
+    np.testing.assert_array_equal(once.reliability, [10_005, 10_006, 10_000])
+    np.testing.assert_array_equal(once.nonce, [1, 1, 0])
+    for signed in ([0, 0, -1], [1, -1, 0], [1, 0, 0]):
+        refused = after(once, signed)
+        np.testing.assert_array_equal(refused.reliability, once.reliability)
+        assert int(refused.refused) == 1
+        assert int(refused.block) == int(once.block)
+    assert int(after(once, [1, 1, 0]).refused) == 0
+
+
+@pytest.mark.slow
+def test_a_contract_keeps_the_same_scores_and_refuses_what_is_not_signed():
+    pytest.importorskip("eth_tester")
+    pytest.importorskip("vyper")
+    pytest.importorskip("web3")
+    from dflax.p2p.rag.contract import ScoreContract
+
+    chain, query = ScoreContract(3), bytes(32)
+    kept = p2p.ledger(3)
+    for who, reliability, usefulness in (([0, 2], [5, -7], [5, 7]), ([1, 2], [-3, 1], [3, 1])):
+        receipt = chain.update(query, who, reliability, usefulness)
+        mask = jnp.isin(jnp.arange(3), jnp.array(who))
+        full = [
+            jnp.zeros(3, jnp.int32).at[jnp.array(who)].set(jnp.array(x))
+            for x in (reliability, usefulness)
+        ]
+        kept = p2p.written(kept, *full, mask, p2p.gas())
+        assert len(receipt.events) == 2
+    np.testing.assert_array_equal(chain.scores(), [kept.reliability, kept.usefulness])
+    signatures = chain.signed(query, [0])
+    chain.update(query, [0], [1], [1], signatures)
+    before = np.array(chain.scores())
+    for sources, given in (
+        ([0], signatures),
+        ([0, 1], chain.signed(query, [0, 0])),
+        ([1, 0], chain.signed(bytes(31) + b"1", [1, 0])),
+    ):
+        many = [1] * len(sources)
+        with pytest.raises(ValueError, match=r"refuses the transaction: .*not signed"):
+            chain.update(query, sources, many, many, given)
+    np.testing.assert_array_equal(chain.scores(), before)
+
+
 @jax.jit
 def learnt(weight, every_two):
     def run(every):

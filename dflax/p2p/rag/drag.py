@@ -45,8 +45,8 @@ def vote_reader(weights: tuple[float, ...] = (1.0, 1.2, 1.4)) -> Reader:
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.real("weights", weights, low=0.0, low_open=True)
-    validation.sequence("weights", weights, "weights")
+    for one in validation.sequence("weights", weights, "weights"):
+        validation.real("weights", one, low=0.0, low_open=True, scalar=True)
     heavy = tuple(float(one) for one in weights)
 
     def read(
@@ -162,6 +162,8 @@ def drag(
     validation.integer("write_every", write_every, low=1)
     costs = gas() if price is None else price
     validation.instance("price", costs, Gas, "Make it with dflax.p2p.gas.")
+    low = -validation.LARGEST_COUNT
+    validation.integer("start", start, low=low, high=validation.LARGEST_COUNT)
     first = ledger(sources, reliability=start, usefulness=start)
 
     def init(key: Key[Array, ""], params: tuple = ()) -> DragState:

@@ -42,6 +42,7 @@ def visits(walks: Walks, root: Int[Array, ""], *, vertices: int, first: int = 0)
     validation.instance("walks", walks, Walks)
     validation.integer("vertices", vertices, low=1)
     validation.integer("first", first, low=0, high=vertices - 1)
+    validation.array("root", root, kind="integer", shape=(), low=0, high=vertices - 1)
     length = walks.visited.shape[1]
     wanted = vertices - first
     steps = jnp.arange(length, dtype=jnp.int32)
@@ -86,5 +87,16 @@ def decayed(found: Visits, *, beta: Real = 0.8, threshold: Real = 0.99) -> Float
 
 
 def without_root(found: Visits, root: Int[Array, ""]) -> Visits:
-    """The visits but those of the root, for scores of users."""
+    """The visits but those of the root, for scores of users.
+
+    Args:
+      found: of all users.
+      root: `[]` whose walks they are.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.instance("found", found, Visits, "Make it with dflax.p2p.visits.")
+    last = found.counts.shape[0] - 1
+    validation.array("root", root, kind="integer", shape=(), low=0, high=last)
     return found._replace(counts=found.counts.at[root].set(0.0))

@@ -55,7 +55,12 @@ def view(affinity: Float[Array, "U M"], trust: Float[Array, "U U"], *, time: int
     """
     likes = validation.array("affinity", affinity, kind="real", shape=("U", "M"), low=0.0)
     users = likes.shape[0]
-    trusts = validation.array("trust", trust, kind="real", shape=(users, users), low=0.0)
+    trusts = validation.array("trust", trust, kind="real", shape=("U", "U"), low=0.0)
+    if trusts.shape != (users, users):
+        raise ValueError(
+            f"affinity and trust must be of as many users, got {users} rows and a trust of shape "
+            f"{trusts.shape}."
+        )
     validation.integer("time", time, low=0)
     if not validation.is_traced(trusts) and np.any(np.diagonal(trusts) != 0):
         user = int(np.argmax(np.diagonal(trusts) != 0))

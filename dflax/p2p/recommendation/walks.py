@@ -76,6 +76,9 @@ def salsa_walks(
     _verify(graph, key, walks, length, stop)
     validation.probability("cold", cold)
     users = graph.items.shape[0]
+    validation.array("root", root, kind="integer", shape=(), low=0, high=users - 1)
+    if starts is not None:
+        validation.array("starts", starts, kind="real", shape=(users,), low=0.0)
     numbers = _numbers(key, walks, length + 1)
     kept = _kept(since, changed, walks, length, users)
 
@@ -148,6 +151,7 @@ def trust_walks(
     """
     users = validation.array("friends", friends, kind="integer", shape=("U", "b"), low=-1).shape
     validation.array("trusting", trusting, kind="real", shape=users, low=0.0)
+    validation.array("root", root, kind="integer", shape=(), low=0, high=users[0] - 1)
     _verify_walks(key, walks, length, stop)
     total = jnp.cumsum(trusting, axis=1)
 

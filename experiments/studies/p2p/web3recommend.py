@@ -214,7 +214,7 @@ def _updates(config: Config) -> np.ndarray:
     state = start
     for number in range(config.timed + 1):
         said = p2p.Statements(
-            *map(jnp.asarray, ([roots[1]], [number], np.float32([0.5]), [10 + number]))
+            *map(jnp.asarray, ([roots[1]], [number], np.array([0.5], np.float32), [10 + number]))
         )
         news = p2p.Heard(said, said._replace(source=jnp.array([-1])), jnp.int32(number))
         began = time.perf_counter()
