@@ -16,6 +16,10 @@ from dflax.inference import decoding
 CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
+# Lengths of single prompts, and contexts of batches.
+Calls = tuple[list[np.ndarray], list[np.ndarray]]
+
+
 class Sizes(NamedTuple):
     """Of the model and of its cache.
 
@@ -83,7 +87,7 @@ class Engine:
         return self.seconds() - began
 
 
-def points(sizes: Sizes, seed: int, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def points(sizes: Sizes, seed: int, count: int) -> Calls:
     """Random prompts, and twice as many batches whose rows have different contexts."""
     draw = np.random.default_rng(seed)
     most = sizes.length - 64
@@ -96,41 +100,66 @@ def points(sizes: Sizes, seed: int, count: int) -> tuple[list[np.ndarray], list[
     return list(lengths), batches
 
 
-def timed(
-    engine: Engine, prompts: list[np.ndarray], batches: list[np.ndarray], repeats: int, seed: int
-) -> inference.Measured:
-    """Medians of several timings, taken in random order so that slow moments meet all points.
+class Timings:
+    """Several timings of the same calls, of which the medians count.
 
-    An iteration is timed behind another one of the same batch, as most are in a run.
+    A pass takes all calls in random order, so that slow moments meet all of them. An iteration is timed
+    behind another one of the same batch, as most are in a run.
     """
-    tasks = [(engine.prefill, int(p[0])) for p in prompts] + [(engine.decode, b) for b in batches]
-    found = np.zeros((repeats, len(tasks)))
-    draw = np.random.default_rng(seed)
-    for row in found:
-        for number in draw.permutation(len(tasks)):
-            call, what = tasks[number]
-            if number >= len(prompts):
+
+    def __init__(self, engine: Any, calls: Calls, seed: int) -> None:
+        prompts, batches = calls
+        self._calls, self._draw = calls, np.random.default_rng(seed)
+        self._tasks: list[tuple[Callable, Any]] = [(engine.prefill, int(p[0])) for p in prompts]
+        self._tasks += [(engine.decode, batch) for batch in batches]
+        self._passes: list[np.ndarray] = []
+
+    def once_more(self) -> None:
+        """One pass."""
+        found = np.zeros(len(self._tasks))
+        for number in self._draw.permutation(len(self._tasks)):
+            call, what = self._tasks[number]
+            if number >= len(self._calls[0]):
                 call(what)
-            row[number] = call(what)
-    seconds = np.median(found, axis=0)
-    lengths = np.array([p[0] for p in prompts], float)
-    return inference.Measured(
-        lengths,
-        np.square(lengths),
-        seconds[: len(prompts)],
-        np.array([len(b) for b in batches], float),
-        np.array([b.sum() for b in batches], float),
-        seconds[len(prompts) :],
-    )
+            found[number] = call(what)
+        self._passes.append(found)
+
+    def measured(self) -> inference.Measured:
+        """Medians over the passes so far."""
+        seconds = np.median(self._passes, axis=0)
+        prompts, batches = self._calls
+        lengths = np.array([p[0] for p in prompts], float)
+        return inference.Measured(
+            lengths,
+            np.square(lengths),
+            seconds[: len(prompts)],
+            np.array([len(b) for b in batches], float),
+            np.array([b.sum() for b in batches], float),
+            seconds[len(prompts) :],
+        )
 
 
-def serve(engine: Engine, requests: inference.Requests) -> inference.Served:
+def timed(engine: Any, calls: Calls, passes: int, seed: int) -> inference.Measured:
+    """Medians over passes one behind another."""
+    timings = Timings(engine, calls, seed)
+    for _ in range(passes):
+        timings.once_more()
+    return timings.measured()
+
+
+def serve(
+    engine: Any,
+    requests: inference.Requests,
+    pause: Callable[[], None] | None = None,
+    pauses: int = 0,
+) -> inference.Served:
     """Serves a trace for real: prompts one at a time before answers, first come, first served.
 
     Time passes while the model computes, by the engine's clock, and idle time until the next arrival is
-    skipped.
+    skipped. So many times along the trace it pauses for `pause()`, which takes no time of the run's.
     """
     count = len(requests.arrived)
+    stops = set(np.linspace(0, count - 1, pauses).astype(int).tolist())
     first, last = np.full(count, np.inf), np.full(count, np.inf)
     free, running = list(range(engine.sizes.slots)), dict[int, list[int]]()
     now, head = 0.0, 0
@@ -138,6 +167,8 @@ def serve(engine: Engine, requests: inference.Requests) -> inference.Served:
         if not running:
             now = max(now, float(requests.arrived[head]))
         if head < count and free and requests.arrived[head] <= now:
+            if pause is not None and head in stops:
+                pause()
             slot = free.pop()
             now += engine.prefill(int(requests.prompt[head]), slot)
             first[head] = now

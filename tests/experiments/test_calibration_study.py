@@ -45,7 +45,7 @@ def test_the_loop_serves_as_the_simulator_does(load):
 
 def test_costs_come_back_from_timed_calls():
     sizes = Sizes()
-    known = timed(exact_engine(sizes), *points(sizes, 3, 10), repeats=1, seed=0)
+    known = timed(exact_engine(sizes), points(sizes, 3, 10), 1, 0)
     prefill, decode = inference.fitted_coefficients(known)
     np.testing.assert_allclose(prefill, PREFILL, rtol=1e-8)
     np.testing.assert_allclose(decode, DECODE, rtol=1e-8)
