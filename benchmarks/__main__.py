@@ -49,6 +49,7 @@ NAMES = (
     "agents",
     "serving",
     "verified",
+    "swarm",
 )
 RESULTS = pathlib.Path("results")
 

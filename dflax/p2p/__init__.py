@@ -1,5 +1,17 @@
 """Peer to peer: ranking, recommendation, retrieval, networks, protocols."""
 
+from dflax.p2p.delegation.delegation import DelegationState, delegation
+from dflax.p2p.delegation.discovery import (
+    Asked,
+    Found,
+    configured,
+    crawl,
+    distributed_index,
+    flooding,
+    registry,
+)
+from dflax.p2p.delegation.learning import Learnt, polling, push, reply, stream
+from dflax.p2p.delegation.tasks import Task, TaskStream, task_stream
 from dflax.p2p.g_rank.attacks import joined, spammed
 from dflax.p2p.g_rank.click_log import ClickLog
 from dflax.p2p.g_rank.distance import footrule, ndcg, rank_distance
@@ -36,24 +48,35 @@ from dflax.p2p.recommendation.web3recommend import (
 )
 
 __all__ = [
+    "Asked",
     "Candidates",
     "ClickLog",
+    "DelegationState",
     "DragState",
+    "Found",
     "GRankState",
     "Gas",
     "Heard",
     "Importance",
+    "Learnt",
     "Ledger",
     "Neighbours",
     "PollutedWorld",
     "RecommenderState",
     "Search",
     "Statements",
+    "Task",
+    "TaskStream",
     "View",
     "Visits",
     "Walks",
+    "configured",
+    "crawl",
     "decayed",
+    "delegation",
+    "distributed_index",
     "drag",
+    "flooding",
     "footrule",
     "g_rank",
     "g_rank_score",
@@ -67,16 +90,22 @@ __all__ = [
     "min_max_trust",
     "ndcg",
     "neighbours",
+    "polling",
     "polluted_world",
     "popularity_score",
+    "push",
     "random_score",
     "rank_distance",
     "recommended",
+    "registry",
+    "reply",
     "salsa_walks",
     "shapley",
     "similarities",
     "softmax_trust",
     "spammed",
+    "stream",
+    "task_stream",
     "trust_walks",
     "view",
     "visits",

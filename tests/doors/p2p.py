@@ -21,6 +21,21 @@ RECOMMENDER = PEER.init(KEY, (0, VIEW, np.ones(2, np.float32)))
 NOTHING = np.zeros(2, np.int32)
 
 CALLS = {
+    "p2p.configured": {},
+    "p2p.crawl": {},
+    "p2p.delegation": {
+        **{"discovery": P2P.registry(), "learning": P2P.polling(1.0), "share": 0.5},
+        **{"change_rate": 0.5, "lifetime": 0.5, "latency": 0.5, "input_chance": 0.5},
+        **{"failure": 0.5, "retries": 2, "downtime": 0.5, "outage": 0.5},
+    },
+    "p2p.distributed_index": {},
+    "p2p.flooding": {},
+    "p2p.polling": {"period": 0.5},
+    "p2p.push": {"loss": 0.5, "fallback": 0.5},
+    "p2p.registry": {},
+    "p2p.reply": {"timeout": 0.5},
+    "p2p.stream": {"events": 2},
+    "p2p.task_stream": {"agents": 3, "skills": 2, "rate": 0.5, "speed": 0.5},
     "p2p.decayed": {"found": VISITS, "beta": 0.5, "threshold": 0.5},
     "p2p.drag": {
         **{"sources": 3, "asked": 2, "kept": 2, "reader": P2P.vote_reader((1.0, 1.5))},

@@ -26,6 +26,7 @@ from doors import (
     server,
     serving,
     sparse_coding,
+    swarm,
     topology,
     verified,
 )
@@ -54,6 +55,7 @@ CALLS: dict[str, dict[str, Any]] = {
     **server.CALLS,
     **serving.CALLS,
     **sparse_coding.CALLS,
+    **swarm.CALLS,
     **topology.CALLS,
     **verified.CALLS,
 }
