@@ -6,13 +6,14 @@ what a real run of the decode loop on a trace measures. Times are processor seco
 (`--clock wall` for the wall's). Then loads of a replica with DistServe's costs: prompts first against
 chunks of prompts, below capacity and above.
 
-Three repeats on a machine of two cores with twenty other programs: calls that were not fitted are
-predicted with median relative errors of 3 to 10 %. Where the costs were fitted in the minute before a run,
-the simulated means of TTFT, time per token and total were off by 1 to 29 %, all three with one sign, since
-the machine's speed had changed between; so calls are timed along the run, whose clock stands meanwhile.
-Below capacity chunks have the lower p99 time per token (.0142 against .0162 s at 4 requests a second, .0198
-against .0251 at 10) and the higher median time to the first token (.045 against .034 s). At 40 requests a
-second, three times the capacity, every seed says that the queue grows; below it none does.
+On two cores that twenty other programs shared, six repeats: calls that were not fitted are predicted
+with median relative errors of 3 to 10 %. With costs fitted in the minute before a run, simulated means
+of TTFT, time per token and total were off by -25 to +29 %; a run's three errors mostly have one sign,
+as if the machine's speed had changed in between. So calls are now timed along the run, whose clock
+stands meanwhile. Below capacity chunks have the lower p99 time per token (.0142 against .0162 s at 4
+requests a second, .0198 against .0251 at 10) and the higher median time to the first token (.045
+against .034 s). At 40 requests a second, three times the capacity, every seed says that the queue
+grows; below capacity none does.
 """
 
 import dataclasses
