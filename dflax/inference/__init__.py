@@ -1,6 +1,8 @@
 """Inference as init/step: serving simulators, selection, efficiency, swarms."""
 
 from dflax.inference import (
+    batching,
+    decoding,
     efficiency,
     supernode,
 )
@@ -10,6 +12,11 @@ from dflax.inference.arrivals import (
     gamma,
     poisson,
     tidal,
+)
+from dflax.inference.calibration import (
+    Measured,
+    fitted_coefficients,
+    fitted_costs,
 )
 from dflax.inference.costs import (
     Costs,
@@ -145,6 +152,7 @@ __all__ = [
     "LatentQuestion",
     "Lengths",
     "Levels",
+    "Measured",
     "Moment",
     "Network",
     "Placement",
@@ -171,6 +179,7 @@ __all__ = [
     "all_pairs",
     "at_random",
     "at_rate",
+    "batching",
     "blocks",
     "bradley_terry",
     "bradley_terry_likelihood",
@@ -183,12 +192,15 @@ __all__ = [
     "classifier_swarm",
     "clustered",
     "constant",
+    "decoding",
     "dual_track",
     "efficiency",
     "entry_cost",
     "evenly",
     "example_questions",
     "first_free",
+    "fitted_coefficients",
+    "fitted_costs",
     "fixed_work",
     "fortytwo",
     "gamma",

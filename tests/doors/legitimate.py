@@ -91,6 +91,8 @@ LEGITIMATE = [
     ("p2p.with_sybils(*_liking)", "3", "any number > 0"),
     ("inference.accelerator(*)", "3 array[2,3,4] rows", "any positive sizes, of several designs"),
     ("inference.network(*)", "3 array[2,3,4] rows", "any positive sizes, of several designs"),
+    ("inference.batching.replica(memory)", "3", "any room > 0"),
+    ("inference.decoding.sampled(temperature)", "3", "any temperature > 0"),
     ("inference.gamma(cv)", "3", "any variation > 0"),
     ("inference.hits(prefix)", "-1", "no prefix"),
     ("inference.kept(prefix)", "-1", "no prefix"),
