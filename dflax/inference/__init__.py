@@ -1,5 +1,6 @@
 """Inference as init/step: serving simulators, selection, efficiency, swarms."""
 
+from dflax.inference import decoding, selection
 from dflax.inference.arrivals import Arrivals, evenly, gamma, poisson, tidal
 from dflax.inference.costs import Costs, affine_costs, opt_13b_costs, roofline_costs
 from dflax.inference.hardware import (
@@ -71,6 +72,7 @@ __all__ = [
     "blocks",
     "cache_tokens",
     "constant",
+    "decoding",
     "evenly",
     "first_free",
     "fixed_work",
@@ -91,6 +93,7 @@ __all__ = [
     "roofline_costs",
     "round_robin",
     "scenario",
+    "selection",
     "service",
     "sorted_by",
     "spent",
