@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from dflax import validation
@@ -79,7 +80,8 @@ def checked_weights(weights: Any, n: int) -> Array:
     """`[n]` float32 weights: ones, or those given, one of which is positive; booleans are 0 and 1."""
     if weights is None:
         return jnp.ones(n)
-    kind: Any = "boolean" if getattr(weights, "dtype", None) == bool else "real"
+    boolean = np.dtype(bool) == getattr(weights, "dtype", None)
+    kind: Any = "boolean" if boolean else "real"
     given = validation.array("weights", weights, kind=kind, shape=(n,), low=0.0)
     if not validation.is_traced(given) and not bool((given > 0).any()):
         raise ValueError("weights must have a positive one among them, got none.")
