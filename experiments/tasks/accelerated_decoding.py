@@ -1,9 +1,9 @@
 """Real running times of five ways to serve a small transformer, for selectors to learn from.
 
-The measuring command:
+The measuring command, with "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" as the
+environment's XLA_FLAGS:
 
-    XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" \\
-        python -m experiments.tasks.accelerated_decoding --path measured.csv
+    python -m experiments.tasks.accelerated_decoding --path measured.csv
 
 It writes the columns of `dflax.inference.selection.read_measurements`. Requests are served by
 `dflax.inference.decoding`, jitted, and timed until the last token is there:
