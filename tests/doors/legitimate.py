@@ -25,6 +25,31 @@ NUMBERS = "None True complex nan inf -1 0.5 3 [] {} array[0] array[2,3,4] array-
 
 # "callable(argument)" with wildcards, the kinds of `walk.WRONG`, and why these are right.
 LEGITIMATE = [
+    ("inference.selection.choose(scores)", "rows", "any number of tasks and methods"),
+    ("inference.selection.held_out(models)", "[] array[0]", "no model is held out"),
+    ("inference.selection.held_out(devices)", "[] array[0]", "no device is held out"),
+    ("inference.selection.meta_learned(hidden)", "[] array[0]", "no hidden layers"),
+    ("inference.selection.meta_learned(level_weight)", "3", "any weight >= 0"),
+    ("inference.selection.*(budget)", "inf 3", "any budget > 0; infinite is none"),
+    (
+        "inference.selection.on_nodes(log_seconds)",
+        "array[2,3,4] rows",
+        "times of any tasks; price is named where it does not fit",
+    ),
+    ("inference.selection.*(predicted)", "rows", "any rows; target is named, which does not fit"),
+    ("inference.selection.judged(seconds)", "rows", "any times; chosen is named"),
+    ("inference.selection.performance(seconds)", "rows", "any times; observed is named"),
+    ("inference.selection.simulated(noise)", "3", "any deviation >= 0"),
+    (
+        "inference.selection.within_budget(score)",
+        "array[2,3,4] rows",
+        "scores of any tasks; cost is named, which does not fit",
+    ),
+    ("inference.selection.workload(shared)", "array[2,3,4] rows", "shares of many workloads"),
+    ("inference.selection.workload(variation)", "3 array[2,3,4] rows", "any number >= 0"),
+    ("inference.selection.workload(batch)", "3", "any number >= 1"),
+    ("inference.selection.workload(prompt)", "3", "any number >= 1"),
+    ("inference.selection.workload(output)", "3", "any number >= 1"),
     ("rl.Tower(features)", "[] array[0]", "no hidden layers"),
     ("rl.Tower(gain)", "-1 3", "any number"),
     ("rl.epochs_of(params)", "0.5 array[0] array[2,3,4] array-of-NaN", "a model may be one array"),

@@ -60,9 +60,7 @@ def test_a_method_that_nobody_tried_is_not_chosen():
 
 
 def test_one_cluster_is_the_global_best_and_as_many_as_tasks_the_nearest_task():
-    np.testing.assert_allclose(
-        scores(sel.isac(1)), scores(sel.global_best()), atol=1e-6
-    )
+    np.testing.assert_allclose(scores(sel.isac(1)), scores(sel.global_best()), atol=1e-6)
     np.testing.assert_allclose(scores(sel.isac(N)), scores(sel.nearest()), atol=1e-6)
     nearest = distances(NEW, X).argmin(1)
     np.testing.assert_allclose(scores(sel.nearest()), Z[nearest], atol=1e-6)

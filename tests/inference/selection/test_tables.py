@@ -124,8 +124,10 @@ def test_centring_forgets_a_tasks_scale():
 
 
 def test_judgement_by_hand_and_by_scikit_learn():
+    # Nobody chooses 3, which is the fastest somewhere: it counts in the mean of F1, with 0.
     chosen = DRAW.integers(0, 3, 40)
-    found = sel.judged(chosen, SECONDS)
+    judge = jax.jit(sel.judged)
+    found = judge(chosen, SECONDS)
     best = SECONDS.argmin(1)
     taken = SECONDS[np.arange(40), chosen].astype(np.float64)
     np.testing.assert_allclose(found.accuracy, (chosen == best).mean(), rtol=1e-6)
@@ -134,13 +136,13 @@ def test_judgement_by_hand_and_by_scikit_learn():
     np.testing.assert_allclose(found.slowdown, (taken / SECONDS.min(1)).mean(), rtol=1e-5)
     np.testing.assert_allclose(found.regret, np.log(taken / SECONDS.min(1)).mean(), rtol=1e-5)
     half = np.arange(40) < 20
-    parts = sel.judged(chosen, SECONDS, half), sel.judged(chosen[:20], SECONDS[:20])
+    parts = (
+        jax.jit(sel.judged)(chosen, SECONDS, half),
+        jax.jit(sel.judged)(chosen[:20], SECONDS[:20]),
+    )
     np.testing.assert_allclose(*parts, rtol=1e-5)
-    # F1 over what was the fastest or was chosen somewhere, as scikit-learn has it.
-    two = sel.judged(np.array([0, 1]), SECONDS[[best.argmin()] * 2])
-    assert 0 < two.macro_f1 < 1
-    assert sel.judged(np.zeros(40, int), SECONDS).speed_up == 1
-    oracle = sel.judged(best, SECONDS)
+    assert judge(np.zeros(40, int), SECONDS).speed_up == 1
+    oracle = judge(best, SECONDS)
     assert (oracle.accuracy, oracle.regret, oracle.slowdown, oracle.macro_f1) == (1, 0, 1, 1)
 
 
@@ -160,9 +162,9 @@ def test_a_budget_leaves_the_fastest_that_can_be_paid():
             assert found.within[row] == bool(options)
             assert found.cost[row] == cost[row, found.option[row]]
             assert not options or found.cost[row] <= limits[row]
-    everything = sel.within_budget(SECONDS, cost, float("inf"))
+    everything = choose(SECONDS, cost, float("inf"))
     np.testing.assert_array_equal(everything.option, SECONDS.argmin(1))
-    none = sel.within_budget(SECONDS, cost, cost.min() / 2)
+    none = choose(SECONDS, cost, cost.min() / 2)
     assert not none.within.any()
     np.testing.assert_array_equal(none.option, cost.argmin(1))
     ties = sel.within_budget(np.ones((2, 3)), np.ones((2, 3)), 1.0)
@@ -225,7 +227,9 @@ def test_tables_come_back_from_files(tmp_path):
     ],
 )
 def test_files_that_are_no_tables_are_refused_by_name(tmp_path, old, new, message):
-    columns = "model,device,parameters,layers,cache_bytes,parameter_bytes,flops,bandwidth,memory,price"
+    columns = (
+        "model,device,parameters,layers,cache_bytes,parameter_bytes,flops,bandwidth,memory,price"
+    )
     text = f"{columns},batch,prompt,output,shared,variation,seconds: none\n"
     text += "x0,d,1e9,2,1000,2,1e12,1e11,1e10,1,64,100,10,0.5,0.5,7.5\n"
     path = tmp_path / "table.csv"
@@ -256,9 +260,7 @@ def test_wrong_tables_are_refused():
 
 def test_many_tasks_are_one_program():
     tasks = sel.random_tasks(KEY, 1)
-    many = jax.eval_shape(
-        lambda key: sel.simulated(key, sel.random_tasks(key, 1_000_000)), KEY
-    )
+    many = jax.eval_shape(lambda key: sel.simulated(key, sel.random_tasks(key, 1_000_000)), KEY)
     assert many.seconds.shape == (1_000_000, 5)
     keys = jax.random.split(KEY, 3)
     batched = jax.vmap(lambda key: sel.simulated(key, tasks).seconds)(keys)
