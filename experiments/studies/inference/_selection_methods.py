@@ -99,11 +99,15 @@ def chosen_by(selector: sel.Selector, problem: Problem, keys: Any) -> np.ndarray
 
 def chosen_on_the_host(selector: sel.Selector, problem: Problem, keys: Any) -> np.ndarray:
     """`[S, n]` choices of a selector that is fitted on the host, split by split."""
+    from threadpoolctl import threadpool_limits
+
     rows = []
     for at, key in enumerate(keys):
         split = jax.tree.map(lambda leaf, at=at: leaf[at], problem)
-        fitted = selector.fit(key, split.x, split.table, ~split.out)
-        rows.append(np.asarray(sel.choose(selector.score(fitted, split.x))))
+        # Threads that wait for each other on a busy machine take many times as long as one.
+        with threadpool_limits(1):
+            fitted = selector.fit(key, split.x, split.table, ~split.out)
+            rows.append(np.asarray(sel.choose(selector.score(fitted, split.x))))
     return np.stack(rows)
 
 
