@@ -161,7 +161,7 @@ def serve(own: Engine, task: Task, way: Way, prompts: np.ndarray) -> int:
     left = np.zeros(len(slots), np.int32)
     made = 0
     while waiting or left.any():
-        for slot in np.flatnonzero(left == 0):
+        for slot in np.flatnonzero(left == 0).tolist():
             if not waiting:
                 break
             request = waiting.popleft()
@@ -236,16 +236,15 @@ def measured(tasks: int, repeats: int, seed: int) -> Iterator[list[Timing]]:
 def as_table(found: list[Timing]) -> selection.Measurements:
     """The least times, as a table that can be written."""
     count = len(found)
-    models = np.array([one.model for one in found], np.int32)
-    networks = [network(*SIZES[number]) for number in models]
+    models = jnp.array([one.model for one in found], jnp.int32)
+    networks = [network(*SIZES[one.model]) for one in found]
     core = dx.inference.accelerator(
-        *(np.full(count, value, np.float32) for value in (75e9, 9e9, 16e9)),
-        price=np.full(count, 0.05, np.float32),
+        *(jnp.full(count, value) for value in (75e9, 9e9, 16e9)), price=jnp.full(count, 0.05)
     )
     return selection.Measurements(
         selection.Tasks(
             models,
-            np.zeros(count, np.int32),
+            jnp.zeros(count, jnp.int32),
             jax.tree.map(lambda *leaves: np.array(leaves, np.float32), *networks),
             core,
             selection.workload(*np.array([one.task[:5] for one in found], np.float32).T),

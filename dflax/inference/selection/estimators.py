@@ -59,7 +59,7 @@ def classified(estimator: Any = None) -> Selector:
         fitted = _fitted(estimator, key, inputs[known], np.asarray(best_method(table))[known])
         return Estimated(fitted, standard, np.eye(table.seconds.shape[1], dtype=np.float32))
 
-    def score(fitted: Estimated, x: Array) -> np.ndarray:
+    def score(fitted: Estimated, x: Array) -> Any:
         inputs = np.asarray(standardised(x, fitted.standard))
         count = len(fitted.methods)
         if not hasattr(fitted.estimator, "predict_proba"):
@@ -99,7 +99,7 @@ def regressed(estimator: Any = None, *, row_centred: bool = False) -> Selector:
         fitted = _fitted(estimator, key, pairs, np.asarray(target)[task, method])
         return Estimated(fitted, standard, methods)
 
-    def score(fitted: Estimated, x: Array) -> np.ndarray:
+    def score(fitted: Estimated, x: Array) -> Any:
         inputs = np.asarray(standardised(x, fitted.standard))
         count = len(fitted.methods)
         pairs = np.concatenate(
@@ -137,7 +137,7 @@ def alors(rank: int = 3, *, estimator: Any = None) -> Selector:
         fitted = _fitted(estimator, key, inputs, np.asarray(found.tasks))
         return Estimated(fitted, standard, np.asarray(found.methods))
 
-    def score(fitted: Estimated, x: Array) -> np.ndarray:
+    def score(fitted: Estimated, x: Array) -> Any:
         told = fitted.estimator.predict(np.asarray(standardised(x, fitted.standard)))
         return (told.reshape(len(told), -1) @ fitted.methods.T).astype(np.float32)
 
@@ -187,7 +187,7 @@ def _rows(
         raise TypeError(HOST)
     standard = standard_of(x, weights)
     rows = np.flatnonzero(np.asarray(weights) > 0)
-    host = Performance(np.asarray(table.seconds)[rows], np.asarray(table.observed)[rows])
+    host: Any = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], table)
     return np.asarray(standardised(x, standard))[rows], host, standard
 
 

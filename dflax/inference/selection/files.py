@@ -66,7 +66,7 @@ def read_measurements(path: str | os.PathLike) -> Measurements:
     if not rows:
         raise ValueError(f"path must be a CSV file with lines, got none in {os.fspath(path)!r}.")
 
-    def numbers(names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    def numbers(names: tuple[str, ...]) -> dict[str, Any]:
         return {name: _numbers(rows, name) for name in names}
 
     models, model = _numbered(rows, "model")
@@ -119,7 +119,7 @@ def write_measurements(path: str | os.PathLike, measured: Measurements) -> None:
             writer.writerow([*names, *known, *found])
 
 
-def _numbered(rows: list[dict[str, str]], name: str) -> tuple[tuple[str, ...], np.ndarray]:
+def _numbered(rows: list[dict[str, str]], name: str) -> tuple[tuple[str, ...], Any]:
     """The names in the order of their first lines, and each line's number among them."""
     known: dict[str, int] = {}
     for line, row in enumerate(rows, 2):

@@ -11,15 +11,15 @@ from dflax import validation
 
 
 class Summed(NamedTuple):
-    """A loss of each row, and by how much it counts; a batch's loss is sum(total) / sum(count).
+    """A loss of each row, and by how much it counts; a batch's loss is sum(total) / sum(terms).
 
     Attributes:
       total: `[B]`.
-      count: `[B]` >= 0: observations, pairs or rows.
+      terms: `[B]` >= 0: observations, pairs or rows.
     """
 
     total: Float[Array, " B"]
-    count: Float[Array, " B"]
+    terms: Float[Array, " B"]
 
 
 Loss = Callable[[Float[Array, "B K"], Float[Array, "B K"], Bool[Array, "B K"]], Summed]

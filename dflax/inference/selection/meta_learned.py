@@ -68,7 +68,7 @@ def meta_learned(
 ) -> Selector:
     """A perceptron f of standardised descriptors with K outputs, and a head for the level.
 
-        z_nk = log P_nk - mean_k log P_nk        minimise  sum loss(f(x_n), z_n / sd(z)) / count
+        z_nk = log P_nk - mean_k log P_nk        minimise  sum loss(f(x_n), z_n / sd(z)) / terms
                                                  + level_weight mean (g(x_n) - level_n)^2
         score = sd(z) f(x)        log seconds = level + score
 
@@ -130,7 +130,7 @@ def meta_learned(
             each = loss(out[:, :-1], targets.relative[rows], table.observed[rows])
             known = counted * table.observed[rows].any(-1)
             level = known @ (out[:, -1] - targets.level[rows]) ** 2
-            return counted @ each.total / jnp.maximum(counted @ each.count, 1.0) + (
+            return counted @ each.total / jnp.maximum(counted @ each.terms, 1.0) + (
                 level_weight * level / jnp.maximum(known.sum(), 1.0)
             )
 
@@ -146,7 +146,7 @@ def meta_learned(
         inputs = standardised(jnp.asarray(x), fitted.standard)
         last = fitted.params[f"Dense_{len(hidden)}"]["bias"]
         model = network(last.shape[-1])
-        told = jax.vmap(lambda params: model.apply({"params": params}, inputs))(fitted.params)
+        told: Any = jax.vmap(lambda params: model.apply({"params": params}, inputs))(fitted.params)
         return jnp.mean(told, 0)
 
     def score(fitted: Fitted, x: Array) -> Array:

@@ -44,7 +44,7 @@ def performance(seconds: Any, observed: Any = None) -> Performance:
     """
     if validation.is_traced(seconds) or validation.is_traced(observed):
         seconds = jnp.asarray(seconds)
-        given = ~jnp.isnan(seconds) if observed is None else jnp.asarray(observed)
+        given: Any = ~jnp.isnan(seconds) if observed is None else jnp.asarray(observed)
         return Performance(jnp.where(given, seconds, 1.0), given)
     times = validation.array(
         "seconds", jnp.nan_to_num(seconds, nan=1.0) if _has_nan(seconds, observed) else seconds,

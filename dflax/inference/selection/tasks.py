@@ -92,18 +92,18 @@ def workload(
 
 def studied_networks() -> Network:
     """Six models of 1.2 to 14 billion parameters in 16 bits, leaves `[6]`."""
-    sizes = np.array([1.2, 3.0, 8.0, 7.0, 14.0, 13.0], np.float32) * 1e9
-    cache = np.array([0.03, 0.11, 0.13, 0.5, 0.2, 0.8], np.float32) * 1e6
-    return network(sizes, cache, layers=np.array([16, 28, 32, 32, 48, 40], np.float32))
+    sizes = jnp.array([1.2, 3.0, 8.0, 7.0, 14.0, 13.0]) * 1e9
+    cache = jnp.array([0.03, 0.11, 0.13, 0.5, 0.2, 0.8]) * 1e6
+    return network(sizes, cache, layers=jnp.array([16.0, 28.0, 32.0, 32.0, 48.0, 40.0]))
 
 
 def studied_accelerators() -> Accelerator:
     """Six accelerators of 65 to 990 TFLOP/s, leaves `[6]`."""
     return accelerator(
-        np.array([65, 121, 150, 312, 312, 990], np.float32) * 1e12,
-        np.array([320, 300, 936, 1555, 2039, 3350], np.float32) * 1e9,
-        np.array([16, 24, 24, 40, 80, 80], np.float32) * 1e9,
-        price=np.array([0.35, 0.7, 0.5, 1.8, 2.5, 4.5], np.float32),
+        jnp.array([65.0, 121.0, 150.0, 312.0, 312.0, 990.0]) * 1e12,
+        jnp.array([320.0, 300.0, 936.0, 1555.0, 2039.0, 3350.0]) * 1e9,
+        jnp.array([16.0, 24.0, 24.0, 40.0, 80.0, 80.0]) * 1e9,
+        price=jnp.array([0.35, 0.7, 0.5, 1.8, 2.5, 4.5]),
     )
 
 

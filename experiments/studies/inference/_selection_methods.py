@@ -58,9 +58,6 @@ def traced(training: Training, clusters: int) -> dict[str, sel.Selector]:
         "ISAC": sel.isac(clusters),
         "1-NN": sel.nearest(),
         LEARNED: perceptron(training),
-        "MLP, centred predictions": perceptron(training, loss=sel.centred_squared_error),
-        "MLP, pairwise": perceptron(training, loss=sel.pairwise_logistic),
-        "MLP, softmax of best": perceptron(training, loss=sel.softmax_of_best),
     }
 
 

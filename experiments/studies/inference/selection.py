@@ -132,7 +132,7 @@ def held_out(config: Config, stage: Stage = in_memory) -> Summary:
     )
     title = (
         f"simulated: 6 models x 6 accelerators, {config.seeds} x {config.tasks} tasks, tested on a "
-        "model and an accelerator held out;\nmean and range over seeds; hatched: ours, a perceptron"
+        "model and an accelerator held out;\nmean and range over seeds; squares: ours, a perceptron"
     )
     return report.summary({"selection": compared(found, title)})
 
@@ -169,6 +169,8 @@ def ablations(config: Config, stage: Stage = in_memory) -> Summary:
         "ids for descriptors": (perceptron(training), ids),
         "without data's descriptors": (perceptron(training), problem.x[..., :7]),
         "without the level's head": (perceptron(training, level_weight=0.0), problem.x),
+        "pairwise loss": (perceptron(training, loss=sel.pairwise_logistic), problem.x),
+        "softmax of best": (perceptron(training, loss=sel.softmax_of_best), problem.x),
     }
 
     def run() -> dict[str, np.ndarray]:
@@ -204,7 +206,7 @@ def budgets(config: Config, stage: Stage = in_memory) -> Summary:
     def one(key: Any, split: Problem, own: sel.Tasks) -> dict[str, Any]:
         fitted = selector.fit(key, split.x, split.table, ~split.out)
         logs = selector.log_seconds(fitted, split.x)
-        price = own.accelerator.price
+        price: Any = own.accelerator.price
         limits = jnp.quantile(split.table.seconds * price[:, None] / HOUR, LEVELS)
         true = jnp.log(split.table.seconds)
         return {
@@ -310,7 +312,8 @@ def service(config: Config, stage: Stage = in_memory) -> Summary:
         at = jax.random.choice(draw_key, len(split.x), (config.rounds, 8), p=weights)
         taken = (split.x[at], split.table.seconds[at], split.table.observed[at])
         budget = jnp.full(at.shape, jnp.inf)
-        arrivals = sel.Arrivals(*taken, own.accelerator.price[at], budget)
+        price: Any = own.accelerator.price
+        arrivals = sel.Arrivals(*taken, price[at], budget)
         optimizer = optax.adamw(rate, weight_decay=1e-4)
         algorithm = sel.deployed(sel.online(selector, optimizer=optimizer, explore=explore))
         state = algorithm.init(init_key, fitted, split.x, split.table, ~split.out)
@@ -412,7 +415,7 @@ def measured(config: Config, stage: Stage = in_memory) -> Summary:
     )
     title = (
         f"measured: a small transformer of {sizes} sizes on one CPU core, {len(x)} tasks, each size "
-        "held out in turn;\nmean and range over seeds; hatched: ours, a perceptron"
+        "held out in turn;\nmean and range over seeds; squares: ours, a perceptron"
     )
     return report.summary({"selection_measured": compared(found, title)})
 

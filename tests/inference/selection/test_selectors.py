@@ -130,11 +130,11 @@ def test_losses_by_hand():
         at = np.flatnonzero(seen[row])
         a, b = f[row, at].astype(float), z[row, at].astype(float)
         np.testing.assert_allclose(squared.total[row], ((a - b) ** 2).sum(), rtol=1e-5)
-        assert squared.count[row] == len(at)
+        assert squared.terms[row] == len(at)
         several = len(at) > 1
         error = ((a - a.mean() - b) ** 2).sum() * several
         np.testing.assert_allclose(own_mean.total[row], error, rtol=1e-4, atol=1e-6)
-        assert own_mean.count[row] == len(at) * several
+        assert own_mean.terms[row] == len(at) * several
         logistic = [
             np.log1p(np.exp(-np.sign(b[i] - b[j]) * (a[i] - a[j])))
             if b[i] != b[j]
@@ -143,10 +143,10 @@ def test_losses_by_hand():
             for j in range(i + 1, len(at))
         ]
         np.testing.assert_allclose(pairs.total[row], sum(logistic), rtol=1e-4, atol=1e-6)
-        assert pairs.count[row] == len(logistic)
+        assert pairs.terms[row] == len(logistic)
         cross = a[b.argmin()] + np.log(np.exp(-a).sum()) if several else 0.0
         np.testing.assert_allclose(best.total[row], cross, rtol=1e-4, atol=1e-6)
-        assert best.count[row] == several
+        assert best.terms[row] == several
 
 
 @pytest.fixture(scope="module")
