@@ -87,15 +87,14 @@ def opt_13b_costs(tensor_parallel: int = 1) -> Costs:
       tensor_parallel: GPUs of an instance, 1 or 4.
 
     Raises:
-      ValueError: another number.
+      TypeError, ValueError: another number.
 
     References:
       Zhong et al., DistServe, arXiv 2401.09670, and its simulator's profile.
     """
-    if isinstance(tensor_parallel, bool) or tensor_parallel not in _OPT_13B:
-        raise ValueError(
-            f"tensor_parallel must be 1 or 4, got {validation.shown(tensor_parallel)}."
-        )
+    validation.integer("tensor_parallel", tensor_parallel, low=1, high=4)
+    if tensor_parallel not in _OPT_13B:
+        raise ValueError(f"tensor_parallel must be 1 or 4, got {tensor_parallel}.")
     prefill, decode, large = (
         tuple(value * 1e-3 for value in part) for part in _OPT_13B[tensor_parallel]
     )

@@ -179,7 +179,7 @@ def power(accelerator: Accelerator, utilisation: Real) -> Float[Array, "..."]:
     validation.instance("accelerator", accelerator, Accelerator)
     validation.real("utilisation", utilisation, low=0.0, high=1.0)
     spread = accelerator.peak_watts - accelerator.idle_watts
-    return jnp.asarray(accelerator.idle_watts + spread * utilisation)
+    return jnp.asarray(accelerator.idle_watts + spread * jnp.asarray(utilisation))
 
 
 class Spent(NamedTuple):
@@ -208,5 +208,6 @@ def spent(accelerator: Accelerator, busy: Real, span: Real) -> Spent:
     validation.instance("accelerator", accelerator, Accelerator)
     validation.real("busy", busy, low=0.0)
     validation.real("span", span, low=0.0, low_open=True)
-    watts = power(accelerator, jnp.clip(busy / jnp.asarray(span), 0.0, 1.0))
-    return Spent(watts * span, jnp.asarray(accelerator.price * span / 3600.0))
+    seconds = jnp.asarray(span)
+    watts = power(accelerator, jnp.clip(jnp.asarray(busy) / seconds, 0.0, 1.0))
+    return Spent(watts * seconds, accelerator.price * seconds / 3600.0)

@@ -52,7 +52,7 @@ def hits(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.instance("cache", cache, PrefixCache)
+    _verify(cache, prefix, shared)
     validation.integer("block", block, low=1)
     held = jnp.minimum(cache.tokens[:, jnp.maximum(prefix, 0)], shared) // block * block
     return jnp.where(prefix >= 0, held, 0)
@@ -80,7 +80,9 @@ def kept(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    validation.instance("cache", cache, PrefixCache)
+    _verify(cache, prefix, shared)
+    last = cache.tokens.shape[0] - 1
+    validation.array("location", location, kind="integer", shape=(), low=0, high=last)
     validation.real("capacity", capacity, low=1, scalar=True)
     uses = cache.uses + 1
     place = jnp.maximum(prefix, 0)
@@ -97,3 +99,11 @@ def kept(
     return PrefixCache(
         cache.tokens.at[location].set(tokens), cache.used.at[location].set(used), uses
     )
+
+
+def _verify(cache: PrefixCache, prefix: Int[Array, ""], shared: Int[Array, ""]) -> None:
+    validation.instance("cache", cache, PrefixCache, "Make it with dflax.inference.prefix_cache.")
+    last = cache.tokens.shape[1] - 1
+    validation.array("prefix", prefix, kind="integer", shape=(), low=-1, high=last)
+    most = validation.LARGEST_COUNT
+    validation.array("shared", shared, kind="integer", shape=(), low=0, high=most)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from dflax import validation
 from dflax.algorithm import Algorithm
 
+OPTIONAL = ("scenario", "prefix", "shared")
 Numbers = Array | np.ndarray | Sequence[float]
 
 
@@ -81,7 +82,7 @@ def trace(
     }
     found: dict[str, Any] = {}
     for name, (value, low, how) in columns.items():
-        if value is None:
+        if value is None and name in OPTIONAL:
             found[name] = np.full(rows, low if name != "shared" else 0, np.int32)
             continue
         found[name] = validation.array(
@@ -152,4 +153,4 @@ def at_rate(algorithm: Algorithm, rate: float | Float[Array, ""]) -> Algorithm:
 
 
 def _others(requests: Requests) -> dict[str, Any]:
-    return {name: getattr(requests, name) for name in ("scenario", "prefix", "shared")}
+    return {name: getattr(requests, name) for name in OPTIONAL}

@@ -73,7 +73,11 @@ def quantile(values: Float[Array, " n"], percent: float) -> Float[Array, ""]:
       TypeError, ValueError: naming the argument.
     """
     validation.real("percent", percent, low=0.0, high=100.0, low_open=True, scalar=True)
-    return _ranked(jnp.sort(jnp.asarray(values)), percent, len(values))
+    validation.arrays("values", values)
+    validation.leading_axis("values", values, least=1)
+    if jnp.ndim(values) != 1:
+        raise ValueError(f"values must have one axis, got shape {jnp.shape(values)}.")
+    return _ranked(jnp.sort(values), percent, len(values))
 
 
 def service(
@@ -107,7 +111,10 @@ def service(
     validation.instance("requests", requests, Requests)
     validation.instance("served", served, Served)
     validation.instance("promised", promised, Levels, "Make it with dflax.inference.levels.")
-    some = jnp.ones(requests.arrived.shape, bool) if counted is None else counted
+    rows = requests.arrived.shape
+    some = jnp.ones(rows, bool)
+    if counted is not None:
+        some = jnp.asarray(validation.array("counted", counted, kind="boolean", shape=rows))
     latencies = latency(requests, served)
     done = some & jnp.isfinite(served.last)
     good = done
@@ -115,10 +122,10 @@ def service(
         good = good & (values <= most)
     ends = jnp.max(jnp.where(done, served.last, 0.0), initial=0.0)
     span = jnp.maximum(jnp.maximum(ends, jnp.max(requests.arrived)), 1e-9)
-    rows = jnp.maximum(jnp.sum(some), 1)
+    total = jnp.maximum(jnp.sum(some), 1)
     found: Metrics = {
-        "success": jnp.sum(good) / rows,
-        "served": jnp.sum(done) / rows,
+        "success": jnp.sum(good) / total,
+        "served": jnp.sum(done) / total,
         "goodput": jnp.sum(good) / span,
         "throughput": jnp.sum(done) / span,
         "token_throughput": jnp.sum(jnp.where(done, requests.output, 0).astype(jnp.float32)) / span,
@@ -127,7 +134,7 @@ def service(
         # Rows that do not count go behind all others.
         order = jnp.sort(jnp.where(some, values, jnp.inf))
         for percent in QUANTILES:
-            found[f"{name}_p{percent}"] = _ranked(order, percent, rows)
+            found[f"{name}_p{percent}"] = _ranked(order, percent, total)
     return found
 
 

@@ -144,7 +144,16 @@ def stateless(choose: Callable[[Moment], Int[Array, ""]]) -> Policy:
 
 
 def ties(bits: UInt32[Array, ""], instances: int) -> Float[Array, " instances"]:
-    """Random numbers in [0, 1), one an instance, by which ties are broken."""
+    """Random numbers in [0, 1), one an instance, by which ties are broken.
+
+    Args:
+      bits: `[]` those of a `Moment`.
+      instances: >= 1.
+
+    Raises:
+      TypeError, ValueError: naming `instances`.
+    """
+    validation.integer("instances", instances, low=1)
     words = counter.mix(bits ^ counter.mix(jnp.arange(instances, dtype=jnp.uint32)))
     return (words >> 8).astype(jnp.float32) * 2.0**-24
 
@@ -272,7 +281,15 @@ def sorted_by(
 
     Returns:
       `(kept, leaves)`, the leaves back in the rows' order.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
     """
+    validation.arrays("times", times)
+    validation.leading_axis("times", times, least=1)
+    if jnp.ndim(times) != 1:
+        raise ValueError(f"times must have one axis, got shape {jnp.shape(times)}.")
+    validation.function("serve", serve, "It gets times in order and the rows' numbers.", takes=2)
     order = jnp.argsort(times)
     kept, found = serve(times[order], order)
     back = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=order.dtype))

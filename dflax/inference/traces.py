@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dflax import validation
-from dflax.inference.requests import Requests, trace
+from dflax.inference.requests import OPTIONAL, Requests, trace
 
 # Who names time, prompt and output how. The first is what is written.
 COLUMNS = {
@@ -17,7 +17,6 @@ COLUMNS = {
     "Azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
     "BurstGPT": ("Timestamp", "Request tokens", "Response tokens"),
 }
-OWN = ("scenario", "prefix", "shared")
 
 
 def read_trace(path: str | os.PathLike) -> Requests:
@@ -51,7 +50,7 @@ def read_trace(path: str | os.PathLike) -> Requests:
         raise ValueError(f"path must be a CSV file with rows, got none in {os.fspath(path)!r}.")
     time, prompt, output = named[0]
     seconds = np.array([_seconds(row[time], line) for line, row in enumerate(rows, 2)])
-    others: dict[str, Any] = {name: _counts(rows, name) for name in OWN if name in header}
+    others: dict[str, Any] = {name: _counts(rows, name) for name in OPTIONAL if name in header}
     return trace(seconds - seconds[0], _counts(rows, prompt), _counts(rows, output), **others)
 
 
@@ -68,10 +67,10 @@ def write_trace(path: str | os.PathLike, requests: Requests) -> None:
     validation.path("path", path)
     validation.instance("requests", requests, Requests, "Make them with dflax.inference.trace.")
     columns = [requests.arrived, requests.prompt, requests.output]
-    columns += [getattr(requests, name) for name in OWN]
+    columns += [getattr(requests, name) for name in OPTIONAL]
     with pathlib.Path(path).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS["Vidur"] + OWN)
+        writer.writerow(COLUMNS["Vidur"] + OPTIONAL)
         for row in zip(*map(np.asarray, columns), strict=True):
             writer.writerow([f"{float(row[0]):.6f}", *map(int, row[1:])])
 

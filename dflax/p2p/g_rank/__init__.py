@@ -1,0 +1,1 @@
+"""G-Rank: learning to rank from clicks that peers gossip."""
