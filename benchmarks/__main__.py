@@ -47,6 +47,7 @@ NAMES = (
     "imaging",
     "sparse_coding",
     "agents",
+    "serving",
     "verified",
 )
 RESULTS = pathlib.Path("results")

@@ -35,6 +35,7 @@ ENVIRONMENTS = {
         "jax==0.10.2",
         "optax==0.2.8",
     ),
+    "vidur": ("vidur==0.0.26",),
     # Of 2019: it asks for the NumPy of its time, and an MPI.
     "prosper": (
         "numpy==1.23.5",
@@ -80,6 +81,7 @@ PEERS = {
     "gpytorch": Peer("GPyTorch", "gpytorch", "gpytorch"),
     "osqp": Peer("OSQP", "osqp", "osqp"),
     "purejaxrl": Peer("PureJaxRL", "gymnax", "purejaxrl"),
+    "vidur": Peer("Vidur", "vidur", "vidur"),
     "prosper": Peer("ProSper", "ProSper", "prosper", optional=True),
     "flower": Peer("Flower", "flwr", "flower", optional=True),
 }

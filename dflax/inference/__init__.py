@@ -1,7 +1,8 @@
 """Inference as init/step: serving simulators, selection, efficiency, swarms."""
 
-from dflax.inference import decoding, selection
+from dflax.inference import batching, decoding, selection
 from dflax.inference.arrivals import Arrivals, evenly, gamma, poisson, tidal
+from dflax.inference.calibration import Measured, fitted_coefficients, fitted_costs
 from dflax.inference.costs import Costs, affine_costs, opt_13b_costs, roofline_costs
 from dflax.inference.hardware import (
     Accelerator,
@@ -52,6 +53,7 @@ __all__ = [
     "Latencies",
     "Lengths",
     "Levels",
+    "Measured",
     "Moment",
     "Network",
     "Placement",
@@ -69,12 +71,15 @@ __all__ = [
     "affine_costs",
     "at_random",
     "at_rate",
+    "batching",
     "blocks",
     "cache_tokens",
     "constant",
     "decoding",
     "evenly",
     "first_free",
+    "fitted_coefficients",
+    "fitted_costs",
     "fixed_work",
     "gamma",
     "hits",

@@ -53,6 +53,8 @@ LEGITIMATE = [
     ("inference.selection.workload(output)", "3", "any number >= 1"),
     ("inference.accelerator(*)", "3 array[2,3,4] rows", "any positive sizes, of several designs"),
     ("inference.network(*)", "3 array[2,3,4] rows", "any positive sizes, of several designs"),
+    ("inference.batching.replica(memory)", "3", "any room > 0"),
+    ("inference.decoding.sampled(temperature)", "3", "any temperature > 0"),
     ("inference.gamma(cv)", "3", "any variation > 0"),
     ("inference.hits(prefix)", "-1", "no prefix"),
     ("inference.kept(prefix)", "-1", "no prefix"),

@@ -40,7 +40,7 @@ def whole(model=MODEL):
 
 
 @functools.cache
-def served(chunk=None, model=MODEL, choose=decoding.greedy):
+def served(chunk=None, model=MODEL, choose=None):
     return decoding.compiled(decoding.decoder(model, choose=choose, chunk=chunk))
 
 
@@ -60,13 +60,14 @@ def uncached_logits(rows, lengths, model=MODEL):
     return np.asarray(whole(model)(padded))[np.arange(len(rows)), lengths - 1]
 
 
-@pytest.mark.parametrize("chunk", [None, 32, 50])
+@pytest.mark.parametrize("chunk", [None, pytest.param(32, marks=pytest.mark.slow), 50])
 def test_prefill_of_ragged_prompts_is_the_model_without_a_cache(chunk):
     logits, filled = served(chunk).prefill(params(), cache(), PLACES, prompts(), PROMPTS)
     np.testing.assert_allclose(logits, uncached_logits(prompts(), PROMPTS), **TOLERANCE)
     assert filled.lengths.tolist() == [3, 0, 130, 64]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [{"scan_blocks": True}, {"tied": False}])
 def test_stacked_blocks_and_an_untied_head_are_served_as_well(variant):
     model = MODEL.clone(**variant)
@@ -152,6 +153,7 @@ def test_sampled_tokens_follow_the_softmax_and_the_key():
     assert (draws[0] != draws[2]).any()
 
 
+@pytest.mark.slow
 def test_a_batch_of_models_decodes_under_vmap():
     """Instances: each has parameters and a cache of its own."""
     stacked = jax.tree.map(lambda *x: jnp.stack(x), params(), jax.tree.map(jnp.sin, params()))

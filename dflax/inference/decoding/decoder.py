@@ -39,9 +39,9 @@ class Decoder(NamedTuple):
     check: Callable[..., None]
 
 
-def greedy(key: Key[Array, ""], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+def greedy() -> Choice:
     """The likeliest token."""
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return lambda key, logits: jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 def sampled(temperature: float | Float[Array, ""] = 1.0) -> Choice:
@@ -61,12 +61,14 @@ def sampled(temperature: float | Float[Array, ""] = 1.0) -> Choice:
     return choose
 
 
-def decoder(model: TransformerLM, *, choose: Choice = greedy, chunk: int | None = None) -> Decoder:
+def decoder(
+    model: TransformerLM, *, choose: Choice | None = None, chunk: int | None = None
+) -> Decoder:
     """Cached decoding with the parameters that `model` was trained with.
 
     Args:
       model: dense layers, no mixture of experts; dropout is off.
-      choose: `(key, logits [B, V]) -> tokens [B]`: `greedy`, or `sampled(temperature)`.
+      choose: `(key, logits [B, V]) -> tokens [B]`: `greedy()` (default), or `sampled(temperature)`.
       chunk: tokens that a prefill takes at a time, >= 1, for as many times as the longest prompt
         needs; None: all L at once, padding included.
 
@@ -88,7 +90,9 @@ def decoder(model: TransformerLM, *, choose: Choice = greedy, chunk: int | None 
     )
     if model.mixture is not None:
         raise ValueError("model must have dense layers, got a mixture of experts.")
-    validation.function("choose", choose, takes=2)
+    if choose is not None:
+        validation.function("choose", choose, takes=2)
+    pick = greedy() if choose is None else choose
     if chunk is not None:
         validation.integer("chunk", chunk, low=1)
 
@@ -147,7 +151,7 @@ def decoder(model: TransformerLM, *, choose: Choice = greedy, chunk: int | None 
             going = (step < counts) & (start < min(cache.capacity, model.length))
             place = Place(slots, start, going.astype(jnp.int32))
             logits, cache = forward(model, params, cache, tokens[:, None], place)
-            tokens = jnp.where(going, choose(jax.random.fold_in(key, step), logits), tokens)
+            tokens = jnp.where(going, pick(jax.random.fold_in(key, step), logits), tokens)
             return (tokens, cache), tokens
 
         (_, cache), made = jax.lax.scan(one, (tokens, cache), jnp.arange(steps))
@@ -166,7 +170,7 @@ def decoder(model: TransformerLM, *, choose: Choice = greedy, chunk: int | None 
         validation.integer("steps", steps, low=1)
         logits, cache = prefill(params, cache, slots, tokens, lengths)
         first_key, key = jax.random.split(key)
-        first = choose(first_key, logits)
+        first = pick(first_key, logits)
         if steps == 1:
             return first[:, None], cache
         counts = jnp.full(first.shape, steps - 1)

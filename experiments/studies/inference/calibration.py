@@ -1,0 +1,234 @@
+"""Costs fitted to a real small transformer, and latencies that a simulator predicts with them.
+
+A transformer of two layers decodes with a key-value cache; its calls are timed, an affine cost model is
+fitted, and that model predicts calls it has not seen and, inside the simulator of continuous batching,
+what a real run of the decode loop on a trace measures. Times are processor seconds of the program
+(`--clock wall` for the wall's). Then loads of a replica with DistServe's costs: prompts first against
+chunks of prompts, below capacity and above.
+
+RESULTS
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dflax as dx
+from dflax import inference
+from dflax.inference import batching
+from experiments.studies.inference._calibration_figures import calibration_figure
+from experiments.tasks.served_transformer import Engine, Sizes, points, serve, timed, trace
+from experiments.tools.command import main
+from experiments.tools.finished import Stage, in_memory
+from experiments.tools.report import Report
+from experiments.tools.study import Part, Study, Summary
+
+LATENCIES = ("ttft", "tpot", "total")
+# Errors that are claimed: of one repeat's unseen calls in the median, of its mean latencies, and of
+# the mean of their absolute values over repeats.
+OF_CALLS, OF_A_RUN, OF_RUNS = 0.2, 0.3, 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings.
+
+    Attributes:
+      seed: of the first repeat; smaller ones chose the sizes.
+      repeats: each with calls, traces and a calibration of its own.
+      clock: "cpu", processor seconds of the program, or "wall".
+      width: of the transformer.
+      depth: of it.
+      slots: requests that decode at the same time.
+      calls: prompts that are timed for the fit, and half as many batches more for the check.
+      timings: of each call, of which the median counts.
+      requests: of a trace.
+      load: share of the capacity that arrives.
+      simulated: requests of each load of the second part.
+      seeds: of the second part.
+    """
+
+    seed: int = 60
+    repeats: int = 3
+    clock: str = "cpu"
+    width: int = 256
+    depth: int = 2
+    slots: int = 6
+    calls: int = 20
+    timings: int = 7
+    requests: int = 80
+    load: float = 0.6
+    simulated: int = 5000
+    seeds: int = 3
+
+    @property
+    def sizes(self) -> Sizes:
+        """Of the engine."""
+        return Sizes(self.width, self.depth, slots=self.slots)
+
+
+def measured(config: Config, stage: Stage = in_memory) -> Summary:
+    """Fits, predictions of unseen calls, and predictions of real runs."""
+    report, kept = Report(), []
+    engines: list[Engine] = []
+    for repeat in range(config.repeats):
+
+        def run(repeat: int = repeat) -> dict[str, Any]:
+            if not engines:
+                engines.append(Engine(config.sizes, config.clock))
+            return one_repeat(config, engines[0], config.seed + 10 * repeat)
+
+        kept.append(stage(f"repeat {repeat}: calls, fit, a real run", run))
+    for repeat, found in enumerate(kept):
+        columns = {
+            f"{kind}_error": np.median(np.abs(found[kind])) for kind in ("prefill", "decode")
+        }
+        latencies = {
+            f"{name}_{who}_ms": 1e3 * np.mean(found[f"{name} {who}"])
+            for name in LATENCIES
+            for who in ("real", "simulated")
+        }
+        report.row(
+            "real engine against fitted costs", f"repeat {repeat}", None, **columns, **latencies
+        )
+        a, b, c, u, v, w = found["coefficients"]
+        coefficients = {"a": a, "b": b, "c": c, "u": u, "v": v, "w": w}
+        report.row("coefficients, s", f"costs of repeat {repeat}", None, **coefficients)
+    for kind in ("prefill", "decode"):
+        errors = [float(np.median(np.abs(found[kind]))) for found in kept]
+        report.claim(
+            f"{kind}: median relative error of unseen calls within {OF_CALLS:.0%} in each repeat",
+            max(errors) <= OF_CALLS,
+            errors,
+            OF_CALLS,
+        )
+    for name in LATENCIES:
+        errors = [float(of_means(found, name)) for found in kept]
+        size = float(np.mean(np.abs(errors)))
+        report.claim(
+            f"{name}: simulated means within {OF_A_RUN:.0%} of each real run, {OF_RUNS:.0%} on average",
+            max(np.abs(errors)) <= OF_A_RUN and size <= OF_RUNS,
+            errors,
+            [OF_A_RUN, OF_RUNS],
+        )
+    return report.summary({"calibration": calibration_figure(kept, config.clock)})
+
+
+def of_means(found: dict[str, Any], name: str) -> float:
+    """Relative error of a mean latency."""
+    return np.mean(found[f"{name} simulated"]) / np.mean(found[f"{name} real"]) - 1.0
+
+
+def one_repeat(config: Config, engine: Engine, seed: int) -> dict[str, Any]:
+    """A calibration, errors of calls it has not seen, and a real run beside the simulated one."""
+    sizes = config.sizes
+    fit = timed(engine, *points(sizes, seed, config.calls), config.timings, seed)
+    costs = inference.fitted_costs(fit)
+    check = timed(engine, *points(sizes, seed + 1, config.calls // 2), config.timings, seed + 1)
+    known = trace(sizes, seed + 2, config.requests, config.load, costs)
+    real = inference.latency(known, serve(engine, known))
+    fake = inference.latency(known, simulated(costs, known, config.slots))
+    latencies = {f"{name} real": np.asarray(getattr(real, name)) for name in LATENCIES}
+    latencies |= {f"{name} simulated": np.asarray(getattr(fake, name)) for name in LATENCIES}
+    prefill = np.asarray(costs.prefill(jnp.asarray(check.tokens), jnp.asarray(check.squares)))
+    decode = np.asarray(costs.decode(jnp.asarray(check.batch), jnp.asarray(check.context)))
+    return {
+        "coefficients": np.concatenate(inference.fitted_coefficients(fit)),
+        "prefill": prefill / check.prefill - 1.0,
+        "decode": decode / check.decode - 1.0,
+        "prefill seconds": np.stack([check.prefill, prefill]),
+        "decode seconds": np.stack([check.decode, decode]),
+        **latencies,
+    }
+
+
+def simulated(costs: inference.Costs, known: inference.Requests, slots: int) -> inference.Served:
+    """The same trace in the simulator: prompts one at a time, before answers."""
+    policy = batching.prefill_first(requests=1)
+    replica = batching.replica(costs, slots=slots, batching=policy)
+    known = known._replace(arrived=known.arrived.astype(np.float32))
+    _, block = jax.jit(replica.serve)(replica.init(), known)
+    return jax.tree.map(lambda column: np.asarray(column)[slots:], block.served)
+
+
+def loads(config: Config, stage: Stage = in_memory) -> Summary:
+    """Prompts first against chunks, at rates below capacity and above; who says that queues grow."""
+    report = Report()
+    chat = inference.scenario(inference.log_normal(6.0, 0.5), inference.log_normal(4.5, 0.6))
+    source = inference.traffic(inference.poisson(1.0), chat, config.simulated)
+    rates = [4.0, 8.0, 10.0, 40.0]
+    policies = {
+        "prompts first": batching.prefill_first(),
+        "chunks of prompts": batching.chunked_prefill(tokens=256),
+    }
+    found = {}
+    for name, policy in policies.items():
+
+        def run(policy: batching.Batching = policy) -> dict[str, np.ndarray]:
+            replica = batching.replica(inference.opt_13b_costs(4), slots=32, batching=policy)
+            algorithm = batching.continuous_batching(replica)
+            swept = dx.sweep(
+                functools.partial(inference.at_rate, algorithm),
+                lambda algorithm, key: algorithm.init(key),
+                source,
+                grid={"rate": rates},
+                key=jax.random.key(config.seed),
+                rounds=1,
+                seeds=config.seeds,
+            )
+            return {key: np.asarray(value)[..., 0] for key, value in swept.metrics.items()}
+
+        found[name] = dict(stage(f"{name}, {len(rates)} rates", run))
+        for number, rate in enumerate(rates):
+            own = {key: value[number] for key, value in found[name].items()}
+            report.row(
+                f"a replica of 32 slots, {config.simulated} requests, {config.seeds} seeds",
+                f"{name}, {rate:g} requests/s",
+                None,
+                **{key: own[key] for key in ("ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99")},
+                mean_batch=own["mean_batch"],
+                backlog=own["backlog"],
+                unbounded=own["unbounded"],
+                throughput=own["throughput"],
+            )
+    first, chunks = found.values()
+    report.claim(
+        "chunks of prompts have a lower p99 time per token at each rate below capacity and seed",
+        np.all(chunks["tpot_p99"][:3] < first["tpot_p99"][:3]),
+        chunks["tpot_p99"][:3].mean(1).tolist(),
+        first["tpot_p99"][:3].mean(1).tolist(),
+    )
+    report.claim(
+        "and a higher median time to the first token",
+        np.all(chunks["ttft_p50"][:3] > first["ttft_p50"][:3]),
+        chunks["ttft_p50"][:3].mean(1).tolist(),
+        first["ttft_p50"][:3].mean(1).tolist(),
+    )
+    flags = np.stack([one["unbounded"] for one in found.values()])
+    report.claim(
+        "queues are said to grow at 40 requests a second, which is above capacity, and nowhere else",
+        np.all(flags[:, 3]) and not np.any(flags[:, :3]),
+        flags.mean((0, 2)).tolist(),
+        [0.0, 0.0, 0.0, 1.0],
+    )
+    return report.summary({})
+
+
+STUDY = Study(
+    Config,
+    (
+        Part("real engine", measured, needs=()),
+        Part("loads", loads, needs=()),
+    ),
+    quick=Config(
+        repeats=1, width=64, slots=3, calls=8, timings=3, requests=15, simulated=500, seeds=1
+    ),
+)
+
+
+if __name__ == "__main__":
+    main(STUDY, __file__)
