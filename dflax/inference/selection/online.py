@@ -72,7 +72,7 @@ class Online(NamedTuple):
     Attributes:
       init: `(key, fitted, x [n, d], table, weights=None) -> state`: the predictor of `fit`, and what it
         was trained on, which fills the store.
-      choose: `(state, key, arrivals) -> (Choice, explored [B])`.
+      choose: `(state, key, arrivals) -> (Choice, explored [B])`; it does not read their `seconds`.
       learn: `(state, key, x [B, d], method [B], seconds [B]) -> (state, metrics)`.
     """
 

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from dflax import validation
@@ -46,24 +47,29 @@ def performance(seconds: Any, observed: Any = None) -> Performance:
         seconds = jnp.asarray(seconds)
         given: Any = ~jnp.isnan(seconds) if observed is None else jnp.asarray(observed)
         return Performance(jnp.where(given, seconds, 1.0), given)
-    times = validation.array(
-        "seconds", jnp.nan_to_num(seconds, nan=1.0) if _has_nan(seconds, observed) else seconds,
-        kind="real", shape=("n", "K"), fix="Write NaN, and observed=None, where nothing was measured.",
-    )  # fmt: skip
+    missing = _missing(seconds)
+    known = seconds if missing is None else np.where(missing, 1.0, seconds)
+    fix = "Write NaN where nothing was measured."
+    times = validation.array("seconds", known, kind="real", shape=("n", "K"), fix=fix)
     if observed is None:
-        given = ~jnp.isnan(jnp.asarray(seconds))
+        given = np.ones(times.shape, bool) if missing is None else ~missing
     else:
         given = validation.array("observed", observed, kind="boolean", shape=times.shape)
-    if bool(((times <= 0) & given).any()):
+    if missing is not None and (missing & given).any():
+        raise ValueError("seconds must be known where observed, got NaN.")
+    if ((times <= 0) & given).any():
         raise ValueError(f"seconds must be > 0 where observed, got {times[given].min():g}.")
-    return Performance(jnp.where(given, times, 1.0).astype(jnp.float32), jnp.asarray(given))
+    seconds = jnp.asarray(np.where(given, times, 1.0), jnp.float32)
+    return Performance(seconds, jnp.asarray(given))
 
 
-def _has_nan(seconds: Any, observed: Any) -> bool:
+def _missing(seconds: Any) -> np.ndarray | None:
+    """Where there is NaN; None where there is none, or no numbers, which the door will say."""
     try:
-        return observed is None and bool(jnp.isnan(jnp.asarray(seconds)).any())
+        found = np.isnan(np.asarray(seconds))
     except (TypeError, ValueError):
-        return False
+        return None
+    return found if found.any() else None
 
 
 def centred(table: Performance) -> Centred:

@@ -20,8 +20,8 @@ class Selector(NamedTuple):
 
     Attributes:
       fit: `(key, x, table, weights=None) -> fitted`: learns from training tasks, `x [n, d]` their
-        descriptors, `table` their `Performance`, `weights [n]` >= 0 with 0 for tasks that are not of
-        the training set, so that many splits of one table are one `jax.vmap`.
+        descriptors, `table` their `Performance`, `weights [n]` >= 0 or booleans, 0 for tasks that are
+        not of the training set, so that many splits of one table are one `jax.vmap`.
       score: `(fitted, x [m, d]) -> [m, K]`, lower is better: the choice is the argmin, the lowest
         index among equals.
       log_seconds: `(fitted, x) -> [m, K]` predicted log-times, for costs; None where it predicts none.

@@ -11,6 +11,8 @@ OURS = "MLP"
 
 def compared(found: dict[str, dict[str, np.ndarray]], title: str) -> Any:
     """Accuracy and slowdown of every selector, sorted; a line reaches over the seeds."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
     order = sorted(found, key=lambda name: -found[name]["slowdown"].mean())
     places = np.arange(len(order))
     with figure(10.0, 0.27 * len(order) + 1.4, ncols=2, sharey=True) as (canvas, axes):
@@ -48,6 +50,9 @@ def compared(found: dict[str, dict[str, np.ndarray]], title: str) -> Any:
                     fontsize=8,
                 )
         axes[1].set_xscale("log")
+        axes[1].xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes[1].xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes[1].xaxis.set_minor_formatter(NullFormatter())
         axes[0].set_yticks(places, order, fontsize=9)
         axes[0].set_xlim(0, 1.02)
         canvas.suptitle(title, fontsize=10)

@@ -46,6 +46,7 @@ def targets(rows):
     return x, z, level, (deviation, level[rows].mean(), level[rows].std())
 
 
+@pytest.mark.slow
 def test_one_epoch_of_full_batches_is_gradient_descent_on_the_loss():
     rows = WEIGHTS > 0
     x, z, level, (deviation, mean, spread) = targets(rows)
@@ -118,7 +119,7 @@ def simulated():
 LOSSES = ("squared_error", "centred_squared_error", "pairwise_logistic", "softmax_of_best")
 
 
-@pytest.mark.some(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_it_learns_to_choose_for_a_model_and_a_device_nobody_tried(simulated, loss):
     x, table, out = simulated
@@ -134,6 +135,7 @@ def test_it_learns_to_choose_for_a_model_and_a_device_nobody_tried(simulated, lo
     assert found.regret < 0.7 * base.regret
 
 
+@pytest.mark.slow
 def test_splits_and_rates_are_axes_and_devices_share_them(simulated):
     x, table, _ = simulated
     x, table = x[:80], sel.Performance(table.seconds[:80], table.observed[:80])
@@ -240,6 +242,7 @@ def test_a_budget_that_cannot_be_kept_is_flagged_and_what_is_not_there_is_not_ch
     assert (held.option[~held.within] == best[~held.within]).all()
 
 
+@pytest.mark.slow
 def test_a_run_in_service_learns_and_a_sweep_is_each_run():
     selector, fitted = in_service()
 

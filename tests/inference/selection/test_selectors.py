@@ -155,6 +155,7 @@ def simulated():
     return jax.jit(sel.descriptors)(tasks), jax.jit(sel.simulated)(KEY, tasks)
 
 
+@pytest.mark.slow
 def test_estimators_of_the_host_learn_what_they_are_shown(simulated):
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.svm import SVC
@@ -188,6 +189,7 @@ def test_estimators_of_the_host_learn_what_they_are_shown(simulated):
     np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_lightgbm_is_a_selector_where_it_is_installed(simulated):
     pytest.importorskip("lightgbm", reason="lightgbm is optional", exc_type=ImportError)
     x, table = simulated

@@ -246,6 +246,9 @@ def test_files_that_are_no_tables_are_refused_by_name(tmp_path, old, new, messag
 def test_wrong_tables_are_refused():
     with pytest.raises(ValueError, match="seconds must be > 0 where observed"):
         sel.performance([[1.0, 0.0]])
+    with pytest.raises(ValueError, match="seconds must be known where observed"):
+        sel.performance([[1.0, np.nan]], [[True, True]])
+    assert not sel.performance([[1.0, np.nan]], [[True, False]]).observed[0, 1]
     with pytest.raises(ValueError, match="observed must be booleans of shape"):
         sel.performance(SECONDS, OBSERVED[:, :2])
     with pytest.raises(ValueError, match="weights must have a positive one"):
