@@ -1,23 +1,23 @@
 """Which acceleration of inference for which task: a meta-learned choice on models and devices not tried.
 
-Five accelerations (none, prefix caching, batching, chunked prefill, all) of 3 x 3,000 simulated tasks on
-6 models and 6 accelerators; a test task has a model or an accelerator that is held out. Times are
+Five accelerations (none, prefix caching, batching, chunked prefill, all) of 3 x 3,000 simulated tasks
+on 6 models and 6 accelerators; a test task has a model or an accelerator that is held out. Times are
 relative: "slowdown" is the mean of the time over the least time.
 
 On every seed the perceptron is 0.165 to 0.193 more often right than ISAC (0.758 against 0.578), its
-speed-up is within 1.4 % of the oracle's (2.73 against 2.76), and its slowdown of 1.018 to 1.029 is below
-the nearest task's of 1.043 to 1.056. Accuracy is above that of ALORS (0.734) and of the forest (0.733) on
-the mean of the seeds, and level with an SVM's (0.760), whose slowdown is 1.025. lightgbm's and
-scikit-learn's boosted trees lie between, 1.029 to 1.046. Without centring the rows, with ids of models and
-accelerators for their descriptors, or without the workload's, it is worse on every seed. With exact times
-no budget is broken; with predicted ones at most 4 % of those that could be kept.
+speed-up is within 1.4 % of the oracle's (2.73 against 2.76), and its slowdown of 1.018 to 1.029 is
+below the nearest task's of 1.043 to 1.056. Accuracy is above that of ALORS (0.734) and of the forest
+(0.733) on the mean of the seeds, and level with an SVM's (0.760), whose slowdown is 1.025. lightgbm's
+and scikit-learn's boosted trees lie between, 1.029 to 1.046. Without centring the rows, with ids of
+models and accelerators for their descriptors, or without the workload's, it is worse on every seed.
+With exact times no budget is broken; with predicted ones at most 4 % of those that could be kept.
 
-Of 168 measured tasks of a small transformer on one CPU core, with each of six sizes held out in turn, the
-perceptron chooses the fastest way for 0.52, ISAC for 0.41, and loses 5.4 % to the oracle (speed-up 4.1 to
-4.4 % below it); a random forest 0.57 and 4.6 %. Two of the simulated claims do not carry over: the lead
-over ISAC is 0.05 on one seed, and 3 % are not reached by anybody. Holding sizes out is not the reason, a
-forest that has seen all sizes is no better; 140 tasks are few, and in a quarter of them the second way is
-within 1 % to 2 % of the first. The expert rule is worse than no acceleration.
+Of 168 measured tasks of a small transformer on one CPU core, with each of six sizes held out in turn,
+the perceptron chooses the fastest way for 0.52, ISAC for 0.41, and loses 5.4 % to the oracle (speed-
+up 4.1 to 4.4 % below it); a random forest 0.57 and 4.6 %. Two of the simulated claims do not carry
+over: the lead over ISAC is 0.05 on one seed, and 3 % are not reached by anybody. Holding sizes out is
+not the reason, a forest that has seen all sizes is no better; 140 tasks are few, and in a quarter of
+them the second way is within 2.2 % of the first. The expert rule is worse than no acceleration.
 """
 
 import dataclasses
