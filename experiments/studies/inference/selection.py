@@ -14,6 +14,10 @@ The pairwise loss is better than squared errors on every seed (accuracy 0.79 aga
 network), but predicts no times for costs. With exact times no budget is broken; with predicted ones
 at most 4 % of those that could be kept.
 
+In service on held-out tasks, where only the chosen method's time is seen, the slowdown of the last
+third falls from 1.021 to 1.018 and the squared error of predicted log-times to a tenth, on every
+seed. Random exploration costs more than it teaches: 5 % of it ends at 1.14.
+
 Of 168 measured tasks of a small transformer on one CPU core, with each of six sizes held out in turn,
 the perceptron chooses the fastest way for 0.52, ISAC for 0.41, and loses 5.4 % to the oracle (its
 speed-up is 4.1 to 4.4 % below); a random forest 0.57 and 4.6 %. Two of the simulated claims do not
@@ -81,7 +85,7 @@ class Config:
     members: int = 2
     clusters: int = 12
     rounds: int = 150
-    service_seeds: int = 4
+    service_seeds: int = 3
     measured_epochs: int = 150
 
     @property
