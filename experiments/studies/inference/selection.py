@@ -426,7 +426,7 @@ def measured(config: Config, stage: Stage = in_memory) -> Summary:
     rows(report, f"measured, {len(x)} tasks, each model size held out in turn", found, ", measured")
     best = np.bincount(np.asarray(sel.best_method(table.table)), minlength=len(table.methods))
     for name, count in zip(table.methods, best, strict=True):
-        report.row("measured: tasks whose fastest it is", name, None, tasks=count)
+        report.row("measured: tasks whose fastest it is", f"{name}, fastest", None, tasks=count)
     ours, isac, near, oracle = (found[n] for n in (LEARNED, "ISAC", "1-NN", "oracle"))
     lead = ours["accuracy"] - isac["accuracy"]
     report.claim(
