@@ -4,6 +4,7 @@ from dflax.inference import (
     batching,
     decoding,
     efficiency,
+    selection,
     supernode,
 )
 from dflax.inference.arrivals import (
@@ -226,6 +227,7 @@ __all__ = [
     "rounds_to_reputation",
     "sampled_pairs",
     "scenario",
+    "selection",
     "service",
     "sorted_by",
     "spent",

@@ -1,5 +1,11 @@
 """Reinforcement learning as init/step: environments, advantages, objectives, agents as clients."""
 
+from dflax.replay import (
+    Ring,
+    drawn,
+    pushed,
+    ring,
+)
 from dflax.rl import (
     flow,
     goals,
@@ -134,12 +140,6 @@ from dflax.rl.problems.lot_sizing import (
 from dflax.rl.problems.perfect_information import (
     Plan,
     perfect_information,
-)
-from dflax.rl.replay import (
-    Ring,
-    drawn,
-    pushed,
-    ring,
 )
 from dflax.rl.rollout import (
     Decided,

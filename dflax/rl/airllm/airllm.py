@@ -14,6 +14,7 @@ from dflax.channel.channel import Channel
 from dflax.clients import select
 from dflax.data.dataset import Dataset
 from dflax.population import Assignment
+from dflax.replay import Ring, pushed, ring
 from dflax.rl.airllm.coarse import Episode, Lesson, acted, learned
 from dflax.rl.airllm.decoders import RankDecoder, Tried, diffusion_decoder
 from dflax.rl.airllm.environment import Environment, Outcome, Surroundings
@@ -21,7 +22,6 @@ from dflax.rl.airllm.episodes import environment_of, episode_of, minibatches, st
 from dflax.rl.airllm.link import RadioLink
 from dflax.rl.airllm.networks import CoarsePolicy
 from dflax.rl.airllm.task import AdapterTask
-from dflax.rl.replay import Ring, pushed, ring
 from dflax.server.framework.protocol import Received, Report, Server
 from dflax.server.framework.with_server import with_server
 

@@ -13,9 +13,9 @@ from dflax import generative as gen
 from dflax import validation
 from dflax.algorithm import Metrics, Params
 from dflax.data.dataset import AnyArray, Batch
+from dflax.replay import Ring, drawn
 from dflax.rl.advantages import floating, standardised
 from dflax.rl.airllm.networks import RankDenoiser
-from dflax.rl.replay import Ring, drawn
 
 # DDPM's chain of "scaled-linear" betas.
 CHAIN = 1000

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PyTree
 
 from dflax import validation
-from dflax.data.dataset import AnyArray
 
 
 class Ring(NamedTuple):
@@ -32,7 +31,7 @@ class Ring(NamedTuple):
         return jnp.minimum(self.pushed, self.capacity)
 
 
-def ring(capacity: int, row: PyTree[AnyArray]) -> Ring:
+def ring(capacity: int, row: PyTree[Any]) -> Ring:
     """An empty ring.
 
     Args:
