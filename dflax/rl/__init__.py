@@ -73,7 +73,6 @@ from dflax.rl.environment import (
     Environment,
     Outcome,
     environment,
-    from_gymnax,
     time_limit,
     two_stage,
 )
@@ -90,6 +89,10 @@ from dflax.rl.learner import (
     alone,
     federated,
     gossiping,
+)
+from dflax.rl.libraries import (
+    from_brax,
+    from_gymnax,
 )
 from dflax.rl.minibatches import (
     epochs_of,
@@ -219,6 +222,7 @@ __all__ = [
     "fine_tuning",
     "fixed_ranks",
     "flow",
+    "from_brax",
     "from_gymnax",
     "frozen_lake",
     "gae",

@@ -15,6 +15,21 @@ from dflax.models.mlp import widths
 from dflax.rl.distributions import Categorical, Gaussian
 
 
+def orthogonal(gain: float | Array) -> Initializer:
+    """`jax.nn.initializers.orthogonal`, of which those of several agents are made one after another.
+
+    A batch of QR decompositions runs in XLA's threads on a CPU and waits there for others of these
+    threads. Where there are two of them, two batches in one program wait for ever.
+    """
+    made = nn.initializers.orthogonal(1.0)
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, **options: Any) -> Array:
+        one = jax.custom_batching.sequential_vmap(lambda key: made(key, shape, dtype, **options))
+        return gain * one(key)
+
+    return init
+
+
 class Tower(nn.Module):
     """Dense layers with zero biases, and orthogonal weights if nothing else is asked for.
 
@@ -31,7 +46,7 @@ class Tower(nn.Module):
     outputs: int
     gain: float = 1.0
     activation: Callable[[Array], Array] = nn.tanh
-    hidden_init: Initializer = nn.initializers.orthogonal(math.sqrt(2.0))
+    hidden_init: Initializer = orthogonal(math.sqrt(2.0))
     last_init: Initializer | None = None
 
     def __post_init__(self) -> None:
@@ -50,7 +65,7 @@ class Tower(nn.Module):
         """`[..., outputs]`."""
         for width in self.features:
             x = self.activation(nn.Dense(width, kernel_init=self.hidden_init)(x))
-        last = self.last_init or nn.initializers.orthogonal(self.gain)
+        last = self.last_init or orthogonal(self.gain)
         return nn.Dense(self.outputs, kernel_init=last)(x)
 
 
