@@ -54,9 +54,7 @@ def from_gymnax(environment: Any, params: Any = None) -> Environment:
     return Environment(reset, act, lambda task, state: state.observation, task)
 
 
-def from_brax(
-    environment: Any, observe: Callable[[Any], Array] | None = None
-) -> Environment:
+def from_brax(environment: Any, observe: Callable[[Any], Array] | None = None) -> Environment:
     """An environment with brax's functions, which those of MuJoCo Playground have too.
 
     They are `reset(key) -> state` and `step(state, action) -> state`, where a state has `obs`, `reward`,
@@ -67,7 +65,8 @@ def from_brax(
     Args:
       environment: of `brax.envs.get_environment(name)` or `mujoco_playground.registry.load(name)`,
         without the wrappers that repeat or restart it; one with a time limit for `time_limit`.
-      observe: `state -> observation`, for example an entry of an `obs` that is a dictionary; None: `obs`.
+      observe: `state -> observation`, for example an entry of an `obs` that is a dictionary; None: all
+        of `obs`.
 
     Raises:
       TypeError, ValueError: naming the argument.

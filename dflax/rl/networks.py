@@ -23,9 +23,13 @@ def orthogonal(gain: float | Array) -> Initializer:
     """
     made = nn.initializers.orthogonal(1.0)
 
-    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, **options: Any) -> Array:
-        one = jax.custom_batching.sequential_vmap(lambda key: made(key, shape, dtype, **options))
-        return gain * one(key)
+    def init(
+        key: Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None
+    ) -> Array:
+        def one(key: Array) -> Array:
+            return made(key, shape, dtype, out_sharding)
+
+        return gain * jax.custom_batching.sequential_vmap(one)(key)
 
     return init
 

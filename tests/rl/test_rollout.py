@@ -240,7 +240,9 @@ def test_brax_itself():
     made = rl.time_limit(rl.from_brax(envs.get_environment("fast")), 10)
     act = lambda seen, key: (jnp.ones((3, 1)), seen)  # noqa: E731
     running = rl.begin(made, (), KEY, 3)
-    _, steps, metrics = jax.jit(lambda running: rl.rollout(made, (), act, running, 20, KEY))(running)
+    _, steps, metrics = jax.jit(lambda running: rl.rollout(made, (), act, running, 20, KEY))(
+        running
+    )
     assert metrics["episodes"] == 6
     np.testing.assert_allclose(steps.observation[:10, 0, 1], 0.02 * np.arange(10), atol=1e-6)
     with pytest.raises(ValueError, match="must not begin its episodes anew by itself"):

@@ -8,6 +8,7 @@ above 0.99) and drifts from it where updates are large: 0.77 at round 125 withou
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ import numpy as np
 from dflax import rl
 from dflax.rl import flow
 from experiments.studies.rl import _policyflow_figure as figures
-from experiments.tasks import goal_policies
+from experiments.studies.rl._policyflow_ratio import errors
+from experiments.tasks import goal_policies, one_best_way
 from experiments.tasks.goal_policies import Method, Sizes
 from experiments.tools.command import main
 from experiments.tools.finished import Stage, in_memory
@@ -27,6 +29,9 @@ PPO, FPO, DPPO = "Gaussian PPO", "FPO", "DPPO"
 NONE, SOME, MORE, FADING = (
     f"PolicyFlow, w_b {weight}" for weight in ("= 0", "= 0.05", "= 0.1", "fading")
 )
+
+# Steps of an episode where one way is best.
+HORIZON = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Config:
       episodes: of the evaluation.
       horizon: steps of an episode.
       maze_rounds: of learning in the maze.
-      pendulum_rounds: of learning on the pendulum.
+      pendulum_rounds: of learning on the pendulum, and on brax's.
+      brax: whether there is a run on a task of brax, which is to be installed.
     """
 
     seeds: int = 3
@@ -52,6 +58,7 @@ class Config:
     horizon: int = 20
     maze_rounds: int = 60
     pendulum_rounds: int = 60
+    brax: bool = False
 
 
 def multi_goal(config: Config, stage: Stage = in_memory) -> Summary:
@@ -147,12 +154,13 @@ def ratio(config: Config, stage: Stage = in_memory) -> Summary:
     sizes, report = Sizes(), Report()
     env = rl.time_limit(rl.goals.multi_goal(), config.horizon)
     policy = flow.flow_policy(flow.FlowActorCritic(2, sizes.features))
+    keys = [jax.random.key(config.seed + 50 + seed) for seed in range(config.seeds)]
     found = {}
     for weight in (0.0, 0.05):
         method = goal_policies.policyflow(env, 2, 2, sizes, weight)
         found[weight] = own = stage(
             f"the ratio's error, w_b = {weight:g}",
-            lambda method=method: _errors(method, policy, env, config, sizes),
+            lambda method=method: errors(method, policy, env, _stages(config), keys, sizes),
         )
         for place, rounds in enumerate(_stages(config)):
             row = {key: value[place] for key, value in own.items()}
@@ -176,48 +184,6 @@ def ratio(config: Config, stage: Stage = in_memory) -> Summary:
 
 def _stages(config: Config) -> tuple[int, ...]:
     return tuple(sorted({1, max(config.rounds // 10, 2), max(config.rounds // 2, 3)}))
-
-
-def _errors(
-    method: Method, policy: Any, env: rl.Environment, config: Config, sizes: Sizes
-) -> dict[str, np.ndarray]:
-    """Errors of each agent's ratio after the updates of single rounds, `[stages, seeds]` each."""
-
-    def learned(key: Any, carry: Any, number: Any) -> Any:
-        params, memory, _ = method.learner.learn(jax.random.fold_in(key, number), *carry)
-        return params, memory
-
-    @jax.jit
-    def until(key: Any, carry: Any, begin: Any, end: Any) -> Any:
-        return jax.lax.fori_loop(begin, end, lambda n, c: learned(key, c, n), carry)
-
-    @jax.jit
-    def compared(old: Any, new: Any, key: Any) -> Any:
-        held_key, time_key = jax.random.split(key)
-        sample = goal_policies.held_out(policy, env, old, held_key, sizes)
-        return flow.interpolation_error(
-            policy, new, old, sample, time_key, flow_steps=sizes.flow_steps
-        )
-
-    @jax.jit
-    def started(key: Any) -> Any:
-        params = method.start(key)
-        return params, method.learner.init(key, params, env.task)
-
-    def of(key: Any) -> list[Any]:
-        carry, done, errors = started(key), 0, []
-        for rounds in _stages(config):
-            carry = until(key, carry, done, rounds)
-            after = until(key, carry, rounds, rounds + 1)
-            errors.append(compared(carry[0], after[0], jax.random.fold_in(key, 10_000 + rounds)))
-            carry, done = after, rounds + 1
-        return errors
-
-    seeds = [of(jax.random.key(config.seed + 50 + seed)) for seed in range(config.seeds)]
-    return {
-        name: np.asarray([[getattr(error, name) for error in errors] for errors in seeds]).T
-        for name in seeds[0][0]._fields
-    }
 
 
 def maze(config: Config, stage: Stage = in_memory) -> Summary:
@@ -250,50 +216,65 @@ def maze(config: Config, stage: Stage = in_memory) -> Summary:
     return report.summary({})
 
 
-def _pendulum() -> rl.Environment:
-    """The pendulum of gymnax, rewards a tenth."""
-    import gymnax
-
-    inner = rl.from_gymnax(gymnax.make("Pendulum-v1")[0])
-
-    def act(task: Any, state: Any, action: Any, key: Any) -> rl.Outcome:
-        outcome = inner.act(task, state, action, key)
-        return outcome._replace(reward=0.1 * outcome.reward)
-
-    return inner._replace(act=act)
-
-
 def pendulum(config: Config, stage: Stage = in_memory) -> Summary:
     """A swing-up: PolicyFlow where one way is best."""
-    env, report = _pendulum(), Report()
+    env, report = one_best_way.pendulum(), Report()
     sizes = Sizes(environments=32, steps=100, epochs=10, minibatches=8, rate=1e-3)
-    methods = {
-        f"{PPO}, pendulum": goal_policies.gaussian(env, 3, 1, sizes),
-        f"{NONE}, pendulum": goal_policies.policyflow(env, 3, 1, sizes, 0.0),
-    }
-    found = {}
-    for number, (name, method) in enumerate(methods.items()):
-
-        def learned(method: Method = method, seed: int = config.seed + 30 + number) -> Any:
-            state, _ = goal_policies.trained(method, config.seeds, config.pendulum_rounds, seed)
-            act = lambda params, key: rl.evaluate(  # noqa: E731
-                env, env.task, method.act(params), key, episodes=64, horizon=200
-            ).returns.mean()
-            keys = jax.random.split(jax.random.key(seed), config.seeds)
-            returns = jax.jit(jax.vmap(act))(state.clients.params, keys)
-            return {"returned": 10 * np.asarray(returns)}
-
-        found[name] = own = stage(f"{name}: {config.pendulum_rounds} rounds", learned)
-        report.row("gymnax's pendulum", name, None, returned=own["returned"])
-    theirs, ours = (own["returned"] for own in found.values())
-    apart = float(ours.mean() - theirs.mean())
+    theirs, ours = _both(report, "pendulum", env, (3, 1), sizes, config, stage, scale=10.0)
     report.claim(
         "on the pendulum PolicyFlow's return is at least Gaussian PPO's less 60",
-        apart > -60,
+        ours.mean() - theirs.mean() > -60,
         np.round(ours, 1).tolist(),
         np.round(theirs, 1).tolist(),
     )
     return report.summary({})
+
+
+def cart(config: Config, stage: Stage = in_memory) -> Summary:
+    """A pole that is to be kept upright, in the physics of brax."""
+    env, report = one_best_way.inverted_pendulum(HORIZON), Report()
+    sizes = Sizes(environments=32, steps=100, minibatches=8, rate=1e-3)
+    theirs, ours = _both(report, "brax's inverted pendulum", env, (4, 1), sizes, config, stage)
+    report.claim(
+        "brax's pole stands for 0.9 of the time limit with PolicyFlow as with Gaussian PPO, mean of "
+        "seeds",
+        min(ours.mean(), theirs.mean()) > 0.9 * HORIZON,
+        np.round(ours, 1).tolist(),
+        np.round(theirs, 1).tolist(),
+    )
+    return report.summary({})
+
+
+def _both(
+    report: Report,
+    task: str,
+    env: rl.Environment,
+    numbers: tuple[int, int],
+    sizes: Sizes,
+    config: Config,
+    stage: Stage,
+    scale: float = 1.0,
+) -> list[np.ndarray]:
+    """Returns `[seeds]` of a Gaussian and of PolicyFlow on a task with one best way."""
+    methods = {
+        f"{PPO}, {task}": goal_policies.gaussian(env, *numbers, sizes),
+        f"{NONE}, {task}": goal_policies.policyflow(env, *numbers, sizes, 0.0),
+    }
+    rounds, found = config.pendulum_rounds, []
+    for number, (name, method) in enumerate(methods.items()):
+        learned = functools.partial(
+            one_best_way.earned,
+            method,
+            env,
+            agents=config.seeds,
+            rounds=rounds,
+            seed=config.seed + 30 + number,
+            horizon=HORIZON,
+        )
+        own = stage(f"{name}: {rounds} rounds", lambda learned=learned: {"returned": learned()})
+        found.append(scale * own["returned"])
+        report.row(task, name, None, returned=found[-1], least=found[-1].min())
+    return found
 
 
 def _gymnax(config: Config) -> None:
@@ -303,6 +284,13 @@ def _gymnax(config: Config) -> None:
         raise ImportError("gymnax is missing: pip install 'dflax[rl]'.") from error
 
 
+def _brax(config: Config) -> None:
+    try:
+        import brax.envs  # noqa: F401
+    except ImportError as error:
+        raise ImportError("brax is missing: pip install 'dflax[brax]'.") from error
+
+
 STUDY = Study(
     Config,
     (
@@ -310,6 +298,7 @@ STUDY = Study(
         Part("ratio", ratio, needs=()),
         Part("maze", maze, needs=()),
         Part("pendulum", pendulum, needs=(Input("gymnax", _gymnax),)),
+        Part("brax", cart, needs=(Input("brax", _brax),), wanted=lambda config: config.brax),
     ),
     quick=Config(seeds=1, rounds=4, episodes=64, maze_rounds=2, pendulum_rounds=2),
 )
