@@ -1,10 +1,12 @@
 """PolicyFlow among equally good goals: who covers them all, how reliably, and how good its ratio is.
 
-Three seeds. A constant weight of 0.1 covers all six goals evenly (entropy 0.95 to 0.98 of its most) and
-reaches one in all but 0.3 % of the episodes, at a return of 8.1 where one goal alone earns 8.9; weights
-that fade keep the return and four goals. DPPO spreads evenly as well, but reaches a goal in 0.6 of the
-episodes; FPO and a Gaussian settle on one. The interpolated ratio is the exact one early (correlation
-above 0.99) and drifts from it where updates are large: 0.77 at round 125 without a regulariser.
+Three seeds. A constant weight of 0.1 covers all six goals evenly (entropy 0.96 to 0.99 of its most) and
+reaches one in all but 0.4 % of the episodes, at a return of 8.0 where one goal alone earns 8.9; weights
+that fade keep the return and four goals. Without a regulariser two or three goals are left. DPPO spreads
+evenly as well, but reaches a goal in 0.6 of the episodes; FPO and a Gaussian settle on one.
+
+The interpolated ratio is the exact one early (correlation above 0.99) and drifts from it where updates
+are large: at round 125 it correlates at 0.56 to 0.72 without a regulariser, at 0.93 to 0.96 with 0.05.
 """
 
 import dataclasses
@@ -40,6 +42,7 @@ class Config:
 
     Attributes:
       seeds: agents of each method, side by side.
+      peer_seeds: of FPO and DPPO, of which nothing is claimed.
       seed: of the first run.
       rounds: of learning, 128 environments of 40 steps each.
       fading_weight: where a Brownian weight that fades begins.
@@ -51,7 +54,8 @@ class Config:
     """
 
     seeds: int = 3
-    seed: int = 40
+    peer_seeds: int = 2
+    seed: int = 1040
     rounds: int = 250
     fading_weight: float = 0.2
     episodes: int = 600
@@ -77,21 +81,18 @@ def multi_goal(config: Config, stage: Stage = in_memory) -> Summary:
     }
     found = {}
     for number, (name, method) in enumerate(methods.items()):
-        found[name] = own = stage(
-            f"{name}: {config.rounds} rounds, {config.seeds} seeds",
-            lambda method=method, number=number: _learned(
-                method, env, config, config.seed + number
-            ),
-        )
+        seeds = config.peer_seeds if name in (FPO, DPPO) else config.seeds
+        learned = functools.partial(_learned, method, env, config, config.seed + number, seeds)
+        found[name] = own = stage(f"{name}: {config.rounds} rounds, {seeds} seeds", learned)
         _row(report, "six goals, from the centre", name, own)
     _claims(report, found)
     return report.summary({"policyflow": figures.coverage(found, np.asarray(env.task.places))})
 
 
 def _learned(
-    method: Method, env: rl.Environment, config: Config, seed: int
+    method: Method, env: rl.Environment, config: Config, seed: int, agents: int
 ) -> dict[str, np.ndarray]:
-    state, _ = goal_policies.trained(method, config.seeds, config.rounds, seed)
+    state, _ = goal_policies.trained(method, agents, config.rounds, seed)
     params = state.clients.params
     return goal_policies.visited(method, env, params, seed, config.horizon, config.episodes)
 
@@ -209,7 +210,6 @@ def maze(config: Config, stage: Stage = in_memory) -> Summary:
     faded = goal_policies.fading(config.fading_weight, config.maze_rounds)
     methods = {
         f"{PPO}, maze": goal_policies.gaussian(limited, 2, 2, sizes),
-        f"{NONE}, maze": goal_policies.policyflow(limited, 2, 2, sizes, 0.0),
         f"{FADING}, maze": goal_policies.policyflow(limited, 2, 2, sizes, faded),
     }
     found = {}
@@ -316,7 +316,7 @@ STUDY = Study(
         Part("pendulum", pendulum, needs=(Input("gymnax", _gymnax),)),
         Part("brax", cart, needs=(Input("brax", _brax),), wanted=lambda config: config.brax),
     ),
-    quick=Config(seeds=1, rounds=4, episodes=64, maze_rounds=2, pendulum_rounds=2),
+    quick=Config(seeds=1, peer_seeds=1, rounds=4, episodes=64, maze_rounds=2, pendulum_rounds=2),
 )
 
 
