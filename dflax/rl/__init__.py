@@ -141,6 +141,7 @@ from dflax.rl.problems.perfect_information import (
 from dflax.rl.replay import (
     Ring,
     drawn,
+    in_order,
     pushed,
     ring,
 )
@@ -230,6 +231,7 @@ __all__ = [
     "gossiping",
     "identity_decoder",
     "important_ranks",
+    "in_order",
     "larger_part",
     "largest_uniform",
     "leave_one_out",
