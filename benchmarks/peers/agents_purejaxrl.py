@@ -68,10 +68,11 @@ def measure(task: str, seeds: int, total: int, settings: dict[str, Any]) -> dict
     ended = np.asarray(metrics["returned_episode"]).reshape(seeds, rounds, -1)
     gained = np.asarray(metrics["returned_episode_returns"]).reshape(seeds, rounds, -1)
     count = ended.sum(-1)
-    returns = (ended * gained).sum(-1) / np.maximum(count, 1)
+    returns = ((ended * gained).sum(-1) / np.maximum(count, 1)).astype(object)
+    # JSON has no NaN: None stands for a round without the end of an episode.
+    returns[count == 0] = None
     return {
         "ms": ms,
         "cpu_ms": cpu_ms,
-        # JSON has no NaN: None stands for a round without the end of an episode.
-        "returns": np.where(count > 0, returns, None).tolist(),
+        "returns": returns.tolist(),
     }
