@@ -48,8 +48,8 @@ class Config:
       fading_weight: where a Brownian weight that fades begins.
       episodes: of the evaluation.
       horizon: steps of an episode.
-      maze_rounds: of learning in the maze.
-      pendulum_rounds: of learning on the pendulum, and on brax's.
+      maze_rounds: of learning in the maze; 0: without it.
+      pendulum_rounds: of learning on the pendulum, and on brax's; 0: without the pendulum.
       brax: whether there is a run on a task of brax, which is to be installed.
     """
 
@@ -312,11 +312,16 @@ STUDY = Study(
     (
         Part("multi_goal", multi_goal, needs=()),
         Part("ratio", ratio, needs=()),
-        Part("maze", maze, needs=()),
-        Part("pendulum", pendulum, needs=(Input("gymnax", _gymnax),)),
+        Part("maze", maze, needs=(), wanted=lambda config: config.maze_rounds > 0),
+        Part(
+            "pendulum",
+            pendulum,
+            needs=(Input("gymnax", _gymnax),),
+            wanted=lambda config: config.pendulum_rounds > 0,
+        ),
         Part("brax", cart, needs=(Input("brax", _brax),), wanted=lambda config: config.brax),
     ),
-    quick=Config(seeds=1, peer_seeds=1, rounds=4, episodes=64, maze_rounds=2, pendulum_rounds=2),
+    quick=Config(seeds=1, peer_seeds=1, rounds=4, episodes=64, maze_rounds=0, pendulum_rounds=0),
 )
 
 
