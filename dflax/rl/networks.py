@@ -1,5 +1,6 @@
 """Small actor-critic networks: a policy's distribution and a value, of vectors of observations."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,17 +22,25 @@ def orthogonal(gain: float | Array) -> Initializer:
     A batch of QR decompositions runs in XLA's threads on a CPU and waits there for others of these
     threads. Where there are two of them, two batches in one program wait for ever.
     """
-    made = nn.initializers.orthogonal(1.0)
 
     def init(
         key: Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None
     ) -> Array:
-        def one(key: Array) -> Array:
-            return made(key, shape, dtype, out_sharding)
-
-        return gain * jax.custom_batching.sequential_vmap(one)(key)
+        return gain * _one_after_another(tuple(shape), jnp.dtype(dtype), out_sharding)(key)
 
     return init
+
+
+@functools.cache
+def _one_after_another(
+    shape: tuple[int, ...], dtype: Any, out_sharding: Any
+) -> Callable[[Array], Array]:
+    """`key -> orthogonal weights`; the same function for the same shape, which is compiled once."""
+
+    def one(key: Array) -> Array:
+        return nn.initializers.orthogonal(1.0)(key, shape, dtype, out_sharding)
+
+    return jax.jit(jax.custom_batching.sequential_vmap(one))
 
 
 class Tower(nn.Module):
