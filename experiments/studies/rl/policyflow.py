@@ -7,6 +7,9 @@ evenly as well, but reaches a goal in 0.6 of the episodes; FPO and a Gaussian se
 
 The interpolated ratio is the exact one early (correlation above 0.99) and drifts from it where updates
 are large: at round 125 it correlates at 0.56 to 0.72 without a regulariser, at 0.93 to 0.96 with 0.05.
+What is claimed of weights 0 and 0.05, and of the ratio, was stated after these seeds, and held on three
+more from 2040 on: entropies of 0.38 to 0.39 and 0.69 to 0.82, correlations of 0.57 to 0.73 and 0.94
+to 0.96.
 """
 
 import dataclasses
