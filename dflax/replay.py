@@ -1,4 +1,4 @@
-"""A ring of what was tried: the newest rows, drawn from again and again."""
+"""A ring of what was tried: the newest rows, drawn from again and again, or read in order."""
 
 from typing import Any, NamedTuple
 
@@ -93,6 +93,20 @@ def drawn(ring: Ring, key: Key[Array, ""], count: int) -> PyTree[Array]:
     validation.typed_key("key", key)
     validation.integer("count", count, low=1)
     at = jax.random.randint(key, (count,), 0, jnp.maximum(ring.filled, 1))
+    return jax.tree.map(lambda leaf: leaf[at], ring.rows)
+
+
+def in_order(ring: Ring) -> PyTree[Array]:
+    """All C rows, the newest last; those that are not there yet are zeros, and come first.
+
+    Args:
+      ring: of capacity C.
+
+    Raises:
+      TypeError: naming the argument.
+    """
+    check_ring(ring)
+    at = (ring.pushed + jnp.arange(ring.capacity)) % ring.capacity
     return jax.tree.map(lambda leaf: leaf[at], ring.rows)
 
 

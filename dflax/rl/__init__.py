@@ -3,6 +3,7 @@
 from dflax.replay import (
     Ring,
     drawn,
+    in_order,
     pushed,
     ring,
 )
@@ -79,7 +80,6 @@ from dflax.rl.environment import (
     Environment,
     Outcome,
     environment,
-    from_gymnax,
     time_limit,
     two_stage,
 )
@@ -96,6 +96,10 @@ from dflax.rl.learner import (
     alone,
     federated,
     gossiping,
+)
+from dflax.rl.libraries import (
+    from_brax,
+    from_gymnax,
 )
 from dflax.rl.minibatches import (
     epochs_of,
@@ -123,7 +127,10 @@ from dflax.rl.post_decision.pdppo import (
     DecisionMemory,
     pdppo,
 )
-from dflax.rl.ppo import Noted, ppo
+from dflax.rl.ppo import (
+    Noted,
+    ppo,
+)
 from dflax.rl.problems.frozen_lake import (
     Lake,
     Skater,
@@ -219,6 +226,7 @@ __all__ = [
     "fine_tuning",
     "fixed_ranks",
     "flow",
+    "from_brax",
     "from_gymnax",
     "frozen_lake",
     "gae",
@@ -226,6 +234,7 @@ __all__ = [
     "gossiping",
     "identity_decoder",
     "important_ranks",
+    "in_order",
     "larger_part",
     "largest_uniform",
     "leave_one_out",

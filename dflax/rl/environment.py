@@ -1,4 +1,4 @@
-"""Environments as pure functions, in one stage or in two, and those of gymnax."""
+"""Environments as pure functions, in one stage or in two."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -141,7 +141,7 @@ def time_limit(environment: Environment, horizon: int) -> Environment:
     """The same environment, whose episodes are broken off after `horizon` steps.
 
     Args:
-      environment: of `environment`, `two_stage` or `from_gymnax`.
+      environment: of `environment`, `two_stage`, `from_gymnax` or `from_brax`.
       horizon: H >= 1 steps.
 
     Raises:
@@ -183,52 +183,9 @@ def time_limit(environment: Environment, horizon: int) -> Environment:
     return made._replace(post=post, noise=noise, observe_post=observe_post)
 
 
-class Played(NamedTuple):
-    """The state of a gymnax environment, with what it showed of it."""
-
-    inner: Any
-    observation: Array
-
-
-def from_gymnax(environment: Any, params: Any = None) -> Environment:
-    """An environment with gymnax's functions: `reset_env(key, params)`, `step_env(key, s, a, params)`.
-
-    Its parameters are the task; give agents others for other tasks. Where the environment says that an
-    episode ended by its time limit (`is_truncated`, gymnax 1.0), that is kept apart from its end.
-
-    Args:
-      environment: of `gymnax.make`, or anything with the same functions.
-      params: the environment's parameters; None: its `default_params`.
-
-    Raises:
-      TypeError: naming the argument.
-    """
-    for name in ("reset_env", "step_env"):
-        if not callable(getattr(environment, name, None)):
-            raise TypeError(
-                f"environment must have gymnax's function {name}, got "
-                f"{validation.shown(environment)}. Make one with gymnax.make(name)[0]."
-            )
-    given = environment.default_params if params is None else params
-    validation.arrays("params", given)
-    task = jax.tree.map(jnp.asarray, given)
-    limit = getattr(environment, "is_truncated", None)
-
-    def reset(task: Task, key: Key[Array, ""]) -> Played:
-        observation, state = environment.reset_env(key, task)
-        return Played(state, observation)
-
-    def act(task: Task, state: Played, action: Any, key: Key[Array, ""]) -> Outcome:
-        shown, after, reward, end, _ = environment.step_env(key, state.inner, action, task)
-        late = jnp.bool_(False) if limit is None else limit(after, task)
-        return Outcome(Played(after, shown), jnp.float32(reward), end, late & ~end)
-
-    return Environment(reset, act, lambda task, state: state.observation, task)
-
-
 def require_environment(value: Any) -> None:
     """Refuse what is no `Environment`."""
-    fix = "Make one with dflax.rl.environment, two_stage or from_gymnax."
+    fix = "Make one with dflax.rl.environment, two_stage, from_gymnax or from_brax."
     validation.instance("environment", value, Environment, fix)
 
 

@@ -1,5 +1,6 @@
 """Small actor-critic networks: a policy's distribution and a value, of vectors of observations."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,33 @@ from jaxtyping import Array, Float
 from dflax import validation
 from dflax.models.mlp import widths
 from dflax.rl.distributions import Categorical, Gaussian
+
+
+def orthogonal(gain: float | Array) -> Initializer:
+    """`jax.nn.initializers.orthogonal`, of which those of several agents are made one after another.
+
+    A batch of QR decompositions runs in XLA's threads on a CPU and waits there for others of these
+    threads. Where there are two of them, two batches in one program wait for ever.
+    """
+
+    def init(
+        key: Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None
+    ) -> Array:
+        return gain * _one_after_another(tuple(shape), jnp.dtype(dtype), out_sharding)(key)
+
+    return init
+
+
+@functools.cache
+def _one_after_another(
+    shape: tuple[int, ...], dtype: Any, out_sharding: Any
+) -> Callable[[Array], Array]:
+    """`key -> orthogonal weights`; the same function for the same shape, which is compiled once."""
+
+    def one(key: Array) -> Array:
+        return nn.initializers.orthogonal(1.0)(key, shape, dtype, out_sharding)
+
+    return jax.jit(jax.custom_batching.sequential_vmap(one))
 
 
 class Tower(nn.Module):
@@ -31,7 +59,7 @@ class Tower(nn.Module):
     outputs: int
     gain: float = 1.0
     activation: Callable[[Array], Array] = nn.tanh
-    hidden_init: Initializer = nn.initializers.orthogonal(math.sqrt(2.0))
+    hidden_init: Initializer = orthogonal(math.sqrt(2.0))
     last_init: Initializer | None = None
 
     def __post_init__(self) -> None:
@@ -50,7 +78,7 @@ class Tower(nn.Module):
         """`[..., outputs]`."""
         for width in self.features:
             x = self.activation(nn.Dense(width, kernel_init=self.hidden_init)(x))
-        last = self.last_init or nn.initializers.orthogonal(self.gain)
+        last = self.last_init or orthogonal(self.gain)
         return nn.Dense(self.outputs, kernel_init=last)(x)
 
 

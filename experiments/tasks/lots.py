@@ -1,5 +1,6 @@
 """Agents that plan lots: the published settings of PDPPO and PPO, at any size."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import optax
 
 import dflax as dx
 from dflax import rl
+from experiments.tools.finished import Stage
 
 # What the authors use in all of their runs.
 ACTOR, CRITICS = 5.5e-4, 1e-3
@@ -83,6 +85,49 @@ def curves(
     source = dx.Population(seeds)
     _, history = dx.run(algorithm, state, source, rounds=rounds, key=run_key, progress=False)
     return {name: np.asarray(value) for name, value in history.metrics.items()}
+
+
+def curves_in_parts(
+    learner: rl.Learner,
+    start: Any,
+    *,
+    seeds: int,
+    rounds: int,
+    seed: int,
+    part: int,
+    stage: Stage,
+    name: str,
+) -> dict[str, np.ndarray]:
+    """`curves` of a run of hours: each `part` rounds are a stage, with the agents as they then are.
+
+    Args:
+      learner: as for `curves`.
+      start: as for `curves`.
+      seeds: as for `curves`.
+      rounds: as for `curves`; a multiple of `part`.
+      seed: as for `curves`.
+      part: >= 1.
+      stage: which keeps a part.
+      name: of the method, in the stages' names.
+    """
+    algorithm, source = rl.alone(learner, seeds, at_once=1), dx.Population(seeds)
+    begin_key, run_key = jax.random.split(jax.random.key(seed))
+    state = jax.jit(algorithm.init, static_argnums=1)(begin_key, start)
+    structure = jax.tree.structure(state)
+
+    @jax.jit
+    def advanced(state: Any, first: Any) -> Any:
+        state, metrics = dx.rollout(algorithm, state, source, run_key, part, first)
+        return {"agents": jax.tree.leaves(state), "metrics": metrics}
+
+    parts = []
+    for first in range(0, rounds, part):
+        found = stage(
+            f"{name}, windows {first} to {first + part}", functools.partial(advanced, state, first)
+        )
+        state = jax.tree.unflatten(structure, found["agents"])
+        parts.append(found["metrics"])
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
 
 def idle(instance: rl.LotSizing, setting: Setting, seed: int) -> np.ndarray:

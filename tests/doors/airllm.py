@@ -38,6 +38,7 @@ CALLS = {
     "rl.important_ranks": {"mean_rank": 2.0},
     "rl.largest_uniform": {},
     "rl.linear_decoder": {},
+    "rl.in_order": {"ring": RING},
     "rl.pushed": {"ring": RING, "rows": np.ones((3, 2))},
     "rl.radio_link": {"ratios": (0.0, 5.0), "bandwidths": (1e6,)},
     "rl.random_ranks": {},

@@ -39,6 +39,16 @@ class Gym:
         return state, state, 0.0, False, {}
 
 
+class Brax:
+    """What brax's environments have."""
+
+    def reset(self, key):
+        return None
+
+    def step(self, state, action):
+        return state
+
+
 PLAYING = {"environment": WORLD, "task": (), "act": acting, "key": KEY}
 LEARNER = RL.ppo(WORLD, networks, optax.sgd(0.1), environments=2, steps=4)
 REWARDS = np.ones((3, 2), np.float32)
@@ -61,6 +71,7 @@ CALLS = {
     },
     "rl.evaluate": {**PLAYING, "episodes": 2, "horizon": 3},
     "rl.federated": {"learner": LEARNER, "agents": N},
+    "rl.from_brax": {"environment": Brax()},
     "rl.from_gymnax": {"environment": Gym()},
     "rl.gossiping": {"learner": LEARNER, "agents": N, "mixer": MIXER},
     "rl.ppo": {"environment": WORLD, "networks": networks, "optimizer": optax.sgd(0.1)},

@@ -250,7 +250,9 @@ def test_a_ring_keeps_the_newest_rows():
     assert set(np.asarray(ring.rows["a"])[:, 0]) == {4, 5, 6, 7, 8}
     found = np.asarray(rl.drawn(ring, KEY, 200)["a"])[:, 0]
     assert set(found) == {4, 5, 6, 7, 8}
+    np.testing.assert_array_equal(rl.in_order(ring)["a"][:, 0], [4, 5, 6, 7, 8])
     young = rl.pushed(rl.ring(5, jnp.zeros(())), np.array([7.0, 8.0]))
     assert set(np.asarray(rl.drawn(young, KEY, 50))) == {7, 8}
+    np.testing.assert_array_equal(rl.in_order(young), [0, 0, 0, 7, 8])
     with pytest.raises(ValueError, match="rows must be at most the capacity"):
         rl.pushed(rl.ring(1, jnp.zeros(())), np.zeros(2))

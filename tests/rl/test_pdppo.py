@@ -12,7 +12,6 @@ from tasks import assert_trees_close
 
 import dflax as dx
 from dflax import rl
-from dflax.rl import windows as rl_windows
 
 KEY = jax.random.key(0)
 ITEMS, MACHINES, HORIZON, WINDOWS = 2, 2, 3, 2
@@ -195,7 +194,7 @@ def once():
 
 def test_an_update_is_a_step_along_a_loss_written_out(once):
     params, memory, metrics = once
-    window = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), memory.windows)
+    window = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), rl.in_order(memory.windows))
     ends = window.end.astype(float)
     assert ends[-1].all()
     chance = returns(window.reward - window.decided.reward, ends)
@@ -231,19 +230,6 @@ def test_in_the_first_epoch_the_ratio_is_1(once):
     np.testing.assert_allclose(metrics["clip_fraction"], 0)
 
 
-def test_windows_are_kept_in_the_order_of_time_and_the_oldest_goes():
-    rows = {"x": jnp.arange(3.0)}
-    kept = rl_windows.no_windows(jax.eval_shape(lambda: rows), 2)
-    for number in range(1, 5):
-        found = rl_windows.followed_by(kept, {"x": number * 10 + rows["x"]})
-        kept = found.kept
-    assert found.rows["x"].tolist() == [20, 21, 22, 30, 31, 32, 40, 41, 42]
-    assert kept["x"].tolist() == [[30, 31, 32], [40, 41, 42]]
-    none = rl_windows.followed_by(rl_windows.no_windows(jax.eval_shape(lambda: rows), 0), rows)
-    assert none.rows["x"].tolist() == [0, 1, 2]
-    assert none.kept["x"].shape == (0, 3)
-
-
 @pytest.fixture(scope="module")
 def frozen():
     """Three rounds of two epochs with Adam, hidden layers fixed."""
@@ -259,8 +245,8 @@ def test_a_frozen_trunk_stays_as_it_began(frozen):
     assert actor["Dense_2"]["kernel"] > 0.01
     assert moved["critic"]["Dense_0"]["kernel"] > 0.01
     assert moved["post_critic"]["Dense_0"]["kernel"] > 0.01
-    assert memory.windows.reward.shape == (WINDOWS, HORIZON, 2)
-    assert np.asarray(memory.windows.counted).all()
+    assert memory.windows.rows.reward.shape == (WINDOWS + 1, HORIZON, 2)
+    assert np.asarray(memory.windows.rows.counted).sum() == 3 * HORIZON * 2
     assert np.all(metrics["episodes"] == 2)
     assert np.isfinite(metrics["loss"]).all()
 

@@ -1,6 +1,7 @@
 """Environments and rollouts, on corridors whose steps are known."""
 
 import types
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -181,3 +182,68 @@ def test_gymnax_itself():
     # Pushed to one side, a pole falls within a dozen steps, each of which is worth 1.
     assert 6 < metrics["episode_length"] < 13
     np.testing.assert_allclose(metrics["episode_return"], metrics["episode_length"])
+
+
+class Walked(NamedTuple):
+    """The parts of a state of brax that are read, and where the walker is."""
+
+    place: jax.Array
+    obs: dict[str, jax.Array]
+    reward: int
+    done: jax.Array
+    info: dict[str, jax.Array]
+
+
+class Walker:
+    """Counts up by actions of 0 or 1 and ends at 3; brax's functions, some of its wrappers' marks."""
+
+    def __init__(self, limit=None, restarts=False):
+        self.limit, self.restarts = limit, restarts
+
+    def reset(self, key):
+        return self._at(jnp.int32(0))
+
+    def step(self, state, action):
+        return self._at(state.place + action)
+
+    def _at(self, place):
+        info = {"first_obs": place} if self.restarts else {}
+        late = place == self.limit
+        if self.limit is not None:
+            info["truncation"] = late.astype(jnp.float32)
+        end = ((place >= 3) | late).astype(jnp.float32)
+        return Walked(place, {"state": jnp.full(1, place, jnp.float32)}, 1, end, info)
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_brax_s_functions(limit):
+    made = rl.from_brax(Walker(limit), lambda state: state.obs["state"])
+    act = lambda seen, key: (jnp.ones(2, jnp.int32), seen[:, 0])  # noqa: E731
+    running = rl.begin(made, (), KEY, 2)
+    _, steps, _ = rl.rollout(made, (), act, running, 4, KEY, value=lambda seen: seen[:, 0] + 5)
+    seen, beyond = ([0, 1, 2, 0], [0, 0, 0, 0]) if limit is None else ([0, 1, 0, 1], [0, 7, 0, 7])
+    np.testing.assert_array_equal(steps.kept[:, 0], seen)
+    np.testing.assert_array_equal(steps.beyond[:, 0], beyond)
+    np.testing.assert_array_equal(steps.reward, 1.0)
+
+
+def test_what_is_no_environment_of_brax():
+    with pytest.raises(TypeError, match="environment must have brax's function reset"):
+        rl.from_brax(object())
+    with pytest.raises(ValueError, match="must not begin its episodes anew by itself"):
+        rl.begin(rl.from_brax(Walker(restarts=True)), (), KEY, 2)
+
+
+def test_brax_itself():
+    """Its task "fast": a step with an action above 0 makes it faster by 0.02."""
+    envs = pytest.importorskip("brax.envs")
+    made = rl.time_limit(rl.from_brax(envs.get_environment("fast")), 10)
+    act = lambda seen, key: (jnp.ones((3, 1)), seen)  # noqa: E731
+    running = rl.begin(made, (), KEY, 3)
+    _, steps, metrics = jax.jit(lambda running: rl.rollout(made, (), act, running, 20, KEY))(
+        running
+    )
+    assert metrics["episodes"] == 6
+    np.testing.assert_allclose(steps.observation[:10, 0, 1], 0.02 * np.arange(10), atol=1e-6)
+    with pytest.raises(ValueError, match="must not begin its episodes anew by itself"):
+        rl.begin(rl.from_brax(envs.create("fast")), (), KEY, 2)

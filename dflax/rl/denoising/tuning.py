@@ -20,7 +20,7 @@ from dflax.rl.denoising.baselines import Baseline
 from dflax.rl.denoising.history import statistics
 from dflax.rl.denoising.policy import DenoisingPolicy, sampled
 from dflax.rl.denoising.rewards import Reward, rewarded
-from dflax.rl.denoising.updates import Experience, Update, updated
+from dflax.rl.denoising.updates import Trajectories, Update, updated
 from dflax.server.framework.protocol import Received, Report, Server
 from dflax.server.framework.with_server import with_server
 
@@ -157,7 +157,7 @@ def fine_tuning(
         grouped = told.reshape(prompts, samples), there.reshape(prompts, samples)
         advantages, counted, memory = baseline.apply(own.baseline, *grouped, chosen)
         advantages = shaped(advantages, counted, scaled, bound)
-        experience = Experience(
+        trajectories = Trajectories(
             drawn.states, drawn.log_probs, condition, advantages.reshape(-1), counted.reshape(-1)
         )
         (params, optimizer_state), metrics = updated(
@@ -166,7 +166,7 @@ def fine_tuning(
             optimizer_at(made, index),
             (params, own.optimizer),
             setting.frozen,
-            experience,
+            trajectories,
             update_key,
         )
         metrics |= measured(*grouped, advantages, counted)

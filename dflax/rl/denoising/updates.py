@@ -13,7 +13,7 @@ from dflax.rl.denoising.policy import DenoisingPolicy, log_probs_at
 from dflax.rl.surrogate import clipped
 
 
-class Experience(NamedTuple):
+class Trajectories(NamedTuple):
     """What a round's samples are to the update; B trajectories.
 
     Attributes:
@@ -30,10 +30,10 @@ class Experience(NamedTuple):
     advantages: Float[Array, " B"]
     counted: Float[Array, " B"]
 
-    def of(self, rows: Int[Array, " b"]) -> "Experience":
+    def of(self, rows: Int[Array, " b"]) -> "Trajectories":
         """Some of the trajectories."""
         first = jax.tree.map(lambda leaf: leaf[rows], self[2:])
-        return Experience(self.states[:, rows], self.log_probs[:, rows], *first)
+        return Trajectories(self.states[:, rows], self.log_probs[:, rows], *first)
 
 
 class Update(NamedTuple):
@@ -62,11 +62,11 @@ def updated(
     optimizer: optax.GradientTransformation,
     state: tuple[Params, PyTree[Array]],
     frozen: Params | None,
-    experience: Experience,
+    trajectories: Trajectories,
     key: Key[Array, ""],
 ) -> tuple[tuple[Params, PyTree[Array]], Metrics]:
     """Parameters and optimiser after all minibatches; metrics are means over them."""
-    count = experience.advantages.shape[0]
+    count = trajectories.advantages.shape[0]
     order_key, steps_key = jax.random.split(key)
     shuffle = jax.vmap(lambda own: jax.random.permutation(own, count))
     orders = shuffle(jax.random.split(order_key, update.epochs))
@@ -75,7 +75,7 @@ def updated(
     def one(state: Any, row: Any) -> tuple[Any, Metrics]:
         params, memory = state
         chosen, own_key = row
-        part = experience.of(chosen)
+        part = trajectories.of(chosen)
         gradient, metrics = ascent(policy, update, params, frozen, part, own_key)
         descent = jax.tree.map(jnp.negative, gradient)
         changes, moved = optimizer.update(descent, memory, params)
@@ -94,30 +94,30 @@ def ascent(
     update: Update,
     params: Params,
     frozen: Params | None,
-    experience: Experience,
+    trajectories: Trajectories,
     key: Key[Array, ""],
 ) -> tuple[Params, Metrics]:
     """The gradient of the mean objective over trajectories that count and over their time steps.
 
     It is added up over chunks of time steps, so that memory is that of one chunk's activations.
     """
-    chunks = chosen_steps(policy.steps, update, experience.advantages.shape[0], key)
-    total = jnp.maximum(jnp.sum(experience.counted), 1.0)
-    rows = jnp.arange(experience.advantages.shape[0])
+    chunks = chosen_steps(policy.steps, update, trajectories.advantages.shape[0], key)
+    total = jnp.maximum(jnp.sum(trajectories.counted), 1.0)
+    rows = jnp.arange(trajectories.advantages.shape[0])
 
     def objective(params: Params, numbers: Int[Array, "c B"]) -> tuple[Array, Metrics]:
         weights = policy.weights(params, frozen)
-        now = log_probs_at(policy, weights, experience.states, numbers, experience.condition)
+        now = log_probs_at(policy, weights, trajectories.states, numbers, trajectories.condition)
         metrics: Metrics = {}
         if update.clip is None:
-            each = experience.counted * now * experience.advantages
+            each = trajectories.counted * now * trajectories.advantages
         else:
             each, metrics = clipped(
-                now - experience.log_probs[numbers, rows],
-                experience.advantages,
+                now - trajectories.log_probs[numbers, rows],
+                trajectories.advantages,
                 update.clip,
                 pessimistic=update.pessimistic,
-                weights=jnp.broadcast_to(experience.counted, now.shape),
+                weights=jnp.broadcast_to(trajectories.counted, now.shape),
             )
         return jnp.sum(each) / (total * numbers.shape[0]), metrics
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from dflax import validation
 from dflax.algorithm import Metrics, Params
+from dflax.replay import Ring, in_order, pushed, ring
 from dflax.rl.advantages import standardised
 from dflax.rl.environment import Environment, require_two_stages
 from dflax.rl.learner import Learner
@@ -17,7 +18,6 @@ from dflax.rl.post_decision.critics import Critics, Estimated, Record, larger_pa
 from dflax.rl.post_decision.networks import DecisionNetworks
 from dflax.rl.rollout import Running, Steps, begin, rollout
 from dflax.rl.surrogate import clipped
-from dflax.rl.windows import followed_by, no_windows
 
 
 class DecisionMemory(NamedTuple):
@@ -26,13 +26,13 @@ class DecisionMemory(NamedTuple):
     Attributes:
       running: its environments.
       optimizer: the optimiser's state.
-      windows: its last windows of experience, leaves `[W, T, E, ...]`.
+      windows: its last windows of experience and the newest, `Steps` with leaves `[W + 1, T, E, ...]`.
       task: its task.
     """
 
     running: Running
     optimizer: PyTree[Array]
-    windows: Steps
+    windows: Ring
     task: PyTree[Array]
 
 
@@ -136,7 +136,8 @@ def pdppo(
     def init(key: Key[Array, ""], params: Params, task: Any) -> DecisionMemory:
         running = begin(environment, task, key, environments)
         _, window, _ = jax.eval_shape(gathered, key, params, running, task)
-        return DecisionMemory(running, optimizer.init(params), no_windows(window, windows), task)
+        # Steps of windows that have not been yet have 0 as `counted`.
+        return DecisionMemory(running, optimizer.init(params), ring(windows + 1, window), task)
 
     def loss(
         params: Params, batch: DecisionSample, key: Key[Array, ""]
@@ -154,7 +155,8 @@ def pdppo(
     ) -> tuple[Params, DecisionMemory, Metrics]:
         act_key, learn_key = jax.random.split(key)
         running, window, measured = gathered(act_key, params, memory.running, memory.task)
-        rows, kept = followed_by(memory.windows, window)
+        kept = pushed(memory.windows, jax.tree.map(lambda leaf: leaf[None], window))
+        rows = _joined(in_order(kept))
         last = jax.vmap(lambda state: environment.observe(memory.task, state))(running.state)
         found = rule.estimate(_record(networks, rule, params, rows, last), discount)
         samples = _samples(rows, found, standardise)
@@ -210,6 +212,11 @@ def _window(
     kept = Values(found.kept, value(found.observation), post_value)
     beyond = jnp.zeros_like(found.reward) if found.beyond is None else found.beyond
     return after, found._replace(kept=kept, beyond=beyond), measured
+
+
+def _joined(windows: Steps) -> Steps:
+    """Windows `[W + 1, T, ...]`, one after the other."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), windows)
 
 
 def _record(

@@ -1,9 +1,13 @@
 """LOOP against REINFORCE, RLOO and DDPO on samplers; digits by a black box; private prompts.
 
-On the ring, five seeds from 310 on, 300 rounds: RLOO ends 0.08 to 0.13 behind LOOP with K = 4 and is
-more than 0.5 behind until round 100; of K = 2, 4 and 8 four is best by a little. Statistics of the
-batch are not steady: without offsets PPO is level with LOOP on three seeds, 0.2 behind on one, and on
-one it lost after round 200 what it had learned.
+On the ring, 300 rounds, five seeds from 310 on, and then three from 1310 on to which no claim of the
+ring was fitted: RLOO ends 0.07 to 0.13 behind LOOP with K = 4 and is 0.5 and more behind until round
+100; K = 4 and K = 8 end level, K = 2 ends 0.02 behind. Statistics per prompt close all of PPO's gap.
+Statistics of the batch are not steady: without offsets PPO is level with LOOP on six seeds, 0.2 behind
+on one, and on one it lost after round 200 what it had learned.
+
+Private prompts, 150 rounds, three seeds from 1310 on and three from 2310 on: averaged adapters go 0.75
+to 1.0 of the way that all prompts in one place go, a client alone 0.12 of it.
 """
 
 import dataclasses
@@ -256,12 +260,12 @@ def private_prompts(config: Config, stage: Stage = in_memory) -> Summary:
         ahead.tolist(),
         1,
     )
-    apart = found["one place"] - found["averaged"]
+    way = (found["averaged"] - found["before"]) / (found["one place"] - found["before"])
     report.claim(
-        "they are within 0.3 of all prompts in one place, mean over seeds",
-        np.abs(apart).mean() < 0.3,
-        apart.tolist(),
-        0.3,
+        "they go more than 0.6 of the way that all prompts in one place go, every seed",
+        way.min() > 0.6,
+        way.tolist(),
+        0.6,
     )
     return report.summary({})
 

@@ -8,6 +8,7 @@ second critic does (p = 0.48). In runs this short nobody earns more than machine
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -19,7 +20,17 @@ from scipy import stats
 import dflax as dx
 from dflax import rl
 from experiments.studies.rl._pdppo_figures import curves_figure, federation_figure
-from experiments.tasks.lots import ACTOR, CRITICS, Setting, agent, bounds, curves, idle, rules
+from experiments.tasks.lots import (
+    ACTOR,
+    CRITICS,
+    Setting,
+    agent,
+    bounds,
+    curves,
+    curves_in_parts,
+    idle,
+    rules,
+)
 from experiments.tools.command import main
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.report import Report
@@ -328,12 +339,18 @@ def full(config: Config, stage: Stage = in_memory) -> Summary:
     instance = rl.random_instance(config.seed, setting.items, setting.machines)
     rounds = config.full_steps // (setting.episodes * setting.horizon)
     for name, logs in LOGS.items():
-
-        def run(name: str = name) -> Any:
-            learner, start = agent(name, setting, instance, train_trunk=False)
-            return curves(learner, start, seeds=1, rounds=rounds, seed=config.seed)
-
-        reward = stage(f"20 x 10, {name}", run)["episode_return"][:, 0]
+        learner, start = agent(name, setting, instance, train_trunk=False)
+        found = curves_in_parts(
+            learner,
+            start,
+            seeds=1,
+            rounds=rounds,
+            seed=config.seed,
+            part=math.gcd(rounds, 100),
+            stage=stage,
+            name=f"20 x 10, {name}",
+        )
+        reward = found["episode_return"][:, 0]
         columns: dict[str, float] = {}
         for steps, theirs in zip(AT, logs, strict=True):
             last = steps // (setting.episodes * setting.horizon)
