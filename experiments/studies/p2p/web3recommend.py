@@ -90,7 +90,7 @@ def attacks(config: Config, stage: Stage = in_memory) -> Summary:
     for place, stop in enumerate(config.stops[:3]):
         report.row(
             f"Sybil mass, linear, {config.few_roots} roots",
-            f"alpha {stop:g}",
+            f"alpha {stop:g}, Sybils",
             None,
             mass=values[:, place],
             std=values[:, place].std(),
