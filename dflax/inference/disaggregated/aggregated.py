@@ -49,7 +49,7 @@ class AggregatedState(NamedTuple):
 
 
 class _Taken(NamedTuple):
-    """Of each request: its instance, whether it is served, the end of its prefill, times on the clock."""
+    """Of each request: who takes it, the end of its prefill, and times on the clock of decoding."""
 
     instance: Int[Array, "..."]
     served: Bool[Array, "..."]

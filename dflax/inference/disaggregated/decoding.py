@@ -83,11 +83,13 @@ def admit(
     began = sent + transfer * slower
     last = began + decode
     came = jnp.isfinite(sent)
-    slot = jnp.argmin(state.free[chosen])
-    free = state.free.at[chosen, slot].set(jnp.where(came, last, state.free[chosen, slot]))
-    busy = jnp.where(came, jnp.maximum(began, state.link[chosen]), state.link[chosen])
+    # Written as masks, which many runs side by side do faster than scatters.
+    here = came & (jnp.arange(len(begins)) == chosen)
+    slot = jnp.arange(state.free.shape[1]) == jnp.argmin(state.free[chosen])
+    free = jnp.where(here[:, None] & slot, last, state.free)
+    link = jnp.where(here, jnp.maximum(began, state.link), state.link)
     return (
-        DecodeState(free, state.link.at[chosen].set(busy)),
+        DecodeState(free, link),
         Decoded(chosen.astype(jnp.int32), sent, began, last),
     )
 

@@ -70,7 +70,7 @@ def pd_serve(
     context: int | Float[Array, ""] | None = None,
     most: int | None = None,
 ) -> Algorithm:
-    """A service whose prefill and decoding have instances of their own, as a step over blocks of requests.
+    """A service whose prefill and decoding have instances of their own; a step is a block of requests.
 
     A request is forwarded to a slot of prefill, which it occupies for T_p; its first token is there at
     the end. Its keys and values travel for xi, once a slot of decoding takes them, and it occupies that

@@ -69,8 +69,7 @@ def retried(
         first = opens[chosen]
         waits = carry.gateway.row >= 0
         since = jnp.where(waits, carry.gateway.since, 0.0)
-        # The small amount keeps an offer at the very moment from being taken for a later one.
-        offers = jnp.ceil(jnp.maximum(first - since, 0.0) / retry - 1e-3)
+        offers = jnp.ceil(jnp.maximum(first - since, 0.0) / retry)
         offered = jnp.where(waits, since + offers * retry, jnp.inf)
         place = jnp.argmin(offered)
         begins, row = offered[place], carry.gateway.row[place]

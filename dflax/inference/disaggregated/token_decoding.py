@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dflax import validation
@@ -64,7 +65,7 @@ def token_decoding(
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    ready = jnp.asarray(validation.array("ready", _finite(ready), kind="real", shape=("n",)))
+    ready = _times(ready)
     for name, value in (("prompt", prompt), ("output", output)):
         validation.array(name, value, kind="integer", shape=(len(ready),), low=1)
     validation.instance("costs", costs, Costs, "Make them with dflax.inference.opt_13b_costs.")
@@ -125,8 +126,13 @@ def token_decoding(
     return jax.tree.map(lambda column: column[back], ended.found)
 
 
-def _finite(ready: Array) -> Array:
-    """The times, of which infinity means that a request never comes: no door need refuse it."""
-    if validation.is_traced(ready) or not hasattr(ready, "dtype"):
-        return ready
-    return ready
+def _times(ready: Array) -> Float[Array, " n"]:
+    """The times as an array; infinity is no fault, but a request that never comes."""
+    if isinstance(ready, (jax.Array, np.ndarray)) and not validation.is_traced(ready):
+        known = np.asarray(ready)
+        if np.issubdtype(known.dtype, np.floating):
+            known = np.where(known == np.inf, 0.0, known)
+        validation.array("ready", known, kind="real", shape=("n",))
+    elif not validation.is_traced(ready):
+        validation.array("ready", ready, kind="real", shape=("n",))
+    return jnp.asarray(ready)
