@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import dflax as dx
-from doors.things import KEY
 
 INF = dx.inference
 TRACE = INF.trace([0.0, 0.5, 0.75, 2.0], [5, 6, 7, 8], [1, 2, 3, 4])

@@ -105,14 +105,12 @@ def aggregated_serve(
 
     def one(state: AggregatedState, came: tuple) -> tuple[AggregatedState, _Taken]:
         arrived, takes, decodes = came
-        slot_free = jnp.min(state.free, axis=1)
-        # After its last prefill an instance's clock runs: that is when a slot becomes free.
-        opens = state.open + jnp.maximum(slot_free - (state.open - state.stood), 0.0)
-        begins = jnp.maximum(arrived, opens)
-        to = jnp.argmin(begins)
-        begin = begins[to]
+        # On each instance's own clock, on which slots become free while it decodes.
+        stops = jnp.maximum(jnp.min(state.free, axis=1), state.open - state.stood)
+        stops = jnp.maximum(stops, arrived - state.stood)
+        to = jnp.argmin(stops + state.stood)
+        stopped, begin = stops[to], stops[to] + state.stood[to]
         served = begin + takes - arrived <= promised.ttft
-        stopped = begin - state.stood[to]
         target, slot = stopped + decodes, jnp.argmin(state.free[to])
         after = AggregatedState(
             state.open.at[to].set(jnp.where(served, begin + takes, state.open[to])),
