@@ -48,6 +48,7 @@ NAMES = (
     "sparse_coding",
     "agents",
     "verified",
+    "pd_serve",
 )
 RESULTS = pathlib.Path("results")
 

@@ -29,7 +29,7 @@ def aggregated_throughput(prefill: Real, decode: Real, slots: Real) -> Float[Arr
     validation.real("prefill", prefill, low=0.0, low_open=True)
     validation.real("decode", decode, low=0.0, low_open=True)
     validation.real("slots", slots, low=1)
-    return 1.0 / (prefill + decode / jnp.asarray(slots))
+    return 1.0 / (jnp.asarray(prefill) + jnp.asarray(decode) / jnp.asarray(slots))
 
 
 class AggregatedState(NamedTuple):

@@ -350,10 +350,14 @@ def _groups(prefill: Any, decode: Any) -> tuple[list[int], list[int]] | None:
             if not validation.is_traced(value) and value != int(value):
                 raise ValueError(f"{name} must be a whole number of instances, got {value}.")
         return None
-    fix = "Give both for one pool, or both for every scenario."
+    if not all(several):
+        raise ValueError(
+            f"decode must be given as prefill is, got {validation.shown(decode)} beside "
+            f"{validation.shown(prefill)}: one number each, or both for every scenario."
+        )
     found = []
     for name, value in (("prefill", prefill), ("decode", decode)):
-        counts = validation.sequence(name, value, "counts", fix=fix)
+        counts = validation.sequence(name, value, "counts")
         for count in counts:
             validation.integer(name, count, low=1, fix="A group needs instances of both kinds.")
         found.append(counts)

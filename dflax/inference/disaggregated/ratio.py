@@ -46,7 +46,8 @@ def profile(
     validation.real("decode", decode, low=0.0, low_open=True)
     validation.real("prefill_slots", prefill_slots, low=1)
     validation.real("decode_slots", decode_slots, low=1)
-    return Profile(prefill, decode, prefill_slots, decode_slots)
+    numbers = (prefill, decode, prefill_slots, decode_slots)
+    return Profile(*(n if np.ndim(n) == 0 else jnp.asarray(n) for n in numbers))
 
 
 def group_throughput(of: Profile, prefill: Real, decode: Real) -> Float[Array, "..."]:
@@ -69,11 +70,12 @@ def group_throughput(of: Profile, prefill: Real, decode: Real) -> Float[Array, "
         np.add(prefill, decode) <= 0
     ):
         raise ValueError("decode must be > 0 where prefill is 0, got a group without instances.")
+    prefill, decode = jnp.asarray(prefill), jnp.asarray(decode)
     served = jnp.minimum(
         prefill * of.prefill_slots / jnp.asarray(of.prefill),
         decode * of.decode_slots / jnp.asarray(of.decode),
     )
-    return served / (jnp.asarray(prefill) + decode)
+    return served / (prefill + decode)
 
 
 def best_throughput(of: Profile) -> Float[Array, "..."]:

@@ -23,8 +23,8 @@ def forwarding_figure(
 ) -> Any:
     """Left: success over load, `[loads, seeds]` each. Right: `[scenarios, splits, seeds]`."""
     with figure(10.0, 4.0, ncols=2) as (canvas, (left, right)):
-        for name, (color, line, mark) in LOOKS.items():
-            runs = success[name]
+        for name in (name for name in LOOKS if name in success):
+            (color, line, mark), runs = LOOKS[name], success[name]
             left.plot(loads, runs.mean(1), color=color, linestyle=line, marker=mark, label=name)
             left.fill_between(loads, runs.min(1), runs.max(1), color=color, alpha=0.2, linewidth=0)
         left.set(

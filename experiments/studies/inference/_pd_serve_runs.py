@@ -1,5 +1,6 @@
 """Runs of P/D-Serve's study: each a sweep, whose metrics are `[points ..., seeds]`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +42,10 @@ def mean_seconds(
     kinds: list[inf.Scenario], seconds: Callable[[inf.Requests], Any], seed: int
 ) -> float:
     """The mean over 50,000 drawn requests."""
-    rows, _ = inf.traffic(inf.poisson(1.0), kinds, 50_000).draw(jax.random.key(seed), 0)
-    return float(jnp.mean(seconds(rows)))
+    source = inf.traffic(inf.poisson(1.0), kinds, 50_000)
+    return float(
+        jax.jit(lambda key: jnp.mean(seconds(source.draw(key, 0)[0])))(jax.random.key(seed))
+    )
 
 
 def prefill_seconds(rows: inf.Requests) -> jax.Array:
@@ -77,12 +80,17 @@ def swept(
     return {name: v[..., 0] if rounds == 1 else v for name, v in metrics.items()}
 
 
+@functools.cache
+def _mean_prefill(seed: int) -> float:
+    return mean_seconds(scenarios(), prefill_seconds, seed)
+
+
 def forwarded(
     forwarding: inf.Forwarding, loads: tuple[float, ...], size: int, seed: int, seeds: int
 ) -> dict[str, np.ndarray]:
     """Eight instances of one slot, bursts, a limit of 0.5 s: `[loads, seeds]`."""
     kinds = scenarios()
-    mean = mean_seconds(kinds, prefill_seconds, seed)
+    mean = _mean_prefill(seed)
 
     def factory(load: jax.Array) -> dx.Algorithm:
         service = inf.pd_serve(
@@ -187,7 +195,8 @@ def transferred(size: int, seed: int, seeds: int) -> dict[str, np.ndarray]:
 def decoded(loads: tuple[float, ...], size: int, seed: int) -> dict[str, np.ndarray]:
     """Answers token by token over those of a slot at a full batch's pace: `[loads]` means."""
     instances, slots = 4, 16
-    rows, _ = inf.traffic(inf.poisson(1.0), scenarios()[:1], size).draw(jax.random.key(seed), 0)
+    source = inf.traffic(inf.poisson(1.0), scenarios()[:1], size)
+    rows, _ = jax.jit(source.draw)(jax.random.key(seed), 0)
     level_1 = inf.decode_seconds(COSTS, slots)(rows)
     capacity = instances * slots / float(level_1.mean())
     ticks = int(1.3 * size / (min(loads) * capacity) / 0.01)
@@ -246,6 +255,7 @@ def promised(
     return swept(factory, grid, seed, seeds, source=source)
 
 
+@functools.cache
 def profile_of(seed: int) -> inf.Profile:
     """T_p and T_d of the first scenario, a slot of prefill and 32 of decoding."""
     kind = scenarios()[:1]
