@@ -54,26 +54,48 @@ def prefill_seconds(rows: inf.Requests) -> jax.Array:
     return COSTS.prefill(tokens, jnp.square(tokens))
 
 
+@functools.cache
+def drawn(kinds: str, cv: float, size: int, seed: int, seeds: int) -> list[dx.Events]:
+    """One block of traffic at one request a second for every seed.
+
+    It is drawn once, so that no sweep has to compile how it is drawn.
+
+    Args:
+      kinds: "three" scenarios, the "first" of them, "many" prefixes for each, or "alike".
+      cv: of the gaps.
+      size: requests.
+      seed: of the first.
+      seeds: how many.
+    """
+    given = {
+        "three": scenarios,
+        "first": lambda: scenarios()[:1],
+        "many": lambda: scenarios(prefixes=60),
+        "alike": lambda: [inf.scenario(inf.constant(100), inf.constant(10))],
+    }[kinds]()
+    arrivals = inf.poisson(1.0) if cv == 1.0 else inf.gamma(1.0, cv)
+    source = inf.traffic(arrivals, given, size)
+    keys = jax.random.split(jax.random.key(seed), seeds)
+    blocks = jax.jit(lambda keys: jax.lax.map(lambda key: source.draw(key, 0)[0], keys))(keys)
+    return [dx.Events(jax.tree.map(lambda leaf, k=k: leaf[k][None], blocks)) for k in range(seeds)]
+
+
 def swept(
     factory: Callable[..., dx.Algorithm],
     grid: dict[str, Any],
     seed: int,
-    seeds: int,
+    sources: list[dx.Events],
     *,
-    source: Any = None,
-    sources: Any = None,
     rounds: int = 1,
 ) -> dict[str, np.ndarray]:
     """Metrics `[points ..., seeds]`, or `[points ..., seeds, rounds]` where there are several."""
     found = dx.sweep(
         factory,
         lambda algorithm, key: algorithm.init(key, ()),
-        source,
         sources=sources,
         grid=grid,
         key=jax.random.key(seed),
         rounds=rounds,
-        seeds=seeds if sources is None else None,
         progress=False,
     )
     metrics = {name: np.asarray(values, np.float32) for name, values in found.metrics.items()}
@@ -89,7 +111,6 @@ def forwarded(
     forwarding: inf.Forwarding, loads: tuple[float, ...], size: int, seed: int, seeds: int
 ) -> dict[str, np.ndarray]:
     """Eight instances of one slot, bursts, a limit of 0.5 s: `[loads, seeds]`."""
-    kinds = scenarios()
     mean = _mean_prefill(seed)
 
     def factory(load: jax.Array) -> dx.Algorithm:
@@ -104,8 +125,7 @@ def forwarded(
         )
         return inf.at_rate(service, load * 8 / mean)
 
-    source = inf.traffic(inf.gamma(1.0, 1.5), kinds, size)
-    return swept(factory, {"load": list(loads)}, seed, seeds, source=source)
+    return swept(factory, {"load": list(loads)}, seed, drawn("three", 1.5, size, seed, seeds))
 
 
 def split(size: int, seed: int, seeds: int) -> dict[str, np.ndarray]:
@@ -127,23 +147,19 @@ def split(size: int, seed: int, seeds: int) -> dict[str, np.ndarray]:
         )
         return inf.at_rate(service, 1.3 * best[at])
 
-    source = inf.traffic(inf.poisson(1.0), inf.scenario(inf.constant(100), inf.constant(10)), size)
     grid = {"scenario": [0.0, 1.0, 2.0], "prefill": [float(n) for n in range(1, 12)]}
-    return swept(factory, grid, seed, seeds, source=source)
+    return swept(factory, grid, seed, drawn("alike", 1.0, size, seed, seeds))
 
 
 def cached(grouped: bool, size: int, seed: int, seeds: int) -> dict[str, np.ndarray]:
     """Work of prefill with caches of 60,000 tokens, in groups or in one pool: `[seeds]`."""
-    kinds = scenarios(prefixes=60)
     work = inf.cached_work(COSTS, instances=12, prefixes=180, capacity=60_000)
     counts = ([2, 4, 6], [4, 8, 4]) if grouped else (12, 16)
     service = inf.pd_serve(
         *counts, work, inf.decode_seconds(COSTS, 32), promised=inf.levels(ttft=0.5)
     )
-    source = inf.traffic(inf.gamma(1.0, 1.5), kinds, size)
-    found = swept(
-        lambda rate: inf.at_rate(service, rate), {"rate": [100.0]}, seed, seeds, source=source
-    )
+    sources = drawn("many", 1.5, size, seed, seeds)
+    found = swept(lambda rate: inf.at_rate(service, rate), {"rate": [100.0]}, seed, sources)
     return {name: values[0] for name, values in found.items()}
 
 
@@ -163,8 +179,8 @@ def held(size: int, seed: int, seeds: int) -> dict[str, np.ndarray]:
             )
             return inf.at_rate(service, load * 6 * 32 / answers)
 
-        source = inf.traffic(inf.gamma(1.0, 1.5), kinds, size)
-        kept.append(swept(factory, {"load": [0.8, 0.95, 1.05]}, seed, seeds, source=source))
+        sources = drawn("three", 1.5, size, seed, seeds)
+        kept.append(swept(factory, {"load": [0.8, 0.95, 1.05]}, seed, sources))
     return {name: np.stack([one[name] for one in kept]) for name in kept[0]}
 
 
@@ -179,24 +195,18 @@ def transferred(size: int, seed: int, seeds: int) -> dict[str, np.ndarray]:
             conflict=0.05,
             promised=inf.levels(ttft=0.5),
         )
-        source = inf.traffic(inf.gamma(1.0, 1.5), scenarios(), size)
-        kept.append(
-            swept(
-                lambda rate, own=service: inf.at_rate(own, rate),
-                {"rate": [110.0]},
-                seed,
-                seeds,
-                source=source,
-            )
+        sources = drawn("three", 1.5, size, seed, seeds)
+        run = swept(
+            lambda rate, own=service: inf.at_rate(own, rate), {"rate": [110.0]}, seed, sources
         )
+        kept.append(run)
     return {name: np.concatenate([one[name] for one in kept]) for name in kept[0]}
 
 
 def decoded(loads: tuple[float, ...], size: int, seed: int) -> dict[str, np.ndarray]:
     """Answers token by token over those of a slot at a full batch's pace: `[loads]` means."""
     instances, slots = 4, 16
-    source = inf.traffic(inf.poisson(1.0), scenarios()[:1], size)
-    rows, _ = jax.jit(source.draw)(jax.random.key(seed), 0)
+    rows = jax.tree.map(lambda leaf: leaf[0], drawn("first", 1.0, size, seed, 1)[0].table)
     level_1 = inf.decode_seconds(COSTS, slots)(rows)
     capacity = instances * slots / float(level_1.mean())
     ticks = int(1.3 * size / (min(loads) * capacity) / 0.01)
@@ -233,7 +243,7 @@ def promised(
     seeds: int,
 ) -> dict[str, np.ndarray]:
     """Success of the first scenario within 0.5 s and a TPOT: `[rates an instance, paces, seeds]`."""
-    kind, count = scenarios()[:1], 12
+    count = 12
     answer = inf.decode_seconds(COSTS, 32)
     best = profile_of(seed)
     prefill = int(inf.best_split(best, count))
@@ -250,9 +260,8 @@ def promised(
             service = inf.aggregated_serve(count, prefill_seconds, answer, promised=levels)
         return inf.at_rate(service, rate * count)
 
-    source = inf.traffic(inf.poisson(1.0), kind, size)
     grid = {"rate": list(rates), "pace": list(paces)}
-    return swept(factory, grid, seed, seeds, source=source)
+    return swept(factory, grid, seed, drawn("first", 1.0, size, seed, seeds))
 
 
 @functools.cache

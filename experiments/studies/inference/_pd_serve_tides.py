@@ -45,7 +45,7 @@ def fixed(sources: list[dx.Events], rounds: int, seed: int, prefills: list[float
             *(prefill, 12 - prefill, WORK, ANSWER), most=11, promised=LEVELS, **SLOTS
         )
 
-    return swept(factory, {"prefill": prefills}, seed, 1, sources=sources, rounds=rounds)
+    return swept(factory, {"prefill": prefills}, seed, sources, rounds=rounds)
 
 
 def adjusted(
@@ -60,7 +60,7 @@ def adjusted(
         )
 
     grid = {"cooldown": [30.0, 60.0]}
-    return swept(factory, grid, seed, 1, sources=sources, rounds=rounds)
+    return swept(factory, grid, seed, sources, rounds=rounds)
 
 
 def scaled(sources: list[dx.Events], rounds: int, seed: int, follow: bool) -> dict:
@@ -77,4 +77,4 @@ def scaled(sources: list[dx.Events], rounds: int, seed: int, follow: bool) -> di
             *(prefill, 12 - prefill, WORK, ANSWER), promised=LEVELS, **SLOTS, **options
         )
 
-    return swept(factory, {"utilisation": [0.65, 0.8]}, seed, 1, sources=sources, rounds=rounds)
+    return swept(factory, {"utilisation": [0.65, 0.8]}, seed, sources, rounds=rounds)
