@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dflax import inference as inf
@@ -36,7 +37,7 @@ def forwarding_figure(
         sides = np.arange(1, 12)
         kinds = zip(PROFILES.items(), ("-", "--", ":"), "osv", strict=True)
         for number, ((name, of), line, mark) in enumerate(kinds):
-            phi = np.asarray(inf.group_throughput(of, sides, 12 - sides))
+            phi = np.asarray(inf.group_throughput(of, jnp.array(sides), jnp.array(12 - sides)))
             label = f"{name}: prefill {of.prefill:g} s, answer {of.decode:g} s"
             right.plot(sides, phi, line, color=f"C{number}", label=label)
             right.plot(sides, splits[number].mean(1), mark, color=f"C{number}", markersize=5)

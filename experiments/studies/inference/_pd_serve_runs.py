@@ -21,7 +21,7 @@ PROFILES = {
     "B": inf.profile(1.6, 8.0),
     "C": inf.profile(0.4, 12.0),
 }
-SLOTS = {"prefill_slots": 4, "decode_slots": 32}
+SLOTS: dict[str, Any] = {"prefill_slots": 4, "decode_slots": 32}
 
 
 def scenarios(prefixes: int = 1) -> list[inf.Scenario]:
@@ -98,7 +98,7 @@ def swept(
     ]
     tables = jax.tree.map(lambda *leaves: np.stack(leaves), *(one.table for one in sources))
 
-    def run(point: list[jax.Array], table: Any) -> dx.Metrics:
+    def run(point: list[jax.Array], table: Any) -> dict[str, Any]:
         algorithm = factory(**dict(zip(grid, point, strict=True)))
         return dx.rollout(algorithm, algorithm.init(key, ()), dx.Events(table), key, rounds)[1]
 
@@ -163,7 +163,7 @@ def split(size: int, seed: int, seeds: int) -> dict[str, np.ndarray]:
 def cached(grouped: bool, size: int, seed: int, seeds: int) -> dict[str, np.ndarray]:
     """Work of prefill with caches of 60,000 tokens, in groups or in one pool: `[seeds]`."""
     work = inf.cached_work(COSTS, instances=12, prefixes=180, capacity=60_000)
-    counts = ([2, 4, 6], [4, 8, 4]) if grouped else (12, 16)
+    counts: tuple[Any, Any] = ([2, 4, 6], [4, 8, 4]) if grouped else (12, 16)
     service = inf.pd_serve(
         *counts, work, inf.decode_seconds(COSTS, 32), promised=inf.levels(ttft=0.5)
     )

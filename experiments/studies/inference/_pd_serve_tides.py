@@ -11,8 +11,9 @@ from experiments.studies.inference._pd_serve_runs import PROFILES, SLOTS, swept
 
 PERIOD = 1200.0
 LEVELS = inf.levels(ttft=5.0, total=40.0)
-WORK = inf.fixed_work(inf.scenario_seconds([PROFILES["B"].prefill, PROFILES["C"].prefill]))
-ANSWER = inf.scenario_seconds([PROFILES["B"].decode, PROFILES["C"].decode])
+# T_p and T_d of the scenarios B and C.
+WORK = inf.fixed_work(inf.scenario_seconds([1.6, 0.4]))
+ANSWER = inf.scenario_seconds([8.0, 12.0])
 MIXED = inf.mixed_profile([PROFILES["B"], PROFILES["C"]], [1.0, 1.0])
 
 

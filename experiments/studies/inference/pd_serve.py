@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
 from dflax import inference as inf
@@ -150,7 +151,7 @@ def ratios(config: Config, report: Report, stage: Stage) -> np.ndarray:
     names = list(runs.PROFILES)
     sides = np.arange(1, 12)
     phi = {
-        name: np.asarray(inf.group_throughput(one, sides, 12 - sides))
+        name: np.asarray(inf.group_throughput(one, jnp.array(sides), jnp.array(12 - sides)))
         for name, one in runs.PROFILES.items()
     }
     best = {name: int(np.argmax(of)) for name, of in phi.items()}
