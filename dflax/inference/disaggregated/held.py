@@ -1,6 +1,6 @@
 """Prefill slots that are held until the keys and values have left them: prefill and decoding as one."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from dflax.inference.requests import Requests
 from dflax.inference.stations import Memory, Placement, Work
 
 Real = float | Float[Array, ""]
+Rows = TypeVar("Rows", Placement, Decoded)
 
 
 class _Carry(NamedTuple):
@@ -115,7 +116,7 @@ def _put(array: Array, at: tuple, where: Bool[Array, ""], value: Array | float) 
     return array.at[at].set(jnp.where(where, value, array[at]).astype(array.dtype))
 
 
-def _dealt(empty: tuple, rows: Int[Array, " events"], events: tuple) -> tuple:
+def _dealt(empty: Rows, rows: Int[Array, " events"], events: Rows) -> Rows:
     """What each event found, in its request's row."""
     return jax.tree.map(
         lambda column, found: column.at[rows].set(found, mode="drop"), empty, events

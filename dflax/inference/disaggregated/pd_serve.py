@@ -138,6 +138,7 @@ def pd_serve(
     if organisation is not None:
         validation.instance("organisation", organisation, Organisation)
     groups = _groups(prefill, decode)
+    numbers: Any = (None, None) if groups is not None else (prefill, decode)
     room = _room(prefill, decode, groups, organisation, most)
     _compatible(forwarding, groups, organisation, hold_prefill)
     limit, wire = promised.ttft, Wire(contended, conflict)
@@ -149,11 +150,11 @@ def pd_serve(
         instances=room[0],
         slots=prefill_slots,
         stays=lambda wait, duration: jnp.isfinite(wait) & forwarding.stays(wait, duration, limit),
-        on=None if groups is not None else prefill,
+        on=numbers[0],
     )
 
     def init(key: Key[Array, ""], params: Any) -> PDState:
-        on = jnp.arange(room[1]) < (room[1] if groups is not None else decode)
+        on = jnp.arange(room[1]) < (room[1] if groups is not None else numbers[1])
         slots = jnp.where(on[:, None], jnp.zeros((room[1], decode_slots)), jnp.inf)
         idle = jnp.full((room[0],), jnp.inf)
         remembered: Memory = ()

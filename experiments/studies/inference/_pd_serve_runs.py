@@ -44,7 +44,9 @@ def mean_seconds(
     """The mean over 50,000 drawn requests."""
     source = inf.traffic(inf.poisson(1.0), kinds, 50_000)
     return float(
-        jax.jit(lambda key: jnp.mean(seconds(source.draw(key, 0)[0])))(jax.random.key(seed))
+        jax.jit(lambda key: jnp.mean(seconds(source.draw(key, jnp.int32(0))[0])))(
+            jax.random.key(seed)
+        )
     )
 
 
@@ -76,7 +78,9 @@ def drawn(kinds: str, cv: float, size: int, seed: int, seeds: int) -> list[dx.Ev
     arrivals = inf.poisson(1.0) if cv == 1.0 else inf.gamma(1.0, cv)
     source = inf.traffic(arrivals, given, size)
     keys = jax.random.split(jax.random.key(seed), seeds)
-    blocks = jax.jit(lambda keys: jax.lax.map(lambda key: source.draw(key, 0)[0], keys))(keys)
+    blocks = jax.jit(lambda keys: jax.lax.map(lambda key: source.draw(key, jnp.int32(0))[0], keys))(
+        keys
+    )
     return [dx.Events(jax.tree.map(lambda leaf, k=k: leaf[k][None], blocks)) for k in range(seeds)]
 
 
