@@ -9,7 +9,7 @@ import pytest
 from inference import queues
 
 from dflax import inference as inf
-from dflax.inference.disaggregated import decoding, forwarding, organisation
+from dflax.inference.disaggregated import decoding, forwarding, instances, organisation
 from dflax.inference.disaggregated.held import held
 from dflax.inference.disaggregated.retries import retried
 
@@ -359,8 +359,8 @@ def test_instances_drain_load_and_are_never_lost():
     rule = inf.ratio_adjustment(warm_up=10.0)
     prefill = jnp.array([[5.0, 2.0], [4.0, 1.0], [jnp.inf, jnp.inf]])
     decode = jnp.array([[9.0, 0.0], [jnp.inf, jnp.inf], [jnp.inf, jnp.inf]])
-    start = organisation.Instances(prefill, decode, jnp.full((3,), jnp.inf))
-    move = jax.jit(lambda p, d, now: organisation.moved(start, p, d, now, rule))
+    start = instances.Instances(prefill, decode, jnp.full((3,), jnp.inf))
+    move = jax.jit(lambda p, d, now: instances.moved(start, p, d, now, rule))
     after = move(jnp.int32(1), jnp.int32(2), jnp.float32(3.0))
     np.testing.assert_allclose(after.prefill[0], [5.0, 2.0])
     assert np.all(np.isinf(after.prefill[1:]))

@@ -5,11 +5,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics
+from dflax.inference.disaggregated.arguments import (
+    allowed_instances,
+    fits_context,
+    groups_of,
+    mean_durations,
+    refuse_incompatible,
+    room_for,
+    within_context,
+)
+from dflax.inference.disaggregated.blocks import block_metrics, reorganised
 from dflax.inference.disaggregated.decoding import (
     Decoded,
     DecodeState,
@@ -19,19 +28,13 @@ from dflax.inference.disaggregated.decoding import (
 )
 from dflax.inference.disaggregated.forwarding import Forwarding, on_demand, within_groups
 from dflax.inference.disaggregated.held import held
-from dflax.inference.disaggregated.organisation import (
-    Instances,
-    Observed,
-    Organisation,
-    moved,
-    running,
-)
+from dflax.inference.disaggregated.organisation import Organisation
 from dflax.inference.disaggregated.retries import retried
 from dflax.inference.disaggregated.transfer import Transfer, instant
 from dflax.inference.disaggregated.work import Seconds
 from dflax.inference.requests import Requests
-from dflax.inference.service import Levels, Served, levels, service
-from dflax.inference.stations import Memory, Placement, StationState, Work, sorted_by, station
+from dflax.inference.service import Levels, levels
+from dflax.inference.stations import Memory, StationState, Work, sorted_by, station
 
 Count = int | float | Float[Array, ""]
 
@@ -137,13 +140,13 @@ def pd_serve(
         validation.real("context", context, low=1, scalar=True)
     if organisation is not None:
         validation.instance("organisation", organisation, Organisation)
-    groups = _groups(prefill, decode)
+    groups = groups_of(prefill, decode)
     numbers: Any = (None, None) if groups is not None else (prefill, decode)
-    room = _room(prefill, decode, groups, organisation, most)
-    _compatible(forwarding, groups, organisation, hold_prefill)
+    room = room_for(prefill, decode, groups, organisation, most)
+    refuse_incompatible(forwarding, groups, organisation, hold_prefill)
     limit, wire = promised.ttft, Wire(contended, conflict)
     policy = forwarding.policy if groups is None else within_groups(forwarding.policy, groups[0])
-    fitting = _fitting(work, context)
+    fitting = within_context(work, context)
     place = station(
         policy,
         fitting,
@@ -165,14 +168,14 @@ def pd_serve(
 
     def step(state: PDState, round: tuple[Requests, Key[Array, ""]]) -> tuple[PDState, Metrics]:
         requests, key = round
-        rows, fits = requests, _fits(requests, context)
+        rows, fits = requests, fits_context(requests, context)
         bits, taken = random_bits(key, len(fits)), answer(rows)
         taken = jnp.broadcast_to(jnp.asarray(taken, jnp.float32), fits.shape)
         queue, decoding = state.prefill, state.decode
 
         if hold_prefill:
             # What the prefill takes is not known before; transfers that overlap it see its mean slot.
-            sends = transfer(rows.prompt, _alone(fitting, queue.work, rows))
+            sends = transfer(rows.prompt, mean_durations(fitting, queue.work, rows))
             free, remembered, decoding, placed, decoded = held(
                 queue.free, queue.work, decoding, rows, fitting, forwarding, limit, wire,
                 sends, taken, bits,
@@ -190,7 +193,7 @@ def pd_serve(
             placed = placed._replace(served=placed.served & fits)
             sends = transfer(rows.prompt, placed.finish - placed.start)
             asked = jnp.where(placed.served, placed.finish, jnp.inf)
-            allowed = _allowed(rows, groups, room[1])
+            allowed = allowed_instances(rows, groups, room[1])
 
             def admitted(times: Array, order: Array) -> tuple[DecodeState, Decoded]:
                 own = (sends[order], taken[order], bits[order], allowed[order])
@@ -202,15 +205,16 @@ def pd_serve(
             lambda leaf: jnp.where(placed.served, leaf, jnp.inf), decoded._replace(instance=taken)
         )
         span = rows.arrived[-1]
-        metrics = _metrics(
-            state, rows, placed, decoded, taken, fits, promised, forwarding,
-            prefill_slots, decode_slots,
+        metrics = block_metrics(
+            state.prefill.free, state.decode.free, rows, placed, decoded, taken, fits,
+            promised, forwarding, prefill_slots, decode_slots,
         )  # fmt: skip
         idle, remembered = state.idle, state.organisation
         if organisation is not None:
-            queue, decoding, idle, remembered = _organised(
-                organisation, state, queue, decoding, rows, placed, decoded, metrics
-            )
+            queue, decoding, idle, remembered = reorganised(
+                organisation, state.organisation, state.idle, queue,
+                decoding, rows, placed, decoded, metrics,
+            )  # fmt: skip
         return (
             PDState(
                 place.later(queue, span),
@@ -222,186 +226,3 @@ def pd_serve(
         )
 
     return Algorithm(init, step)
-
-
-def _metrics(
-    state: PDState,
-    rows: Requests,
-    placed: Placement,
-    decoded: Decoded,
-    taken: Float[Array, " n"],
-    fits: Bool[Array, " n"],
-    promised: Levels,
-    forwarding: Forwarding,
-    prefill_slots: int,
-    decode_slots: int,
-) -> Metrics:
-    """What `pd_serve` says of a block."""
-    first = jnp.where(placed.served, placed.finish, jnp.inf)
-    found = service(rows, Served(first, decoded.last), promised)
-    late = placed.served & (placed.finish - rows.arrived > promised.ttft)
-    duration = placed.finish - placed.start
-    wait = placed.start - rows.arrived
-    if not forwarding.on_demand:
-        refused = jnp.zeros_like(wait)
-    elif forwarding.retry is None:
-        refused = (wait > 0).astype(jnp.float32)
-    else:
-        refused = jnp.round(wait / forwarding.retry)
-    on_p = jnp.sum(running(state.prefill.free))
-    on_d = jnp.sum(running(state.decode.free))
-    span = jnp.maximum(rows.arrived[-1], 1e-9)
-    served = jnp.maximum(jnp.sum(placed.served), 1)
-    prefill_load = jnp.sum(jnp.where(fits, duration, 0.0)) / (span * on_p * prefill_slots)
-    decode_load = jnp.sum(jnp.where(placed.served, taken, 0.0)) / (span * on_d * decode_slots)
-
-    def mean(values: Array) -> Array:
-        return jnp.sum(jnp.where(placed.served, values, 0.0)) / served
-
-    return found | {
-        "timed_out": jnp.mean(fits & ~placed.served),
-        "too_long": jnp.mean(~fits),
-        "refusals": jnp.mean(jnp.where(fits, refused, 0.0)),
-        "wasted_seconds": jnp.sum(jnp.where(late, duration, 0.0)),
-        "late": jnp.mean(late),
-        "per_instance": found["throughput"] / (on_p + on_d),
-        "prefill_load": prefill_load,
-        "decode_load": decode_load,
-        "overloaded": (prefill_load >= 1) | (decode_load >= 1),
-        "transfer_seconds": mean(decoded.began - decoded.sent),
-        "decode_wait": mean(decoded.sent - placed.finish),
-        "prefill_instances": on_p,
-        "decode_instances": on_d,
-    }
-
-
-def _organised(
-    organisation: Organisation,
-    state: PDState,
-    queue: StationState,
-    decoding: DecodeState,
-    rows: Requests,
-    placed: Placement,
-    decoded: Decoded,
-    metrics: Metrics,
-) -> tuple[StationState, DecodeState, Float[Array, " instances"], Memory]:
-    """The block's end: what was observed, what is wanted, who moves."""
-    seen = Observed(
-        rows.arrived[-1],
-        jnp.asarray(len(rows.arrived), jnp.float32),
-        decoded.last,
-        decoded.last - rows.arrived,
-        placed.finish - rows.arrived,
-        metrics["prefill_instances"],
-        metrics["decode_instances"],
-        jnp.sum(jnp.isfinite(state.idle)),
-    )
-    remembered, prefill, decode = organisation.decide(state.organisation, seen)
-    places = moved(
-        Instances(queue.free, decoding.free, state.idle), prefill, decode, seen.span, organisation
-    )
-    return (
-        queue._replace(free=places.prefill),
-        decoding._replace(free=places.decode),
-        places.idle,
-        remembered,
-    )
-
-
-def _fits(rows: Requests, context: Any) -> Bool[Array, "..."]:
-    if context is None:
-        return jnp.ones(rows.prompt.shape, bool)
-    return rows.prompt + rows.output <= context
-
-
-def _fitting(work: Work, context: Any) -> Work:
-    """The work, of which requests that are too long take none."""
-    if context is None:
-        return work
-
-    def done(memory: Memory, row: Requests, placed: Placement) -> Memory:
-        return work.done(memory, row, placed._replace(served=placed.served & _fits(row, context)))
-
-    return Work(
-        work.init,
-        lambda memory, row: jnp.where(_fits(row, context), work.durations(memory, row), 0.0),
-        done,
-    )
-
-
-def _alone(work: Work, memory: Memory, rows: Requests) -> Float[Array, " n"]:
-    return jax.vmap(lambda row: jnp.mean(work.durations(memory, row)))(rows)
-
-
-def _allowed(rows: Requests, groups: Any, instances: int) -> Bool[Array, "n instances"]:
-    if groups is None:
-        return jnp.ones((len(rows.scenario), instances), bool)
-    group = np.repeat(np.arange(len(groups[1])), groups[1])
-    at = jnp.clip(rows.scenario, 0, len(groups[1]) - 1)
-    return at[:, None] == group[None, :]
-
-
-def _groups(prefill: Any, decode: Any) -> tuple[list[int], list[int]] | None:
-    """Instances of every scenario, or None for one pool."""
-    several = [isinstance(value, (list, tuple)) for value in (prefill, decode)]
-    if not any(several):
-        for name, value in (("prefill", prefill), ("decode", decode)):
-            fix = "A service needs instances of both kinds."
-            validation.real(name, value, low=1, scalar=True, fix=fix)
-            if not validation.is_traced(value) and value != int(value):
-                raise ValueError(f"{name} must be a whole number of instances, got {value}.")
-        return None
-    if not all(several):
-        raise ValueError(
-            f"decode must be given as prefill is, got {validation.shown(decode)} beside "
-            f"{validation.shown(prefill)}: one number each, or both for every scenario."
-        )
-    found = []
-    for name, value in (("prefill", prefill), ("decode", decode)):
-        counts = validation.sequence(name, value, "counts")
-        for count in counts:
-            validation.integer(name, count, low=1, fix="A group needs instances of both kinds.")
-        found.append(counts)
-    if len(found[0]) != len(found[1]):
-        raise ValueError(
-            f"decode must have as many groups as prefill, {len(found[0])}, got {len(found[1])}."
-        )
-    return found[0], found[1]
-
-
-def _room(
-    prefill: Any, decode: Any, groups: Any, organisation: Organisation | None, most: Any
-) -> tuple[int, int]:
-    """Instances of both kinds that arrays have."""
-    if most is not None:
-        validation.integer("most", most, low=1)
-    if groups is not None:
-        return sum(groups[0]), sum(groups[1])
-    traced = validation.is_traced(prefill) or validation.is_traced(decode)
-    if traced and most is None:
-        raise ValueError("most must say how many instances there can be where numbers are traced.")
-    if organisation is not None:
-        if traced:
-            raise ValueError("organisation must start from numbers of instances that are static.")
-        both = int(prefill) + int(decode) + organisation.spare
-        return both, both
-    if traced:
-        return most, most
-    for name, value in (("prefill", prefill), ("decode", decode)):
-        if most is not None and value > most:
-            raise ValueError(f"{name} must be at most `most`, {most}, got {value}.")
-    return (int(prefill), int(decode)) if most is None else (most, most)
-
-
-def _compatible(
-    forwarding: Forwarding, groups: Any, organisation: Organisation | None, hold: bool
-) -> None:
-    exact = forwarding.on_demand and forwarding.retry is None
-    if hold and not (exact and groups is None):
-        raise ValueError(
-            "hold_prefill must be False but for on_demand() without retry in one pool."
-        )
-    if forwarding.retry is not None and groups is not None:
-        raise ValueError("forwarding must not retry where scenarios have groups of their own.")
-    if organisation is not None and groups is not None:
-        raise ValueError("organisation must be None with groups; give each a run of its own.")
