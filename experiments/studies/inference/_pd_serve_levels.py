@@ -22,9 +22,7 @@ def levels_and_tides(config: Config, stage: Stage = in_memory) -> Summary:
 def service_levels(config: Config, report: Report, stage: Stage) -> dict[str, np.ndarray]:
     """The largest rate an instance with 99 % of all requests within TTFT and TPOT: `[paces, seeds]`."""
     seeds = min(config.seeds, 3)
-    kind = runs.profile_of(config.seed)
-    outputs = runs.mean_seconds(runs.scenarios()[:1], lambda rows: rows.output * 1.0, config.seed)
-    pace = float(kind.decode) / outputs
+    pace = runs.pace_of(config.seed)
     found = {}
     for name, apart in (("disaggregated", True), ("aggregated", False)):
         run = stage(

@@ -44,5 +44,5 @@ class Config:
     split: int = 4_000
     periods: int = 2
     rates: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
-    paces: tuple[float, ...] = (1.5, 1.75, 2.0, 2.5, 4.0)
+    paces: tuple[float, ...] = (1.15, 1.25, 1.5, 2.0, 3.0)
     few: bool = False
