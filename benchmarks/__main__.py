@@ -50,6 +50,7 @@ NAMES = (
     "serving",
     "verified",
     "swarm",
+    "pd_serve",
 )
 RESULTS = pathlib.Path("results")
 

@@ -595,6 +595,17 @@ LEGITIMATE = [
     ("models.convolve(kernel)", "any", "arrays within a model"),
     ("profile.trace(arguments)", "any", "the arguments of the function"),
     ("sinks.flatten(metrics)", "any", "metrics of a round"),
+    ("inference.profile(*)", "3 array[2,3,4] rows", "many scenarios are one"),
+    ("inference.group_throughput(*)", "0.5 array[2,3,4] rows", "real ratios, many at once"),
+    ("inference.aggregated_throughput(*)", "3 array[2,3,4] rows", "many scenarios are one"),
+    ("inference.link(*)", "3", "bytes, speeds and times have no upper bound"),
+    ("inference.block_free(scatter)", "3", "speeds have no upper bound"),
+    ("inference.on_demand(retry)", "3", "times have no upper bound"),
+    ("inference.pd_serve(conflict)", "3", "means have no upper bound"),
+    ("inference.ratio_adjustment(*)", "3", "times have no upper bound"),
+    ("inference.stale_reports(interval)", "3", "times have no upper bound"),
+    ("inference.tidal_scaling(warm_up)", "3", "times have no upper bound"),
+    ("inference.token_decoding(tick)", "3", "times have no upper bound"),
 ]
 
 
