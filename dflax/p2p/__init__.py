@@ -2,6 +2,7 @@
 
 from dflax.p2p.blocks.content import BlockStore, block_store, content_ids, received
 from dflax.p2p.blocks.models import ModelBlocks, content_id, model_blocks, model_of, wanted_blocks
+from dflax.p2p.blocks.over_libp2p import Fetched, fetched, serving
 from dflax.p2p.blocks.peer_score import PeerScores, PeerStats, peer_scores
 from dflax.p2p.blocks.swarm import swarm
 from dflax.p2p.crdt.counters import PnCounter, causality, g_counter, pn_counter, version_vector
@@ -42,6 +43,7 @@ __all__ = [
     "BlockStore",
     "ClickLog",
     "Crdt",
+    "Fetched",
     "GRankState",
     "Hops",
     "Lookups",
@@ -70,6 +72,7 @@ __all__ = [
     "drawn_ids",
     "drawn_nats",
     "entry_digests",
+    "fetched",
     "footrule",
     "g_counter",
     "g_rank",
@@ -98,6 +101,7 @@ __all__ = [
     "received",
     "routing",
     "rpc",
+    "serving",
     "similarities",
     "spammed",
     "stamped",

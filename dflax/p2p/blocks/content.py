@@ -67,7 +67,7 @@ def block_store(ids: UInt32[Array, "B 2"], words: int) -> BlockStore:
 
 
 def received(store: BlockStore, places: Int[Array, " m"], blocks: Int[Array, "m w"]) -> BlockStore:
-    """The store after m blocks came in: those whose hash is the id of their place are kept, others counted.
+    """The store after m blocks came in: those whose hash is their id are kept, the others counted.
 
     Args:
       store: of `block_store`.

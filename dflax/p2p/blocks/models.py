@@ -64,7 +64,7 @@ def model_blocks(params: PyTree[Array], *, block_bytes: int = BLOCK_BYTES) -> Mo
     arrays, pieces = [], []
     for path in sorted(flat):
         # What is written is the same on every machine.
-        array = np.ascontiguousarray(flat[path])
+        array = np.asarray(flat[path])
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         raw = array.tobytes()
         own = [raw[at : at + block_bytes] for at in range(0, len(raw), block_bytes)]

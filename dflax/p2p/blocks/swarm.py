@@ -79,7 +79,8 @@ def swarm(
       one second a round. `init(key, have, link=None, corrupting=None)` gets bools `[n, B]`; who is
       linked, `[n, n]`; and probabilities `[n]` that an uploaded block is corrupted. The state is a
       `FederatedState` with `Peers` under `clients`. Metrics: `complete` (peers that have everything),
-      `share` (of all blocks that are there), `uploads`, `unserved` (requests that got nothing), `dropped`.
+      `share` (of all blocks that are there), `uploads`, `unserved` (requests that got nothing),
+      `dropped`.
 
     Raises:
       TypeError, ValueError: naming the argument; from `init` also `have`, `link`, `corrupting`.

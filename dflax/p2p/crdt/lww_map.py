@@ -93,7 +93,7 @@ class SubkeyIndex(NamedTuple):
 
 
 def subkey_index(slots: int) -> Crdt:
-    """Lattica's published store: the whole list is read, changed and written back, and the last one stays.
+    """Lattica's published store: a list that is read, changed and written back, whole; the last stays.
 
     `write(replica, writer, slot, present, clock)`. Replicas agree, but of two writers who change
     different slots at once one is lost. It stands here beside `or_set`, which loses none.

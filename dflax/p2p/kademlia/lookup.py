@@ -68,7 +68,7 @@ def greedy_lookup(
 
     def one(source: Int[Array, ""], key: UInt32[Array, ""]) -> Hops:
         def hop(carry: tuple, _: None) -> tuple[tuple, None]:
-            at, hops, done = carry
+            at, hops, _ = carry
             peers = contacts[at]
             # A free place is the peer itself, which is not closer.
             away = jnp.where(peers >= 0, ids[peers], ids[at]) ^ key

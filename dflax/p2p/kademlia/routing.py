@@ -121,9 +121,9 @@ def routing(ids: UInt32[np.ndarray, " n"], *, bucket_size: int = 20, seed: int =
 def _chosen(
     low: np.ndarray, count: np.ndarray, k: int, generator: np.random.Generator
 ) -> Int[np.ndarray, "n B k"]:
-    """Of every range of places [low, low + count) at most k, without repetition; -1 where there are fewer.
+    """At most k of each range of places [low, low + count), without repetition; -1 in places left.
 
-    Floyd's sampling of all ranges at once: place number count - k + m is put, or a random one before it.
+    Floyd's sampling of all ranges at once: in step m a random place up to count - k + m, or that one.
     """
     k = min(k, int(count.max()))
     chosen = np.where(np.arange(k) < count[..., None], low[..., None] + np.arange(k), -1)
