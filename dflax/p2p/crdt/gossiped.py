@@ -64,7 +64,7 @@ def gossiped(crdt: Crdt, *, schedule: str = "push-pull") -> Algorithm:
             found = validation.array("link", link, kind="boolean", shape=(peers, peers))
             if not validation.is_traced(found) and not (found == found.T).all():
                 raise ValueError("link must be symmetric, got one that is not. Pass link | link.T.")
-            link = jnp.asarray(found) & ~jnp.eye(peers, dtype=bool)
+            link = jnp.asarray(found)
         replicas = jax.tree.map(jnp.asarray, replicas)
         return FederatedState(jnp.zeros((), jnp.int32), Links(link), replicas)
 
@@ -102,6 +102,8 @@ def _partners(
 ) -> Int[Array, " n"]:
     """Whom each peer calls; itself for nobody."""
     own = jnp.arange(peers)
+    if link is not None:
+        link &= own[:, None] != own
     if matching:
         order = jax.random.permutation(key, peers)
         pairs = peers // 2

@@ -15,6 +15,7 @@ N, B, T = 8, 6, 40
 KEY = jax.random.key(4)
 SOURCE = dx.Population(N)
 HAVE = np.arange(N)[:, None] * np.ones((N, B)) == 0
+EVERYBODY, NOBODY = ~np.eye(N, dtype=bool), np.zeros(N)
 STAR = np.zeros((N, N), bool)
 STAR[0] = STAR[:, 0] = True
 BOUND = B + int(np.ceil(np.log2(N))) - 1
@@ -34,7 +35,7 @@ def run(requests, upload=1):
         state, (metrics, had) = jax.lax.scan(one, state, jnp.arange(T))
         return state, metrics, jnp.concatenate([have[None], had])
 
-    def of(seed=0, have=HAVE, link=~np.eye(N, dtype=bool), corrupting=np.zeros(N)):
+    def of(seed=0, have=HAVE, link=EVERYBODY, corrupting=NOBODY):
         found = rounds(jax.random.key(seed), have, link, corrupting)
         return jax.tree.map(np.asarray, found)
 
