@@ -48,6 +48,7 @@ NAMES = (
     "sparse_coding",
     "agents",
     "verified",
+    "p2p",
 )
 RESULTS = pathlib.Path("results")
 

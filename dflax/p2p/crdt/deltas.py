@@ -110,9 +110,13 @@ def only(crdt: Crdt, replica: Replica, entries: Bool[Array, " E"]) -> Replica:
     """
     _crdt(crdt)
     nothing = crdt.bottom()
-    if jax.tree.structure(replica) != jax.tree.structure(nothing):
+    validation.arrays("replica", replica, some=True)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(replica)]
+    if jax.tree.structure(replica) != jax.tree.structure(nothing) or shapes != [
+        leaf.shape for leaf in jax.tree.leaves(nothing)
+    ]:
         raise TypeError(
-            f"replica must be one of the data type, {jax.tree.structure(nothing)}, got "
+            f"replica must be one of the data type, {validation.shown(nothing)}, got "
             f"{validation.shown(replica)}."
         )
     count = entries_of(nothing)

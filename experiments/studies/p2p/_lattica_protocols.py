@@ -1,4 +1,4 @@
-"""Runs of Lattica's protocols: links, lookups, gossip of replicas, and swarms; arrays of what came out."""
+"""Runs of Lattica's protocols: links, lookups, gossip of replicas, swarms; arrays of what came out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -136,8 +136,8 @@ def gossip_rounds(
 def parted(seeds: Sequence[int], peers: int = 16) -> dict[str, np.ndarray]:
     """Sets and an index written on two islands that meet again; all `[seeds]`.
 
-    Every peer adds its own element, and peer 0 removes what it sees of the others'. After 8 rounds on
-    two islands everybody is linked for 8 rounds.
+    Every peer adds its own element. After 8 rounds on two islands peer 0 adds the last element once
+    more, and everybody is linked for 8 rounds.
     """
     crdts = {
         "set": p2p.stamped(p2p.or_set(peers, peers), peers),
@@ -180,7 +180,7 @@ def parted(seeds: Sequence[int], peers: int = 16) -> dict[str, np.ndarray]:
 
 
 def swarms(seeds: Sequence[int], peers: int, blocks: int = 16) -> dict[str, np.ndarray]:
-    """Rounds until everybody has all blocks, `[seeds]`, by coordinated and blind requests and by a star."""
+    """Rounds until everybody has all blocks, `[seeds]`: coordinated, blind, over a star."""
     have = np.zeros((peers, blocks), bool)
     have[0] = True
     star = np.zeros((peers, peers), bool)

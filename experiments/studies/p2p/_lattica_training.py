@@ -1,4 +1,4 @@
-"""Training over simulated links: graphs of a network behind NATs, methods on them, seconds of a round."""
+"""Training over simulated links: graphs of networks behind NATs, methods on them, seconds a round."""
 
 from collections.abc import Sequence
 from typing import Any
