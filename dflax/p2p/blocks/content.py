@@ -17,13 +17,12 @@ def content_ids(blocks: Int[Array, "B w"]) -> UInt32[Array, "B 2"]:
     SHA-256.
 
     Args:
-      blocks: `[B, w]` integers of up to 32 bits, or bools.
+      blocks: `[B, w]` integers of up to 32 bits.
 
     Raises:
       TypeError, ValueError: naming the argument.
     """
-    kind = "boolean" if getattr(blocks, "dtype", None) == np.bool_ else "integer"
-    found = jnp.asarray(validation.array("blocks", blocks, kind=kind, shape=("B", "w")))
+    found = jnp.asarray(validation.array("blocks", blocks, kind="integer", shape=("B", "w")))
     return jnp.stack([row_hashes(found, salt) for salt in (0xB10C, 0xC0DE)], axis=1)
 
 

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, PyTree
-
-Replica = PyTree[Array]
+# A pytree of arrays, of which each type has its own.
+Replica = Any
 
 
 class Crdt(NamedTuple):

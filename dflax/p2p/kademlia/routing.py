@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int, UInt32
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 
 BITS = 32
 
@@ -139,7 +140,7 @@ def _chosen(
     return chosen
 
 
-def _ids(name: str, value: Array) -> UInt32[Array, "..."]:
+def _ids(name: str, value: AnyArray) -> UInt32[Array, "..."]:
     found = validation.array(name, value, kind="integer")
     if found.dtype != np.uint32:
         raise TypeError(f"{name} must be uint32, got {found.dtype}. Ids have 32 bits.")

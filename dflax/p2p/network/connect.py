@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 from dflax.p2p.network.nat import TYPES, Nat, textbook_nats
 
 NONE, RELAYED, DIRECT = 0, 1, 2
@@ -45,7 +46,7 @@ def connected(
     rtt: Float[Array, "n n"],
     to_relay: Float[Array, "n R"] | None = None,
     *,
-    possible: Float[Array, "5 5"] | None = None,
+    possible: Float[AnyArray, "5 5"] | None = None,
     success: float | Float[Array, ""] = 0.976,
     attempts: int = 3,
     reversal: bool = True,
@@ -146,7 +147,7 @@ def _times(name: str, value: Array, shape: tuple[int | str, ...]) -> Float[Array
     return jnp.asarray(found, jnp.float32)
 
 
-def _chances(possible: Float[Array, "5 5"] | None) -> np.ndarray:
+def _chances(possible: Float[AnyArray, "5 5"] | None) -> np.ndarray:
     if possible is None:
         return textbook_nats()
     found = validation.array(
@@ -159,7 +160,7 @@ def _chances(possible: Float[Array, "5 5"] | None) -> np.ndarray:
     return found
 
 
-def metropolis_of(link: Bool[Array, "n n"]) -> Float[Array, "n n"]:
+def metropolis_of(link: Bool[AnyArray, "n n"]) -> Float[Array, "n n"]:
     """Metropolis weights of links: w_ij = 1 / (1 + max(deg_i, deg_j)), rows and columns of sum 1.
 
     Traceable, so that a program may take the links of every round; for links that stay,
@@ -181,7 +182,7 @@ def metropolis_of(link: Bool[Array, "n n"]) -> Float[Array, "n n"]:
     return weights + jnp.diag(1 - jnp.sum(weights, axis=1))
 
 
-def _links(link: Bool[Array, "n n"]) -> np.ndarray:
+def _links(link: Bool[AnyArray, "n n"]) -> np.ndarray:
     found = validation.array("link", link, kind="boolean", shape=("n", "n"))
     if found.shape[0] != found.shape[1]:
         raise ValueError(f"link must be square, got shape {found.shape}.")

@@ -1,12 +1,13 @@
 """Links as a graph of `dflax.topology`, for any method without a server."""
 
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
 from dflax import topology, validation
+from dflax.data.dataset import AnyArray
 
 
-def topology_of(link: Bool[Array, "n n"], *, disconnected: bool = True) -> topology.Graph:
+def topology_of(link: Bool[AnyArray, "n n"], *, disconnected: bool = True) -> topology.Graph:
     """The graph of links: `dflax.gossip.mixer(topology_of(network.link))` mixes over it.
 
     Args:

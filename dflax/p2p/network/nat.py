@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
+from dflax.data.dataset import AnyArray
 
 TYPES = 5
 
@@ -43,7 +44,7 @@ def textbook_nats() -> Float[np.ndarray, "5 5"]:
     return possible
 
 
-def drawn_nats(key: Key[Array, ""], peers: int, mix: Float[Array, " 5"]) -> Int[Array, " n"]:
+def drawn_nats(key: Key[Array, ""], peers: int, mix: Float[AnyArray, " 5"]) -> Int[Array, " n"]:
     """Types of n peers, drawn independently of each other.
 
     Args:

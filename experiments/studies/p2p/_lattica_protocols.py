@@ -145,7 +145,8 @@ def parted(seeds: Sequence[int], peers: int = 16) -> dict[str, np.ndarray]:
     }
     who = jnp.arange(peers)
     islands = jnp.asarray(np.kron(np.eye(2, dtype=bool), np.ones((peers // 2, peers // 2), bool)))
-    source, found = dx.Population(peers), {}
+    source = dx.Population(peers)
+    found: dict[str, np.ndarray] = {}
     for name, crdt in crdts.items():
         algorithm = p2p.gossiped(crdt)
         clock = () if name == "set" else (1,)
@@ -190,7 +191,7 @@ def swarms(seeds: Sequence[int], peers: int, blocks: int = 16) -> dict[str, np.n
         "blind": ("blind", None, 80),
         "star": ("blind", star, blocks * (peers - 1) + 4),
     }
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for name, (requests, link, most) in ways.items():
         algorithm = p2p.swarm(requests=requests)
 
