@@ -111,12 +111,12 @@ def only(crdt: Crdt, replica: Replica, entries: Bool[Array, " E"]) -> Replica:
     _crdt(crdt)
     nothing = crdt.bottom()
     validation.arrays("replica", replica, some=True)
-    leaves, structure = jax.tree.flatten(replica)
-    bottom, wanted = jax.tree.flatten(nothing)
-    alike = structure == wanted and [jnp.shape(leaf) for leaf in leaves] == [
-        leaf.shape for leaf in bottom
-    ]
-    if not alike:
+    # Structures of trees compare, which their stubs do not say.
+    given: Any = jax.tree.structure(replica)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(replica)]
+    if given != jax.tree.structure(nothing) or shapes != [
+        leaf.shape for leaf in jax.tree.leaves(nothing)
+    ]:
         raise TypeError(
             f"replica must be one of the data type, {validation.shown(nothing)}, got "
             f"{validation.shown(replica)}."
