@@ -91,7 +91,7 @@ def training_figure(curves: dict[str, dict[str, dict[str, np.ndarray]]], peers: 
                 panel.plot(
                     np.arange(1, len(distance) + 1),
                     np.maximum(distance, 1e-7),
-                    ("-", "--", ":", "-.", (0, (1, 4)), (0, (6, 2, 1, 2)))[number % 6],
+                    linestyle=("-", "--", ":", "-.", (0, (1, 4)), (0, (6, 2, 1, 2)))[number % 6],
                     color=f"C{number}",
                     label=f"{name}: {100 * found['local'].mean():.1f} %",
                 )
