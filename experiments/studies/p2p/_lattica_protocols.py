@@ -89,23 +89,41 @@ def looked_up(seeds: Sequence[int], peers: int) -> dict[str, np.ndarray]:
     def note(name: str, value: Any) -> None:
         found.setdefault(name, []).append(float(np.mean(value)))
 
-    for seed in seeds:
+    tables = {k: _tables(seeds, peers, k) for k in (1, 20)}
+    for number, seed in enumerate(seeds):
         rng = np.random.default_rng([seed, peers])
-        ids = p2p.drawn_ids(peers, seed)
+        ids = np.asarray(tables[1][number].ids)
         sources = rng.integers(0, peers, QUERIES).astype(np.int32)
         targets = (sources + rng.integers(1, peers, QUERIES)) % peers
         words = rng.integers(0, 1 << 32, QUERIES, dtype=np.uint32)
-        wide = p2p.routing(ids, bucket_size=20, seed=seed)
-        for k, table in ((1, p2p.routing(ids, bucket_size=1, seed=seed)), (20, wide)):
+        for k, several in tables.items():
+            table = several[number]
             note(f"hops, k = {k}", greedy(table, sources, words).hops)
             note(f"hops to a peer, k = {k}", greedy(table, sources, ids[targets]).hops)
-        lookup = full(wide, sources, words)
+        lookup = full(tables[20][number], sources, words)
         note("messages", lookup.messages)
         note("rounds", lookup.rounds)
         order = np.argsort(ids ^ words[:, None], axis=1)[:, :21]
         rows = [row[row != own][:20] for row, own in zip(order, sources, strict=True)]
         note("exact", (np.asarray(lookup.found) == np.stack(rows)).all(1) & np.asarray(lookup.done))
     return {name: np.array(values) for name, values in found.items()}
+
+
+def _tables(seeds: Sequence[int], peers: int, bucket_size: int) -> list[p2p.Routing]:
+    """A table for each seed, all of one width, so that one program serves them all."""
+    made = [
+        p2p.routing(p2p.drawn_ids(peers, seed), bucket_size=bucket_size, seed=seed)
+        for seed in seeds
+    ]
+    width = max(one.contacts.shape[1] for one in made)
+    return [
+        one._replace(
+            contacts=jnp.pad(
+                one.contacts, ((0, 0), (0, width - one.contacts.shape[1])), constant_values=-1
+            )
+        )
+        for one in made
+    ]
 
 
 def _in_chunks(table: p2p.Routing, sources: Any, keys: Any) -> p2p.Lookups:
