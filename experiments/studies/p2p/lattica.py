@@ -41,7 +41,7 @@ class Config:
       single_rate: of D-PSGD's.
     """
 
-    seed: int = 500
+    seed: int = 700
     seeds: int = 5
     linked: int = 400
     rates: tuple[float, ...] = (0.1, 0.3, 0.6, 0.976)
@@ -174,7 +174,7 @@ def _lookups(report: Report, lookups: dict[int, dict[str, np.ndarray]]) -> None:
     }
     report.claim(
         "a peer's own id takes at most 0.3 hops more than a random key with k = 1, and 0.1 with 20",
-        0 < np.mean(further[1]) and np.max(further[1]) < 0.3 and np.max(np.abs(further[20])) < 0.1,
+        np.mean(further[1]) > 0 and np.max(further[1]) < 0.3 and np.max(np.abs(further[20])) < 0.1,
         further,
         [0.3, 0.1],
     )
