@@ -1,5 +1,6 @@
 """Training over simulated links: graphs of networks behind NATs, methods on them, seconds a round."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ GRAPHS = (COMPLETE, RELAYED, PUNCHED, DIALLED)
 UP, DOWN, RELAY, MODEL = 2.5e6, 12.5e6, 12.5e6, 1.7e6
 
 
-def network(key: Any, peers: int, mix: np.ndarray, attempts: int = 3) -> p2p.Network:
+@functools.partial(jax.jit, static_argnames=("peers", "attempts"))
+def network(key: Any, peers: int, mix: Any, attempts: int = 3) -> p2p.Network:
     """Peers and three relays on a square, 10 ms and 100 ms a side apart from each other."""
     placing, typing, connecting = jax.random.split(key, 3)
     place = jax.random.uniform(placing, (peers + 3, 2))
