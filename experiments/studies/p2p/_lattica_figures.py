@@ -44,10 +44,10 @@ def protocols_figure(
             label = "rounds of a full lookup, k = 20" if name == "rounds" else name
             hops.plot(sizes, [lookups[n][name].mean() for n in sizes], style, label=label)
         hops.plot(sizes, 0.5 * np.log2(sizes), "k-", linewidth=0.8, label="0.5 log2 n")
-        hops.set(xscale="log", xlabel="peers", title="Kademlia, 300 lookups a seed", ylim=(0, None))
+        hops.set(xscale="log", xlabel="peers", title="Kademlia, 300 lookups a seed", ylim=(0, 12))
         hops.set_xticks(sizes, [str(n) for n in sizes])
         hops.minorticks_off()
-        hops.legend(fontsize=8)
+        hops.legend(loc="upper left", fontsize=8)
         for style, (name, found) in zip(STYLES, gossip.items(), strict=False):
             own = list(found)
             rounds.plot(own, [found[n]["rounds"].mean() for n in own], style, label=name)
@@ -81,12 +81,15 @@ def protocols_figure(
     return drawn
 
 
-def training_figure(curves: dict[str, dict[str, dict[str, np.ndarray]]], peers: int) -> Any:
+def training_figure(
+    curves: dict[str, dict[str, dict[str, np.ndarray]]], order: list[str], peers: int
+) -> Any:
     """Accuracy of the mean model's clients' average and distance over rounds, for each method."""
     with figure(9.6, 3.8, ncols=2) as (drawn, axes):
         for place, (method, graphs) in enumerate(curves.items()):
             panel = axes[place]
-            for number, (name, found) in enumerate(graphs.items()):
+            for number, name in enumerate(order):
+                found = graphs[name]
                 distance = found["distance"].mean(0)
                 panel.plot(
                     np.arange(1, len(distance) + 1),
@@ -99,6 +102,7 @@ def training_figure(curves: dict[str, dict[str, dict[str, np.ndarray]]], peers: 
             panel.legend(fontsize=7, title="clients' models, accuracy at the end", title_fontsize=7)
         axes[0].set_ylabel("distance from the mean model")
         drawn.suptitle(
-            f"digits, {peers} peers behind NATs, labels skewed; mean of networks and splits"
+            f"digits, {peers} peers behind NATs, labels skewed; mean of networks and splits\n"
+            "closed NATs: nobody is public, half are symmetric, the others port-restricted"
         )
     return drawn
