@@ -1,6 +1,6 @@
 """Lattica: links across NATs, lookups, replicas, blocks against closed forms, and training on them.
 
-What came out, with seeds from 700 on, five of each but for swarms (15) and training (3 networks x 3 splits):
+What came out with seeds from 700 on; five of them, 15 of swarms, 3 networks x 3 splits of training:
 
 - Links among 400 peers: the direct share is within 2.2 sigma of its closed form given the drawn types,
   at p = 0.1 to 0.976, whether public peers are dialled or punched. The share of pairs that can be joined
@@ -10,16 +10,16 @@ What came out, with seeds from 700 on, five of each but for swarms (15) and trai
   1.18, 1.64, 1.92, 2.30 with 20; full lookups take 20.0, 20.3, 21.6, 22.5 messages in 7.0, 7.1, 7.6, 7.9
   rounds and always find the 20 closest. A peer's own id is 0.07 to 0.14 hops further than a random key
   with one contact a bucket (whose bucket may be empty on the way), and no further with 20.
-- Replicas are equal after 5.2, 7, 9, 11 rounds of push-pull among 16, 64, 256, 1,024. On two islands of 8
-  that meet again, version vectors send 4 % of the entries of whole states, hashes of entries 9 %, one
-  digest for all 32 %. The index that is written back keeps 2 of 16 concurrent additions, the set all.
-- 16 blocks of one source: 18.0 to 22.3 rounds coordinated, 33 to 52 blind, 16 (n - 1) over a star. Where a
-  quarter of the peers corrupt what they send, rating them drops 35 blocks instead of 100.
-- Training on digits: relays make every pair's link, so that the graph is the complete one, and equal
-  results are no surprise (D-PSGD 0.945, DFedADMM 0.965). Direct links alone cost 0.2 points under
-  the mix of NATs above, and 22 points where nobody is public and half have symmetric
-  NATs, who then train alone. Without punching or relays everything hangs on the few public
-  peers (0.66 and 0.74). Punching takes nine tenths of the traffic off the relays.
+- Replicas are equal after 5.2, 7, 9, 11 rounds of push-pull among 16, 64, 256, 1,024. On two islands
+  of 8 that meet again, version vectors send 4 % of the entries of whole states, hashes of entries 9 %,
+  one digest for all 32 %. The index that is written back keeps 2 of 16 additions, the set all.
+- 16 blocks of one source: 18.0 to 22.3 rounds coordinated, 33 to 52 blind, 16 (n - 1) over a star. Where
+  a quarter of the peers corrupt what they send, rating them drops 35 blocks instead of 100.
+- Training on digits: with relays the graph is the complete one, and equal results are no surprise
+  (D-PSGD 0.945, DFedADMM 0.965). Direct links alone cost 0.2 to 0.3 points under the mix of NATs above,
+  and 22 where nobody is public and half have symmetric NATs, who then train alone. Without punching and
+  relays everything hangs on the few public peers (0.66 and 0.74). Punching takes nine tenths of their
+  traffic off the relays under that mix.
 - A model of 2.1 MB went from one libp2p peer to another on this machine, past one that served rubbish
   under the right ids; documents of pycrdt that named it agreed.
 """
