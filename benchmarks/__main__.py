@@ -49,6 +49,7 @@ NAMES = (
     "agents",
     "verified",
     "p2p",
+    "swarm",
 )
 RESULTS = pathlib.Path("results")
 

@@ -85,6 +85,7 @@ def test_runs_go_on_and_stretches_nest():
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_taken_up_and_a_sweep_is_one(tmp_path):
     start = method().init(KEY, jnp.zeros(3))
     pairs = dx.stretches(source(), 6)

@@ -75,6 +75,7 @@ def rounds(update):
     return step, states, metrics
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("update", UPDATES)
 def test_pools_grow_by_the_budgets_and_never_shrink(update):
     step, states, metrics = rounds(update)

@@ -101,6 +101,7 @@ def test_worked_values():
         assert metrics["explained"] == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_does_not_rise_and_the_limit_passes_through_half_of_the_messages():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(15, 200)) + 0.1 * rng.normal(size=200)
@@ -168,6 +169,7 @@ def test_lengths_that_overflow_count_for_no_more():
     np.testing.assert_allclose(of(rows)[0], plain, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clients", [8, 12])
 def test_on_eight_devices(clients):
     rng = np.random.default_rng(0)

@@ -52,6 +52,7 @@ def test_a_network_for_some_ranks_puts_those_in_place(wires):
     np.testing.assert_array_equal(out[list(ranks)], np.sort(rows, 0)[list(ranks)])
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_keys_are_in_the_order_of_the_numbers_and_give_them_back(dtype):
     least = jnp.finfo(dtype).smallest_subnormal
@@ -78,7 +79,7 @@ def test_statistics_equal_those_of_numpy(rows):
     np.testing.assert_allclose(out, trimmed(values, trim), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("rows", [7, 8, order_statistics.UNROLLED + 1])
 def test_absent_rows_do_not_count_whatever_they_hold(rows):
     values = normal(rows)

@@ -75,6 +75,7 @@ def test_where_too_few_report_the_trimmed_mean_is_the_median_and_says_so():
     assert metrics == {"trimmed": 1}
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("start", ["zero", "mean"])
 def test_the_geometric_median_equals_weiszfeld_on_the_vectors(start):
     tree, weights = models(), np.arange(CLIENTS) % 4.0
@@ -172,6 +173,7 @@ def test_a_rule_is_permutation_invariant_agrees_and_bounded(name):
         assert np.linalg.norm(alone(out)) < 3 * np.linalg.norm(flat(tree), axis=1).max()
 
 
+@pytest.mark.slow
 @pytest.mark.some(2)
 @pytest.mark.parametrize("name", [*RULES, "distances"])
 @pytest.mark.parametrize("clients", [16, 12])

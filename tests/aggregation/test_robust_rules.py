@@ -224,7 +224,7 @@ def test_a_rule_is_its_definition_whoever_reports_and_for_any_f(name):
                 assert metrics.get("tolerated", bears) == bears
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", SUBSETS)
 def test_subsets_are_tried_among_those_who_are_there(name):
     make, exact = SUBSETS[name]
@@ -239,6 +239,7 @@ def test_subsets_are_tried_among_those_who_are_there(name):
                 assert metrics["tolerated"] == bears
 
 
+@pytest.mark.slow
 def test_clipping_rules_are_their_definitions():
     with jax.enable_x64(True):
         for tree, weights, rows in cases():
@@ -354,7 +355,7 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_worked_example_of_the_docstring_and_silence(name):
     rule, given, expected = EXAMPLES[name]
@@ -378,6 +379,7 @@ def test_two_arbitrary_messages_of_any_size_do_not_matter(name, size):
     assert np.linalg.norm(alone(out) - honest) < 3
 
 
+@pytest.mark.slow
 @pytest.mark.some(1)
 @pytest.mark.parametrize("name", ["krum", "mea_med", "median of nnm", "bucketing", "arc"])
 @pytest.mark.parametrize("clients", [8, 12])

@@ -105,6 +105,7 @@ def test_it_is_the_event_loop(name):
     assert metrics["largest_staleness"].max() == table.staleness[table.applied].max()
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(("width", "chunk"), [(3, 3), (10, 1), (10, 5)])
 def test_however_the_timetable_is_cut_the_models_are_the_same(width, chunk):
     table = TABLES["asynchronous"]()
@@ -113,6 +114,7 @@ def test_however_the_timetable_is_cut_the_models_are_the_same(width, chunk):
     np.testing.assert_allclose(params, expected(table)[cut.begins[1:] - 1], rtol=2e-5)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", ["FedAvg", "FedFix"])
 def test_changes_of_clients_in_turn_are_added_up_as_they_come(name):
     table = TABLES[name]()
@@ -163,6 +165,7 @@ def test_after_the_timetables_end_nothing_happens():
     np.testing.assert_allclose(metrics["time"][-4:], cut.timetable.time[-1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_rates_and_discounts_are_swept():
     table = TABLES["FedFix"]()
     cut = asynchronous.waves(table)
@@ -240,6 +243,7 @@ def test_kept_changes_are_normalised_by_the_steps_with_which_they_were_made():
     np.testing.assert_allclose(made.weights[of_it], table.weights[of_it] * steps.mean())
 
 
+@pytest.mark.slow
 def test_on_eight_devices_and_in_two_halves_it_is_the_same_run():
     cut = asynchronous.waves(late())
     algorithm = asynchronous.asynchronous_server(LOSS, optax.sgd(RATE), cut)
@@ -291,6 +295,7 @@ def test_what_a_channel_loses_is_left_out_and_a_step_without_any_leaves_the_serv
     assert not metrics["contributors"].any()
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", ["asynchronous", "FedFix"])
 def test_what_is_lost_or_dropped_may_hold_nan(name):
     """Client 3 sends NaN: unless it arrives, the others' run is the one in which its weight is 0."""

@@ -32,6 +32,7 @@ def trained(rule):
     return np.asarray(state.clients.params)
 
 
+@pytest.mark.slow
 @pytest.mark.some(2)
 @pytest.mark.parametrize("name", RULES)
 def test_a_liar_among_neighbours_is_not_followed(name):
@@ -46,7 +47,7 @@ def test_the_mean_follows_it():
     assert np.abs(np.delete(trained(aggregation.mean()), 5, axis=0)).max() > 100
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("family", ["inner_product", "little_is_enough"])
 @pytest.mark.parametrize("name", ["nna", "clipping"])
 def test_a_line_search_knows_what_peers_make_of_all_messages(family, name):

@@ -116,7 +116,7 @@ def test_hostile_clients_send_one_message_made_of_those_that_they_know(name, kno
         np.testing.assert_array_equal(out[others], rows[others])
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", TOGETHER)
 def test_who_knows_nobody_sends_nothing_and_who_is_not_sampled_does_not_lie(name):
     make, _ = TOGETHER[name]
@@ -176,6 +176,7 @@ def test_noise_is_each_liars_own():
     assert not np.any(np.delete(out, HOSTILE, axis=0))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("family", ["inner_product", "little_is_enough"])
 def test_the_search_is_the_one_of_the_sheet(family):
     evaluations, step, ratio = 12, 4.0, 0.8
@@ -236,6 +237,7 @@ def test_known_values():
         assert attacks.hidden_deviations(n, f) == pytest.approx(z, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_on_eight_devices():
     channel = attacks.min_max(LIARS)
     tree = jax.tree.map(lambda leaf: leaf.astype(np.float32), messages())

@@ -233,6 +233,7 @@ def test_models_in_gossip_are_sent_as_differences():
     assert gaps.max() < 0.35 * np.linalg.norm(TASK.centers - TASK.centers.mean(0), axis=1).mean()
 
 
+@pytest.mark.slow
 def test_compressed_clients_are_dealt_over_devices():
     rule = error_feedback(channel.top_k(0.25))
     federation = TASK.federation(participation=participation.uniform(4))
@@ -253,6 +254,7 @@ def test_rates_can_be_swept_through_a_compressed_channel():
         np.testing.assert_allclose(params, alone(rate), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_digits_are_learnt_from_a_hundredth_of_the_numbers():
     data = dx.data.digits()
     partition = dx.data.dirichlet(np.asarray(data.labels), 10, 0.5, seed=0)

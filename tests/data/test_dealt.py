@@ -85,6 +85,7 @@ def test_a_round_moves_no_examples():
     assert f"f32[{8 * block},5]" not in text
 
 
+@pytest.mark.slow
 def test_data_dealt_for_other_devices_are_correct_still():
     dealt = deal(federation(), dx.client_mesh())
     few = dx.client_mesh(jax.devices()[:2])

@@ -167,6 +167,7 @@ def test_where_nobody_reports_nothing_changes_and_nothing_is_measured(name):
             assert np.isnan(value), key
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", ROUNDS)
 def test_who_is_absent_keeps_its_rows_and_is_not_heard(name):
     step, state = begun(name)

@@ -50,6 +50,7 @@ def run(source, tests, rate=0.3, steps=3, latency=0):
     return dx.rollout(method, state, source, KEY, steps)
 
 
+@pytest.mark.slow
 def test_who_owns_all_classes_trains_as_in_gossip_averaging():
     """Then nothing but the rule is new: the round is that of D-PSGD, mixing first."""
     source, tests = setting(C)

@@ -265,6 +265,7 @@ def test_bad_arguments_are_refused():
         _ = state.clients.mean
 
 
+@pytest.mark.slow
 @pytest.mark.some(1)
 @pytest.mark.parametrize("grouped", [False, True])
 def test_events_send_rows_alone_and_are_the_same_on_eight_devices(grouped):

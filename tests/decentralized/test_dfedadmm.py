@@ -228,6 +228,7 @@ def test_digits_on_a_ring():
     assert metrics["drift"].shape == (25,)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_the_same_models():
     source = quadratics(16, 3).federation(2, participation=participation.uniform(8))
     algorithm = dfedadmm(half_square, optax.sgd(0.1), dx.gossip.ring(16))

@@ -75,6 +75,7 @@ def test_the_first_merge_of_networks_trained_apart_beats_plain_averaging_by_far(
     assert accuracy["weights"] > accuracy["plain"] + 0.15
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("way", [None, ACTIVATIONS])
 def test_without_edges_it_is_local_training_with_a_fresh_optimizer(way):
     algorithm = decentralized.dimat(LOSS, MOMENTUM, np.eye(N), way)

@@ -155,6 +155,7 @@ def test_partial_participation_still_averages():
     assert np.std(after, axis=0).max() < 0.1 * np.std(before, axis=0).min()
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("order", list(Order))
 def test_a_diverged_client_poisons_nobody_when_its_models_are_checked(order):
     def explodes(params, batch, key):

@@ -68,6 +68,7 @@ def test_a_merge_keeps_models_that_nobody_trained_and_those_of_the_absent():
     assert float(metrics["models_sent"]) == 2.0
 
 
+@pytest.mark.slow
 def test_on_eight_devices_and_in_a_sweep_it_is_the_same():
     plain, _ = advance(4, TASK.federation())
     with jax.set_mesh(dx.client_mesh()):

@@ -130,7 +130,7 @@ def fedavg_on(sampled, rounds, steps=2):
     return rollout(method.init(KEY, START), federation, KEY)[0]
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("idealised", [True, False])
 @pytest.mark.parametrize("aggregators", [1, 2])
 def test_with_everyone_there_it_is_fedavg(idealised, aggregators):
@@ -148,6 +148,7 @@ def test_with_everyone_there_it_is_fedavg(idealised, aggregators):
         assert int(metrics["models_sent"][t]) == 2 * aggregators * 4 - local
 
 
+@pytest.mark.slow
 def test_messages_and_bytes_are_counted_by_kind():
     table = np.random.default_rng(3).random((60, N)) < 0.7
     _, metrics = advance(algorithm(aggregators=2), 60, table=table)
@@ -215,6 +216,7 @@ def test_everyone_is_sampled_equally_often():
     assert np.square(counts - expected).sum() / expected < 36
 
 
+@pytest.mark.slow
 def test_ageing_forgets_the_dead_and_pings_find_them_before():
     table = np.ones((60, N), bool)
     table[10:, 6:] = False
@@ -230,6 +232,7 @@ def test_ageing_forgets_the_dead_and_pings_find_them_before():
     assert (np.asarray(never["sampled"])[10:] < 6).all()
 
 
+@pytest.mark.slow
 def test_too_few_models_wait_for_the_timeout_or_lose_the_round():
     table = np.ones((8, N), bool)
     table[2:, 3:] = False
@@ -257,6 +260,7 @@ def test_the_first_holder_is_somebody_on_line():
         assert bool(state.clients.views.joined.all())
 
 
+@pytest.mark.slow
 def test_deaths_within_rounds_and_partial_aggregation():
     patient, metrics = advance(algorithm(death=0.2, success_fraction=0.5), 60)
     assert float(metrics["lost"].mean()) < 0.1

@@ -125,6 +125,7 @@ def test_a_client_whose_message_is_lost_hears_itself():
     assert_trees_equal(rounds[0].memory["count"], rounds[1].memory["count"])
 
 
+@pytest.mark.slow
 @pytest.mark.some(2)
 @pytest.mark.parametrize(
     "algorithm",

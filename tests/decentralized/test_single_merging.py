@@ -25,6 +25,7 @@ def rollout(algorithm, federation, rounds, start=START):
     return run(algorithm.init(KEY, start), federation, KEY)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("r", [0.0, 0.4, 5.0])
 def test_on_quadratics_merging_equals_averaging_in_every_round(r):
     """With mixing that keeps the mean: mean <- (1-h)^K mean + (1 - (1-h)^K) mean of c."""
@@ -136,6 +137,7 @@ def test_the_merged_model_of_any_round_is_measured_without_feeding_it_back():
     assert merged["accuracy"] > history.evaluations["accuracy"][-1]
 
 
+@pytest.mark.slow
 def test_eight_devices_and_a_sweep_over_r_give_the_same():
     task = regression()
     federation = dx.Federation(task.data, task.partition, batch_size=8, local_steps=2)
@@ -163,6 +165,7 @@ class Normed(nn.Module):
         return nn.Dense(3)(nn.relu(x))
 
 
+@pytest.mark.slow
 def test_statistics_are_estimated_afresh_for_the_merged_model():
     task, module = regression(), Normed()
     models = jax.vmap(lambda key: module.init(key, task.data.example))(jax.random.split(KEY, 5))

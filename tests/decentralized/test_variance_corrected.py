@@ -76,6 +76,7 @@ def rows(leaf, place=-1):
     return np.asarray(leaf, np.float64)[place].reshape(N, -1)
 
 
+@pytest.mark.slow
 def test_dsgt_corrects_the_models_only_mixes_the_trackers_and_ends_at_the_optimum():
     """Equal models are not stretched, so the fixed point of DSGT is one still."""
     x, states, metrics = advance(dsgt(loss, 0.1, CORRECTED), 400)[:3]

@@ -21,6 +21,7 @@ def features(count=400, width=8):
     return dx.data.Split(part, part)
 
 
+@pytest.mark.slow
 def test_peers_own_their_classes_and_liars_copies_with_turned_labels():
     data = features()
     own = task.lane(data, 4, "labels", seed=1, steps=2, batch=3)
@@ -54,6 +55,7 @@ def test_liars_hear_nobody_and_are_heard_where_they_attack(attacked):
     np.testing.assert_allclose(heard[:10].sum(1), 14 / 15 if attacked else 9 / 10)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_algorithms_own():
     own = task.lane(features(), 4, "noise", seed=2, steps=2, batch=3)
     make = bristle.methods(bristle.Config())["Bristle"]
@@ -71,6 +73,7 @@ def test_a_run_is_the_algorithms_own():
     assert 0 < told["hostile drawn"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.some(2)
 @pytest.mark.parametrize("place", range(len(task.LIES)))
 def test_what_hostile_peers_send_is_the_lanes_lie(place):

@@ -105,6 +105,7 @@ def test_a_merge_is_counted_and_rounds_of_a_quarter_are_four(task):
     assert (one_model[3, 0, 0] / size * CLIENTS <= np.array([2, 4]) * 4 * 8 + 0.1).all()
 
 
+@pytest.mark.slow
 def test_matcha_is_the_same_with_matchings_that_never_meet():
     schedule, tables = comparison.matcha_tables(0.5)
     for name, edges in (("ring", 2 * CLIENTS), ("complete", CLIENTS * (CLIENTS - 1))):

@@ -25,6 +25,7 @@ def test_label_priors_deal_so_many_examples_by_a_law_of_the_clients_own():
     assert counts.max() < 15
 
 
+@pytest.mark.slow
 def test_a_paired_run_is_the_algorithms_own():
     splits = [label_priors(LABELS, 4, 0.5, 20, seed) for seed in (0, 1)]
     paired = Paired(

@@ -17,6 +17,7 @@ from experiments.tasks.robust_peers import ATTACKS, HONEST, HOSTILE, PEERS
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_attacks_with_traced_numbers_are_the_librarys():
     messages = {"w": jax.random.normal(KEY, (PEERS, 4, 2)), "b": jax.random.normal(KEY, (PEERS,))}
     sending = dx.channel.Sending(KEY, jnp.int32(0), jnp.arange(PEERS))
@@ -40,6 +41,7 @@ def test_attacks_with_traced_numbers_are_the_librarys():
         )
 
 
+@pytest.mark.slow
 def test_flipped_labels_pull_the_honest_mean_along_their_gradient():
     given = robust_peers.peers([0])
     own = jax.tree.map(lambda leaf: leaf[0], given.sources.own)
@@ -98,6 +100,7 @@ def test_honest_peers_are_the_same_among_any_number_of_faulty_ones():
         np.testing.assert_array_equal(drawn[0], drawn[other])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faulty", [0, 1, 5])
 def test_everyone_hears_as_many_as_are_honest_and_all_that_are_not(faulty):
     topology = robust_peers.heard(faulty)

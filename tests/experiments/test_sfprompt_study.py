@@ -32,6 +32,7 @@ def tiny():
     )
 
 
+@pytest.mark.slow
 def test_the_other_task_is_transposed_renumbered_and_apart():
     task, digits = tiny(), dx.data.digits()
     inputs = np.concatenate([digits.train.inputs, digits.test.inputs])
@@ -64,6 +65,7 @@ def counts(method, off=0):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [0, 1])
 def test_one_example_more_than_the_cost_model_has_is_told(off):
     report = Report()
@@ -101,6 +103,7 @@ def test_the_form_of_vit_base_by_hand():
     assert abs((form.ends(0, blocks=12)) / 17.5e9 - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_what_is_said_of_vision_transformers_holds():
     claims = on_paper(None).claims
     assert [claim.holds for claim in claims] == [True] * 4

@@ -10,6 +10,7 @@ from experiments.tools.report import Report
 CONFIG = slim_kl.Config()
 
 
+@pytest.mark.slow
 def test_stretches_are_dealt_in_order_and_the_last_values_are_held_out():
     series = waves(3)
     agents = series.dealt(4, 60)

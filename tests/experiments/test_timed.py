@@ -37,6 +37,7 @@ def test_classes_are_dealt_evenly():
         timed.with_classes(labels, 3, 2, seed=1)
 
 
+@pytest.mark.slow
 def test_what_is_followed_is_the_run_of_its_seed_over_its_own_timetable():
     draws = [np.array([1.0, 0.4, 0.7]), np.array([0.5, 0.9, 0.3])]
     tables = [asynchronous.immediate(times, 4.0, local_steps=2) for times in draws]

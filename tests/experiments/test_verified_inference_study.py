@@ -73,6 +73,7 @@ def test_the_gain_is_that_of_an_execution():
     assert study._gain({"balance": balance, "done": done}) == pytest.approx(0.09 - 0.5)
 
 
+@pytest.mark.slow
 def test_an_altered_output_changes_nothing_else():
     from dflax import verified_inference as vi
 

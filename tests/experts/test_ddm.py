@@ -399,6 +399,7 @@ def test_the_student_learns_the_whole_ensemble():
         np.testing.assert_array_equal(kept, given)
 
 
+@pytest.mark.slow
 def test_eight_devices_teach_what_one_does():
     """A round's only exchange is the student's gradient, its loss and the weights' sum."""
     teachers = jax.tree.map(lambda leaf: jnp.concatenate([leaf, -leaf]), PARAMS)

@@ -195,6 +195,7 @@ def test_one_node_is_training_on_one_machine():
     )
 
 
+@pytest.mark.slow
 def test_the_complete_graph_is_the_server_and_an_expert_travels_an_edge_a_round():
     source = federation(steps=2)
     over = experts.spes_gossip(loss, ADAM, dx.topology.complete(N), experts=E)

@@ -120,6 +120,7 @@ def test_products_over_dimensions(mode, dimensions):
     np.testing.assert_allclose(np.einsum("aii->ai", K), 1)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("deviation", [0.0, 1e-3, 0.05])
 def test_lags_of_any_distances(deviation):
     """Also components so wide that the Gaussian factor is not split."""

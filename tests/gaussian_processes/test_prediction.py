@@ -111,6 +111,7 @@ OURS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.some(1)
 @pytest.mark.parametrize("name", list(OURS))
 def test_free_kernels_are_fitted_as_by_scipy(name):

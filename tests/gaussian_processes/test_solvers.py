@@ -76,7 +76,7 @@ def test_a_step_without_a_pull_is_multiplicative():
     np.testing.assert_allclose(found, THETA * np.sqrt(q / g), rtol=1e-9)
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("rho", [0.0, 1e-10, 3.0, 200.0])
 def test_no_step_raises_the_objective(rho):
     center = CENTER if rho else np.zeros(COMPONENTS)
@@ -105,6 +105,7 @@ def test_optimality_conditions_and_the_optimum_of_lbfgs():
     assert value <= best.fun + 1e-3 * abs(best.fun)
 
 
+@pytest.mark.slow
 def test_one_component_that_is_noise():
     """K = I: theta = max(mean y^2 - s2, 0)."""
     y = np.asarray([1.0, -2.0, 0.5, 1.5])
@@ -166,6 +167,7 @@ def test_blocks_minimise_the_convex_approximation(blocks):
         np.testing.assert_allclose(found[number == block], expected, atol=2e-4)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(("blocks", "damping"), [(1, 1.0), (4, 0.25)])
 def test_approximations_lower_the_objective(blocks, damping):
     values, zeta = [lagrangian(THETA, CENTER, 20.0)], THETA

@@ -28,6 +28,7 @@ def examples(count=4, width=3, dtype=np.float32):
     return (RNG.normal(size=(count, width)).astype(dtype) for _ in range(2))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", PATHS)
 def test_paths_begin_at_the_data_and_their_rates_are_their_derivatives(name):
     path = PATHS[name]
@@ -48,6 +49,7 @@ def test_the_discrete_path_is_ddpms_products():
     np.testing.assert_allclose(PATHS["discrete"].signal(t) ** 2, np.cumprod(1 - betas), rtol=1e-4)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_stands_for_data_and_noise(name, target):

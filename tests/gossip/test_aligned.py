@@ -152,6 +152,7 @@ def test_on_eight_devices_the_result_is_the_same(way):
     assert_trees_close(metrics, known, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("way", WAYS)
 def test_through_an_anchor_all_pairs_agree(way):
     """Against client after client matched to the anchor; the merged networks are one function."""

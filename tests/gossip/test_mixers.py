@@ -127,6 +127,7 @@ def test_mixer_is_its_matrix(name):
     assert sent_by_some["models_sent"] == off_diagonal_count(masked(matrix, active))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "name", ["torus of 3 x 4-None", "star of 9-edges", "regular", "matching", "average"]
 )
@@ -215,6 +216,7 @@ def test_one_peer_exponential_averages_in_one_period():
         np.testing.assert_allclose(mixed, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_r_of_a_random_mixer_can_be_swept():
     models = models_of(10)["kernel"]
 

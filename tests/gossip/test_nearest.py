@@ -223,6 +223,7 @@ def test_models_contract_where_few_are_hostile():
     assert moved.max() < 0.6
 
 
+@pytest.mark.slow
 def test_on_eight_devices():
     tree = jax.tree.map(lambda leaf: leaf.astype(np.float32), models(8))
     expected = mixing("nna", True)(tree)[0]
@@ -245,6 +246,7 @@ def test_no_neighbour_is_copied_where_many_hear_many():
     assert f"[{N},{N}]" not in text
 
 
+@pytest.mark.slow
 def test_a_sweep_over_radii_and_faulty():
     """One program for several values, against NumPy."""
     tree = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), models(9))

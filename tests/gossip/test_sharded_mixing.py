@@ -157,6 +157,7 @@ def test_large_leaves_are_mixed_in_blocks_as_they_are_whole(name, active, client
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_devices_that_share_models_split_no_block(monkeypatch):
     monkeypatch.setattr(linear, "BLOCK", 1 << 11)
     mesh = jax.make_mesh((4, 2), ("clients", "model"), axis_types=(AxisType.Auto,) * 2)

@@ -59,6 +59,7 @@ def compiled(name):
     return found
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", CASES)
 def test_trees_are_those_of_the_reference(name):
     """On two crowds, at all depths of sharing, of items whose levels have different widths."""

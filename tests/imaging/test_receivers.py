@@ -90,6 +90,7 @@ def test_least_squares_end_at_one_minimiser_however_they_are_dealt(clients):
     np.testing.assert_allclose(found, x, rtol=0, atol=5e-3 * np.abs(x).max())
 
 
+@pytest.mark.slow
 def test_receivers_on_eight_devices_and_on_one():
     d = measured()
     algorithm = imaging.pnp_consensus(operator(), imaging.sparse(), R, penalty=KAPPA)

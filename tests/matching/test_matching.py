@@ -47,6 +47,7 @@ def draw(seed):
     return MODEL.init(jax.random.key(seed), INPUTS)["params"]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("way", WAYS)
 def test_permuted_models_are_brought_back_exactly(way):
     keys = jax.random.split(jax.random.key(7), 2)

@@ -72,6 +72,7 @@ def test_drop_in_for_flax(geometry):
     assert_close(first, second)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("features", [3, 6])
 def test_clients_with_their_own_kernels_in_a_scan(features):
     ours, theirs, x = pair((3, 3), 1, "SAME", 1, 1, features)

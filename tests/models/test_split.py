@@ -67,6 +67,7 @@ def test_what_is_exchanged_gives_the_gradient_of_the_composite():
     np.testing.assert_allclose(body(2 * sent.gradients_up), 2 * sent.gradients_down, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_without_prompts_no_gradient_travels():
     split = models.split_transformer(MODEL)
     gradient, _, sent = models.split_gradient(

@@ -78,7 +78,7 @@ def test_steps_equal_flaxs_mutable_update():
     assert min(jax.tree.leaves(moved["batch_stats"])) > 0.01
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "optimizer", [optax.sgd(0.1), optax.adamw(0.1, weight_decay=0.1), optax.sgd(0.1, momentum=0.9)]
 )
@@ -102,6 +102,7 @@ def test_the_solver_keeps_statistics_from_any_optimiser(optimizer):
     )
 
 
+@pytest.mark.slow
 def test_a_servers_optimiser_averages_statistics_and_steps_with_weights():
     data = Dataset(INPUTS, LABELS)
     federation = Federation(

@@ -97,6 +97,7 @@ def loss(params, batch, key):
     return jnp.mean(losses), {}
 
 
+@pytest.mark.slow
 def test_noise_left_out_is_caught_and_noise_put_in_holds():
     plan = privacy.examples_plan(made()[1], None, ROUNDS)
     claimed = 2.0

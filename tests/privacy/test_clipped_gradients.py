@@ -50,6 +50,7 @@ def reference(gradients, norm, expected, groups):
     return out
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(("groups", "at_once"), [(None, None), (dx.privacy.layer, 3)])
 def test_it_is_its_formula_in_float64(groups, at_once):
     with jax.enable_x64(True):

@@ -274,6 +274,7 @@ def test_state_stays_dealt_from_round_to_round(mesh):
     assert {one.times for one in found if one.bytes > SMALL} == {5}
 
 
+@pytest.mark.slow
 @pytest.mark.some(2)
 @pytest.mark.parametrize(("clients", "cohort"), [(24, None), (24, 8), (20, 10)])
 def test_eight_devices_and_one_train_the_same_models(clients, cohort, mesh):
@@ -491,6 +492,7 @@ def test_whether_a_collective_stays_within_devices_that_share_a_model(groups, wi
     assert one.stays_within(2) is within
 
 
+@pytest.mark.slow
 def test_models_that_devices_share_are_dealt_by_coordinates_in_parts():
     clients, halves = 32, dx.client_mesh(model=2)
     mixer = dx.gossip.random_neighbours(clients, 3)

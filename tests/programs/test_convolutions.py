@@ -80,6 +80,7 @@ def test_any_layout_gives_the_same_values_and_derivatives(name):
     assert convolutions(fast, x, k, platform="cuda") == 1
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", LEFT)
 def test_what_is_not_covered_is_left_alone(name):
     convolve, x, k = operation(name)
@@ -238,6 +239,7 @@ def equinox_model(key):
     return params, lambda p, x: jax.vmap(eqx.combine(p, static))(jnp.moveaxis(x, -1, 1))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("model", [linen_model, nnx_model, equinox_model])
 def test_losses_of_every_library_keep_their_signature(model):
     params, apply = model(KEY)

@@ -58,6 +58,7 @@ def test_every_product_of_a_gradient_is_found_in_loops_branches_and_calls(client
     assert slow_products(jax.make_jaxpr(contract_last(plain))(*clients)) == 0
 
 
+@pytest.mark.slow
 def test_values_gradients_and_sweeps_are_the_same(clients):
     plain, changed = jax.vmap(descend), contract_last(jax.vmap(descend))
 

@@ -180,6 +180,7 @@ INSIDE = {
 }
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("case", INSIDE)
 def test_an_operation_is_replaced_wherever_it_stands(case):
     changed = rewrite(INSIDE[case], doubling)

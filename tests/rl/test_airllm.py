@@ -141,6 +141,7 @@ def test_fine_tuning_starts_at_the_base_and_stands_still_where_nothing_fits():
     jax.tree.map(np.testing.assert_array_equal, before.task, after.task)
 
 
+@pytest.mark.slow
 def test_rules_and_rounds_with_data():
     source = dx.Federation(TASK.data, TASK.partition, local_steps=3, batch_size=4)
     algorithm = rl.fixed_ranks(TUNING, LINK, rl.uniform_ranks(2), horizon=3, agents=2)
@@ -173,6 +174,7 @@ def test_what_rules_choose():
         rl.uniform_ranks(5)(environment, state, KEY)
 
 
+@pytest.mark.slow
 def test_an_episode_without_numbers_is_dropped_and_counted():
     broken = CLOSED._replace(
         step=lambda state, params, ranks, batch, key: ((), jnp.float32(jnp.nan))

@@ -54,6 +54,7 @@ def test_what_is_sent_is_linear_in_the_ranks():
     assert float(count[0]) == float(one @ OPT)
 
 
+@pytest.mark.slow
 def test_ranks_become_numbers_and_ranks_again():
     # The authors' rule on a grid without ties.
     grid = np.linspace(-1.2, 1.2, 13)

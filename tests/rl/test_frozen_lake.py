@@ -53,6 +53,7 @@ def test_the_law_of_slips_and_of_their_rewards():
         np.testing.assert_array_equal(np.asarray(outcome.terminal), ends[outcome.state.cell])
 
 
+@pytest.mark.slow
 def test_values_by_value_iteration_are_what_the_best_policy_gains():
     """V*(s) = max_a (rx + Vx*(f(s, a))), Vx* = E[rs + gamma V*], and episodes agree."""
     lake = small(slippery=0.5)

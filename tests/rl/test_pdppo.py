@@ -281,6 +281,7 @@ def chance_alone():
     )
 
 
+@pytest.mark.slow
 def test_without_the_post_branch_and_known_rewards_it_is_ppo():
     environment = rl.time_limit(chance_alone(), HORIZON)
 

@@ -114,6 +114,7 @@ ALGORITHMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.some(1)
 @pytest.mark.parametrize("kind", ALGORITHMS)
 def test_eight_devices_are_one(kind):
@@ -165,6 +166,7 @@ def test_tasks_are_the_agents_own():
         algorithm.init(KEY, made, (tasks, tasks))
 
 
+@pytest.mark.slow
 def test_it_is_swept():
     def factory(clip, rate):
         return rl.alone(learner(clip=clip, rate=rate), 2)

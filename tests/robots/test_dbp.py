@@ -37,6 +37,7 @@ def run(swarm, positions, ticks, source=None):
     return jax.tree.map(np.asarray, rolled(state))
 
 
+@pytest.mark.slow
 def test_a_claim_is_known_after_as_many_ticks_as_it_has_hops():
     state, metrics = line()
     know = np.minimum(np.arange(1, 2 * HOPS + 5), HOPS + 1)

@@ -536,6 +536,7 @@ def rows_of_clients(clients=16):
     return Algorithm(init, step)
 
 
+@pytest.mark.slow
 def test_a_run_moves_between_meshes(tmp_path):
     algorithm = rows_of_clients()
     state = algorithm.init(KEY, None)

@@ -74,6 +74,7 @@ def in_measure(task, fail):
     return dx.server.fedavg(softmax_loss, optax.sgd(0.1)), {"evaluate": measure}
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "kind", [MineError, AttributeError, KeyError, TypeError, IndexError, ValueError]
 )

@@ -62,6 +62,7 @@ def test_taken_up_with_a_higher_limit_it_is_the_uninterrupted_run_bit_for_bit(tm
     assert_trees_equal(history.metrics, told.metrics)
 
 
+@pytest.mark.slow
 def test_all_points_of_a_sweep_end_at_the_limit():
     def swept(rounds, **options):
         return dx.sweep(

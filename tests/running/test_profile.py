@@ -366,6 +366,7 @@ def test_who_is_padded_and_whose_state_is_not_split_is_said():
     assert "of all 12 clients on every device" in str(found)
 
 
+@pytest.mark.slow
 def test_runs_and_sweeps_are_compiled_as_they_would_run():
     source = quadratics(8, 16).federation(1)
 

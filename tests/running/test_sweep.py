@@ -74,6 +74,7 @@ def test_each_element_equals_its_single_run(devices, caplog):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [dx.decentralized.dfedavg, dx.decentralized.dpsgd])
 def test_decentralized_algorithms_sweep_as_well(make):
     mixer = dx.gossip.ring(8)
@@ -244,6 +245,7 @@ def test_what_does_not_fit_a_sweep_is_refused(changes, message):
         sweep(arguments.pop("factory"), start, arguments.pop("source"), **arguments)
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_from_its_checkpoint(tmp_path):
     settings = {"grid": {"rate": [0.1, 0.2], "momentum": [0.0]}, "key": KEY}
     settings["devices"] = jax.devices()[:1]

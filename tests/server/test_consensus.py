@@ -191,6 +191,7 @@ def test_penalties_sweep_as_one_program():
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_what_a_single_device_gives():
     task = dx.data.quadratics(jax.random.key(5), 16, 3, 1.0, 1.0, condition=4.0)
     source = federation(1, 16, np.asarray(task.hessians), np.asarray(task.client_optima))

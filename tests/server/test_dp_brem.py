@@ -183,6 +183,7 @@ def brem_steps():
     return both, dx.server.dp_brem(softmax_loss, N, joint=True, **options).init
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [1.0, 0.5])
 def test_8_with_secure_aggregation_one_round_is_the_same_up_to_rounding(sampling):
     """From the same state and noise, under attack as well: 2^-(s + 1) per coordinate."""

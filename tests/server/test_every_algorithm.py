@@ -228,6 +228,7 @@ def test_a_round_in_which_nobody_reports_leaves_everything(name):
         of_no_client(metrics, dict.fromkeys(COUNTS, 0.0))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_a_round_whose_messages_are_all_lost_is_one_in_which_nobody_reports(name):
     step, states = rounds(name)

@@ -105,6 +105,7 @@ def test_clients_are_dealt_over_devices():
     assert_trees_close(plain, dealt, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_radius_rates_and_share_can_be_swept_in_one_program():
     def swept(radius, rate, share):
         attack = dx.local.projected_gradient(softmax_loss, radius, 2, bounds=(-3.0, 3.0))

@@ -74,6 +74,7 @@ def test_who_does_not_report_keeps_its_state_bit_for_bit(name):
     assert absences > 0
 
 
+@pytest.mark.slow
 @pytest.mark.some(1)
 @pytest.mark.parametrize("name", PATHS)
 def test_a_mesh_gives_what_a_single_device_gives(name):

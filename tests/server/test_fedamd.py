@@ -145,6 +145,7 @@ def test_period_two_refreshes_everyone_then_steps_along_the_exact_gradient():
     np.testing.assert_array_equal([m["numbers_up"] for m in metrics], 8 * size)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("scheme", [anchors.constant(0.3), anchors.periodic(5)])
 def test_partial_participation_reaches_the_exact_optimum(float64, scheme):
     algorithm = fedamd(dx.data.quadratic_loss, optax.sgd(0.1), scheme, at_once=3)
@@ -278,6 +279,7 @@ def test_the_published_probabilities():
     np.testing.assert_allclose(chances, 1 / np.log(np.array([14, 114, 10_014]) / 5), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_beats_a_bar_on_the_digits():
     data = dx.data.digits()
     source = dx.Federation(

@@ -49,6 +49,7 @@ def test_weights_are_those_of_the_federation():
     np.testing.assert_allclose(state.server.params, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "server", [optax.sgd(0.5, momentum=0.9), optax.adam(0.1), optax.yogi(0.1), optax.adagrad(0.1)]
 )

@@ -55,6 +55,7 @@ def run(algorithm, source, rounds, params=ZEROS):
     return all_rounds(algorithm.init(KEY, params), source)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("steps", [1, 3])
 def test_fedpage_follows_its_recursion_on_quadratics(steps):
     algorithm = fedpage(dx.data.quadratic_loss, 0.1, 0.3, server_rate=0.2)
@@ -80,6 +81,7 @@ def test_fedpage_follows_its_recursion_on_quadratics(steps):
     np.testing.assert_array_equal(metrics["gradients"][0], 6)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("everyone", [True, False])
 def test_bvr_l_sgd_lets_one_client_walk_along_the_corrected_direction(everyone):
     rule = None if everyone else participation.uniform(3)
@@ -135,6 +137,7 @@ def test_on_devices_and_within_a_sweep_it_is_the_same_and_it_learns(make):
     assert softmax_loss(dealt.server.params, batch, None)[1]["accuracy"] > 0.85
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "algorithm", [fedpage(softmax_loss, 0.1, 0.0), bvr_l_sgd(softmax_loss, optax.sgd(0.1), 2)]
 )

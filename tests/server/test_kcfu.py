@@ -128,6 +128,7 @@ def reference(federation, rounds, strength, weight):
     return x, np.array(ends)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("partner", list(Partner))
 def test_rounds_against_a_plain_reference(partner):
     """Unlabelled examples are alike, so that mixtures are what they mix."""
@@ -185,6 +186,7 @@ def test_who_is_absent_keeps_model_and_momentum():
     assert_trees_close(own, first.server.params, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_weights_are_swept_in_one_program_and_no_unlabelled_example_is_no_compensation():
     federation = pooled(LABELS, [4, 4])
 

@@ -88,6 +88,7 @@ def test_rounds_are_those_of_the_paper(name):
             )
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", METHODS)
 def test_without_momentum_they_are_fedavg_and_scaffold(name):
     """Server rate gamma / (eta K)."""

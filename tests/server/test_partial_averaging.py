@@ -68,6 +68,7 @@ def test_with_nothing_learnt_locally_it_is_fedavg():
     )
 
 
+@pytest.mark.slow
 def test_clients_are_dealt_over_devices_and_rates_can_be_swept():
     algorithm = personal()
     start = algorithm.init(KEY, TASK.params)

@@ -165,6 +165,7 @@ def test_every_consensual_point_is_a_fixed_point(float64, make):
     np.testing.assert_allclose(states.server.params[-1], v, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_under_noise_the_consensus_is_a_random_walk_of_the_predicted_slope():
     up, down, rounds, runs = 0.3, 0.2, 100, 1200
     algorithm = dx.server.rerce_fed(
@@ -223,6 +224,7 @@ def test_lost_messages_leave_things_as_they_were(make):
     np.testing.assert_array_equal(metrics["messages_lost"], senders)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("make", FAMILY)
 def test_what_the_links_lose_is_counted_each_way(make):
     """Round 0 is sent up alone; in round 1 half of the copies and half of the messages are lost."""

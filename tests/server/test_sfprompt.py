@@ -110,6 +110,7 @@ def test_one_round_is_the_weighted_mean_of_steps_on_the_hardest_examples():
     assert "examples_local" not in metrics
 
 
+@pytest.mark.slow
 def test_without_a_body_and_pruning_the_pass_is_a_step_on_the_local_loss():
     """All blocks in the head: the body is the identity."""
     one = split(cut=(2, 0))
@@ -164,6 +165,7 @@ def test_linear_probing_is_fedavg_of_the_tail_on_frozen_features():
     assert_trees_close(ours.server.params.tail, expected.server.params, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_client_alone_keeps_what_it_found():
     """The local loss comes first, on the shortcut; then the pass; the mean of one is itself."""
     rows = np.arange(20)

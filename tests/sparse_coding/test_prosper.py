@@ -44,7 +44,7 @@ NUMBERS = {
 }
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_step_is_prospers(name):
     rng = np.random.default_rng(5)

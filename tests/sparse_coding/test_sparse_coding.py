@@ -138,6 +138,7 @@ def slabs(diagonal=True):
     )
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("diagonal", [True, False])
 def test_with_all_supports_spike_and_slab_is_exact_em(diagonal):
     coding = slabs(diagonal)
@@ -270,6 +271,7 @@ def test_a_mesh_gives_what_a_single_device_gives():
     assert_trees_close(one.server.params, eight.server.params, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_temperatures_sweep_as_one_program():
     model, source = sc.bsc(H, 3, 2), federation(EXAMPLES.astype(np.float32))
     coding = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), binary())

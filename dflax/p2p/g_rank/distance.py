@@ -55,6 +55,9 @@ def rank_distance(state: GRankState, *, benign: int, scorer: Scorer | None = Non
     validation.instance("state", state, GRankState, "Make it with dflax.p2p.g_rank(...).init.")
     log, tags = state.log, state.tags
     items, terms = tags.shape
+    if scorer is not None:
+        fix = "dflax.p2p.g_rank_score makes one."
+        validation.function("scorer", scorer, fix, takes=1)
     validation.integer("benign", benign, low=1, high=log.known.shape[0])
     made = (log.origin >= 0) & (log.origin < benign)
     best = counts(log, made, terms, items).astype(jnp.float32)

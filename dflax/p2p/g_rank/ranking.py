@@ -42,7 +42,7 @@ def similarities(
     gate: bool = True,
     square: str = "clicks",
 ) -> Float[Array, " n"]:
-    """How alike a peer and each other clicked, by what the peer knows:
+    """How alike a peer and each other clicked, by what the peer knows.
 
         S~(j) = (kt + km^2) / ku,      S(j) = S~(j) / max_j S~(j)
 
@@ -63,7 +63,11 @@ def similarities(
     Raises:
       TypeError, ValueError: naming the argument.
     """
+    validation.instance("log", log, ClickLog)
+    validation.array("tags", tags, kind="boolean", shape=("M", "Q"))
     items, terms = tags.shape
+    last = log.known.shape[0] - 1
+    validation.array("peer", peer, kind="integer", shape=(), low=0, high=last)
     validation.integer("top", top, low=1, high=terms)
     validation.flag("gate", gate)
     validation.choice("square", square, ("clicks", "terms"))

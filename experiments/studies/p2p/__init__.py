@@ -1,1 +1,1 @@
-"""Peers without a server: what they rank, find, keep and send each other."""
+"""Studies of systems among peers."""

@@ -107,6 +107,7 @@ def test_no_report_is_more_than_e_to_the_epsilon_times_as_likely(name):
     np.testing.assert_allclose(np.exp(likelihoods).sum(1), total, rtol=1e-5)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "name",
     [

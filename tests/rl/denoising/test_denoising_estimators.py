@@ -51,6 +51,7 @@ def estimates(algorithm, params, keys, conditions=None):
     return changes(keys, params)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     ("make", "variance"),
     [
@@ -103,7 +104,7 @@ def closed_form():
 MANY = {"prompts": 16384}
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     ("make", "scale"),
     [
@@ -180,6 +181,7 @@ def of_ddpo(noise, now, later, eta):
     return jnp.stack(found)
 
 
+@pytest.mark.slow
 def test_log_probabilities_of_a_step_are_those_of_ddpos_code():
     with jax.enable_x64():
         for now, later, eta, wanted in THEIRS:

@@ -87,6 +87,7 @@ def by_hand(x, rewards, rate, epochs, clip):
     return theta
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     ("clip", "missing"), [(0.1, 0), (1e6, 0), (0.1, 3)], ids=["clipped", "not clipped", "NaN"]
 )

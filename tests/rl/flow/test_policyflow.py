@@ -204,6 +204,7 @@ def test_the_residual_is_what_brownian_motion_leaves_of_a_gaussian():
             np.testing.assert_allclose(left, 0.0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_regulariser_alone_leads_to_a_flow_that_widens():
     env = rl.time_limit(
         rl.environment(
@@ -299,6 +300,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.some(1)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_learn(name):

@@ -88,6 +88,7 @@ def dppo_batch():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_noise", [True, False])
 def test_fpo_has_the_authors_ratios_losses_and_gradients(as_noise):
     published = FPO[as_noise]
@@ -129,6 +130,7 @@ def test_fpo_has_the_authors_ratios_losses_and_gradients(as_noise):
         np.testing.assert_allclose(0.5 * 0.5 * jnp.mean(advantage**2), FPO_VALUE_LOSS, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_dppo_has_the_authors_log_probabilities_losses_and_gradients():
     with jax.enable_x64(True):
         b = {name: jnp.asarray(value) for name, value in dppo_batch().items()}
@@ -176,6 +178,7 @@ NETWORKS = flow.FlowActorCritic(2, (8,), gain=1.0)
 SMALL = {"environments": 4, "steps": 4, "epochs": 1, "minibatches": 1, "flow_steps": 3}
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("method", [flow.fpo, flow.dppo])
 def test_nothing_has_moved_in_the_first_step_and_something_after_it(method):
     env = rl.time_limit(rl.goals.multi_goal(), 4)

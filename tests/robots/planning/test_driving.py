@@ -131,6 +131,7 @@ def test_a_plan_one_interval_later_is_the_same_line():
     np.testing.assert_allclose(later.heading, 0.1, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_cars_are_known_once_seen_and_phantoms_go_when_their_place_is_seen():
     state, metrics = driven(BOTH)
     track = state.clients.track

@@ -1,0 +1,1 @@
+"""Web3Recommend: recommendations by trusted random walks on what peers gossip."""
