@@ -49,6 +49,7 @@ NAMES = (
     "agents",
     "serving",
     "verified",
+    "p2p",
     "swarm",
     "pd_serve",
 )

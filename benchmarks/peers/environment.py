@@ -27,6 +27,8 @@ ENVIRONMENTS = {
         "statsmodels==0.15.0",
     ),
     "appfl_simulation": ("torch==2.13.0", "appfl==1.12.0"),
+    # Its lookups are run over tables in memory.
+    "kademlia": ("kademlia==2.2.3",),
     "osqp": ("osqp==1.1.3", "numpy==2.2.6", "scipy==1.15.3"),
     "purejaxrl": (
         "distrax==0.1.9",
@@ -79,6 +81,7 @@ PEERS = {
     "appfl_simulation": Peer("APPFL's simulation", "appfl", "appfl_simulation", optional=True),
     "flow": Peer("torchcfm and flow-matching", "torchcfm", "flow"),
     "gpytorch": Peer("GPyTorch", "gpytorch", "gpytorch"),
+    "kademlia": Peer("kademlia", "kademlia", "kademlia"),
     "osqp": Peer("OSQP", "osqp", "osqp"),
     "purejaxrl": Peer("PureJaxRL", "gymnax", "purejaxrl"),
     "vidur": Peer("Vidur", "vidur", "vidur"),

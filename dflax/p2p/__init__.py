@@ -1,5 +1,24 @@
 """Peer to peer: ranking, recommendation, retrieval, networks, protocols."""
 
+from dflax.p2p.blocks.content import BlockStore, block_store, content_ids, received
+from dflax.p2p.blocks.models import ModelBlocks, content_id, model_blocks, model_of, wanted_blocks
+from dflax.p2p.blocks.over_libp2p import Fetched, fetched, serving
+from dflax.p2p.blocks.peer_score import PeerScores, PeerStats, peer_scores
+from dflax.p2p.blocks.swarm import swarm
+from dflax.p2p.crdt.counters import PnCounter, causality, g_counter, pn_counter, version_vector
+from dflax.p2p.crdt.deltas import (
+    Stamped,
+    digest,
+    entry_digests,
+    newer,
+    only,
+    stamped,
+    version_of,
+)
+from dflax.p2p.crdt.gossiped import gossiped
+from dflax.p2p.crdt.lww_map import LwwMap, SubkeyIndex, lww_map, subkey_index
+from dflax.p2p.crdt.or_set import OrSet, or_set
+from dflax.p2p.crdt.protocol import Crdt
 from dflax.p2p.delegation.delegation import DelegationState, delegation
 from dflax.p2p.delegation.discovery import (
     Asked,
@@ -24,6 +43,13 @@ from dflax.p2p.g_rank.ranking import (
     random_score,
     similarities,
 )
+from dflax.p2p.kademlia.lookup import Hops, Lookups, greedy_lookup, iterative_lookup
+from dflax.p2p.kademlia.records import Providers, Records, provider_records
+from dflax.p2p.kademlia.routing import Routing, bucket, drawn_ids, routing, xor_distance
+from dflax.p2p.network.connect import Network, connected, metropolis_of
+from dflax.p2p.network.graph import topology_of
+from dflax.p2p.network.nat import Nat, drawn_nats, nat_by_stun, textbook_nats
+from dflax.p2p.network.rpc import Rpc, link_bandwidth, rpc
 from dflax.p2p.rag.candidates import Candidates, PollutedWorld, polluted_world
 from dflax.p2p.rag.drag import DragState, drag, min_max_trust, softmax_trust, vote_reader
 from dflax.p2p.rag.importance import Importance, leave_one_out, shapley
@@ -49,71 +75,130 @@ from dflax.p2p.recommendation.web3recommend import (
 
 __all__ = [
     "Asked",
+    "BlockStore",
     "Candidates",
     "ClickLog",
+    "Crdt",
     "DelegationState",
     "DragState",
+    "Fetched",
     "Found",
     "GRankState",
     "Gas",
     "Heard",
+    "Hops",
     "Importance",
     "Learnt",
     "Ledger",
+    "Lookups",
+    "LwwMap",
+    "ModelBlocks",
+    "Nat",
     "Neighbours",
+    "Network",
+    "OrSet",
+    "PeerScores",
+    "PeerStats",
+    "PnCounter",
     "PollutedWorld",
+    "Providers",
     "RecommenderState",
+    "Records",
+    "Routing",
+    "Rpc",
     "Search",
+    "Stamped",
     "Statements",
+    "SubkeyIndex",
     "Task",
     "TaskStream",
     "View",
     "Visits",
     "Walks",
+    "block_store",
+    "bucket",
+    "causality",
     "configured",
+    "connected",
+    "content_id",
+    "content_ids",
     "crawl",
     "decayed",
     "delegation",
+    "digest",
     "distributed_index",
     "drag",
+    "drawn_ids",
+    "drawn_nats",
+    "entry_digests",
+    "fetched",
     "flooding",
     "footrule",
+    "g_counter",
     "g_rank",
     "g_rank_score",
     "gas",
+    "gossiped",
+    "greedy_lookup",
     "heard",
+    "iterative_lookup",
     "joined",
     "joined_views",
     "leave_one_out",
     "ledger",
+    "link_bandwidth",
     "local_score",
+    "lww_map",
+    "metropolis_of",
     "min_max_trust",
+    "model_blocks",
+    "model_of",
+    "nat_by_stun",
     "ndcg",
     "neighbours",
+    "newer",
+    "only",
+    "or_set",
+    "peer_scores",
+    "pn_counter",
     "polling",
     "polluted_world",
     "popularity_score",
+    "provider_records",
     "push",
     "random_score",
     "rank_distance",
+    "received",
     "recommended",
     "registry",
     "reply",
+    "routing",
+    "rpc",
     "salsa_walks",
+    "serving",
     "shapley",
     "similarities",
     "softmax_trust",
     "spammed",
+    "stamped",
     "stream",
+    "subkey_index",
+    "swarm",
     "task_stream",
+    "textbook_nats",
+    "topology_of",
     "trust_walks",
+    "version_of",
+    "version_vector",
     "view",
     "visits",
     "vote_reader",
+    "wanted_blocks",
     "web3recommend",
     "with_sybils",
     "without_root",
     "written",
+    "xor_distance",
 ]
 
 

@@ -1,0 +1,1 @@
+"""Replicated data that agree without a server: states whose join is that of a semilattice."""

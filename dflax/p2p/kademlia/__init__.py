@@ -1,0 +1,1 @@
+"""Kademlia: ids, routing tables, lookups and records that expire."""

@@ -1,0 +1,1 @@
+"""Who reaches whom: NATs, hole punching, relays, and what a call over a link costs."""
