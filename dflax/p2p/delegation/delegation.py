@@ -16,26 +16,24 @@ Real = float | Float[Array, ""]
 
 
 class DelegationState(NamedTuple):
-    """What n agents with q skills carry from task to task.
+    """What n agents with q skills carry from task to task; times count from the last task.
 
     Attributes:
-      clock: `[]` time of the last task.
       skill: `[n, q]` who can do what.
       version: `[n]` int32, how often an agent's skills have changed.
       worker: `[n, q]` int32, whose card an agent keeps for a skill; -1 for none.
       seen: `[n, q]` int32, the version on that card.
-      fetched: `[n, q]` time, when it was fetched.
+      age: `[n, q]` time since it was fetched.
       met: `[n, n]` who has a session with whom.
-      busy: `[n]` time until which an agent works.
+      busy: `[n]` time for which an agent still works; not above 0 for who is idle.
       registry: `[]` whether the registry is up.
     """
 
-    clock: Float[Array, ""]
     skill: Bool[Array, "n q"]
     version: Int[Array, " n"]
     worker: Int[Array, "n q"]
     seen: Int[Array, "n q"]
-    fetched: Float[Array, "n q"]
+    age: Float[Array, "n q"]
     met: Bool[Array, "n n"]
     busy: Float[Array, " n"]
     registry: Bool[Array, ""]
@@ -121,12 +119,11 @@ def delegation(
         validation.integer("skills", skills, low=1)
         nothing = jnp.full((agents, skills), -1, jnp.int32)
         return DelegationState(
-            clock=jnp.zeros(()),
             skill=jax.random.uniform(key, (agents, skills)) < share,
             version=jnp.zeros((agents,), jnp.int32),
             worker=nothing,
             seen=nothing,
-            fetched=jnp.full((agents, skills), -jnp.inf),
+            age=jnp.full((agents, skills), jnp.inf),
             met=jnp.zeros((agents, agents), bool),
             busy=jnp.zeros((agents,)),
             registry=jnp.bool_(True),
@@ -137,7 +134,7 @@ def delegation(
         state = _aged(state, task.gap, changing, switching)
         owner, skill = task.owner, task.skill
         kept = state.worker[owner, skill]
-        young = (kept >= 0) & (state.clock - state.fetched[owner, skill] <= lifetime)
+        young = (kept >= 0) & (state.age[owner, skill] <= lifetime)
         stale = young & (state.seen[owner, skill] != state.version[jnp.maximum(kept, 0)])
         reread = (kept >= 0) & ~young
         fits = reread & state.skill[jnp.maximum(kept, 0), skill]
@@ -171,11 +168,10 @@ def delegation(
         tried = jax.lax.fori_loop(0, retries + 1, attempt, begin)
         state, done = tried.state, tried.done
         worker = jnp.maximum(tried.worker, 0)
-        arrives = state.clock + latency
-        starts = jnp.maximum(arrives, state.busy[worker])
+        starts = jnp.maximum(latency, state.busy[worker])
         asks = jax.random.uniform(asking) < input_chance
         ends = starts + task.duration + jnp.where(asks, 2 * latency, 0.0)
-        heard = learning(ends - state.clock, jnp.asarray(latency, jnp.float32), hearing)
+        heard = learning(ends, jnp.asarray(latency, jnp.float32), hearing)
         submissions = tried.submissions + jnp.where(done & asks, EXCHANGE, 0.0)
         results = jnp.where(done, heard.messages, 0.0)
         state = state._replace(
@@ -189,7 +185,7 @@ def delegation(
             "submissions": submissions,
             "results": results,
             "delay": jnp.where(done, heard.delay, jnp.nan),
-            "time": jnp.where(done, ends - state.clock, jnp.nan),
+            "time": jnp.where(done, ends, jnp.nan),
             "stale": tried.stale,
             "refetched": ~young,
             "rejected": tried.rejected,
@@ -228,7 +224,8 @@ def delegation(
             -gap / jnp.where(state.registry, uptime, outage)
         )
         return state._replace(
-            clock=state.clock + gap,
+            age=state.age + gap,
+            busy=state.busy - gap,
             skill=jnp.where(changes[:, None], drawn, state.skill),
             version=state.version + changes,
             registry=state.registry ^ leaves,
@@ -250,5 +247,5 @@ def _carded(
     return state._replace(
         worker=state.worker.at[place].set(jnp.where(some, worker, state.worker[place])),
         seen=state.seen.at[place].set(jnp.where(some, version, state.seen[place])),
-        fetched=state.fetched.at[place].set(jnp.where(some, state.clock, state.fetched[place])),
+        age=state.age.at[place].set(jnp.where(some, 0.0, state.age[place])),
     )

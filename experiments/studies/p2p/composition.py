@@ -4,6 +4,11 @@
 each other. Links are those of a network behind NATs, with hole punching and relays; each peer hears a
 few of those it reaches, the most trusted by decayed walks over a graph of trust that few attack edges
 join to the Sybils; it averages the models nearest to its own (MoNNA); peers are away by turns.
+
+Three seeds: with all parts accuracy is that without an attack (.936, .937) and .016 of the two classes
+are taken for each other. Without trust each peer hears three Sybils of eight, more than the rule
+expects, and .26 are, with the rule or without. Where Sybils are hardly heard the rule costs .01.
+Without relays two networks do as well, and in the third peers hear more Sybils than others.
 """
 
 import dataclasses
