@@ -17,7 +17,11 @@ THEIRS = 300
 
 def rows(quick: bool) -> list[Row]:
     """All of them."""
-    return [*lookups(1024 if quick else 4096, quick), *rounds(256 if quick else 1024, quick)]
+    return [
+        *lookups(1024 if quick else 4096, quick),
+        *rounds(256 if quick else 1024, quick),
+        *walks(100_000 if quick else 1_000_000, quick),
+    ]
 
 
 def lookups(count: int, quick: bool) -> list[Row]:
@@ -54,6 +58,48 @@ def lookups(count: int, quick: bool) -> list[Row]:
         found = np.asarray(compiled(table, sources, keys).found)[some]
         if found.tolist() != theirs["found"]:
             raise AssertionError("lookups must find what those of the kademlia package find.")
+    return row.beside(theirs)
+
+
+def walks(count: int, quick: bool) -> list[Row]:
+    """MeritRank's walks from one of 1,000 users who trust eight others each."""
+    rng = np.random.default_rng(0)
+    users, stop = 1000, 0.15
+    friends = np.stack([rng.permutation(users)[:8] for _ in range(users)]).astype(np.int32)
+    # Who is drawn as a friend of itself trusts the next instead.
+    itself = friends == np.arange(users)[:, None]
+    friends = np.where(itself, (friends + 1) % users, friends)
+    trusting = rng.random((users, 8)).astype(np.float32)
+
+    def work(friends: Any, trusting: Any, key: Any) -> Any:
+        found = p2p.trust_walks(friends, trusting, 0, key, walks=count, length=64, stop=stop)
+        # Each walk counts once for every user that it comes by.
+        order = jnp.sort(found.visited, axis=1)
+        first = (order >= 0) & (jnp.diff(order, axis=1, prepend=-2) != 0)
+        place = jnp.where(first, order, users)
+        return jnp.zeros(users).at[place.reshape(-1)].add(1.0, mode="drop") / count
+
+    def walked(friends: Any, trusting: Any, key: Any) -> Any:
+        found = p2p.trust_walks(friends, trusting, 0, key, walks=count, length=64, stop=stop)
+        return jnp.sum(found.visited[:, 1] >= 0)
+
+    given = friends, trusting, jax.random.key(0)
+    compiled = jax.jit(walked).lower(*given).compile()
+    took = milliseconds(lambda: compiled(*given), repeats=2 if quick else 5, units=count)
+    row = Row(f"a walk of MeritRank, {count:,} at once", took)
+    edges = [
+        (source, int(target), float(weight))
+        for source in range(users)
+        for target, weight in zip(friends[source], trusting[source], strict=True)
+    ]
+    theirs = peers.run("meritrank", "walks_meritrank", edges=edges, stop=stop, walks=10_000)
+    if theirs is not None:
+        ours = np.asarray(jax.jit(work)(*given))
+        named = {int(node): share for node, share in theirs["shares"].items()}
+        off = max(abs(ours[node] - share) for node, share in named.items())
+        # Five standard errors of 10,000 walks at a share of a half.
+        if off > 0.025:
+            raise AssertionError("walks must come by whom those of meritrank-python come by.")
     return row.beside(theirs)
 
 

@@ -29,6 +29,7 @@ ENVIRONMENTS = {
     "appfl_simulation": ("torch==2.13.0", "appfl==1.12.0"),
     # Its lookups are run over tables in memory.
     "kademlia": ("kademlia==2.2.3",),
+    "meritrank": ("meritrank-python==0.2.10",),
     "osqp": ("osqp==1.1.3", "numpy==2.2.6", "scipy==1.15.3"),
     "purejaxrl": (
         "distrax==0.1.9",
@@ -82,6 +83,7 @@ PEERS = {
     "flow": Peer("torchcfm and flow-matching", "torchcfm", "flow"),
     "gpytorch": Peer("GPyTorch", "gpytorch", "gpytorch"),
     "kademlia": Peer("kademlia", "kademlia", "kademlia"),
+    "meritrank": Peer("meritrank-python", "meritrank_python", "meritrank"),
     "osqp": Peer("OSQP", "osqp", "osqp"),
     "purejaxrl": Peer("PureJaxRL", "gymnax", "purejaxrl"),
     "vidur": Peer("Vidur", "vidur", "vidur"),

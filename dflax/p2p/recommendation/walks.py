@@ -153,7 +153,7 @@ def trust_walks(
     validation.array("trusting", trusting, kind="real", shape=users, low=0.0)
     validation.array("root", root, kind="integer", shape=(), low=0, high=users[0] - 1)
     _verify_walks(key, walks, length, stop)
-    total = jnp.cumsum(trusting, axis=1)
+    friends, total = jnp.asarray(friends), jnp.cumsum(jnp.asarray(trusting), axis=1)
 
     def one(words: Array) -> Int[Array, " L+1"]:
         def step(state: tuple, now: Array) -> tuple[tuple, Int[Array, ""]]:
