@@ -72,7 +72,9 @@ def walks(count: int, quick: bool) -> list[Row]:
     trusting = rng.random((users, 8)).astype(np.float32)
 
     def work(friends: Any, trusting: Any, key: Any) -> Any:
-        found = p2p.trust_walks(friends, trusting, 0, key, walks=count, length=64, stop=stop)
+        found = p2p.trust_walks(
+            friends, trusting, jnp.int32(0), key, walks=count, length=64, stop=stop
+        )
         # Each walk counts once for every user that it comes by.
         order = jnp.sort(found.visited, axis=1)
         first = (order >= 0) & (jnp.diff(order, axis=1, prepend=-2) != 0)
@@ -80,7 +82,9 @@ def walks(count: int, quick: bool) -> list[Row]:
         return jnp.zeros(users).at[place.reshape(-1)].add(1.0, mode="drop") / count
 
     def walked(friends: Any, trusting: Any, key: Any) -> Any:
-        found = p2p.trust_walks(friends, trusting, 0, key, walks=count, length=64, stop=stop)
+        found = p2p.trust_walks(
+            friends, trusting, jnp.int32(0), key, walks=count, length=64, stop=stop
+        )
         return jnp.sum(found.visited[:, 1] >= 0)
 
     given = friends, trusting, jax.random.key(0)
