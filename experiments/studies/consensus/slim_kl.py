@@ -79,12 +79,12 @@ class Config:
     penalties: tuple[float, ...] = (1e-10, 1e-4, 1e-2, 1.0, 100.0)
     iterations: int = 40
     real_agents: int = 2
-    real_components: int = 500
-    real_rounds: int = 60
+    real_components: int = 200
+    real_rounds: int = 30
     field_seeds: int = 3
     field_seed: int = 200
     field_components: int = 200
-    field_rounds: int = 60
+    field_rounds: int = 30
     real_field: bool = True
 
 
@@ -342,14 +342,17 @@ STUDY = Study(
     ),
     quick=Config(
         seeds=1,
-        rounds=15,
+        components=50,
+        rounds=8,
+        inner=5,
+        resolutions=(0.0, 1e-4),
         penalties=(1e-2, 1.0),
-        iterations=15,
-        real_components=100,
-        real_rounds=15,
+        iterations=6,
+        real_components=50,
+        real_rounds=8,
         field_seeds=1,
-        field_components=60,
-        field_rounds=15,
+        field_components=30,
+        field_rounds=8,
         real_field=False,
     ),
 )
