@@ -63,6 +63,7 @@ from dflax.p2p.recommendation.view import (
     heard,
     joined_views,
     neighbours,
+    passed_on,
     view,
 )
 from dflax.p2p.recommendation.walks import Walks, salsa_walks, trust_walks
@@ -159,6 +160,7 @@ __all__ = [
     "newer",
     "only",
     "or_set",
+    "passed_on",
     "peer_scores",
     "pn_counter",
     "polling",

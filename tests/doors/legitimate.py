@@ -32,6 +32,7 @@ LEGITIMATE = [
     ("p2p.delegation(lifetime)", "3", "any time >= 0"),
     ("p2p.delegation(latency)", "3", "any time >= 0"),
     ("p2p.delegation(outage)", "3", "any time > 0"),
+    ("p2p.passed_on(step)", "3", "any number > 0"),
     ("p2p.polling(period)", "3", "any time > 0"),
     ("p2p.push(fallback)", "3", "any time > 0"),
     ("p2p.reply(timeout)", "3", "any time > 0"),

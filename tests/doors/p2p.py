@@ -30,6 +30,7 @@ CALLS = {
     },
     "p2p.distributed_index": {},
     "p2p.flooding": {},
+    "p2p.passed_on": {"known": VIEW, "key": KEY, "edges": 2, "window": 3, "step": 0.5},
     "p2p.polling": {"period": 0.5},
     "p2p.push": {"loss": 0.5, "fallback": 0.5},
     "p2p.registry": {},

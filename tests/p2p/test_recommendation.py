@@ -168,6 +168,61 @@ def test_the_newest_statement_counts_in_whatever_order():
     assert float(p2p.heard(CHAIN, None, oneself).trust[0, 0]) == 0.0
 
 
+def test_a_peer_passes_on_the_heaviest_edges_of_users_in_the_news():
+    times = jnp.array([[0, -1, 3], [-1, -1, -1], [1, 1, 1]])
+    known = p2p.View(
+        jnp.array([[1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [0.3, 0.9, 0.6]]),
+        times,
+        jnp.zeros((3, 3)),
+        jnp.full((3, 3), -1),
+    )
+    keys = jax.random.split(KEY, 4000)
+    likes, trusts = jax.jit(jax.vmap(lambda key: p2p.passed_on(known, key, edges=2)))(keys)
+    assert (np.asarray(trusts.source) == -1).all()
+    # User 0 has edges of times 0 and 3, user 2 three of time 1: 1 + 4 against 3 x 2.
+    first = np.asarray(likes.source[:, 0])
+    np.testing.assert_allclose(np.mean(first == 0), 5 / 11, atol=0.04)
+    for user, targets in ((0, [0, 2]), (2, [1, 2])):
+        rows = np.asarray(likes.target)[first == user]
+        assert (rows == targets).all()
+    # In a window of one the newest edge alone counts.
+    newest, _ = p2p.passed_on(known, KEY, edges=3, window=1)
+    np.testing.assert_array_equal(newest.source, [0, 0, -1])
+    np.testing.assert_array_equal(newest.time[:2], [0, 3])
+
+
+def test_gossip_brings_all_peers_to_the_same_view():
+    rng = np.random.default_rng(5)
+    affinity = jnp.asarray(rng.random((6, 5)) * (rng.random((6, 5)) < 0.6), jnp.float32)
+    trust = jnp.asarray(rng.random((6, 6)) * (1 - np.eye(6)), jnp.float32)
+    whole = p2p.view(affinity, trust, time=1)
+    # Peer i begins with the edges of user i alone.
+    own = jnp.eye(6, dtype=bool)[:, :, None]
+    begin = p2p.View(
+        jnp.where(own, affinity, 0.0),
+        jnp.where(own, whole.affinity_time, -1),
+        jnp.where(own, trust, 0.0),
+        jnp.where(own, whole.trust_time, -1),
+    )
+
+    @jax.jit
+    def gossiped(key):
+        def round(views, key):
+            telling, choosing = jax.random.split(key)
+            said = jax.vmap(lambda v, k: p2p.passed_on(v, k, edges=6))(
+                views, jax.random.split(telling, 6)
+            )
+            hears = jax.random.permutation(choosing, 6)
+            return jax.vmap(p2p.heard)(views, *jax.tree.map(lambda leaf: leaf[hears], said)), None
+
+        return jax.lax.scan(round, begin, jax.random.split(key, 150))[0]
+
+    found = gossiped(KEY)
+    for peer in range(6):
+        np.testing.assert_allclose(found.affinity[peer], whole.affinity)
+        np.testing.assert_allclose(found.trust[peer], whole.trust)
+
+
 @pytest.fixture(scope="module")
 def peer():
     algorithm = p2p.web3recommend(items=3, friends=3, walks=400, length=20)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 
@@ -183,4 +183,65 @@ def neighbours(known: View, *, items: int, friends: int) -> Neighbours:
         *heaviest(known.affinity, items),
         *heaviest(known.trust, friends),
         jnp.sum(known.affinity > 0, axis=0),
+    )
+
+
+def passed_on(
+    known: View,
+    key: Key[Array, ""],
+    *,
+    edges: int = 5,
+    window: int = 10_000,
+    step: float | Float[Array, ""] = 1.0,
+) -> tuple[Statements, Statements]:
+    """What a peer gossips: the heaviest edges of one user, of likes and of trust.
+
+    Of each kind an edge among the `window` newest is drawn with a probability in proportion to
+    time - oldest time among them + `step`; its user's `edges` heaviest edges are passed on. Older edges
+    are never drawn, which is how little a peer has to remember.
+
+    Args:
+      known: see `View`.
+      key: typed.
+      edges: of a message, >= 1.
+      window: W >= 1.
+      step: what the oldest edge has in proportion to one unit of time, > 0; traceable.
+
+    Returns:
+      `Statements` about items and about users, for `heard`; those that do not exist have source -1.
+
+    Raises:
+      TypeError, ValueError: naming the argument.
+    """
+    validation.instance("known", known, View, "Make it with dflax.p2p.view.")
+    validation.typed_key("key", key)
+    validation.integer("edges", edges, low=1)
+    validation.integer("window", window, low=1)
+    validation.real("step", step, low=0.0, low_open=True, scalar=True)
+
+    def of_kind(weights: Float[Array, "U V"], times: Int[Array, "U V"], key: Array) -> Statements:
+        users, columns = weights.shape
+        newest, place = jax.lax.top_k(times.reshape(-1), min(window, users * columns))
+        there = newest >= 0
+        oldest = jnp.min(jnp.where(there, newest, validation.LARGEST_COUNT))
+        chance = jnp.where(there, newest - oldest + step, 0.0)
+        drawn = jax.random.categorical(
+            key, jnp.where(there, jnp.log(jnp.maximum(chance, 1e-30)), -jnp.inf)
+        )
+        user = (place[drawn] // columns).astype(jnp.int32)
+        # What was taken away is news as well, behind all that is there.
+        stated = times[user] >= 0
+        _, target = jax.lax.top_k(jnp.where(stated, weights[user], -1.0), min(edges, columns))
+        some = stated[target] & jnp.any(there)
+        return Statements(
+            jnp.where(some, user, -1),
+            target.astype(jnp.int32),
+            weights[user, target],
+            times[user, target],
+        )
+
+    one, other = jax.random.split(key)
+    return (
+        of_kind(known.affinity, known.affinity_time, one),
+        of_kind(known.trust, known.trust_time, other),
     )
