@@ -139,6 +139,7 @@ def test_lengths_signs_order_and_one_liar_hardly_matter():
         assert np.linalg.norm(of(lying)[0] - of(rows)[0]) < 2.1 / p
 
 
+@pytest.mark.slow
 def test_who_is_absent_broken_or_silent_does_not_count():
     rng = np.random.default_rng(0)
     tree = {"b": rng.normal(size=(9, 3)), "w": rng.normal(size=(9, 5, 4))}

@@ -146,6 +146,7 @@ def test_statistics_ignore_the_order_and_stay_between_the_extremes(column, order
     )
 
 
+@pytest.mark.slow
 def test_a_gradient_goes_to_the_rows_that_were_taken():
     values = jnp.array([[1.0, 9.0], [2.0, 8.0], [3.0, 7.0], [4.0, 6.0], [100.0, -5.0]])
     present = jnp.array([True, True, True, True, False])

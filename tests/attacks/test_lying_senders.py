@@ -212,6 +212,7 @@ def test_the_search_is_the_one_of_the_sheet(family):
     np.testing.assert_allclose(out[HOSTILE], [forged(best)] * 2, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_known_values():
     def of(channel, honest):
         given = jnp.concatenate([jnp.zeros_like(jnp.asarray(honest[:1])), jnp.asarray(honest)])

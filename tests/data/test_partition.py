@@ -139,6 +139,7 @@ def test_first_examples_of_epochs_are_uniform():
     assert ((counts - 40) ** 2 / 40).sum() < 34
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_give_the_same():
     args = (SEED, jnp.array([2, 5, 9]), jnp.int32(11), 3, 4, False)
     plain = MIXED.minibatches(*args)

@@ -150,6 +150,7 @@ def test_absent_clients_keep_model_and_mask_and_devices_agree():
         assert_trees_close(other.params, after.params, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_half_the_model_learns_ones_own_digits():
     data = dx.data.digits()
     labels = np.asarray(data.labels)

@@ -192,6 +192,7 @@ def test_those_whom_most_name_aggregate():
     assert not nobody.heard.any()
 
 
+@pytest.mark.slow
 def test_views_and_true_membership_give_the_same_samples_and_md5_ones_are_known():
     ranks = md5_ranks(N, 41)
     _, ideal = advance(algorithm(idealised=True, ranks=ranks), 30)

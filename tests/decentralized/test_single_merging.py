@@ -115,6 +115,7 @@ def test_a_disconnected_base_passes_when_asked_for():
     np.testing.assert_allclose(state.clients.params, means, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_merged_model_of_any_round_is_measured_without_feeding_it_back():
     task = regression()
     federation = dx.Federation(task.data, task.partition, batch_size=8, local_steps=5)

@@ -169,6 +169,7 @@ def test_random_gossip_and_the_last_merge_keep_the_variance():
     np.testing.assert_allclose(merged.reshape(-1), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_modest_takes_an_aggregator_of_whole_models():
     rule = aggregation.variance_corrected()
     options = {"clients": N, "sample": 4, "aggregators": 2, "idealised": True}

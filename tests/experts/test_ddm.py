@@ -246,6 +246,7 @@ def trained(rounds=4):
     return dx.run(ALGORITHM, state, source(), rounds=rounds, key=KEY, progress=False)
 
 
+@pytest.mark.slow
 def test_each_expert_is_an_ordinary_optimiser_on_its_own_cluster():
     state, history = trained()
     assert history.metrics["loss"].shape == (4, K)

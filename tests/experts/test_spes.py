@@ -142,6 +142,7 @@ def silent():
     return slices, source, before, rolled(algorithm, source, state=before)[0]
 
 
+@pytest.mark.slow
 def test_experts_are_their_owners_and_those_of_the_absent_stay_bit_for_bit(silent):
     slices, source, before, after = silent
     nodes = [alone(source, i, slices[i, 0]) for i in range(N)]

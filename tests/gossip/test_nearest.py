@@ -124,6 +124,7 @@ def test_who_is_absent_or_not_finite_is_not_heard(together):
     assert metrics["messages_dropped"] >= len(there) / ACTIVE.sum() - 1e-6
 
 
+@pytest.mark.slow
 def test_near_agreement_in_float32():
     """Honest models that differ in the fifth digit, beside one a thousand times the model away."""
     exact = models(offset=5.0, spread=1e-4)
@@ -135,6 +136,7 @@ def test_near_agreement_in_float32():
     assert all(agree)
 
 
+@pytest.mark.slow
 def test_by_hand():
     """R = (0 own, 2, 1, -1, 10), f = 1: the four nearest of five make 0.5; 10 has no effect at all."""
     graph = topology.complete(5)

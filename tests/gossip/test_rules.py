@@ -240,6 +240,7 @@ def test_at_once_bounds_the_models_that_are_held():
     assert f"f32[{k},1009]" in text
 
 
+@pytest.mark.slow
 def test_graphs_that_are_drawn_anew_and_schedules_of_matrices():
     tree = models()
     for schedule in (

@@ -137,6 +137,7 @@ def unlike_parties():
     return hh.grouped(KEY, words, sizes, 4, growing=True), sizes
 
 
+@pytest.mark.slow
 def test_gtf_finds_without_noise_and_weighs_parties_alike():
     """The small party's favourite beats the large one's second."""
     source, sizes = unlike_parties()

@@ -51,6 +51,7 @@ def test_linear_and_mlp_are_their_formulas():
     )
 
 
+@pytest.mark.slow
 def test_cnn_is_the_flax_network():
     class Flax(nn.Module):
         @nn.compact

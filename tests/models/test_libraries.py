@@ -131,6 +131,7 @@ def test_linens_step_is_its_own():
     assert_trees_close(scores, jax.jit(module.apply)(after, BATCH.inputs), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_nnxs_step_is_its_own():
     value, slope, after, scores = ours("nnx")
     model = dx.models.with_variables(model_of("nnx"), variables_of("nnx"))

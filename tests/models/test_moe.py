@@ -145,6 +145,7 @@ def test_balance_is_one_for_even_experts_and_is_the_formula_for_others():
     np.testing.assert_allclose(balance_loss(layers), balance_loss(load), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_load_counts_pairs_and_says_how_sure_the_router_is():
     _, _, scores = draw()
     routing = route(scores, A)
@@ -160,6 +161,7 @@ def test_a_load_counts_pairs_and_says_how_sure_the_router_is():
         np.testing.assert_allclose(load_of(given, route(given, A)).entropy, wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_language_model_sows_its_load_and_trains_an_owned_slice():
     model = TransformerLM(
         9, length=8, width=8, depth=1, heads=2, mixture=MoE(E, active=A, hidden=H)

@@ -35,6 +35,7 @@ def test_without_prompts_the_parts_are_the_model(cut):
     assert len(jax.tree.leaves(parts)) == len(jax.tree.leaves(PARAMS))
 
 
+@pytest.mark.slow
 def test_tokens_are_looked_up():
     model = models.TransformerClassifier(classes=3, vocabulary=7, width=8, depth=2, heads=2)
     tokens = jnp.array([[0, 3, 6, 2]])

@@ -56,6 +56,7 @@ def unrolled_and_stacked(depth=3, **options):
     return (apart, params), (looped, stacked), tokens
 
 
+@pytest.mark.slow
 def test_a_loop_over_blocks_changes_no_logit_and_no_gradient():
     (apart, params), (looped, stacked), tokens = unrolled_and_stacked()
     shapes = jax.eval_shape(looped.init, KEY, tokens)["params"]

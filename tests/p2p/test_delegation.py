@@ -135,6 +135,7 @@ def test_who_is_rejected_looks_anew():
     assert (np.asarray(metrics["discovery"])[rejected & done] > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_periods_are_swept(devices):
     swept = dx.sweep(

@@ -218,6 +218,7 @@ def test_counts_are_those_of_the_row():
     np.testing.assert_array_equal(found, [[0, 0, 0, 1], [0, 0, 2, 0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_isolation_is_swept(devices):
     def factory(isolation):

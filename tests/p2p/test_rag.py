@@ -237,6 +237,7 @@ def test_the_clean_source_is_found_and_batches_lose_nothing():
     assert (np.asarray(batched["gas"])[:3] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_weights_are_swept(devices):
     swept = dx.sweep(

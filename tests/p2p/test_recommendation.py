@@ -260,6 +260,7 @@ def test_who_led_to_an_item_gains_trust_as_the_liking_grows(peer):
     assert int(again.clock) == int(state.clock) + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_decays_are_swept(devices):
     nobody = jnp.full((4, 1), -1)

@@ -188,6 +188,7 @@ def test_large_deltas_are_warned_of_and_no_noise_is_refused():
         jax.vmap(lambda z: privacy.clients_plan(quadratics().federation(), z, 1))(jnp.ones(2))
 
 
+@pytest.mark.slow
 def test_a_spent_budget_ends_the_run_with_its_state(tmp_path):
     source = quadratics(clients=6).federation(participation=dx.participation.bernoulli(0.9))
     algorithm = dx.recipes.dp_fedavg(half_square, optax.sgd(0.1), 1.0, 4.0, 3.0)

@@ -402,6 +402,7 @@ def test_coordinate_rules_refuse_what_they_cannot_combine():
         map_coordinates(lambda values: values[0], [jnp.ones((3, 2)), jnp.ones((4, 2))])
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 6), st.integers(-7, 7)), min_size=1, max_size=3),

@@ -327,6 +327,7 @@ def test_resnet_18_of_flaxs_layers(monkeypatch):
     assert max(jax.tree.leaves(jax.tree.map(relative, fast_gradient, gradient))) < 2e-5
 
 
+@pytest.mark.slow
 def test_what_is_no_function_is_refused():
     with pytest.raises(TypeError, match="function must be"):
         rewrite_convolutions(3)

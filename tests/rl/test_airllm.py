@@ -119,6 +119,7 @@ TUNING = rl.adapter_tuning(
 )
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_at_the_base_and_stands_still_where_nothing_fits():
     batch = TASK.data.fetch(jnp.arange(8))
     assert TUNING.sizes.tolist() == [11]

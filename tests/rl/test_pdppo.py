@@ -192,6 +192,7 @@ def once():
     return rounds(learner)
 
 
+@pytest.mark.slow
 def test_an_update_is_a_step_along_a_loss_written_out(once):
     params, memory, metrics = once
     window = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), rl.in_order(memory.windows))
@@ -237,6 +238,7 @@ def frozen():
     return rounds(rl.pdppo(ENVIRONMENT, NETWORKS, optimizer, epochs=2, **SIZES), 3)
 
 
+@pytest.mark.slow
 def test_a_frozen_trunk_stays_as_it_began(frozen):
     params, memory, metrics = frozen
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), params, PARAMS)

@@ -129,6 +129,7 @@ def test_eight_devices_are_one(kind):
     np.testing.assert_allclose(history.metrics["loss"], other.metrics["loss"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_server_holds_the_mean_of_what_agents_learned():
     algorithm = rl.federated(learner(), AGENTS)
     state = algorithm.init(KEY, made(KEY))
@@ -144,6 +145,7 @@ def test_a_server_holds_the_mean_of_what_agents_learned():
     )
 
 
+@pytest.mark.slow
 def test_who_is_not_invited_stays():
     algorithm = rl.alone(learner(), AGENTS)
     state = algorithm.init(KEY, made)

@@ -171,6 +171,7 @@ def measures(loss, task):
     }
 
 
+@pytest.mark.slow
 def test_integer_metrics_and_losses_without_any_are_measured_as_in_training(task, federation):
     def counting(params, batch, key):
         value, metrics = softmax_loss(params, batch, key)

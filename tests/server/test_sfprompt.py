@@ -60,6 +60,7 @@ def test_head_and_body_stay_and_prompts_and_tail_move():
     assert split().apply((frozen, trained), IMAGES).shape == (20, 3)
 
 
+@pytest.mark.slow
 def test_what_is_counted_is_what_is_asked_for():
     """Half of 7, 5 and 8; ceil(n / 4) local minibatches of 4; every example scored once."""
     _, _, metrics = pruned()
@@ -98,6 +99,7 @@ def by_hand(rows, rate=0.5, way="apply", steps=1, keep=None):
         return jax.tree.map(np.asarray, trained)
 
 
+@pytest.mark.slow
 def test_one_round_is_the_weighted_mean_of_steps_on_the_hardest_examples():
     """In float64 by hand: scores of the first model, top floor(n / 2), one full-batch step."""
     algorithm = sfprompt(split(), CLASSIFICATION, SGD, local_loss=False, prune_when=Pruned.BEFORE)
@@ -253,6 +255,7 @@ def test_a_share_outside_of_its_range_is_refused(keep):
         sfprompt(split(), CLASSIFICATION, SGD, keep=keep)
 
 
+@pytest.mark.slow
 def test_the_tuned_part_alone_is_sent():
     """bytes_sent of a channel: prompts and tail of each of three clients."""
     algorithm = sfprompt(split(), CLASSIFICATION, SGD, channel=dx.channel.uncompressed())

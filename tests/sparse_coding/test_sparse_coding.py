@@ -188,6 +188,7 @@ def test_exact_em_never_loses(name):
     assert metrics["bound"][-1] > metrics["bound"][0] + 0.1
 
 
+@pytest.mark.slow
 def test_models_that_contain_each_other_agree():
     one, _ = learned(sc.bsc(H, H, H), binary(), 3)
     two, _ = learned(sc.dsc(H, H, H, (1.0,)), binary(), 3)
@@ -200,6 +201,7 @@ def test_models_that_contain_each_other_agree():
     np.testing.assert_allclose(thin.dictionary, once.dictionary, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_values_by_hand():
     coding = sc.Discrete(np.ones((1, 1)), np.array([0.5, 0.5]), np.array(1.0))
     model = sc.bsc(1, 1, 1)
@@ -219,6 +221,7 @@ def test_values_by_hand():
     np.testing.assert_allclose(np.asarray(schedule.cut)[[0, 3, 7]], [0, 0.45, 1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_examples_of_many_causes_are_cut_away():
     """The N_use of the largest evidence are kept, whoever owns them."""
     model = sc.bsc(H, 3, 2)

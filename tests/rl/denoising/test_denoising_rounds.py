@@ -116,6 +116,7 @@ def test_a_round_of_loop_is_that_of_the_equations(clip, missing):
     np.testing.assert_allclose(metrics["reward"][0], np.nanmean(rewards), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_first_minibatch_of_loop_is_rloos_step():
     options = {"prompts": 4, "samples": 4}
     one, metrics = rolled(
@@ -177,6 +178,7 @@ def test_where_no_reward_arrives_nothing_moves():
     assert np.isnan(np.asarray(metrics["reward"])).all()
 
 
+@pytest.mark.slow
 def test_an_adapters_gradient_is_that_of_the_weights_through_it():
     adapter = dx.models.lora(jax.random.key(9), PARAMS, rank=2)
     algorithm = rl.rloo(POLICY, close, optax.sgd(1.0), prompts=4, samples=4, steps_at_once=4)

@@ -104,6 +104,7 @@ class Second(rl.Gaussian):
         return super().draw(jax.random.split(key)[1])
 
 
+@pytest.mark.slow
 def test_a_shift_from_zero_is_gaussian_ppo_to_the_last_digit():
     with jax.enable_x64(True):
         env = rl.time_limit(rl.goals.multi_goal(), 5)
