@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import sys
 import threading
 
 import pytest
@@ -198,3 +200,22 @@ def test_an_a2a_client_gets_the_same_numbers(direct):
     for events in refused:
         assert events[-1].status_update.status.state == types.TaskState.TASK_STATE_REJECTED
     assert stopped.status.state == types.TaskState.TASK_STATE_CANCELED
+
+
+@pytest.mark.slow
+def test_the_command_serves_on_stdio():
+    pytest.importorskip("mcp")
+    import anyio
+    from mcp import Client, StdioServerParameters
+
+    served = StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "dflax.protocols", "mcp"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+
+    async def talk():
+        async with Client(served) as client:
+            return await client.call_tool("list_algorithms", {})
+
+    assert anyio.run(talk).structured_content == protocols.algorithms()
