@@ -7,7 +7,7 @@ would cost more than the arithmetic of the round.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key, UInt32
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 # What is folded into a key that already has another use, so that no two draws share one. A run folds
 # the numbers of its rounds, from 0, into its key; what is drawn before the first round takes the
@@ -27,6 +27,11 @@ def mix(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
     return bits ^ (bits >> 16)
+
+
+def uniform(words: UInt32[Array, "..."]) -> Float[Array, "..."]:
+    """Numbers in [0, 1) of 24 bits each, from random words."""
+    return (words >> 8).astype(jnp.float32) * 2.0**-24
 
 
 def seed_of(key: Key[Array, ""]) -> UInt32[Array, "2"]:

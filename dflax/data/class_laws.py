@@ -55,7 +55,7 @@ class ClassLaws:
         position = counter.positions(start, steps * batch_size)
         first = counter.mix(stream + counter.mix(position))
         second = counter.mix(first ^ counter.mix(seed[1] + jnp.uint32(1)))
-        uniform = (first >> 8).astype(jnp.float32) * jnp.float32(2.0**-24)
+        uniform = counter.uniform(first)
         laws = self.cumulative[clients][:, None]
         label = jnp.sum(uniform[..., None] >= laws[..., :-1], axis=-1)
         within = (second % self.counts[label].astype(jnp.uint32)).astype(jnp.int32)

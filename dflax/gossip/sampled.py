@@ -52,7 +52,7 @@ def sampled(mixer: Mixer, share: float) -> Mixer:
     def sent(seed: UInt32[Array, "2"], clients: int, entry: Words) -> Array:
         stream = counter.stream(seed, jnp.arange(clients, dtype=jnp.uint32))[:, None]
         word = counter.mix(stream ^ counter.mix(entry))
-        return (word >> 8).astype(jnp.float32) * 2.0**-24 < share
+        return counter.uniform(word) < share
 
     return _of_parts(mixer, sent, share)
 

@@ -155,7 +155,7 @@ def ties(bits: UInt32[Array, ""], instances: int) -> Float[Array, " instances"]:
     """
     validation.integer("instances", instances, low=1)
     words = counter.mix(bits ^ counter.mix(jnp.arange(instances, dtype=jnp.uint32)))
-    return (words >> 8).astype(jnp.float32) * 2.0**-24
+    return counter.uniform(words)
 
 
 def first_free() -> Policy:

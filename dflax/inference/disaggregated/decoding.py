@@ -78,7 +78,7 @@ def admit(
     chosen = jnp.argmin(begins)
     sent = begins[chosen]
     others = jnp.sum(state.link > sent)
-    uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
+    uniform = counter.uniform(bits)
     slower = 1.0 - jnp.log1p(-uniform) * wire.conflict * others
     began = sent + transfer * slower
     last = began + decode

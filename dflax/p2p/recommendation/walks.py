@@ -202,7 +202,7 @@ def _drawn(weights: Float[Array, " d"], number: Float[Array, ""]) -> Int[Array, 
 
 def _numbers(key: Key[Array, ""], walks: int, steps: int) -> Float[Array, "w steps 2"]:
     words = counter.bits(key, walks * steps * 2)
-    return ((words >> 8).astype(jnp.float32) * 2.0**-24).reshape(walks, steps, 2)
+    return counter.uniform(words).reshape(walks, steps, 2)
 
 
 def _kept(
