@@ -55,7 +55,7 @@ from dflax.p2p.rag.drag import DragState, drag, min_max_trust, softmax_trust, vo
 from dflax.p2p.rag.importance import Importance, leave_one_out, shapley
 from dflax.p2p.rag.ledger import Gas, Ledger, gas, ledger, written
 from dflax.p2p.recommendation.decay import Visits, decayed, visits, without_root
-from dflax.p2p.recommendation.sybils import with_sybils
+from dflax.p2p.recommendation.sybils import praised_by_sybils
 from dflax.p2p.recommendation.view import (
     Neighbours,
     Statements,
@@ -166,6 +166,7 @@ __all__ = [
     "polling",
     "polluted_world",
     "popularity_score",
+    "praised_by_sybils",
     "provider_records",
     "push",
     "random_score",
@@ -197,7 +198,6 @@ __all__ = [
     "vote_reader",
     "wanted_blocks",
     "web3recommend",
-    "with_sybils",
     "without_root",
     "written",
     "xor_distance",

@@ -89,7 +89,7 @@ LEGITIMATE = [
     ("p2p.gas(*)", "3", "any number >= 0"),
     ("p2p.polluted_world(deviation)", "3", "any number >= 0"),
     ("p2p.softmax_trust(temperature)", "3", "any number > 0"),
-    ("p2p.with_sybils(*_liking)", "3", "any number > 0"),
+    ("p2p.praised_by_sybils(*_liking)", "3", "any number > 0"),
     ("inference.selection.choose(scores)", "rows", "any number of tasks and methods"),
     ("inference.selection.held_out(models)", "[] array[0]", "no model is held out"),
     ("inference.selection.held_out(devices)", "[] array[0]", "no device is held out"),

@@ -94,7 +94,7 @@ CALLS = {
         **{"items": 2, "friends": 2, "walks": 2, "length": 3, "stop": 0.5, "beta": 0.5},
         **{"threshold": 0.5, "leaders": 2, "few": 2, "bootstrap": True},
     },
-    "p2p.with_sybils": {
+    "p2p.praised_by_sybils": {
         **{"known": VIEW, "attackers": np.array([1]), "attack": "linear", "sybils": 2, "items": 2},
         **{"attacker_liking": 0.5, "sybil_liking": 0.5},
     },

@@ -8,7 +8,7 @@ from dflax import validation
 from dflax.p2p.recommendation.view import View, view
 
 
-def with_sybils(
+def praised_by_sybils(
     known: View,
     attackers: Int[np.ndarray, " k"],
     attack: str,

@@ -234,7 +234,7 @@ def _single(config: Config, attack: str, stop: float, seed: int) -> list[float]:
     for size in config.sizes:
         own = []
         for root in few:
-            known = p2p.with_sybils(
+            known = p2p.praised_by_sybils(
                 world.known, np.array([trust[root].argmax()]), attack, sybils=size
             )
             found = ranked(known, np.array([root]), seed, stop=stop, walks=300)
@@ -259,7 +259,7 @@ def _attacked(
 ) -> p2p.View:
     others = np.setdiff1d(np.arange(len(world.favourite)), roots)
     chosen = np.random.default_rng(seed + 1).permutation(others)[: config.attackers]
-    return p2p.with_sybils(world.known, chosen, attack, sybils=sybils)
+    return p2p.praised_by_sybils(world.known, chosen, attack, sybils=sybils)
 
 
 def _mass(found: dict[str, np.ndarray], world: Listening, beta: float) -> float:
