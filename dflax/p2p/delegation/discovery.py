@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import validation
+from dflax.p2p.chosen import anyone
 
 # A session between two agents: initialise, reply, initialised, list, reply.
 SESSION = 5.0
@@ -54,7 +55,7 @@ def configured() -> Discovery:
     """Everybody is listed beforehand (as MCP's servers are): a session of 5 messages the first time."""
 
     def find(asked: Asked) -> Found:
-        worker = _anyone(asked.holders, asked.key)
+        worker = anyone(asked.holders, asked.key)
         some = jnp.any(asked.holders)
         return Found(worker, some, jnp.where(some & ~asked.met[worker], SESSION, 0.0))
 
@@ -65,7 +66,7 @@ def registry() -> Discovery:
     """A registry is asked (as ACP's is): 2 messages, and nothing while it is down."""
 
     def find(asked: Asked) -> Found:
-        worker = _anyone(asked.holders, asked.key)
+        worker = anyone(asked.holders, asked.key)
         some = jnp.any(asked.holders) & asked.registry
         return Found(worker, some, jnp.asarray(EXCHANGE))
 
@@ -93,7 +94,7 @@ def distributed_index() -> Discovery:
     def find(asked: Asked) -> Found:
         hops = 0.5 * jnp.log2(float(asked.holders.shape[0]))
         messages = EXCHANGE * hops + 2 * EXCHANGE
-        return Found(_anyone(asked.holders, asked.key), jnp.any(asked.holders), messages)
+        return Found(anyone(asked.holders, asked.key), jnp.any(asked.holders), messages)
 
     return find
 
@@ -103,14 +104,9 @@ def flooding() -> Discovery:
 
     def find(asked: Asked) -> Found:
         messages = jnp.asarray(EXCHANGE * asked.holders.shape[0])
-        return Found(_anyone(asked.holders, asked.key), jnp.any(asked.holders), messages)
+        return Found(anyone(asked.holders, asked.key), jnp.any(asked.holders), messages)
 
     return find
-
-
-def _anyone(mask: Bool[Array, " n"], key: Key[Array, ""]) -> Int[Array, ""]:
-    drawn = jax.random.uniform(key, mask.shape)
-    return jnp.argmax(jnp.where(mask, drawn, -1.0)).astype(jnp.int32)
 
 
 def verify_discovery(name: str, value: object) -> None:

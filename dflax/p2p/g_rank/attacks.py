@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
+from dflax.p2p.chosen import anyone
 from dflax.p2p.g_rank.click_log import clicked, sampled, told
-from dflax.p2p.g_rank.g_rank import GRankState, _one_of
+from dflax.p2p.g_rank.g_rank import GRankState
 from dflax.p2p.g_rank.ranking import Scorer, Search, searched
 
 
@@ -90,7 +91,7 @@ def spammed(
         else:
             terms = jax.random.randint(terming, (queries,), 0, tags.shape[1])
             keys = jax.random.split(clicking, queries)
-            items = jax.vmap(lambda term, one: _one_of(tags[:, term], one))(terms, keys)
+            items = jax.vmap(lambda term, one: anyone(tags[:, term], one))(terms, keys)
 
         def clicks(log, one: tuple[Int[Array, ""], Int[Array, ""]]):
             return clicked(log, peer, *one), None

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics
+from dflax.p2p.chosen import anyone
 from dflax.p2p.g_rank.click_log import ClickLog, clicked, empty_log, sampled, told
 from dflax.p2p.g_rank.ranking import Scorer, Search, searched
 from dflax.population import Round
@@ -103,8 +104,9 @@ def g_rank(
 
         def meets(log: ClickLog, peer: Int[Array, ""]) -> tuple[ClickLog, None]:
             choosing, sampling = jax.random.split(jax.random.fold_in(meeting, peer))
-            before = jax.random.randint(choosing, (), 0, jnp.maximum(peer, 1))
-            donor = jnp.where(peer > 0, before, jax.random.randint(choosing, (), 1, peers))
+            # One of those before; for the first, of those behind it.
+            low, high = jnp.where(peer > 0, 0, 1), jnp.where(peer > 0, peer, peers)
+            donor = jax.random.randint(choosing, (), low, high)
             return told(log, donor, peer, sampled(log, donor, share, sampling)), None
 
         log, _ = jax.lax.scan(meets, log, jnp.arange(peers))
@@ -113,7 +115,7 @@ def g_rank(
 
     def step(state: GRankState, round: Round) -> tuple[GRankState, Metrics]:
         who, what, ranking, swapping, meeting = jax.random.split(round.key, 5)
-        peer = _one_of(state.searching, who)
+        peer = anyone(state.searching, who)
         term = jax.random.randint(what, (), 0, state.tags.shape[1])
         listed = searched(scorer, Search(state.log, peer, term, state.tags, ranking))
         item = _explored(listed, jnp.sum(state.tags[:, term]), exploration, swapping)
@@ -148,11 +150,6 @@ def _tags(tags: Bool[Array, "M Q"]) -> Bool[Array, "M Q"]:
     return jnp.asarray(found)
 
 
-def _one_of(mask: Bool[Array, " n"], key: Key[Array, ""]) -> Int[Array, ""]:
-    drawn = jax.random.uniform(key, mask.shape)
-    return jnp.argmax(jnp.where(mask, drawn, -1.0)).astype(jnp.int32)
-
-
 def _explored(
     listed: Int[Array, " M"],
     length: Int[Array, ""],
@@ -173,7 +170,7 @@ def _met(
     log: ClickLog, peer: Int[Array, ""], alive: Bool[Array, " n"], key: Key[Array, ""]
 ) -> tuple[Int[Array, ""], Bool[Array, ""]]:
     mask = log.aware[peer] & alive & (jnp.arange(len(alive)) != peer)
-    return _one_of(mask, key), jnp.any(mask)
+    return anyone(mask, key), jnp.any(mask)
 
 
 def _pulled(

@@ -161,13 +161,14 @@ def searched(scorer: Scorer, search: Search) -> Int[Array, " M"]:
     A term of which the peer knows no click has its matches in random order; a term that no item
     carries has what was clicked most.
     """
-    log, key = search.log, jax.random.fold_in(search.key, 1)
+    log = search.log
+    guessing, scoring = jax.random.split(search.key)
     row, matches = log.known[search.peer], search.tags[:, search.term]
     known = jnp.any(row & (log.term == search.term))
     items = search.tags.shape[0]
     anything = jnp.zeros((items,)).at[jnp.where(row, log.item, items)].add(1.0, mode="drop")
-    guess = jnp.where(jnp.any(matches), jax.random.uniform(key, (items,)), anything)
-    return results(jnp.where(known, scorer(search), guess), matches)
+    guess = jnp.where(jnp.any(matches), jax.random.uniform(guessing, (items,)), anything)
+    return results(jnp.where(known, scorer(search._replace(key=scoring)), guess), matches)
 
 
 def _weighted(search: Search, weights: Float[Array, " n"]) -> Float[Array, " M"]:
