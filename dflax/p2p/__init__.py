@@ -19,7 +19,8 @@ from dflax.p2p.crdt.gossiped import gossiped
 from dflax.p2p.crdt.lww_map import LwwMap, SubkeyIndex, lww_map, subkey_index
 from dflax.p2p.crdt.or_set import OrSet, or_set
 from dflax.p2p.crdt.protocol import Crdt
-from dflax.p2p.delegation.delegation import DelegationState, delegation
+from dflax.p2p.delegation.agents import DelegationState
+from dflax.p2p.delegation.delegation import delegation
 from dflax.p2p.delegation.discovery import (
     Asked,
     Found,

@@ -93,7 +93,7 @@ def measured(lifetime, change_rate, downtime, key):
         **CERTAIN,
     )
     source = p2p.task_stream(10, 1, rate=2.0, speed=1e6)
-    return dx.rollout(algorithm, algorithm.init(key, (10, 1)), source, key, 6000)
+    return dx.rollout(algorithm, algorithm.init(key, (10, 1)), source, key, 30_000)
 
 
 def test_staleness_has_its_closed_form():

@@ -8,35 +8,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dflax import validation
 from dflax.algorithm import Algorithm, Metrics
-from dflax.p2p.delegation.discovery import EXCHANGE, Asked, Discovery, Found, verify_discovery
+from dflax.p2p.delegation.agents import Change, DelegationState, aged, carded, idle_agents
+from dflax.p2p.delegation.discovery import EXCHANGE, Asked, Discovery, verify_discovery
 from dflax.p2p.delegation.learning import Learning
 from dflax.p2p.delegation.tasks import Task
 
 Real = float | Float[Array, ""]
-
-
-class DelegationState(NamedTuple):
-    """What n agents with q skills carry from task to task; times count from the last task.
-
-    Attributes:
-      skill: `[n, q]` who can do what.
-      version: `[n]` int32, how often an agent's skills have changed.
-      worker: `[n, q]` int32, whose card an agent keeps for a skill; -1 for none.
-      seen: `[n, q]` int32, the version on that card.
-      age: `[n, q]` time since it was fetched.
-      met: `[n, n]` who has a session with whom.
-      busy: `[n]` time for which an agent still works; not above 0 for who is idle.
-      registry: `[]` whether the registry is up.
-    """
-
-    skill: Bool[Array, "n q"]
-    version: Int[Array, " n"]
-    worker: Int[Array, "n q"]
-    seen: Int[Array, "n q"]
-    age: Float[Array, "n q"]
-    met: Bool[Array, "n n"]
-    busy: Float[Array, " n"]
-    registry: Bool[Array, ""]
 
 
 class _Tried(NamedTuple):
@@ -113,25 +90,17 @@ def delegation(
     validation.probability("downtime", downtime, high_open=True)
     validation.real("outage", outage, low=0.0, low_open=True, scalar=True)
 
+    change = Change(share, change_rate, downtime, outage)
+
     def init(key: Key[Array, ""], params: tuple[int, int]) -> DelegationState:
         agents, skills = params
         validation.integer("agents", agents, low=2)
         validation.integer("skills", skills, low=1)
-        nothing = jnp.full((agents, skills), -1, jnp.int32)
-        return DelegationState(
-            skill=jax.random.uniform(key, (agents, skills)) < share,
-            version=jnp.zeros((agents,), jnp.int32),
-            worker=nothing,
-            seen=nothing,
-            age=jnp.full((agents, skills), jnp.inf),
-            met=jnp.zeros((agents, agents), bool),
-            busy=jnp.zeros((agents,)),
-            registry=jnp.bool_(True),
-        )
+        return idle_agents(key, agents, skills, share)
 
     def step(state: DelegationState, task: Task) -> tuple[DelegationState, Metrics]:
-        changing, switching, finding, failing, asking, hearing = jax.random.split(task.key, 6)
-        state = _aged(state, task.gap, changing, switching)
+        changing, trying, asking, hearing = jax.random.split(task.key, 4)
+        state = aged(state, task.gap, change, changing)
         owner, skill = task.owner, task.skill
         kept = state.worker[owner, skill]
         young = (kept >= 0) & (state.age[owner, skill] <= lifetime)
@@ -148,24 +117,10 @@ def delegation(
             discovery=nothing,
             cards=jnp.where(reread, EXCHANGE, 0.0),
             submissions=nothing,
-            state=_carded(state, owner, skill, kept, fits),
+            state=carded(state, owner, skill, kept, fits),
         )
 
-        def attempt(number: Int[Array, ""], tried: _Tried) -> _Tried:
-            found = _found(tried, owner, skill, jax.random.fold_in(finding, number))
-            has = found.state.skill[jnp.maximum(found.worker, 0), skill]
-            breaks = jax.random.uniform(jax.random.fold_in(failing, number)) < failure
-            submits = ~tried.done & found.found
-            accepted = submits & has
-            return found._replace(
-                done=tried.done | (accepted & ~breaks),
-                # A rejection sends the owner to look anew; a failure to the same worker.
-                found=found.found & (tried.done | has),
-                rejected=found.rejected + (submits & ~has),
-                submissions=found.submissions + jnp.where(submits, EXCHANGE, 0.0),
-            )
-
-        tried = jax.lax.fori_loop(0, retries + 1, attempt, begin)
+        tried = _tried(begin, task, discovery, failure, retries, trying)
         state, done = tried.state, tried.done
         worker = jnp.maximum(tried.worker, 0)
         starts = jnp.maximum(latency, state.busy[worker])
@@ -193,59 +148,47 @@ def delegation(
             "failed": ~done | (done & heard.failed),
         }
 
-    def _found(
-        tried: _Tried, owner: Int[Array, ""], skill: Int[Array, ""], key: Key[Array, ""]
-    ) -> _Tried:
-        """A worker looked for, where there is none yet, and its card kept."""
-        state = tried.state
-        looks = ~tried.done & ~tried.found
-        others = jnp.arange(state.version.shape[0]) != owner
-        holders = state.skill[:, skill] & others
-        found: Found = discovery(Asked(holders, owner, state.met[owner], state.registry, key))
-        finds = looks & found.some
-        return tried._replace(
-            worker=jnp.where(looks, jnp.where(found.some, found.worker, -1), tried.worker),
-            found=tried.found | finds,
-            discovery=tried.discovery + jnp.where(looks, found.messages, 0.0),
-            state=_carded(state, owner, skill, found.worker, finds),
-        )
-
-    def _aged(
-        state: DelegationState, gap: Array, changing: Key[Array, ""], switching: Key[Array, ""]
-    ) -> DelegationState:
-        """Time passes: skills change, the registry goes and comes."""
-        whether, which = jax.random.split(changing)
-        chance = -jnp.expm1(-change_rate * gap)
-        changes = jax.random.uniform(whether, state.version.shape) < chance
-        drawn = jax.random.uniform(which, state.skill.shape) < share
-        # A telegraph: down for `outage` on average, a share `downtime` of the time.
-        uptime = outage * (1.0 - downtime) / jnp.maximum(downtime, 1e-9)
-        leaves = jax.random.uniform(switching) < -jnp.expm1(
-            -gap / jnp.where(state.registry, uptime, outage)
-        )
-        return state._replace(
-            age=state.age + gap,
-            busy=state.busy - gap,
-            skill=jnp.where(changes[:, None], drawn, state.skill),
-            version=state.version + changes,
-            registry=state.registry ^ leaves,
-        )
-
     return Algorithm(init, step)
 
 
-def _carded(
-    state: DelegationState,
-    owner: Int[Array, ""],
-    skill: Int[Array, ""],
-    worker: Int[Array, ""],
-    some: Bool[Array, ""],
-) -> DelegationState:
-    """The state after the owner has read a worker's card."""
-    place = (owner, skill)
-    version = state.version[jnp.maximum(worker, 0)]
-    return state._replace(
-        worker=state.worker.at[place].set(jnp.where(some, worker, state.worker[place])),
-        seen=state.seen.at[place].set(jnp.where(some, version, state.seen[place])),
-        age=state.age.at[place].set(jnp.where(some, 0.0, state.age[place])),
+def _tried(
+    begin: _Tried,
+    task: Task,
+    discovery: Discovery,
+    failure: Real,
+    retries: int,
+    key: Key[Array, ""],
+) -> _Tried:
+    """A task after it was submitted until somebody does it, `retries` + 1 times at most."""
+    finding, failing = jax.random.split(key)
+
+    def attempt(number: Int[Array, ""], tried: _Tried) -> _Tried:
+        found = _found(tried, task, discovery, jax.random.fold_in(finding, number))
+        has = found.state.skill[jnp.maximum(found.worker, 0), task.skill]
+        breaks = jax.random.uniform(jax.random.fold_in(failing, number)) < failure
+        submits = ~tried.done & found.found
+        accepted = submits & has
+        return found._replace(
+            done=tried.done | (accepted & ~breaks),
+            # A rejection sends the owner to look anew; a failure to the same worker.
+            found=found.found & (tried.done | has),
+            rejected=found.rejected + (submits & ~has),
+            submissions=found.submissions + jnp.where(submits, EXCHANGE, 0.0),
+        )
+
+    return jax.lax.fori_loop(0, retries + 1, attempt, begin)
+
+
+def _found(tried: _Tried, task: Task, discovery: Discovery, key: Key[Array, ""]) -> _Tried:
+    """A worker looked for, where there is none yet, and its card kept."""
+    state, owner = tried.state, task.owner
+    looks = ~tried.done & ~tried.found
+    holders = state.skill[:, task.skill] & (jnp.arange(state.version.shape[0]) != owner)
+    found = discovery(Asked(holders, owner, state.met[owner], state.registry, key))
+    finds = looks & found.some
+    return tried._replace(
+        worker=jnp.where(looks, jnp.where(found.some, found.worker, -1), tried.worker),
+        found=tried.found | finds,
+        discovery=tried.discovery + jnp.where(looks, found.messages, 0.0),
+        state=carded(state, owner, task.skill, found.worker, finds),
     )
