@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Int
 
 from dflax import validation
 from dflax.p2p.crdt.protocol import Crdt
+from dflax.p2p.order import larger
 
 
 class LwwMap(NamedTuple):
@@ -62,20 +63,12 @@ def lww_map(slots: int) -> Crdt:
         )
 
     def join(a: LwwMap, b: LwwMap) -> LwwMap:
-        theirs = _larger(
+        theirs = larger(
             (b.time, b.writer, b.value, b.lifted), (a.time, a.writer, a.value, a.lifted)
         )
         return LwwMap(*(jnp.where(theirs, y, x) for x, y in zip(a, b, strict=True)))
 
     return Crdt(bottom, join, write, lambda replica: replica.value)
-
-
-def _larger(a: tuple[Array, ...], b: tuple[Array, ...]) -> Bool[Array, " slots"]:
-    """Whether a is larger than b, lexicographically."""
-    larger, equal = a[0] > b[0], a[0] == b[0]
-    for x, y in zip(a[1:], b[1:], strict=True):
-        larger, equal = larger | (equal & (x > y)), equal & (x == y)
-    return larger
 
 
 class SubkeyIndex(NamedTuple):
@@ -125,7 +118,7 @@ def subkey_index(slots: int) -> Crdt:
         )
 
     def join(a: SubkeyIndex, b: SubkeyIndex) -> SubkeyIndex:
-        theirs = _larger((b.time, b.writer), (a.time, a.writer))
+        theirs = larger((b.time, b.writer), (a.time, a.writer))
         return SubkeyIndex(
             jnp.where(theirs[:, None], b.members, a.members),
             jnp.where(theirs, b.time, a.time),

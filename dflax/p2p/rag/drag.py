@@ -174,7 +174,11 @@ def drag(
         found, key = round
         choosing, reading, leaving = jax.random.split(key, 3)
         chosen = _asked(state.ledger.usefulness, asked, choosing)
-        source, claims, present = _kept(found, chosen, state.ledger.reliability)
+        counted = found.offered & chosen[:, None]
+        believed = believes(state.ledger.reliability, jnp.any(counted, axis=1))
+        text = _text_scores(found, counted, text_weight, prior_weight)
+        scores = (1.0 - weight) * text + weight * believed[:, None]
+        source, claims, present = _best(found, counted, scores, kept)
         answer = reads(claims, present, reading)
         subsets = rule.subsets(kept, leaving)
         answers = jax.vmap(lambda subset: reads(claims, present & subset, reading))(subsets)
@@ -203,26 +207,30 @@ def drag(
             "gas": after.ledger.gas - state.ledger.gas,
         }
 
-    def _kept(
-        found: Candidates, chosen: Bool[Array, " S"], reliability: Int[Array, " S"]
-    ) -> tuple[Array, Array, Array]:
-        """Of the k best documents, best last: sources, claims, and whether they are there."""
-        documents = found.claim.shape[1]
-        if kept > sources * documents:
-            raise ValueError(
-                f"kept must be at most the {sources * documents} documents that are offered, got {kept}."
-            )
-        counted = found.offered & chosen[:, None]
-        mixed = (1.0 - text_weight) * _min_max(found.similarity, counted)
-        mixed = mixed + text_weight * _min_max(found.matches, counted)
-        mixed = (1.0 - prior_weight) * mixed + prior_weight * _min_max(found.prior, counted)
-        believed = believes(reliability, jnp.any(counted, axis=1))
-        scores = (1.0 - weight) * mixed + weight * believed[:, None]
-        order = jnp.argsort(jnp.where(counted, -scores, jnp.inf).reshape(-1), stable=True)
-        best = order[:kept][::-1]
-        return best // documents, found.claim.reshape(-1)[best], counted.reshape(-1)[best]
-
     return Algorithm(init, step)
+
+
+def _text_scores(
+    found: Candidates, counted: Bool[Array, "S c"], text_weight: Real, prior_weight: Real
+) -> Float[Array, "S c"]:
+    """f: what similarity, words and the sources themselves say of each document."""
+    mixed = (1.0 - text_weight) * _min_max(found.similarity, counted)
+    mixed = mixed + text_weight * _min_max(found.matches, counted)
+    return (1.0 - prior_weight) * mixed + prior_weight * _min_max(found.prior, counted)
+
+
+def _best(
+    found: Candidates, counted: Bool[Array, "S c"], scores: Float[Array, "S c"], kept: int
+) -> tuple[Int[Array, " k"], Int[Array, " k"], Bool[Array, " k"]]:
+    """Of the k best documents, best last: sources, claims, and whether they are there."""
+    if kept > scores.size:
+        raise ValueError(
+            f"kept must be at most the {scores.size} documents that are offered, got {kept}."
+        )
+    order = jnp.argsort(jnp.where(counted, -scores, jnp.inf).reshape(-1), stable=True)
+    best = order[:kept][::-1]
+    documents = found.claim.shape[1]
+    return best // documents, found.claim.reshape(-1)[best], counted.reshape(-1)[best]
 
 
 def _asked(usefulness: Int[Array, " S"], asked: int, key: Key[Array, ""]) -> Bool[Array, " S"]:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
+from dflax.p2p.order import larger
 
 
 class View(NamedTuple):
@@ -116,7 +117,7 @@ def joined_views(one: View, other: View) -> View:
     validation.instance("other", other, View)
 
     def join(a: Array, at: Array, b: Array, bt: Array) -> tuple[Array, Array]:
-        newer = (bt > at) | ((bt == at) & (b > a))
+        newer = larger((bt, b), (at, a))
         return jnp.where(newer, b, a), jnp.maximum(at, bt)
 
     return View(
