@@ -123,6 +123,7 @@ def test_one_step_from_equal_weights_is_the_principal_subspace():
     np.testing.assert_allclose(out, y @ y.T @ directions.mean(0), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_lengths_signs_order_and_one_liar_hardly_matter():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(11, 50)).astype(np.float32) + 1

@@ -88,6 +88,7 @@ def test_the_geometric_median_equals_weiszfeld_on_the_vectors(start):
         np.testing.assert_allclose(alone(out), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_worked_examples():
     rows = jnp.array([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])
     column = jnp.array([[1.0], [2], [3], [4], [100]])

@@ -486,6 +486,7 @@ def worst_ratio(rule, faulty, spectral):
     return worst
 
 
+@pytest.mark.slow
 def test_rules_are_as_robust_as_their_docstrings_say():
     m, f = 9, 2
     krum = 6 * (1 + f / (m - 2 * f))

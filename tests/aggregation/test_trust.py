@@ -189,6 +189,7 @@ def test_fltrust():
         np.testing.assert_array_equal(nobody[0], [0, 0])
 
 
+@pytest.mark.slow
 def test_fltrusts_server_works_as_its_clients_do():
     """All clients own the root data, take one full gradient, and one of them lies."""
     task = regression(clients=4, examples=40)

@@ -143,6 +143,7 @@ def test_the_memory_of_all_clients_latest_changes():
     np.testing.assert_allclose(params, wanted[cut.begins[1:] - 1], rtol=5e-5)
 
 
+@pytest.mark.slow
 def test_momentum_at_the_server_sees_every_step():
     table = TABLES["asynchronous"]()
     cut = asynchronous.waves(table)

@@ -251,6 +251,7 @@ def test_on_eight_devices():
     assert_trees_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_attack_ruins_the_mean_and_not_the_median_of_neighbours_means():
     split = dx.data.digits()
     part = dx.data.iid(len(split.train), clients=10, seed=0)

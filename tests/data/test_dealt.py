@@ -135,6 +135,7 @@ def test_a_cohort_that_moves_clients_is_refused():
         deal(some, dx.client_mesh())
 
 
+@pytest.mark.slow
 def test_a_cohort_drawn_device_by_device_is_served():
     def one_of_each_pair(key, index, clients):
         ids = 2 * jnp.arange(clients // 2) + jax.random.bernoulli(key, shape=(clients // 2,))

@@ -207,6 +207,7 @@ def test_rates_that_differ_by_rounding_are_the_same():
     assert state.round == 20
 
 
+@pytest.mark.slow
 def test_models_are_pytrees_and_runs_are_taken_up_again():
     def tree_loss(params, batch, key):
         return loss(jnp.concatenate([params["a"], params["b"][None]]), batch, key)

@@ -214,6 +214,7 @@ def test_mixing_keeps_the_mean_of_the_messages():
     )
 
 
+@pytest.mark.slow
 def test_digits_on_a_ring():
     data = dx.data.digits()
     partition = dx.data.dirichlet(np.asarray(data.labels), 8, 0.3, seed=0)

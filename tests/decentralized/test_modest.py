@@ -286,6 +286,7 @@ def test_joins_spread_with_the_models_and_departures_at_once():
     np.testing.assert_array_equal(metrics["lost"], 0)
 
 
+@pytest.mark.slow
 def test_a_network_takes_its_time_and_the_slow_come_too_late():
     ones = jnp.ones(N)
     network = dx.decentralized.Network(

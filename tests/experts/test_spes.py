@@ -291,6 +291,7 @@ def test_eight_devices_give_what_one_gives(name, request):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["eight", NETWORK])
 def test_a_run_that_goes_on_is_the_run_bit_for_bit(name, request):
     algorithm, start, source, wanted, _ = request.getfixturevalue(name)

@@ -127,6 +127,7 @@ def test_it_ends_near_the_optimum_of_all_data(penalty, resolution, solver):
     assert metrics["penalty"][-1] > 1e-3
 
 
+@pytest.mark.slow
 def test_it_stops():
     stop = dx.server.residuals_within(1e-3, 1e-2)
     state, metrics = ran(80, 0.1, stop=stop)

@@ -79,6 +79,7 @@ def test_one_network_in_different_orders_is_left_as_it_is_by_aligned_averaging_a
     assert np.abs(plain["Dense_0"]["kernel"] - models["Dense_0"]["kernel"]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_equal_models_are_averaged_as_plain_mixing_does():
     near = jax.tree.map(
         lambda p: p + 1e-3 * jax.random.normal(jax.random.key(4), (N, *p.shape)), ONE
@@ -90,6 +91,7 @@ def test_equal_models_are_averaged_as_plain_mixing_does():
         np.testing.assert_allclose(metrics["fixed_units"], 1.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_neighbour_is_permuted_towards_the_client_itself():
     """Against one client after another, by scipy's assignment, on its own examples."""
     models = independent()

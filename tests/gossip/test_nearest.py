@@ -155,6 +155,7 @@ def test_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_laws_of_nna():
     """Rows of the matrix, the farthest kept, symmetries, and agreement as a fixed point."""
     apply = mixing("nna", True)

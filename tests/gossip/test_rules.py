@@ -266,6 +266,7 @@ def test_without_edges_everyone_keeps_its_model():
     assert metrics["models_sent"] == 0
 
 
+@pytest.mark.slow
 def test_in_an_algorithm_with_losses_cohorts_and_several_steps():
     """DFedAvg by the mean as a rule is DFedAvg; a memory survives cohorts and lossy channels."""
     ring = topology.ring(CLIENTS)

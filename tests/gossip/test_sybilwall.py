@@ -269,6 +269,7 @@ def test_foolsgold_among_neighbours_scores_the_own_model_too():
     np.testing.assert_allclose(foolsgold()(bad)[0], [0.5, 0.5], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_absent_and_the_silent():
     """An absent client keeps its memory, nobody hears of it; the silent pass nothing on."""
     active = jnp.arange(N) != 4
@@ -345,6 +346,7 @@ def test_letters_that_nobody_reads_are_not_sent():
     np.testing.assert_allclose(mixed, (np.eye(4) + np.roll(np.eye(4), 1, 0)) / 2, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_on_graphs_that_are_drawn_anew_former_neighbours_stay_known():
     mixer = gossip.by_rule(topology.random_regular_each_round(8, 2), gossip.sybilwall(7))
     tree = jnp.eye(8)

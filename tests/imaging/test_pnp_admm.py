@@ -162,6 +162,7 @@ def test_wrong_hyper_parameters_are_refused(name, value):
         imaging.pnp_admm(operator(), imaging.sparse(), **{name: value})
 
 
+@pytest.mark.slow
 def test_wrong_measurements_are_refused():
     algorithm = imaging.pnp_admm(operator(), imaging.sparse())
     y = measured().measurements

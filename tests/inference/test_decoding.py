@@ -100,6 +100,7 @@ def test_rows_stop_after_their_own_counts_and_where_their_slot_is_full():
     assert len(set(np.asarray(made[0, 19:]))) == 1
 
 
+@pytest.mark.slow
 def test_a_slot_joins_while_others_decode_and_neither_sees_the_other():
     """Continuous batching: what a slot says does not depend on who is beside it."""
     alone = [

@@ -248,6 +248,7 @@ def designs(**options):
     )
 
 
+@pytest.mark.slow
 def test_loads_and_designs_are_a_sweep_also_on_eight_devices():
     found = designs(devices=jax.devices())
     assert (np.diff(found.metrics["prefill_load"], axis=0) > 0).all()

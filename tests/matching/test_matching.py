@@ -124,6 +124,7 @@ def test_dead_units_are_matched_arbitrarily_and_outputs_are_equal_all_the_same()
     assert np.abs(model.apply({"params": plain}, INPUTS) - expected).max() > 0.1
 
 
+@pytest.mark.slow
 def test_no_step_of_weight_matching_lowers_the_objective():
     others, permutations = stack(draw(1), draw(2)), stack(*2 * [matching.identity(WIDTHS)])
     step = jax.jit(

@@ -119,6 +119,7 @@ def test_activations_move_with_their_units(name):
         )
 
 
+@pytest.mark.slow
 def test_what_is_read_is_the_layer_after_its_non_linearity():
     model = dx.models.CNN(3, (4, 6), 5)
     params = weights(model)

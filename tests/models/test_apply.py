@@ -223,6 +223,7 @@ def test_arguments_that_nobody_fills_are_refused_at_the_door():
         as_apply(as_apply(Told()), training="is_training")
 
 
+@pytest.mark.slow
 def test_a_switch_that_is_told_works_and_one_that_does_nothing_is_noticed():
     key, variables = jax.random.key(2), Told().init(jax.random.key(0), INPUTS)
     expected, moved = Told().apply(

@@ -115,6 +115,7 @@ def test_gradient_of_a_mapped_gradient():
     assert_close(sharpness(ours), sharpness(theirs))
 
 
+@pytest.mark.slow
 def test_batch_axes_and_dtypes_are_as_in_flax():
     x = jax.random.normal(KEY, (2, 3, 6, 6, 4))
     for dtype in (None, jnp.bfloat16):

@@ -96,6 +96,7 @@ def measured(lifetime, change_rate, downtime, key):
     return dx.rollout(algorithm, algorithm.init(key, (10, 1)), source, key, 30_000)
 
 
+@pytest.mark.slow
 def test_staleness_has_its_closed_form():
     _, metrics = measured(5.0, 0.1, 0.0, KEY)
     np.testing.assert_allclose(metrics["stale"].mean(), 0.1937, atol=0.02)
@@ -105,6 +106,7 @@ def test_staleness_has_its_closed_form():
     assert np.asarray(always["refetched"]).all()
 
 
+@pytest.mark.slow
 def test_a_certain_task_takes_its_latency_and_its_work():
     state, metrics = measured(5.0, 0.0, 0.0, KEY)
     np.testing.assert_allclose(metrics["time"], 0.05, atol=2e-3)

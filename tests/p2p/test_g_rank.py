@@ -148,6 +148,7 @@ def run():
     return whole(KEY, jnp.asarray(TAGS))
 
 
+@pytest.mark.slow
 def test_what_is_known_is_never_forgotten(run):
     states, (first, second), _ = run
     for before, after in itertools.pairwise(states):

@@ -53,6 +53,7 @@ def test_shapleys_value_by_hand_and_by_permutations():
         np.testing.assert_allclose(phi(p2p.shapley(), claims), gains / 6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_leaving_one_out_is_its_closed_form():
     np.testing.assert_allclose(phi(p2p.leave_one_out(), (0, 0, 3)), [0.5, 0.5, 0], atol=1e-6)
     np.testing.assert_allclose(phi(p2p.leave_one_out(), (3, 0, 0)), [1 / 3] * 3, atol=1e-6)
@@ -118,6 +119,7 @@ def test_scores_change_by_what_was_claimed_and_right(claims, answer, reliability
     assert float(metrics["right"]) == (answer == 0 and 0 in claims)
 
 
+@pytest.mark.slow
 def test_ranks_are_those_of_the_formula():
     claims, scores = [1, 2, 3, 4], [0.4, 0.3, 0.2, 0.1]
     for weight, reliability, answer in (

@@ -261,6 +261,7 @@ def test_losses_of_every_library_keep_their_signature(model):
     assert convolutions(exported, params, batch.inputs, batch.labels) == 0
 
 
+@pytest.mark.slow
 def test_flags_and_other_results_pass_as_they_are():
     variables = Net().init(KEY, jnp.ones((1, 6, 6, 1)))
     x = jax.random.normal(KEY, (2, 6, 6, 1))
@@ -281,6 +282,7 @@ def test_flags_and_other_results_pass_as_they_are():
     }
 
 
+@pytest.mark.slow
 def test_our_own_layers_are_left_as_they_are():
     model = dx.models.CNN(3, (2,), 4)
     params = model.init(KEY, jnp.ones((1, 4, 4, 1)))

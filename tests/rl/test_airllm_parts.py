@@ -190,6 +190,7 @@ def test_denoiser_sampling_and_loss_are_the_authors():
     np.testing.assert_allclose(np.mean(weights * errors), 0.37619607, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_without_reward_weight_or_with_equal_rewards_it_is_plain_diffusion():
     rewards = jnp.asarray([1.0, -3.0, 2.0, 0.5])
     np.testing.assert_array_equal(rl.reward_weights(rewards, 0.0), np.ones(4))

@@ -225,6 +225,7 @@ def test_an_update_is_a_step_along_a_loss_written_out(once):
     np.testing.assert_allclose(metrics["value_loss"][0], ((before - chance) ** 2).mean(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_in_the_first_epoch_the_ratio_is_1(once):
     _, _, metrics = once
     np.testing.assert_allclose(metrics["ratio"], 1, atol=1e-5)
@@ -295,6 +296,7 @@ def skater(cell):
     return rl.Skater(cell, jnp.bool_(False))
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_none_leaves_its_episode_out():
     broken = INSTANCE._replace(lost_cost=np.full(ITEMS, 1e38), capacity=np.full(ITEMS, 1.0))
     task = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), broken)

@@ -279,6 +279,7 @@ def seal_again(folder, **facts):
 
 
 # Orbax closes its event loop while reads beside the one that fails are still on their way.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_code_in_place_of_stored_arrays_is_not_executed(setting, stored, trap, tmp_path):
     code, made = trap

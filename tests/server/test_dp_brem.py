@@ -204,6 +204,7 @@ def test_8_with_secure_aggregation_one_round_is_the_same_up_to_rounding(sampling
     assert 0 < largest <= 2.0**-17 + 1e-7
 
 
+@pytest.mark.slow
 def test_a_trajectory_is_that_of_the_pseudo_code_in_float64():
     """Poisson samples, clipped records, momentum, the clients' clip, schedules; without noise."""
     task, federation = poisson()

@@ -347,6 +347,7 @@ def test_bad_arguments_are_refused(call, message):
         call()
 
 
+@pytest.mark.slow
 def test_noise_and_loss_on_the_way_act_on_the_one_message_of_each():
     silent = made(channel=channel.lossy(1.0))
     start = silent.init(KEY, LOGISTIC.params, gradients())

@@ -68,6 +68,7 @@ def test_with_stragglers_it_finds_the_optimum_that_fedavg_misses(momentum):
         assert np.linalg.norm(theirs.server.params - biased) < 0.1 * distance
 
 
+@pytest.mark.slow
 def test_equal_steps_are_fedavg():
     task = regression()
     federation = dx.Federation(task.data, task.partition, batch_size=6, local_steps=3)
@@ -81,6 +82,7 @@ def test_equal_steps_are_fedavg():
     assert_trees_close(ours.server.params, dealt.server.params, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_digits_are_learnt_by_stragglers():
     data = dx.data.digits()
     partition = dx.data.dirichlet(np.asarray(data.labels), 6, 0.3, seed=0)
@@ -115,6 +117,7 @@ def test_bad_arguments_are_refused():
             fednova(half_square, curved)
 
 
+@pytest.mark.slow
 def test_other_linear_optimisers_are_taken_and_with_equal_steps_are_fedavg():
     federation = TASK.federation(4, weights=jnp.asarray(WEIGHTS))
     for linear in (

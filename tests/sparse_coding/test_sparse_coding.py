@@ -289,6 +289,7 @@ def test_temperatures_sweep_as_one_program():
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_lost_statistics_are_of_nobody():
     """With half of the clients lost the step is that of the others' examples."""
     source = federation(clients=4)

@@ -106,6 +106,7 @@ def test_noise_at_the_cut_has_the_deviation_that_is_asked_for():
     np.testing.assert_allclose(jnp.std(noisy - clean), 0.5 * jnp.std(clean), rtol=0.06)
 
 
+@pytest.mark.slow
 def test_probes_find_what_is_there_and_nothing_where_nothing_is():
     x = RNG.normal(size=(400, 4)).astype(np.float32)
     through = x @ RNG.normal(size=(4, 6)) + 1.0

@@ -172,6 +172,7 @@ def test_the_extension_is_the_matrix_at_its_indices():
         assert lagrange(bits, 5, P).tolist() == [int(place == other) for other in range(5)]
 
 
+@pytest.mark.slow
 def test_every_tampered_message_is_refused():
     a, b, c = product()
     coins = vi.challenges(KEY, (6, 20, 9))

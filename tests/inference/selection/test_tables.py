@@ -77,6 +77,7 @@ def test_batching_alone_costs_a_tenth_of_decoding_and_its_schedule():
     np.testing.assert_allclose(found[2] - found[0], 0.1 * 50 * decode + 4e-3 * 50, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_law_of_tasks():
     tasks = jax.jit(lambda key: sel.random_tasks(key, 3000))(KEY)
     work = tasks.workload

@@ -118,6 +118,7 @@ def test_who_is_absent_decays_and_does_not_count():
     np.testing.assert_array_equal(state.clients.ledger.balance, 0)
 
 
+@pytest.mark.slow
 def test_candidates_pass_as_often_as_the_binomial_tail_and_pay():
     """All nodes alike, and no difficulty: each is admitted with one probability in each round."""
     nodes, rounds, p = 60, 5, 0.55

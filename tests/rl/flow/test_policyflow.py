@@ -152,6 +152,7 @@ def test_straight_flows_have_the_exact_ratio(steps):
         assert float(found.shift) < 1e-9
 
 
+@pytest.mark.slow
 def test_error_of_the_shift_vanishes_with_the_field():
     rng = np.random.default_rng(6)
     field, change = rng.normal(size=(2, D, D))
@@ -238,6 +239,7 @@ def test_the_regulariser_alone_leads_to_a_flow_that_widens():
     np.testing.assert_allclose(found["C"].sum(1) + found["b"], 0.0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_gradients_flow_through_the_new_velocity_alone():
     params, old = weights(9), weights(10)
     batch = samples(old)
@@ -268,6 +270,7 @@ def learner(weight=0.02, **options):
     return flow.policyflow(env, policy, optax.adam(1e-3), brownian_weight=weight, **given)
 
 
+@pytest.mark.slow
 def test_noise_has_the_entropy_of_its_deviations():
     policy = POLICY._replace(log_deviation=lambda params: jnp.zeros(D))
     env = rl.time_limit(rl.goals.multi_goal(), 4)

@@ -181,6 +181,7 @@ def test_a_sweep_of_the_iterated_law_is_exact_for_a_linear_model():
     assert plan.shape == (8, 2)
 
 
+@pytest.mark.slow
 def test_a_quadrotor_with_its_own_trigonometry_reaches_its_sample():
     """A far target tilts it steeply: the linear law of the same horizon does not get there."""
     model, T = robots.quadrotor(linear=False), 60
@@ -216,6 +217,7 @@ def test_at_once_what_is_taken_twice_is_what_remains():
     np.testing.assert_allclose(metrics["remaining"][-1], metrics["overlap"][-1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_radio_agents_fly_as_if_alone():
     state, _ = flown(mission(1e-6))
     alone = robots.linear_quadratic(POINT, HORIZON, input_cost=COST)

@@ -197,6 +197,7 @@ def test_curves_are_scipys_bernstein_polynomials():
         )
 
 
+@pytest.mark.slow
 def test_the_barrier_is_the_recursion_time_after_time():
     distances = np.random.default_rng(0).uniform(-0.5, 4, (30, NT))
     for rate in (0.05, 0.5, 1.0):
@@ -240,6 +241,7 @@ def test_the_closed_form_is_the_solution_of_the_kkt_system():
     np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_on_a_straight_road_the_fixed_point_is_the_optimum_of_the_quadratic_program():
     """y = psi = 0 and nothing in the way: a convex problem, with active limits on x'' and x'''."""
     cvxpy = pytest.importorskip("cvxpy")
