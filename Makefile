@@ -2,12 +2,13 @@
 # make test   the tests (make test-all: slow too)  make bench    timings against peers and limits
 # make lint   ruff and mypy                        make peers    environments of the peers, for bench
 # make newest a few tests on the newest JAX, where a Python >= 3.12 runs
+# make oldest the tests on the lowest versions that pyproject.toml allows
 # make clean  forget the environment and results
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all newest lint studies bench peers clean
+.PHONY: run test test-all newest oldest lint studies bench peers clean
 .DEFAULT_GOAL := run
 
 # One environment per purpose's extra; a stamp is as old as the last change of pyproject.toml.
@@ -39,6 +40,9 @@ test-all: $(VENV)/.dev
 newest:
 	@.ci/newest
 
+oldest:
+	@.ci/oldest
+
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -54,4 +58,4 @@ peers: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks.peers install
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-peers results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest .venv-oldest .venv-peers results .pytest_cache .mypy_cache .ruff_cache .hypothesis
