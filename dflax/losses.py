@@ -40,6 +40,14 @@ def classification(model: Model, *, label_smoothing: float | Array = 0.0) -> Los
     Raises:
       TypeError: `model` cannot be called.
       ValueError: `label_smoothing` is out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> model = lambda params, inputs: params * inputs
+      >>> batch = dx.data.Batch(jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([0, 0]))
+      >>> loss, metrics = dx.losses.classification(model)(jnp.float32(1), batch, None)
+      >>> round(float(loss), 3), float(metrics["accuracy"])
+      (1.127, 0.5)
     """
     validation.real(
         "label_smoothing", label_smoothing, low=0.0, high=1.0, high_open=True, scalar=True
@@ -133,6 +141,15 @@ def language_modelling(model: Model) -> Loss:
 
     Raises:
       TypeError: `model` cannot be called.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> model = lambda params, tokens: params * jax.nn.one_hot(tokens, 3)
+      >>> tokens = jnp.array([[0, 0, 1, 1]])
+      >>> batch = dx.data.Batch(tokens[:, :-1], tokens[:, 1:])
+      >>> loss, metrics = dx.losses.language_modelling(model)(jnp.float32(5), batch, None)
+      >>> round(float(metrics["accuracy"]), 3)
+      0.667
     """
 
     def per_example(scores: Array, batch: Batch) -> dict[str, Array]:
@@ -155,6 +172,14 @@ def squared_error(model: Model) -> Loss:
 
     Raises:
       TypeError: `model` cannot be called.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> model = lambda params, inputs: params * inputs
+      >>> batch = dx.data.Batch(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
+      >>> loss, _ = dx.losses.squared_error(model)(jnp.float32(1), batch, None)
+      >>> float(loss)
+      1.0
     """
 
     def per_example(predictions: Array, batch: Batch) -> dict[str, Array]:
@@ -194,6 +219,13 @@ def with_l2(loss: Loss, strength: float | Array) -> Loss:
     Raises:
       TypeError: `loss` cannot be called.
       ValueError: `strength` is negative or not finite.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> loss = dx.losses.with_l2(lambda params, batch, key: (jnp.float32(1), {}), 0.1)
+      >>> value, metrics = loss({"params": jnp.array([3.0, 4.0])}, None, None)
+      >>> float(value), float(metrics["l2"])
+      (2.25, 1.25)
     """
     validation.function("loss", loss, "Make one for example with dflax.losses.classification.")
     validation.real("strength", strength, low=0.0, scalar=True)
@@ -263,6 +295,15 @@ def from_examples(model: Model, per_example: PerExample) -> Loss:
     Raises:
       TypeError: `model` or `per_example` cannot be called.
       ValueError: when traced, an entry without one value per example, or no "loss".
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> model = lambda params, inputs: params * inputs
+      >>> hinge = lambda outputs, batch: {"loss": jnp.maximum(1 - batch.labels * outputs, 0)}
+      >>> batch = dx.data.Batch(jnp.array([0.5, 2.0]), jnp.array([1.0, 1.0]))
+      >>> loss, _ = dx.losses.from_examples(model, hinge)(jnp.float32(1), batch, None)
+      >>> float(loss)
+      0.25
     """
     apply = as_apply(model)
     validation.function("per_example", per_example)

@@ -1,7 +1,7 @@
 """What a user writes: run, and read by mypy --strict and by pyright, in test_types.py."""
 
 import jax
-import optax
+import optax  # type: ignore[import-untyped]  # optax says no types
 
 import dflax as dx
 

@@ -82,6 +82,13 @@ def from_arrays(
       ValueError: lengths that differ, NaN or infinite entries, labels outside [0, C), both `test` and
         `test_fraction`.
       TypeError: entries that are no numbers, inputs that are a list of examples.
+
+    Examples:
+      >>> import numpy as np, dflax as dx
+      >>> images, labels = np.zeros((50, 8, 8, 1), np.uint8), np.arange(50) % 10
+      >>> data = dx.data.from_arrays(images, labels, scale=1 / 255, test_fraction=0.2)
+      >>> len(data.train), len(data.test), data.classes, data.example.dtype.name
+      (40, 10, 10, 'float32')
     """
     if test is not None and test_fraction is not None:
         raise ValueError(
@@ -143,6 +150,13 @@ def split(data: Dataset, test_fraction: float, seed: int = 0) -> Split:
     Raises:
       ValueError: a fraction out of range, or one that leaves a part empty.
       TypeError: `data` is no `Dataset`.
+
+    Examples:
+      >>> import numpy as np, dflax as dx
+      >>> data = dx.data.from_arrays(np.zeros((10, 4), np.float32), np.arange(10) % 2)
+      >>> train, test = dx.data.split(data, test_fraction=0.2)
+      >>> len(train), len(test), train.classes
+      (8, 2, 2)
     """
     validation.instance("data", data, Dataset, "Of a Split pass .train; of arrays use from_arrays.")
     validation.probability("test_fraction", test_fraction, low_open=True, high_open=True)

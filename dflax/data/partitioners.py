@@ -28,6 +28,11 @@ def iid(examples: int | Shaped[AnyArray, "N ..."], clients: int, seed: int = 0) 
 
     Raises:
       ValueError, TypeError: counts that are out of range or no integers.
+
+    Examples:
+      >>> import dflax as dx
+      >>> dx.data.iid(10, clients=3).sizes.tolist()
+      [4, 3, 3]
     """
     count = _examples(examples)
     generator = _start(count, clients, 1, seed)
@@ -57,6 +62,13 @@ def dirichlet(
 
     Raises:
       ValueError, TypeError: an argument out of range, or a floor that N examples cannot give.
+
+    Examples:
+      >>> import numpy as np, dflax as dx
+      >>> labels = np.arange(1000) % 10
+      >>> partition = dx.data.dirichlet(labels, clients=8, alpha=0.1, seed=0)
+      >>> partition.clients, int(partition.sizes.sum()), bool(partition.sizes.min() >= 1)
+      (8, 1000, True)
 
     References:
       Hsu et al., Measuring the Effects of Non-Identical Data Distribution, arXiv 1909.06335.
@@ -104,6 +116,12 @@ def quantity_skew(
     Raises:
       ValueError, TypeError: an argument out of range, or a floor that N examples cannot give.
 
+    Examples:
+      >>> import dflax as dx
+      >>> sizes = dx.data.quantity_skew(1000, clients=5, alpha=0.5, seed=0).sizes
+      >>> int(sizes.sum()), bool(sizes.max() > 2 * sizes.min())
+      (1000, True)
+
     References:
       Li et al., Federated Learning on Non-IID Data Silos, arXiv 2102.02079.
     """
@@ -129,6 +147,14 @@ def label_shards(
 
     Raises:
       ValueError, TypeError: an argument out of range, or more shards than examples.
+
+    Examples:
+      >>> import numpy as np, dflax as dx
+      >>> labels = np.arange(100) % 10
+      >>> partition = dx.data.label_shards(labels, clients=10, shards_per_client=2)
+      >>> counts = dx.data.class_counts(partition, labels)
+      >>> int((counts > 0).sum(1).max())  # classes of a client
+      2
 
     References:
       McMahan et al., Communication-Efficient Learning of Deep Networks, arXiv 1602.05629.
@@ -157,6 +183,12 @@ def by_group(groups: Shaped[AnyArray, " N"], seed: int = 0) -> Partition:
 
     Raises:
       ValueError: no examples, ids that are not one list, or NaN among them.
+
+    Examples:
+      >>> import dflax as dx
+      >>> partition = dx.data.by_group(["ann", "bob", "ann", "cem"])
+      >>> partition.clients, partition.sizes.tolist()
+      (3, [2, 1, 1])
     """
     ids = np.asarray(groups)
     if ids.ndim != 1 or len(ids) == 0:
@@ -188,6 +220,12 @@ def train_test_per_client(
     Raises:
       ValueError: a fraction out of range, or a client with a single example.
       TypeError: `partition` is no `Partition`.
+
+    Examples:
+      >>> import dflax as dx
+      >>> train, test = dx.data.train_test_per_client(dx.data.iid(20, clients=2), test_fraction=0.2)
+      >>> train.sizes.tolist(), test.sizes.tolist()
+      ([8, 8], [2, 2])
     """
     validation.instance("partition", partition, Partition)
     validation.probability("test_fraction", test_fraction, low_open=True, high_open=True)

@@ -128,6 +128,16 @@ def run(
 
     Warns:
       dflax.interrupt.LimitReached: the limit came before the last round that was asked for.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> algorithm = dx.server.fedavg(dx.data.quadratic_loss, optax.sgd(0.5))
+      >>> state = algorithm.init(jax.random.key(0), jnp.zeros(3))
+      >>> state, history = dx.run(algorithm, state, federation, rounds=20, key=jax.random.key(1))
+      >>> history.metrics["loss"].shape, bool(history.metrics["loss"][-1] < history.metrics["loss"][0])
+      ((20,), True)
     """
     _verify_arguments(algorithm, state, rounds, key, every, chunk, sinks, mesh)
     _verify_options(progress, donate, title)

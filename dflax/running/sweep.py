@@ -162,6 +162,17 @@ def sweep(
 
     Warns:
       dflax.interrupt.LimitReached: the limit came before the last round that was asked for.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> make = lambda rate: dx.server.fedavg(dx.data.quadratic_loss, optax.sgd(rate))
+      >>> start = lambda algorithm, key: algorithm.init(key, jnp.zeros(3))
+      >>> rates = {"rate": [0.1, 0.5]}
+      >>> swept = dx.sweep(make, start, federation, grid=rates, key=jax.random.key(1), rounds=4)
+      >>> swept.metrics["loss"].shape  # rates, seeds, rounds
+      (2, 1, 4)
     """
     _verify_options(options)
     if devices is not None and any(map(_is_elsewhere, _devices(devices))):
