@@ -1,14 +1,17 @@
 """Peers behind NATs that learn, trust and come and go: each part switched off in turn.
 
 64 peers on scikit-learn's digits: 40 honest ones, and Sybils of two attackers, who name two classes as
-each other. Links are those of a network behind NATs, with hole punching and relays; each peer hears a
-few of those it reaches, the most trusted by decayed walks over a graph of trust that few attack edges
-join to the Sybils; it averages the models nearest to its own (MoNNA); peers are away by turns.
+each other. Links are those of a network behind NATs, with hole punching and relays; each peer asks a
+few of those it reaches and, by MoDeST's clock, believes to be there, the most trusted by decayed walks
+over a graph of trust that few attack edges join to the Sybils; it averages the models nearest to its
+own (MoNNA); honest peers leave without a word and come back.
 
-Three seeds: with all parts accuracy is that without an attack (.936, .937) and .016 of the two classes
-are taken for each other. Without trust each peer hears three Sybils of eight, more than the rule
-expects, and .26 are, with the rule or without. Where Sybils are hardly heard the rule costs .01.
-Without relays two networks do as well, and in the third peers hear more Sybils than others.
+Two sets of three seeds: with all parts accuracy is that without an attack (.939, .944) and .016 and .018
+of the two classes are taken for each other. Without trust each peer hears three Sybils of eight, more
+than the rule expects, and .26 and .38 are, with the rule or without. Where Sybils are hardly heard the
+rule still brings .039 and .062 down to those .016 and .018, and accuracy moves by less than .007. By the
+clock 6 % of those that are asked are away, without it 11 %; it is worth .003 and .008 of accuracy.
+Without relays five networks of six do as well; in the sixth peers hear more Sybils than others.
 """
 
 import dataclasses
@@ -271,8 +274,8 @@ def _claims(report: Report, ends: dict[str, dict[str, np.ndarray]]) -> None:
     )
     clock = "without the clock"
     report.claim(
-        "by MoDeST's clock fewer than half as many are asked in vain (each seed)",
-        np.all(whole["away"] < 0.5 * ends[clock]["away"]),
+        "by MoDeST's clock fewer than two thirds as many are asked in vain (each seed)",
+        np.all(whole["away"] < 2 / 3 * ends[clock]["away"]),
         shown(ALL, "away"),
         shown(clock, "away"),
     )
