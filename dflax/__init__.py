@@ -63,10 +63,8 @@ if typing.TYPE_CHECKING:
         verified_inference,
     )
 
-__version__ = "0.1.0"
-
 # Rooms of single families, which most programs do not need: loaded when they are first named.
-LATER = frozenset(
+_LATER = frozenset(
     {
         "active",
         "asynchronous",
@@ -89,10 +87,12 @@ LATER = frozenset(
 
 
 def __getattr__(name: str) -> typing.Any:
-    if name in LATER:
+    if name in _LATER:
         return importlib.import_module(f"dflax.{name}")
     raise AttributeError(f"module 'dflax' has no attribute {name!r}.")
 
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Algorithm",

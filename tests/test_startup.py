@@ -41,9 +41,9 @@ def test_rooms_of_single_families_are_loaded_when_they_are_named():
     program = """
 import json, sys
 import dflax as dx
-late = [name for name in dx.LATER if f"dflax.{name}" not in sys.modules]
-reached = [name for name in dx.LATER if getattr(dx, name) is sys.modules[f"dflax.{name}"]]
-print(json.dumps([sorted(dx.LATER), sorted(late), sorted(reached)]))
+late = [name for name in dx._LATER if f"dflax.{name}" not in sys.modules]
+reached = [name for name in dx._LATER if getattr(dx, name) is sys.modules[f"dflax.{name}"]]
+print(json.dumps([sorted(dx._LATER), sorted(late), sorted(reached)]))
 """
     printed = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
