@@ -39,7 +39,9 @@ def drawn(rows: list[tuple[str, list[str]]]) -> str:
         f'<path d="M{MARGIN - 16} {ROOF} L{middle:g} 12 L{WIDTH - MARGIN + 16} {ROOF} Z" '
         'fill="#3f51b5" stroke="#2c3a86"/>',
         _text(middle, ROOF - 44, "experiments, benchmarks", "middle", "#ffffff"),
-        _text(middle, ROOF - 22, "import dflax, and nothing there imports them", "middle", "#dfe4fb"),
+        _text(
+            middle, ROOF - 22, "import dflax, and nothing there imports them", "middle", "#dfe4fb"
+        ),
     ]
     foot = _text(
         middle, top + 26, "a room imports from floors below its own, never beside or above",

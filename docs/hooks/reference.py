@@ -5,9 +5,6 @@ import re
 import sys
 from typing import Any
 
-from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, Files
-
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from rooms import ROOT, Name, Room, anchor, homes, rooms
@@ -20,8 +17,11 @@ ELSEWHERE = {
 }
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: Any, config: Any) -> Any:
     """Adds the pages, after the files of docs/ are found and before they are read."""
+    from mkdocs.exceptions import PluginError
+    from mkdocs.structure.files import File
+
     bare = [name.path for room in rooms() for name in room.names if not name.docstring]
     if bare:
         raise PluginError(f"public names without a docstring: {', '.join(sorted(set(bare)))}")
@@ -38,7 +38,9 @@ def page_of(room: Room) -> str:
     """The page of a room: what it is, a table of its names, and each of them with its docstring."""
     lines = [f"# `{room.spoken}`", "", room.docstring, ""]
     if room.rooms:
-        links = ", ".join(f"[`dx{path.removeprefix('dflax')}`]({_page(path)})" for path, _ in room.rooms)
+        links = ", ".join(
+            f"[`dx{path.removeprefix('dflax')}`]({_page(path)})" for path, _ in room.rooms
+        )
         lines += [f"Rooms in it: {links}.", ""]
     if room.names:
         lines += ["| name | |", "|---|---|", *(_row(room, name) for name in room.names), ""]
@@ -63,7 +65,9 @@ def _row(room: Room, name: Name) -> str:
 
 def _entry(room: Room, name: Name) -> list[str]:
     # The definition's own path is the heading's anchor; users' links name the room's.
-    other = [] if f"{room.path}.{name.name}" == name.path else [f"[](){{#{room.path}.{name.name}}}", ""]
+    other = (
+        [] if f"{room.path}.{name.name}" == name.path else [f"[](){{#{room.path}.{name.name}}}", ""]
+    )
     return [*other, f"::: {name.path}", "    options:", f"      heading: {name.name}", ""]
 
 

@@ -1,4 +1,4 @@
-"""The rooms of dflax and their public names, read from the sources: nothing is imported to build the site."""
+"""The rooms of dflax and their public names, read from the sources: nothing of dflax is imported."""
 
 import ast
 import functools
@@ -125,7 +125,8 @@ def _definition(path: str, name: str) -> str:
     if name in module.imported:
         source, original = module.imported[name]
         own = _module(source)
-        if original in own.defined or original in own.imported:
+        # A package that imports from itself imports its modules.
+        if source != path and (original in own.defined or original in own.imported):
             return _definition(source, original)
         return f"{source}.{original}"
     raise LookupError(f"{path}.__all__ names {name!r}, which {path} neither defines nor imports.")
@@ -155,10 +156,11 @@ def _module(path: str) -> _Module:
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined[node.name] = ast.get_docstring(node) or ""
         elif isinstance(node, ast.Assign | ast.AnnAssign):
-            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in (each for whole in targets for each in ast.walk(whole)):
                 if isinstance(target, ast.Name):
                     defined[target.id] = _text(after)
-                    if target.id == "__all__":
+                    if target.id == "__all__" and node.value is not None:
                         public = tuple(ast.literal_eval(node.value))
     return _Module(ast.get_docstring(tree) or "", public, imported, defined)
 
