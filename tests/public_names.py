@@ -27,9 +27,11 @@ def in_order(name: str) -> tuple[int, list[int | str]]:
 
 
 def public_names(text: str) -> list[str]:
-    """What an `__init__` imports from dflax, and the version where it says one."""
+    """What an `__init__` imports from dflax, types' sake included, and the version where it says one."""
     names = set()
-    for node in ast.parse(text).body:
+    body = ast.parse(text).body
+    guarded = [node for part in body if isinstance(part, ast.If) for node in part.body]
+    for node in body + guarded:
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "dflax":
             names |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Assign):

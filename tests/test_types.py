@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = ROOT / "tests" / "user_script.py"
 # A call that no reader of types may let pass.
-WRONG = "\nimport dflax\nwrong: int = dflax.data.digits()\ndflax.gossip.ring('many')\n"
+WRONG = "\nimport dflax\nwrong: int = dflax.data.digits()\ndflax.gossip.ring('many')\ndflax.no_such_room\n"
 
 
 def of_dflax(tmp_path, text):
@@ -88,7 +88,7 @@ def test_mypy_strict_finds_nothing_in_it_and_finds_what_is_wrong(tmp_path):
     done = mypy(file, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     file.write_text(SCRIPT.read_text() + WRONG)
-    assert mypy(file, tmp_path).stdout.count("error:") == 2
+    assert mypy(file, tmp_path).stdout.count("error:") == 3
 
 
 @pytest.mark.slow
@@ -96,4 +96,4 @@ def test_pyright_finds_nothing_in_it_and_finds_what_is_wrong(tmp_path):
     file = of_dflax(tmp_path, SCRIPT.read_text())
     assert pyright(file, tmp_path) == []
     file.write_text(SCRIPT.read_text() + WRONG)
-    assert len(pyright(file, tmp_path)) == 2
+    assert len(pyright(file, tmp_path)) == 3

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 from dflax.programs.exchanges import gathered_by, sends, size
 
 CLIENTS, MODEL = "clients", "model"
+"""The axes of a mesh: clients are dealt over the first, models over the second."""
 
 
 class DealtWithClients(abc.ABC):

@@ -17,6 +17,7 @@ from dflax.local.oracle import Loss
 from dflax.models.averaged import warn_of_averaging
 
 Measure = Callable[[Params], Metrics]
+"""`params -> metrics`: what is measured of one model."""
 Models = Callable[[FederatedState], Params]
 
 

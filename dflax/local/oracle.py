@@ -16,6 +16,7 @@ from dflax.data.dataset import Batch
 # What can be averaged.
 NUMBERS = (jnp.floating, jnp.integer, jnp.bool_)
 Loss = Callable[[Params, Batch, Key[Array, ""] | None], tuple[Float[Array, ""], Metrics]]
+"""`(params, batch, key) -> (loss, metrics)`: the mean over a minibatch; no key means evaluation."""
 
 
 class Oracle(NamedTuple):

@@ -18,6 +18,7 @@ from dflax.models.statistics import with_statistics
 from dflax.population import Assignment
 
 Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
+"""An optax optimiser, or a function of the round's number that returns one."""
 
 
 class Solution(NamedTuple):

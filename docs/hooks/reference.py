@@ -1,0 +1,75 @@
+"""Pages that no file in docs/ holds: one for each room of dflax, and documents that lie elsewhere."""
+
+import pathlib
+import re
+import sys
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+from rooms import ROOT, Name, Room, anchor, homes, rooms
+
+# Pages of the site that the repository keeps elsewhere; one that is not there is left out.
+ELSEWHERE = {
+    "benchmarks.md": "benchmarks/README.md",
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+}
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the pages, after the files of docs/ are found and before they are read."""
+    from mkdocs.exceptions import PluginError
+    from mkdocs.structure.files import File
+
+    bare = [name.path for room in rooms() for name in room.names if not name.docstring]
+    if bare:
+        raise PluginError(f"public names without a docstring: {', '.join(sorted(set(bare)))}")
+    for room in rooms():
+        files.append(File.generated(config, room.page, content=page_of(room)))
+    for page, path in ELSEWHERE.items():
+        if (ROOT / path).is_file():
+            text = (ROOT / path).read_text(encoding="utf-8")
+            files.append(File.generated(config, page, content=from_here(text, path)))
+    return files
+
+
+def page_of(room: Room) -> str:
+    """The page of a room: what it is, a table of its names, and each of them with its docstring."""
+    lines = [f"# `{room.spoken}`", "", room.docstring, ""]
+    if room.rooms:
+        links = ", ".join(
+            f"[`dx{path.removeprefix('dflax')}`]({_page(path)})" for path, _ in room.rooms
+        )
+        lines += [f"Rooms in it: {links}.", ""]
+    if room.names:
+        lines += ["| name | |", "|---|---|", *(_row(room, name) for name in room.names), ""]
+    for name in room.names:
+        if homes()[name.path] == room and anchor(name) == f"{room.path}.{name.name}":
+            lines += _entry(room, name)
+    return "\n".join(lines)
+
+
+def from_here(text: str, path: str) -> str:
+    """A document of another folder, with its links to docs/ made those of a page in docs/."""
+    up = "../" * path.count("/")
+    return re.sub(rf"\]\({re.escape(up)}docs/", "](", text)
+
+
+def _row(room: Room, name: Name) -> str:
+    home = homes()[name.path]
+    page = "" if home == room else pathlib.PurePosixPath(home.page).name
+    summary = name.summary.replace("|", "\\|")
+    return f"| [`{name.name}`]({page}#{anchor(name)}) | {summary} |"
+
+
+def _entry(room: Room, name: Name) -> list[str]:
+    # The definition's own path is the heading's anchor; users' links name the room's.
+    other = (
+        [] if f"{room.path}.{name.name}" == name.path else [f"[](){{#{room.path}.{name.name}}}", ""]
+    )
+    return [*other, f"::: {name.path}", "    options:", f"      heading: {name.name}", ""]
+
+
+def _page(path: str) -> str:
+    return f"{path.removeprefix('dflax.')}.md"
