@@ -11,8 +11,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = ROOT / "tests" / "user_script.py"
-# A call that no reader of types may let pass.
-WRONG = "\nimport dflax\nwrong: int = dflax.data.digits()\ndflax.gossip.ring('many')\ndflax.no_such_room\n"
+# Three lines that no reader of types may let pass.
+WRONG = "\nwrong: int = dx.data.digits()\ndx.gossip.ring('many')\ndx.no_such_room\n"
 
 
 def of_dflax(tmp_path, text):
