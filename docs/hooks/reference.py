@@ -43,7 +43,12 @@ def page_of(room: Room) -> str:
         )
         lines += [f"Rooms in it: {links}.", ""]
     if room.names:
-        lines += ["| name | |", "|---|---|", *(_row(room, name) for name in room.names), ""]
+        lines += [
+            "| name | what it is |",
+            "|---|---|",
+            *(_row(room, name) for name in room.names),
+            "",
+        ]
     for name in room.names:
         if homes()[name.path] == room and anchor(name) == f"{room.path}.{name.name}":
             lines += _entry(room, name)
@@ -59,8 +64,10 @@ def from_here(text: str, path: str) -> str:
 def _row(room: Room, name: Name) -> str:
     home = homes()[name.path]
     page = "" if home == room else pathlib.PurePosixPath(home.page).name
-    summary = name.summary.replace("|", "\\|")
-    return f"| [`{name.name}`]({page}#{anchor(name)}) | {summary} |"
+    # A bar in code stands for itself in a table, one in text ends a cell.
+    parts = name.summary.split("`")
+    parts[::2] = [text.replace("|", "&#124;") for text in parts[::2]]
+    return f"| [`{name.name}`]({page}#{anchor(name)}) | {'`'.join(parts)} |"
 
 
 def _entry(room: Room, name: Name) -> list[str]:
