@@ -1,6 +1,7 @@
 """Pages that no file in docs/ holds: one for each room of dflax, and documents that lie elsewhere."""
 
 import pathlib
+import posixpath
 import re
 import sys
 from typing import Any
@@ -56,9 +57,14 @@ def page_of(room: Room) -> str:
 
 
 def from_here(text: str, path: str) -> str:
-    """A document of another folder, with its links to docs/ made those of a page in docs/."""
-    up = "../" * path.count("/")
-    return re.sub(rf"\]\({re.escape(up)}docs/", "](", text)
+    """A document of another folder, whose links are made those of a page in docs/."""
+    pages = {outside: page for page, outside in ELSEWHERE.items()}
+
+    def link(found: re.Match[str]) -> str:
+        place = posixpath.normpath(posixpath.join(posixpath.dirname(path), found[1]))
+        return f"]({pages.get(place, place.removeprefix('docs/'))}"
+
+    return re.sub(r"\]\((?!\w+:|#)([^)#\s]+)", link, text)
 
 
 def _row(room: Room, name: Name) -> str:

@@ -153,6 +153,17 @@ def test_documents_outside_docs_are_linked_as_their_pages():
     assert rewritten("a/b.md", "[b](../../CHANGELOG.md)") == "[b](../changelog.md)"
 
 
+def test_documents_outside_docs_link_to_pages():
+    text = "[a](docs/faq.md#x) [b](CHANGELOG.md) [c](https://example.org) [d](#here)"
+    assert reference.from_here(text, "CONTRIBUTING.md") == (
+        "[a](faq.md#x) [b](changelog.md) [c](https://example.org) [d](#here)"
+    )
+    up = reference.from_here(
+        "[a](../docs/pods.md) ![p](../docs/figures/x.png)", "benchmarks/README.md"
+    )
+    assert up == "[a](pods.md) ![p](figures/x.png)"
+
+
 def test_a_broken_site_is_told_fault_by_fault(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "index.html").write_text('<h1 id="here">A</h1>')
