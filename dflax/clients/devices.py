@@ -10,8 +10,10 @@ from jaxtyping import Array, PyTree
 
 from dflax.programs.exchanges import gathered_by, sends, size
 
-CLIENTS, MODEL = "clients", "model"
-"""The axes of a mesh: clients are dealt over the first, models over the second."""
+CLIENTS = "clients"
+"""The axis of a mesh over which clients are dealt."""
+MODEL = "model"
+"""The axis of a mesh whose devices share a model."""
 
 
 class DealtWithClients(abc.ABC):

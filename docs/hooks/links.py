@@ -18,7 +18,7 @@ from rooms import spoken
 # What stands between a fence's language and the end of its line is for the tests of the pages.
 FENCE = re.compile(r"^(\s*```+\w+) [^\n{]*$", re.MULTILINE)
 OUTSIDE = re.compile(r"\]\((\.\./[^)#\s]+)")
-CODE = re.compile(r"<(a|h[1-6]|pre)\b.*?</\1>|<code>([^<]+)</code>|</table>", re.DOTALL)
+CODE = re.compile(r"<(a|h[1-6]|pre)\b.*?</\1>|<code>([^<]+)</code>|</table>|<tr>|<td>", re.DOTALL)
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
 
 
@@ -28,6 +28,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     markdown = OUTSIDE.sub(lambda link: f"]({_page_of(link[1], page.file.src_uri)}", markdown)
     if page.file.src_uri.startswith("gallery/"):
         markdown = with_anchors(markdown)
+    if re.match("gallery/|benchmarks.md", page.file.src_uri):
+        page.meta["hide"] = ["toc"]  # Wide tables take its place.
     return markdown
 
 
@@ -47,20 +49,26 @@ def with_links(html: str, source: str, address: Callable[[tuple[str, str]], str]
     """A page whose code is linked to the reference.
 
     On the page of a room names without a prefix are the room's; in the gallery they are those of the
-    rooms that the text named since the last heading or table.
+    rooms that the text named since the last heading or table, in the first cells of its rows: studies
+    in the others have names of their own.
     """
     names = spoken()
+    gallery = source.startswith("gallery/")
     rooms = [room for room, place in names.items() if place == (source, "")]
+    cell = 0
 
     def link(found: re.Match[str]) -> str:
+        nonlocal cell
         if found[2] is None:
-            if source.startswith("gallery/") and re.match("</table>|<h", found[0]):
+            if gallery and re.match("</table>|<h", found[0]):
                 rooms.clear()
+            cell = 0 if found[0] in ("</table>", "<tr>") else cell + (found[0] == "<td>")
             return found[0]
-        place = resolved(html_module.unescape(found[2]), rooms, names)
+        own = [] if gallery and cell > 1 else rooms
+        place = resolved(html_module.unescape(found[2]), own, names)
         if place is None:
             return found[0]
-        if source.startswith("gallery/") and not place[1]:
+        if gallery and not place[1]:
             rooms.append(found[2])
         return f'<a class="name" href="{address(place)}">{found[0]}</a>'
 

@@ -1,6 +1,7 @@
 """Pages that no file in docs/ holds: one for each room of dflax, and documents that lie elsewhere."""
 
 import pathlib
+import posixpath
 import re
 import sys
 from typing import Any
@@ -43,7 +44,12 @@ def page_of(room: Room) -> str:
         )
         lines += [f"Rooms in it: {links}.", ""]
     if room.names:
-        lines += ["| name | |", "|---|---|", *(_row(room, name) for name in room.names), ""]
+        lines += [
+            "| name | what it is |",
+            "|---|---|",
+            *(_row(room, name) for name in room.names),
+            "",
+        ]
     for name in room.names:
         if homes()[name.path] == room and anchor(name) == f"{room.path}.{name.name}":
             lines += _entry(room, name)
@@ -51,16 +57,23 @@ def page_of(room: Room) -> str:
 
 
 def from_here(text: str, path: str) -> str:
-    """A document of another folder, with its links to docs/ made those of a page in docs/."""
-    up = "../" * path.count("/")
-    return re.sub(rf"\]\({re.escape(up)}docs/", "](", text)
+    """A document of another folder, whose links are made those of a page in docs/."""
+    pages = {outside: page for page, outside in ELSEWHERE.items()}
+
+    def link(found: re.Match[str]) -> str:
+        place = posixpath.normpath(posixpath.join(posixpath.dirname(path), found[1]))
+        return f"]({pages.get(place, place.removeprefix('docs/'))}"
+
+    return re.sub(r"\]\((?!\w+:|#)([^)#\s]+)", link, text)
 
 
 def _row(room: Room, name: Name) -> str:
     home = homes()[name.path]
     page = "" if home == room else pathlib.PurePosixPath(home.page).name
-    summary = name.summary.replace("|", "\\|")
-    return f"| [`{name.name}`]({page}#{anchor(name)}) | {summary} |"
+    # A bar in code stands for itself in a table, one in text ends a cell.
+    parts = name.summary.split("`")
+    parts[::2] = [text.replace("|", "&#124;") for text in parts[::2]]
+    return f"| [`{name.name}`]({page}#{anchor(name)}) | {'`'.join(parts)} |"
 
 
 def _entry(room: Room, name: Name) -> list[str]:

@@ -156,8 +156,7 @@ def _module(path: str) -> _Module:
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined[node.name] = ast.get_docstring(node) or ""
         elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for target in (each for whole in targets for each in ast.walk(whole)):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Name):
                     defined[target.id] = _text(after)
                     if target.id == "__all__" and node.value is not None:

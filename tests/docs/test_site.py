@@ -125,6 +125,15 @@ def test_code_becomes_links_but_in_headings_programs_and_links():
     assert 'href="reference/gossip.md#dflax.gossip.ring"' in own
 
 
+def test_names_of_the_gallery_are_those_of_the_rooms_that_its_text_names():
+    row = "<tr><td><code>fal</code></td><td><code>fal</code></td></tr>"
+    page = f"<p><code>dx.server</code></p><table>{row}{row}</table><p><code>fal</code></p>"
+    linked = links.with_links(page, "gallery/server.md", "#".join)
+    assert linked.count('#dflax.server.fal"><code>fal</code>') == 2
+    assert linked.count("<td><code>fal</code></td>") == 2
+    assert linked.endswith("<p><code>fal</code></p>")
+
+
 def test_rows_of_the_gallery_get_an_anchor_for_each_name_once():
     page = "| `a`, `x.b(c=)` with | idea |\n| `a` | other |\n| part | `d` |"
     first, second, third = links.with_anchors(page).split("\n")
@@ -134,7 +143,7 @@ def test_rows_of_the_gallery_get_an_anchor_for_each_name_once():
 
 def test_documents_outside_docs_are_linked_as_their_pages():
     def rewritten(source, text):
-        page = type("Page", (), {"file": type("File", (), {"src_uri": source})})
+        page = type("Page", (), {"file": type("File", (), {"src_uri": source}), "meta": {}})
         return links.on_page_markdown(text, page, None, None)
 
     text = "[b](../benchmarks/README.md#x) [c](../dflax/run.py)\n```python no-run\n"
@@ -142,6 +151,17 @@ def test_documents_outside_docs_are_linked_as_their_pages():
         "[b](benchmarks.md#x) [c](../dflax/run.py)\n```python\n"
     )
     assert rewritten("a/b.md", "[b](../../CHANGELOG.md)") == "[b](../changelog.md)"
+
+
+def test_documents_outside_docs_link_to_pages():
+    text = "[a](docs/faq.md#x) [b](CHANGELOG.md) [c](https://example.org) [d](#here)"
+    assert reference.from_here(text, "CONTRIBUTING.md") == (
+        "[a](faq.md#x) [b](changelog.md) [c](https://example.org) [d](#here)"
+    )
+    up = reference.from_here(
+        "[a](../docs/pods.md) ![p](../docs/figures/x.png)", "benchmarks/README.md"
+    )
+    assert up == "[a](pods.md) ![p](figures/x.png)"
 
 
 def test_a_broken_site_is_told_fault_by_fault(tmp_path):

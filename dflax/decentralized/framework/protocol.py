@@ -212,7 +212,7 @@ def combine_then_adapt(
       As `adapt_then_combine`, models as they are after the work.
 
     Raises:
-      As there, and so are the warnings.
+      TypeError, ValueError: as there, and so are the warnings.
     """
     given = {"work": (work, 5), "message": (message, 2), "size": (size, 2), "assign": (assign, 1)}
     _require_functions(start=(start, None), **given)
