@@ -49,7 +49,7 @@ from dflax.federation import Federation
 from dflax.mesh import client_mesh
 from dflax.metrics import disjoint
 from dflax.population import Assignment, Population, Round
-from dflax.running import interrupt, plan, profile, sinks
+from dflax.running import interrupt, plan, plots, profile, sinks, stop
 from dflax.running.checkpoints import checkpoint
 from dflax.running.history import History
 from dflax.running.run import run
@@ -105,6 +105,7 @@ __all__ = [
     "p2p",
     "participation",
     "plan",
+    "plots",
     "privacy",
     "profile",
     "recipes",
@@ -119,6 +120,7 @@ __all__ = [
     "side_by_side",
     "sinks",
     "sparse_coding",
+    "stop",
     "stretches",
     "sweep",
     "topology",
