@@ -36,7 +36,7 @@ from dflax.federation import Federation
 from dflax.mesh import client_mesh
 from dflax.metrics import disjoint
 from dflax.population import Assignment, Population, Round
-from dflax.running import interrupt, plan, profile, sinks
+from dflax.running import interrupt, plan, plots, profile, sinks, stop
 from dflax.running.checkpoints import checkpoint
 from dflax.running.history import History
 from dflax.running.run import run
@@ -143,6 +143,7 @@ __all__ = [
     "p2p",
     "participation",
     "plan",
+    "plots",
     "privacy",
     "profile",
     "recipes",
@@ -157,6 +158,7 @@ __all__ = [
     "side_by_side",
     "sinks",
     "sparse_coding",
+    "stop",
     "stretches",
     "sweep",
     "topology",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -94,12 +94,7 @@ def from_arrays(
         raise ValueError(
             "give at most one of test and test_fraction, got both. test_fraction=0.2 holds out a fifth."
         )
-    validation.text("name", name)
-    if shift is not None and scale is None:
-        raise ValueError("shift needs scale, got scale=None. Pass scale=1.0 to shift alone.")
-    for argument, value in (("scale", scale), ("shift", shift)):
-        if value is not None:
-            validation.real(argument, value)
+    verify_decoding(classes, scale, shift, name)
     if test is not None and not (isinstance(test, (tuple, list)) and len(test) == 2):
         raise TypeError(
             f"test must be a pair (inputs, labels), got {type(test).__name__}. To hold out a share "
@@ -177,6 +172,18 @@ def split(data: Dataset, test_fraction: float, seed: int = 0) -> Split:
     chosen = np.zeros(len(labels), bool)
     chosen[order[rank < np.repeat(quotas, counts)]] = True
     return Split(_rows(data, np.flatnonzero(~chosen)), _rows(data, np.flatnonzero(chosen)))
+
+
+def verify_decoding(classes: Any, scale: Any, shift: Any, name: Any) -> None:
+    """Refuse wrong arguments of `from_arrays` that need no data to be seen as wrong."""
+    validation.text("name", name)
+    if classes is not None:
+        validation.integer("classes", classes, low=1)
+    if shift is not None and scale is None:
+        raise ValueError("shift needs scale, got scale=None. Pass scale=1.0 to shift alone.")
+    for argument, value in (("scale", scale), ("shift", shift)):
+        if value is not None:
+            validation.real(argument, value)
 
 
 def _verify_broadcasts(name: str, value: AnyArray | float, inputs: PyTree[np.ndarray]) -> None:
@@ -303,13 +310,11 @@ def _numbers(name: str, leaf: AnyArray) -> np.ndarray:
 
 def _classes(parts: list[np.ndarray], classes: int | None) -> int | None:
     integers = np.issubdtype(parts[0].dtype, np.integer)
-    if classes is not None:
-        validation.integer("classes", classes, low=1)
-        if not integers:
-            raise TypeError(
-                f"labels must be integers in [0, {classes}) if classes is given, got dtype "
-                f"{parts[0].dtype}."
-            )
+    if classes is not None and not integers:
+        raise TypeError(
+            f"labels must be integers in [0, {classes}) if classes is given, got dtype "
+            f"{parts[0].dtype}."
+        )
     if not integers:
         return None
     low, high = min(int(p.min()) for p in parts), max(int(p.max()) for p in parts)

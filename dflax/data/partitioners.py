@@ -182,7 +182,8 @@ def by_group(groups: Shaped[AnyArray, " N"], seed: int = 0) -> Partition:
       The `Partition`; client i is `numpy.unique(groups)[i]`.
 
     Raises:
-      ValueError: no examples, ids that are not one list, or NaN among them.
+      ValueError: no examples, ids that are not one list, or NaN or None among them.
+      TypeError: numbers and words mixed.
 
     Examples:
       >>> import dflax as dx
@@ -193,12 +194,21 @@ def by_group(groups: Shaped[AnyArray, " N"], seed: int = 0) -> Partition:
     ids = np.asarray(groups)
     if ids.ndim != 1 or len(ids) == 0:
         raise ValueError(f"groups must be one id per example, got an array of shape {ids.shape}.")
-    if np.issubdtype(ids.dtype, np.floating) and np.isnan(ids).any():
+    # The gaps of a column of words are None, or NaN, which does not equal itself.
+    gaps = 0
+    if ids.dtype == object:
+        gaps = sum(one is None or bool(one != one) for one in ids)
+    elif np.issubdtype(ids.dtype, np.floating):
+        gaps = int(np.isnan(ids).sum())
+    if gaps:
         raise ValueError(
-            f"groups must tell the group of every example, got NaN for {int(np.isnan(ids).sum())} of "
-            f"{len(ids)}. Leave these examples out, or give them an id of their own."
+            f"groups must tell the group of every example, got NaN for {gaps} of {len(ids)}. Leave "
+            "these examples out, or give them an id of their own."
         )
-    distinct, owner = np.unique(ids, return_inverse=True)
+    try:
+        distinct, owner = np.unique(ids, return_inverse=True)
+    except TypeError as error:
+        raise TypeError(f"groups must be all numbers or all words, got both: {error}.") from error
     return _deal(owner, len(distinct), _start(len(ids), len(distinct), 1, seed))
 
 

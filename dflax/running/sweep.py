@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +27,16 @@ from dflax.running.history import History
 from dflax.running.run import run
 from dflax.side_by_side import SideBySide, side_by_side
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 POINTS = "points"
 OPTIONS = ("progress", "title", "sinks", "chunk", "checkpoint", "limit")
 REASONS = {
     "mesh": " A sweep deals its points, not the clients, over devices: pass devices.",
     "donate": " A sweep makes its states itself and always donates them.",
+    "stop": " The points of a sweep are one program and end together: stop the run of one point.",
+    "keep_best": " Each point has a best round of its own: run the point that is wanted by itself.",
 }
 
 
@@ -85,6 +90,25 @@ class Sweep(NamedTuple):
                     row[f"{of} {name}"] = float(found) if found.ndim == 0 else found
             rows.append(row)
         return rows
+
+    def plot(self, *names: str, **options: Any) -> "Figure":
+        """Draws every point of the grid as a line, its seeds as a band; see `dflax.plots.curves`.
+
+        Args:
+          *names: of evaluations or metrics; default: all evaluations that are single numbers, or all
+            such metrics where there are none.
+          **options: of `dflax.plots.curves`: `over`, `megabytes`, `only`, `ax`.
+
+        Returns:
+          The matplotlib figure.
+
+        Raises:
+          TypeError, ValueError: naming the argument.
+          ImportError: matplotlib is not installed.
+        """
+        from dflax.running.plots import curves
+
+        return curves({"": self}, *names, **options)
 
 
 class _Points(NamedTuple):
