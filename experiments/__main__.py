@@ -45,11 +45,12 @@ def studies() -> dict[str, dict[str, Listed]]:
 def _seconds(tree: ast.Module) -> int | None:
     """The number after `seconds=` in a study's `STUDY = Study(...)`, or None."""
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-            if getattr(node.targets[0], "id", "") == "STUDY":
-                for given in node.value.keywords:
-                    if given.arg == "seconds":
-                        return int(ast.literal_eval(given.value))
+        stated = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "STUDY"
+        if not stated or not isinstance(node.value, ast.Call):
+            continue
+        for given in node.value.keywords:
+            if given.arg == "seconds":
+                return int(ast.literal_eval(given.value))
     return None
 
 
@@ -94,7 +95,9 @@ def main() -> None:
             takes = "" if seconds is None else lasting(seconds)
             table.add_row(f"python -m experiments.{name}", takes, line)
     Console().print(table)
-    Console().print("Times are of two cores and the default settings; --quick takes less than a minute.")
+    Console().print(
+        "Times are of two cores and the default settings; --quick takes less than a minute."
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The studies' figures: their common look, curves and bars that need no colour, and what a figure lacks."""
+"""The studies' figures: their common look, curves and bars that need no colour, what one lacks."""
 
 import contextlib
 import textwrap

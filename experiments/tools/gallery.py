@@ -25,8 +25,8 @@ this takes on two CPU cores. The command also prints the study's claims, and end
 does not hold. Many claims are of small problems and few seeds; each study says in its first lines what
 else came out.
 
-A figure is renewed by its command and `python -m experiments.tools.gallery NAME`, which takes the figures
-of the study NAME over from `results/NAME/` and writes this page.
+A figure is renewed by its command and `python -m experiments.tools.gallery NAME`, which takes the
+figures of the study NAME over from `results/NAME/` and writes this page.
 """
 
 
@@ -52,7 +52,9 @@ def page(known: dict[str, tuple[str, Study]]) -> str:
     for name, (family, study) in known.items():
         shown = [picture for picture in study.pictures if picture.file]
         if shown and family != last:
-            lines.append(f"## {family.capitalize() if family != 'rl' else 'Reinforcement learning'}\n")
+            lines.append(
+                f"## {family.capitalize() if family != 'rl' else 'Reinforcement learning'}\n"
+            )
             last = family
         lines += [entry(name, study, picture) for picture in shown]
     return "\n".join(lines)

@@ -97,13 +97,13 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
     rows = {}
     for place, alpha in enumerate(config.alphas):
         own = slice(place * config.seeds, (place + 1) * config.seeds)
-        for name, curve in found.items():
+        for name, one in found.items():
             rows[f"{name}; Dirichlet {alpha:g}"] = {
-                f"round {EARLY}": at(curve, EARLY)[own].mean(),
-                f"rounds to {100 * config.bar:g} %": reached(curve, config)[own].mean(),
-                "local": curve["local"][own].mean(),
-                "std over seeds": curve["local"][own].std(),
-                "distance": curve["distance"][own, -1].mean(),
+                f"round {EARLY}": at(one, EARLY)[own].mean(),
+                f"rounds to {100 * config.bar:g} %": reached(one, config)[own].mean(),
+                "local": one["local"][own].mean(),
+                "std over seeds": one["local"][own].std(),
+                "distance": one["distance"][own, -1].mean(),
             }
     figures = {"accuracy": accuracy_figure(found, config)}
     return Summary(rows, digits_claims(found, config), figures)
@@ -381,7 +381,14 @@ def over_graphs(config: Config, stage: Stage = in_memory) -> Summary:
         width = 0.8 / len(methods)
         for name, look in looks(methods).items():
             heights = np.stack([local[name, graph] for graph in graphs], axis=1)
-            bars(axes, np.arange(len(graphs)) + (look.place - 1.5) * width, heights, look, width, name)
+            bars(
+                axes,
+                np.arange(len(graphs)) + (look.place - 1.5) * width,
+                heights,
+                look,
+                width,
+                name,
+            )
         axes.set_xticks(range(len(graphs)), list(graphs))
         axes.set_ylabel("mean accuracy of the clients' models")
         axes.grid(axis="x", visible=False)

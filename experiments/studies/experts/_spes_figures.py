@@ -72,7 +72,8 @@ def on_text(config: Config, found: dict[str, Any]) -> Any:
         _curves(panel, config, found)
         seeds = len(next(iter(found.values()))["loss"])
         panel.set_title(
-            f"Python's language reference, a character a token\nbands: least to largest of {seeds} seeds",
+            "Python's language reference, a character a token\n"
+            f"bands: least to largest of {seeds} seeds",
             fontsize=10,
         )
         panel.legend()

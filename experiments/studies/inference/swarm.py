@@ -462,7 +462,10 @@ PARTS = (
     Part("entry", entry, ()),
     Part("digits", digits, (DIGITS,)),
 )
-STUDY = Study(Config, PARTS, Config(seeds=2, curves=2, rounds=60, steps=40),
+STUDY = Study(
+    Config,
+    PARTS,
+    Config(seeds=2, curves=2, rounds=60, steps=40),
     pictures=(
         Picture(
             name="swarm",

@@ -282,7 +282,10 @@ def _figure(config: Config, found: dict[str, list[dict[str, Any]]]) -> Any:
     return drawn
 
 
-STUDY = Study(Config, (Part("parts", parts, needs=()),), quick=Config(seeds=1, rounds=20),
+STUDY = Study(
+    Config,
+    (Part("parts", parts, needs=()),),
+    quick=Config(seeds=1, rounds=20),
     pictures=(
         Picture(
             name="composition",
