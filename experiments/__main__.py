@@ -22,7 +22,7 @@ class Listed(NamedTuple):
 
     Attributes:
       line: the first line of what it says of itself.
-      seconds: what it takes with the default settings on two cores.
+      seconds: of one CPU core that it takes with the default settings.
     """
 
     line: str
@@ -96,7 +96,7 @@ def main() -> None:
             table.add_row(f"python -m experiments.{name}", takes, line)
     Console().print(table)
     Console().print(
-        "Times are of two cores and the default settings; --quick takes less than a minute."
+        "Times are of one CPU core, settings as they are; --quick takes less than a minute."
     )
 
 

@@ -43,7 +43,7 @@ def main(study: Study, file: str) -> None:
         ),
     )
     folder = results.RESULTS / "quick" / name if flags.quick else results.RESULTS / name
-    say(f"{name}: {expected(study, config)}")
+    say(f"{name} {'takes' if flags.plan else 'begins, and takes'} {expected(study, config)}")
     if flags.plan:
         plan(study, name, config)
         sys.exit(0)
@@ -57,11 +57,11 @@ def main(study: Study, file: str) -> None:
 def expected(study: Study, config: Any) -> str:
     """How long a run with these settings takes, in words, as far as that was measured."""
     if config == study.quick:
-        return "less than a minute on two cores"
+        return "less than a minute of a CPU core"
     if study.seconds is None:
-        return "nobody has measured how long it takes"
+        return "a time that nobody has measured"
     others = "" if config == study.config() else " with the default settings, which these are not"
-    return f"about {lasting(study.seconds)} on two cores{others}"
+    return f"about {lasting(study.seconds)} of a CPU core{others}"
 
 
 def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

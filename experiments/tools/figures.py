@@ -154,7 +154,7 @@ def lacks(drawn: Any) -> list[str]:
     """What keeps a figure from being read alone, in words; empty if nothing does.
 
     In every panel two curves, or two rows of bars, that the legend names must differ in more than their
-    colour, and both axes must have a label, words for ticks, or share one that has.
+    colour. Both axes must have a label or words for ticks, or another panel of the row or column.
     """
     said = []
     for place, panel in enumerate(drawn.axes, 1):
@@ -170,9 +170,19 @@ def lacks(drawn: Any) -> list[str]:
             continue
         for which in "xy":
             siblings = getattr(panel, f"get_shared_{which}_axes")().get_siblings(panel)
-            if not any(_named(one, which) for one in siblings):
+            beside = [one for one in drawn.axes if _in_line(panel, one, which)]
+            if not any(_named(one, which) for one in (*siblings, *beside)):
                 said.append(f"panel {place}: the {which} axis has no label")
     return said
+
+
+def _in_line(panel: Any, other: Any, which: str) -> bool:
+    """Whether the other stands in the same row, for y axes, or in the same column, for x axes."""
+    own, its = panel.get_subplotspec(), other.get_subplotspec()
+    if own is None or its is None:
+        return False
+    span = "rowspan" if which == "y" else "colspan"
+    return getattr(own, span) == getattr(its, span)
 
 
 def _looks_in(panel: Any) -> Iterator[tuple[str, Any]]:

@@ -21,9 +21,9 @@ HEAD = """# Figures
 
 Every figure here was drawn by a study of this repository. Under each stands what it shows, the data set
 or problem, what its bands, bars and marks are, and the command that draws it again, with the time that
-this takes on two CPU cores. The command also prints the study's claims, and ends with status 1 if one
-does not hold. Many claims are of small problems and few seeds; each study says in its first lines what
-else came out.
+the whole study takes on one CPU core. The command also prints the study's claims, and ends with status
+1 if one does not hold. Many claims are of small problems and few seeds; a study says in its first lines
+what else came out.
 
 A figure is renewed by its command and `python -m experiments.tools.gallery NAME`, which takes the
 figures of the study NAME over from `results/NAME/` and writes this page.
@@ -64,7 +64,7 @@ def entry(name: str, study: Study, picture: Picture) -> str:
     """What stands of one figure."""
     config = study.config()
     command = " ".join(filter(None, (f"python -m experiments.{name}", picture.flags)))
-    takes = "not measured" if study.seconds is None else f"about {lasting(study.seconds)}"
+    takes = "unknown" if study.seconds is None else f"about {lasting(study.seconds)}"
     if picture.flags:
         takes = f"{takes} without the flag, longer with it"
 

@@ -119,7 +119,8 @@ class Picture(NamedTuple):
 
     def heading(self, config: Any) -> str:
         """The line above the figure."""
-        return f"{self.data}; {self.bands}".format(config=config)
+        line = f"{self.data}; {self.bands}".format(config=config)
+        return line.replace(" of 1 seeds", " of one seed")
 
 
 class Study(NamedTuple):
@@ -129,7 +130,7 @@ class Study(NamedTuple):
       config: its dataclass; the command line is made from it.
       parts: in the order in which they are run.
       quick: settings with which it ends within a minute; its claims are not about them.
-      seconds: what it takes with the settings of `config()` on two cores, compiling included.
+      seconds: of one CPU core that it takes with the settings of `config()`, compiling included.
       pictures: of its figures.
     """
 

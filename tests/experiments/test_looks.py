@@ -84,6 +84,15 @@ def test_words_for_ticks_and_a_shared_axis_are_labels():
     assert figures.lacks(drawn) == []
 
 
+def test_a_label_serves_a_row_of_panels_and_no_other():
+    with figures.figure(nrows=2, ncols=2) as (drawn, axes):
+        for panel in axes.flat:
+            panel.plot([0, 1], [0, 1])
+            panel.set_xlabel("round")
+        axes[0, 0].set_ylabel("accuracy")
+    assert figures.lacks(drawn) == [f"panel {n}: the y axis has no label" for n in (3, 4)]
+
+
 def test_a_curve_is_the_mean_within_least_and_largest():
     values = np.array([[0.0, 1.0], [1.0, 4.0]])
     with figures.figure() as (_, axes):

@@ -212,7 +212,7 @@ def comparison_figure(found: dict[str, Any], rounds: int, target: float) -> Any:
         axes[0].set_yticks(range(len(order)), order)
         axes[0].set(xlabel=f"rounds to {target:.0%} (arrow: not within {rounds})")
         axes[1].set(xlabel="test accuracy, mean of the last 5 rounds")
-        drawn.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        drawn.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return drawn
 
 
