@@ -92,7 +92,7 @@ def main() -> None:
     for family, known in families.items():
         table.add_row(f"[bold]{family}[/bold]", "", "")
         for name, (line, seconds) in known.items():
-            takes = "" if seconds is None else lasting(seconds)
+            takes = "some min" if seconds is None else lasting(seconds)
             table.add_row(f"python -m experiments.{name}", takes, line)
     Console().print(table)
     Console().print(

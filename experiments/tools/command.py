@@ -50,7 +50,7 @@ def main(study: Study, file: str) -> None:
     remember_compilations()
     began = time.perf_counter()
     summary = run(study, folder, config, judged=not flags.quick)
-    results.show(folder, summary, time.perf_counter() - began)
+    results.show(folder, summary, time.perf_counter() - began, time.process_time())
     sys.exit(1 if any(claim.fails for claim in summary.claims) else 0)
 
 
@@ -59,7 +59,7 @@ def expected(study: Study, config: Any) -> str:
     if config == study.quick:
         return "less than a minute of a CPU core"
     if study.seconds is None:
-        return "a time that nobody has measured"
+        return "some minutes"
     others = "" if config == study.config() else " with the default settings, which these are not"
     return f"about {lasting(study.seconds)} of a CPU core{others}"
 

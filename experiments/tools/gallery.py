@@ -64,7 +64,7 @@ def entry(name: str, study: Study, picture: Picture) -> str:
     """What stands of one figure."""
     config = study.config()
     command = " ".join(filter(None, (f"python -m experiments.{name}", picture.flags)))
-    takes = "unknown" if study.seconds is None else f"about {lasting(study.seconds)}"
+    takes = "some minutes" if study.seconds is None else f"about {lasting(study.seconds)}"
     if picture.flags:
         takes = f"{takes} without the flag, longer with it"
 

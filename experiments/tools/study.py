@@ -130,7 +130,8 @@ class Study(NamedTuple):
       config: its dataclass; the command line is made from it.
       parts: in the order in which they are run.
       quick: settings with which it ends within a minute; its claims are not about them.
-      seconds: of one CPU core that it takes with the settings of `config()`, compiling included.
+      seconds: of one CPU core that it took with the settings of `config()`, compiling included; None:
+        some minutes, which nobody has counted.
       pictures: of its figures.
     """
 

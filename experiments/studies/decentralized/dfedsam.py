@@ -293,6 +293,7 @@ STUDY = Study(
     Config,
     (Part("digits", radius_steps_and_graphs, needs=(DIGITS,)),),
     quick=Config(seeds=1, rounds=5, local_steps=5),
+    seconds=115,
     pictures=(
         Picture(
             name="traffic",

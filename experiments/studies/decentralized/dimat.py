@@ -584,6 +584,7 @@ STUDY = Study(
         image_steps=2,
         image_seeds=1,
     ),
+    seconds=215,
     pictures=(
         Picture(
             name="merges",
