@@ -45,12 +45,12 @@ def studies() -> dict[str, dict[str, Listed]]:
 def _seconds(tree: ast.Module) -> int | None:
     """The number after `seconds=` in a study's `STUDY = Study(...)`, or None."""
     for node in tree.body:
-        stated = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "STUDY"
-        if not stated or not isinstance(node.value, ast.Call):
+        if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)):
             continue
-        for given in node.value.keywords:
-            if given.arg == "seconds":
-                return int(ast.literal_eval(given.value))
+        if getattr(node.targets[0], "id", "") == "STUDY":
+            for given in node.value.keywords:
+                if given.arg == "seconds":
+                    return int(ast.literal_eval(given.value))
     return None
 
 
