@@ -5,27 +5,53 @@ import json
 import pathlib
 import subprocess
 import sys
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from experiments.tools import results
-from experiments.tools.study import Claim
+from experiments.tools.study import Claim, lasting
 
 STUDIES = pathlib.Path(__file__).parent / "studies"
 USAGE = "usage: python -m experiments [--all [--quick]]"
 
 
-def studies() -> dict[str, dict[str, str]]:
-    """By family every study's name and the first line of what it says of itself, not importing it.
+class Listed(NamedTuple):
+    """What the list says of a study.
+
+    Attributes:
+      line: the first line of what it says of itself.
+      seconds: of one CPU core that it takes with the default settings.
+    """
+
+    line: str
+    seconds: int | None
+
+
+def studies() -> dict[str, dict[str, Listed]]:
+    """Every study by family and name, read from its source without importing it.
 
     A study is what lies in `studies/FAMILY/`; files that begin with "_" are parts of one.
     """
-    families: dict[str, dict[str, str]] = {}
+    families: dict[str, dict[str, Listed]] = {}
     for file in sorted(STUDIES.glob("*/[!_]*.py")):
-        line = (ast.get_docstring(ast.parse(file.read_text())) or "").splitlines()[0]
-        families.setdefault(file.parent.name, {})[file.stem] = line
+        tree = ast.parse(file.read_text())
+        line = (ast.get_docstring(tree) or "").splitlines()[0]
+        families.setdefault(file.parent.name, {})[file.stem] = Listed(line, _seconds(tree))
     return families
+
+
+def _seconds(tree: ast.Module) -> int | None:
+    """The number after `seconds=` in a study's `STUDY = Study(...)`, or None."""
+    for node in tree.body:
+        if not (isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)):
+            continue
+        if getattr(node.targets[0], "id", "") == "STUDY":
+            for given in node.value.keywords:
+                if given.arg == "seconds":
+                    return int(ast.literal_eval(given.value))
+    return None
 
 
 def run_all(names: list[str], flags: list[str]) -> int:
@@ -61,12 +87,17 @@ def main() -> None:
     table = Table(box=None)
     # A command is copied whole.
     table.add_column("study", no_wrap=True)
+    table.add_column("takes about", no_wrap=True, justify="right")
     table.add_column("what it shows")
     for family, known in families.items():
-        table.add_row(f"[bold]{family}[/bold]", "")
-        for name, line in known.items():
-            table.add_row(f"python -m experiments.{name}", line)
+        table.add_row(f"[bold]{family}[/bold]", "", "")
+        for name, (line, seconds) in known.items():
+            takes = "some min" if seconds is None else lasting(seconds)
+            table.add_row(f"python -m experiments.{name}", takes, line)
     Console().print(table)
+    Console().print(
+        "Times are of one CPU core, settings as they are; --quick takes less than a minute."
+    )
 
 
 if __name__ == "__main__":

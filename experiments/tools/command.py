@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 
-from experiments.tools import results
+from experiments.tools import figures, results
 from experiments.tools.finished import Kept
-from experiments.tools.study import Claim, Part, Study, Summary, together
+from experiments.tools.study import Claim, Part, Study, Summary, lasting, together
 
 FLAGS = (
     ("--plan", "say what would run and what is missing, and end"),
@@ -43,14 +43,25 @@ def main(study: Study, file: str) -> None:
         ),
     )
     folder = results.RESULTS / "quick" / name if flags.quick else results.RESULTS / name
+    say(f"{name} {'takes' if flags.plan else 'begins, and takes'} {expected(study, config)}")
     if flags.plan:
         plan(study, name, config)
         sys.exit(0)
     remember_compilations()
     began = time.perf_counter()
     summary = run(study, folder, config, judged=not flags.quick)
-    results.show(folder, summary, time.perf_counter() - began)
+    results.show(folder, summary, time.perf_counter() - began, time.process_time())
     sys.exit(1 if any(claim.fails for claim in summary.claims) else 0)
+
+
+def expected(study: Study, config: Any) -> str:
+    """How long a run with these settings takes, in words, as far as that was measured."""
+    if config == study.quick:
+        return "less than a minute of a CPU core"
+    if study.seconds is None:
+        return "some minutes"
+    others = "" if config == study.config() else " with the default settings, which these are not"
+    return f"about {lasting(study.seconds)} of a CPU core{others}"
 
 
 def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -99,7 +110,7 @@ def run(study: Study, folder: pathlib.Path, config: Any, *, judged: bool = True)
         if absent:
             found[part.name] = part.not_run(config, absent)
         else:
-            found[part.name] = _run_part(part, folder, config, kept, judged)
+            found[part.name] = _run_part(study, part, folder, config, kept, judged)
         later = {
             other.name: other.not_run(config, why or "the study has not come so far")
             for other, why in planned[place + 1 :]
@@ -109,7 +120,9 @@ def run(study: Study, folder: pathlib.Path, config: Any, *, judged: bool = True)
     return together(found)
 
 
-def _run_part(part: Part, folder: pathlib.Path, config: Any, kept: Kept, judged: bool) -> Summary:
+def _run_part(
+    study: Study, part: Part, folder: pathlib.Path, config: Any, kept: Kept, judged: bool
+) -> Summary:
     """What a part finds, or what a run that was killed later on has left of it."""
     before = kept.text(part.name)
     if before is not None and all((folder / f"{stem}.png").exists() for stem in before["figures"]):
@@ -126,6 +139,13 @@ def _run_part(part: Part, folder: pathlib.Path, config: Any, kept: Kept, judged:
         why = "not judged with quick settings"
         claims = [dataclasses.replace(c, holds=None, reference=why) for c in summary.claims]
         summary = dataclasses.replace(summary, claims=claims)
+    for picture in study.pictures:
+        figure = summary.figures.get(picture.name)
+        if figure is not None and picture.headed:
+            figures.head(figure, picture.heading(config))
+    for stem, figure in summary.figures.items():
+        for fault in figures.lacks(figure):
+            say(f"  figure {stem}, {fault}")
     summary = dataclasses.replace(summary, figures=results.draw(folder, summary))
     content = dataclasses.asdict(summary) | {"figures": list(summary.figures)}
     kept.keep_text(part.name, results.plain(content))

@@ -30,8 +30,8 @@ class Kept:
 
     A piece lies in `FOLDER/parts/` under a digest of its name, the settings, the source of dflax and of
     the experiments, and the version and platform of JAX, so that numbers of other code are never taken
-    up. As a function, `kept(name, compute)`, it is a stage of a part: it says a line, and gives back
-    what `compute()` found, now or in the run that was killed.
+    up. As a function, `kept(name, compute)`, it is a stage of a part: it says a line when it begins and
+    one when it ends, and gives back what `compute()` found, now or in the run that was killed.
 
     Args:
       folder: of the study's results.
@@ -50,6 +50,7 @@ class Kept:
         if found is not None:
             self.say(f"  {name}: kept from before")
             return found[0]
+        self.say(f"  {name}: begins")
         began = time.perf_counter()
         computed = jax.tree.map(np.asarray, compute())
         self._write(path, functools.partial(_save_tree, computed))

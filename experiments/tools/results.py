@@ -54,8 +54,10 @@ def draw(folder: pathlib.Path, summary: Summary) -> dict[str, pathlib.Path]:
     return drawn
 
 
-def show(folder: pathlib.Path, summary: Summary, seconds: float) -> None:
-    """Prints the methods' metrics, the claims, and where everything lies."""
+def show(
+    folder: pathlib.Path, summary: Summary, seconds: float, of_a_core: float | None = None
+) -> None:
+    """Prints the methods' metrics, the claims, what it took, and where everything lies."""
     console = Console(width=None if sys.stdout.isatty() else 110)
     for title, methods in (summary.tables or {folder.name: list(summary.methods)}).items():
         rows = {method: summary.methods[method] for method in methods}
@@ -68,7 +70,8 @@ def show(folder: pathlib.Path, summary: Summary, seconds: float) -> None:
         console.print(table)
     if summary.claims:
         console.print(claims_table({folder.name: summary.claims}))
-    console.print(f"{seconds:.0f} s; summary and figures in {folder}/", highlight=False)
+    cores = "" if of_a_core is None else f", {of_a_core:.0f} s of a CPU core"
+    console.print(f"{seconds:.0f} s{cores}; summary and figures in {folder}/", highlight=False)
 
 
 def claims_table(claims: dict[str, list[Claim]]) -> Table:

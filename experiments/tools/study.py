@@ -94,18 +94,52 @@ class Part(NamedTuple):
         return Summary({}, [Claim(text, None, None, f"not run: {why}") for text in stated])
 
 
+class Picture(NamedTuple):
+    """What a figure of a study is, for whoever sees the figure alone.
+
+    Texts may name settings, `{config.seeds}`.
+
+    Attributes:
+      name: among the study's figures.
+      file: in `docs/figures/`; "" if it is not kept there.
+      claim: what it shows.
+      data: on which data set or problem.
+      bands: what its bands and bars are, or its marks.
+      flags: the command line that draws it, where that is not the study's name alone.
+      headed: whether data and bands are written above the figure; False where it says both itself.
+    """
+
+    name: str
+    file: str
+    claim: str
+    data: str
+    bands: str
+    flags: str = ""
+    headed: bool = True
+
+    def heading(self, config: Any) -> str:
+        """The line above the figure."""
+        line = f"{self.data}; {self.bands}".format(config=config)
+        return line.replace(" of 1 seeds", " of one seed")
+
+
 class Study(NamedTuple):
     """A study.
 
     Attributes:
       config: its dataclass; the command line is made from it.
       parts: in the order in which they are run.
-      quick: settings with which it ends within a minute or two; its claims are not about them.
+      quick: settings with which it ends within a minute; its claims are not about them.
+      seconds: of one CPU core that it took with the settings of `config()`, compiling included; None:
+        some minutes, which nobody has counted.
+      pictures: of its figures.
     """
 
     config: type
     parts: tuple[Part, ...]
     quick: Any
+    seconds: int | None = None
+    pictures: tuple[Picture, ...] = ()
 
     def missing(self, config: Any) -> dict[str, str]:
         """The inputs of its wanted parts that are not here, each with what the search for it said."""
@@ -121,6 +155,13 @@ class Study(NamedTuple):
                 except (FileNotFoundError, ImportError) as error:
                     absent[need.name] = str(error)
         return absent
+
+
+def lasting(seconds: float) -> str:
+    """A duration in words, as exactly as it can be foretold."""
+    if seconds < 90:
+        return f"{max(10 * round(seconds / 10), 10)} s"
+    return f"{round(seconds / 60)} min"
 
 
 def together(parts: dict[str, Summary]) -> Summary:

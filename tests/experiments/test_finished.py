@@ -68,13 +68,18 @@ def test_an_ended_study_computes_anew(tmp_path, compute):
     assert compute.calls == 2
 
 
-def test_a_stage_says_a_line(tmp_path, compute):
+def test_a_stage_says_a_line_when_it_begins_and_when_it_ends(tmp_path, compute):
     lines = []
+
+    def told_before():
+        assert lines == ["  FedAvg: begins"]
+        return compute()
+
     for _ in range(2):
-        Kept(tmp_path, Config(), say=lines.append)("FedAvg", compute)
-    assert lines[0].startswith("  FedAvg: ")
-    assert lines[0].endswith(" s")
-    assert lines[1] == "  FedAvg: kept from before"
+        Kept(tmp_path, Config(), say=lines.append)("FedAvg", told_before)
+    assert lines[1].startswith("  FedAvg: ")
+    assert lines[1].endswith(" s")
+    assert lines[2] == "  FedAvg: kept from before"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from experiments.studies.server import (
     momentum_fl,
     server_comparison,
 )
-from experiments.tools import results
+from experiments.tools import figures, results
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -158,6 +158,7 @@ def test_tables_claims_and_figures_follow_from_the_stages(module, place, tmp_pat
     if stated:
         assert [claim.claim for claim in summary.claims] == stated
     results.save(tmp_path, study.quick, summary)
-    for stem in summary.figures:
+    for stem, figure in summary.figures.items():
+        assert figures.lacks(figure) == []
         assert (tmp_path / f"{stem}.png").stat().st_size > 1000
     plt.close("all")

@@ -2,6 +2,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -19,7 +20,7 @@ from experiments import __main__ as all_studies
 from experiments.studies.introduction import quickstart
 from experiments.tasks import inputs
 from experiments.tools import command, figures, results
-from experiments.tools.study import Claim, Input, Part, Study, Summary, together
+from experiments.tools.study import Claim, Input, Part, Picture, Study, Summary, together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -547,3 +548,57 @@ def test_a_study_runs_by_its_name_alone():
     assert len(names) == len(set(names)) > 15
     for name in names:
         assert importlib.util.find_spec(f"experiments.{name}") is not None
+
+
+def test_a_study_says_first_how_long_it_takes(monkeypatch, capsys):
+    timed = COMPARE._replace(seconds=130)
+    for arguments, words in (
+        ([], "compare begins, and takes about 2 min of a CPU core"),
+        (["--plan"], "compare takes about 2 min of a CPU core"),
+        (["--quick"], "compare begins, and takes less than a minute of a CPU core"),
+        (["--rounds", "3"], "core with the default settings, which these are not"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["study", *arguments])
+        with pytest.raises(SystemExit):
+            command.main(timed, "compare.py")
+        assert capsys.readouterr().out.splitlines()[0].endswith(words)
+
+
+def test_a_begun_study_is_heard_of_through_a_pipe(monkeypatch):
+    flushed = []
+    monkeypatch.setattr("builtins.print", lambda line, flush=False: flushed.append((line, flush)))
+    command.run(COMPARE, results.RESULTS / "compare", Config())
+    assert ("compare, whole: begins", True) in flushed
+    assert all(at_once for _, at_once in flushed)
+
+
+def test_a_figure_says_its_data_and_what_bands_are(monkeypatch):
+    heads = []
+    draw = results.draw
+
+    def noted(folder, summary):
+        heads.extend(f.get_suptitle() for f in summary.figures.values() if hasattr(f, "axes"))
+        return draw(folder, summary)
+
+    monkeypatch.setattr(results, "draw", noted)
+    for headed in (True, False):
+        picture = Picture(
+            "curve", "", "A claim.", "digits", "{config.rounds} rounds", headed=headed
+        )
+        study = COMPARE._replace(pictures=(picture,))
+        command.run(study, results.RESULTS / "compare", Config())
+    assert heads == ["digits; 7 rounds", ""]
+
+
+def test_a_figure_that_does_not_stand_alone_is_named(monkeypatch, capsys):
+    run_main(monkeypatch)
+    assert "  figure curve, panel 1: the x axis has no label" in capsys.readouterr().out
+
+
+def test_the_list_says_how_long_each_study_takes(monkeypatch, capsys):
+    run_command(monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if "python -m experiments." in line]
+    assert len(rows) == sum(len(known) for known in all_studies.studies().values())
+    for row in rows:
+        assert re.search(r"experiments\.\w+ +(\d+ s|\d+ min|some min) ", row), row

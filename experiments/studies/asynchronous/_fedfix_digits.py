@@ -15,7 +15,7 @@ from dflax import asynchronous
 from experiments.tasks import timed
 from experiments.tasks.skewed_digits import drawn_by
 from experiments.tools.curves import held, seconds_to, span
-from experiments.tools.figures import figure
+from experiments.tools.figures import curve, figure, looks
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.report import Report
 from experiments.tools.study import Summary
@@ -175,15 +175,12 @@ def on_digits(config: Any, stage: Stage = in_memory) -> Summary:
 
 def drawn_over_seconds(seconds: np.ndarray, found: dict[str, dict[str, np.ndarray]]) -> Any:
     """The excess loss of every method that converges."""
-    with figure(7.0, 3.6) as (drawn, axes):
-        for name, one in found.items():
-            if name != f"{WEIGHTED}, rate 0.02":
-                axes.plot(seconds, one["excess"].mean(0), label=name)
-        axes.axhline(TARGET, color="0.5", linewidth=0.8, linestyle=":")
+    shown = looks(name for name in found if name != f"{WEIGHTED}, rate 0.02")
+    with figure(7.0, 4.2) as (drawn, axes):
+        for name, look in shown.items():
+            curve(axes, seconds, found[name]["excess"], look, name)
+        axes.axhline(TARGET, color="0.5", linewidth=0.8, label=f"target, {TARGET:g}")
         axes.set(xlabel="simulated seconds", ylabel="loss above the minimum", yscale="log")
-        axes.set_title(
-            "digits, 20 clients, the fastest 5 times as fast as the slowest", fontsize=10
-        )
         axes.legend(fontsize=8)
     return drawn
 

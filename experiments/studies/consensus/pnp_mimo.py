@@ -16,7 +16,7 @@ from experiments.tools.command import main
 from experiments.tools.figures import figure
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.report import Report
-from experiments.tools.study import Part, Study, Summary
+from experiments.tools.study import Part, Picture, Study, Summary
 
 NOISES = (30.0, 10.0)
 ITERATIONS, LONG = 30, 300
@@ -414,6 +414,19 @@ STUDY = Study(
         Part("full size", full_size, needs=(), wanted=of_full_size),
     ),
     quick=Config(seeds=1, scenes=8, fewer=(), few=2, dealt=200),
+    pictures=(
+        Picture(
+            name="pnp_mimo",
+            file="pnp_mimo.png",
+            claim=(
+                "With the shipped denoiser PnP is 5.3 to 8.2 dB above l1, and who takes "
+                "phases for zero fails."
+            ),
+            data="simulated scenes of random phase from 12 % as many measurements as voxels",
+            bands="bars: each of {config.seeds} times {config.scenes} scenes, dots: means",
+            headed=False,
+        ),
+    ),
 )
 
 

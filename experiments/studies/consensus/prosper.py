@@ -15,7 +15,7 @@ from experiments.tools.command import main
 from experiments.tools.figures import figure
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.report import Report
-from experiments.tools.study import Part, Study, Summary
+from experiments.tools.study import Part, Picture, Study, Summary
 
 H = 2 * SIDE
 # A column counts as a bar below this error; bars have height 10.
@@ -363,6 +363,27 @@ STUDY = Study(
         patches=800,
         fields=24,
         patch_steps=15,
+    ),
+    pictures=(
+        Picture(
+            name="prosper",
+            file="prosper.png",
+            claim=(
+                "Each model of sparse coding finds the bars that meet in its own way; the"
+                " one for sums (BSC) fails where signs or magnitudes decide."
+            ),
+            data="artificial images of bars",
+            bands="columns that were learnt, one seed, no bands",
+            headed=False,
+        ),
+        Picture(
+            name="prosper_fields",
+            file="prosper_fields.png",
+            claim="From photographs the model learns fields that are edges and gratings.",
+            data="{config.patches:,} whitened patches of two photographs (scikit-learn)",
+            bands="columns that were learnt, one seed, no bands",
+            headed=False,
+        ),
     ),
 )
 

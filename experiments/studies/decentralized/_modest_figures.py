@@ -6,25 +6,25 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.tasks.modest_runs import Found
-from experiments.tools.figures import figure
+from experiments.tools.figures import LINES, curve, figure, looks
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def cost_figure(curves: Curves) -> Any:
     """Accuracy over rounds and over megabytes sent."""
-    colors = {"MoDeST": "C0", "FedAvg": "C7", "D-SGD": "C1", "gossip learning": "C2"}
-    with figure(9.2, 3.8, ncols=2, sharey=True) as (drawn, axes):
-        for name, (accuracy, megabytes) in curves.items():
-            color = next(c for start, c in colors.items() if name.startswith(start))
-            style = ":" if name.endswith("mean model") or name == "FedAvg" else "-"
+    with figure(9.2, 4.4, ncols=2, sharey=True) as (drawn, axes):
+        for name, look in looks(curves).items():
+            accuracy, megabytes = curves[name]
+            band = accuracy.mean(0) - accuracy.std(0), accuracy.mean(0) + accuracy.std(0)
             rounds = np.arange(1, accuracy.shape[1] + 1)
-            _band(axes[0], rounds, accuracy, color=color, ls=style, label=name)
-            _band(axes[1], megabytes.mean(0), accuracy, color=color, ls=style)
+            for panel, xs in zip(axes, (rounds, megabytes.mean(0)), strict=True):
+                curve(panel, xs, accuracy, look, name, band=np.stack(band))
         axes[0].set(xlabel="round", ylabel="test accuracy", ylim=(0.5, 1.0))
         axes[1].set(xlabel="megabytes sent so far, views and pings counted")
         axes[1].set(xscale="log", xlim=(1.0, None))
-        axes[0].legend(fontsize=8, loc="lower right")
+        handles = axes[0].get_legend_handles_labels()
+        drawn.legend(*handles, loc="outside lower center", ncols=3, fontsize=8)
     return drawn
 
 
@@ -33,15 +33,17 @@ def silence_figure(crash: dict[str, Found], pings: dict[str, dict[str, Found]], 
     with figure(11.0, 3.6, ncols=3) as (drawn, axes):
         for place, (delta, found) in enumerate(crash.items()):
             label, color = f"delta = {delta}".replace("inf", "∞"), f"C{place}"
+            line = LINES[place % len(LINES)]
             accuracy = found["test_accuracy"]
             rounds = np.arange(1, accuracy.shape[1] + 1)
-            _band(axes[0], rounds, accuracy, color=color, label=label)
+            _band(axes[0], rounds, accuracy, color=color, ls=line, label=label)
             for panel, runs in zip(axes[1:], pings.values(), strict=True):
                 # Pings of single rounds are noisy: means over five.
                 failed = runs[delta]["failed_pings"]
                 failed = failed[:, : failed.shape[1] // 5 * 5]
                 failed = failed.reshape(len(failed), -1, 5).mean(2)
-                _band(panel, 5 * np.arange(failed.shape[1]) + 3, failed, color=color, label=label)
+                every = 5 * np.arange(failed.shape[1]) + 3
+                _band(panel, every, failed, color=color, ls=line, label=label)
         live = nodes // 5
         axes[0].set(ylabel="test accuracy", ylim=(0.6, 1.0), title=f"{nodes - live} fall silent")
         axes[1].set(ylabel="failed pings per sample", title=f"{nodes - live} fall silent")
@@ -62,7 +64,8 @@ def spread_figure(there: dict[str, Found], known: Float[np.ndarray, "S T j"], no
             sizes = found["view_size"]
             label = f"delta = {delta}".replace("inf", "∞")
             rounds = np.arange(1, sizes.shape[1] + 1)
-            _band(axes[0], rounds, sizes, color=f"C{place}", label=label)
+            look = {"color": f"C{place}", "ls": LINES[place % len(LINES)]}
+            _band(axes[0], rounds, sizes, label=label, **look)
         axes[0].set(xlabel="round", ylabel="nodes in the aggregator's view", ylim=(0, nodes + 4))
         axes[0].legend(fontsize=8, loc="lower left")
         rounds = np.arange(known.shape[1])

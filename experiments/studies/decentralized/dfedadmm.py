@@ -14,9 +14,9 @@ from experiments.tasks.inputs import DIGITS, FASHION_MNIST
 from experiments.tasks.paired import Paired, label_priors
 from experiments.tools.command import main
 from experiments.tools.curves import rounds_to
-from experiments.tools.figures import figure, sent_axis
+from experiments.tools.figures import bars, curve, figure, looks, sent_axis
 from experiments.tools.finished import Stage, in_memory
-from experiments.tools.study import Claim, Part, Study, Summary
+from experiments.tools.study import Claim, Part, Picture, Study, Summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +97,13 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
     rows = {}
     for place, alpha in enumerate(config.alphas):
         own = slice(place * config.seeds, (place + 1) * config.seeds)
-        for name, curve in found.items():
+        for name, one in found.items():
             rows[f"{name}; Dirichlet {alpha:g}"] = {
-                f"round {EARLY}": at(curve, EARLY)[own].mean(),
-                f"rounds to {100 * config.bar:g} %": reached(curve, config)[own].mean(),
-                "local": curve["local"][own].mean(),
-                "std over seeds": curve["local"][own].std(),
-                "distance": curve["distance"][own, -1].mean(),
+                f"round {EARLY}": at(one, EARLY)[own].mean(),
+                f"rounds to {100 * config.bar:g} %": reached(one, config)[own].mean(),
+                "local": one["local"][own].mean(),
+                "std over seeds": one["local"][own].std(),
+                "distance": one["distance"][own, -1].mean(),
             }
     figures = {"accuracy": accuracy_figure(found, config)}
     return Summary(rows, digits_claims(found, config), figures)
@@ -266,39 +266,39 @@ def digits_claims(found: dict[str, Any], config: Config) -> list[Claim]:
     return claims
 
 
-SHOWN = {
-    "DFedAvg": ("C0", "-"),
-    "DFedAvg, rate 0.3": ("C0", "--"),
-    "DFedAvgM, momentum 0.9": ("C2", "--"),
-    "DFedADMM, lambda 0.3": ("C1", ":"),
-    "DFedADMM, lambda 3": ("C1", "-"),
-    "DFedADMM, lambda 10": ("C3", "-"),
-}
+LOOKS = looks(
+    (
+        "DFedAvg",
+        "DFedAvg, rate 0.3",
+        "DFedAvgM, momentum 0.9",
+        "DFedADMM, lambda 0.3",
+        "DFedADMM, lambda 3",
+        "DFedADMM, lambda 10",
+    )
+)
 
 
 def accuracy_figure(found: dict[str, Any], config: Config) -> Any:
     """Accuracy of the mean model over rounds and megabytes, one panel for each split law."""
     panels = len(config.alphas)
-    with figure(4.6 * panels, 3.6, ncols=panels, sharey=True, squeeze=False) as (drawn, axes):
+    with figure(4.6 * panels, 4.3, ncols=panels, sharey=True, squeeze=False) as (drawn, axes):
         for place, (panel, alpha) in enumerate(zip(axes[0], config.alphas, strict=True)):
             own = slice(place * config.seeds, (place + 1) * config.seeds)
-            for name, (color, style) in SHOWN.items():
+            for name, look in LOOKS.items():
                 if name not in found:
                     continue
-                curve = found[name]["mean model"][own]
-                rounds = np.arange(1, curve.shape[1] + 1)
-                panel.plot(rounds, curve.mean(0), style, color=color, label=name, linewidth=1.4)
-                panel.fill_between(
-                    rounds, curve.min(0), curve.max(0), color=color, alpha=0.08, linewidth=0
-                )
-            panel.axhline(config.bar, color="0.6", linewidth=0.8)
+                accuracy = found[name]["mean model"][own]
+                curve(panel, np.arange(1, accuracy.shape[1] + 1), accuracy, look, name)
+            bar = f"{100 * config.bar:g} %, to which rounds are counted"
+            panel.axhline(config.bar, color="0.6", linewidth=0.8, label=bar)
             panel.set(
                 xlabel="round", title=f"Dirichlet {alpha:g}", xlim=(1, min(100, config.rounds))
             )
             # A round of every method sends one model to each neighbour.
             sent_axis(panel, float(found["DFedAvg"]["megabytes"][0, 0]))
         axes[0][0].set_ylabel("accuracy of the mean model")
-        axes[0][-1].legend(loc="lower right", fontsize=8)
+        handles = axes[0][-1].get_legend_handles_labels()
+        drawn.legend(*handles, loc="outside lower center", ncols=4, fontsize=8)
     return drawn
 
 
@@ -379,14 +379,15 @@ def over_graphs(config: Config, stage: Stage = in_memory) -> Summary:
     ]
     with figure(6.0, 3.6) as (drawn, axes):
         width = 0.8 / len(methods)
-        for place, name in enumerate(methods):
-            heights = [local[name, graph] for graph in graphs]
-            axes.bar(
-                np.arange(len(graphs)) + (place - 1.5) * width,
-                [height.mean() for height in heights],
+        for name, look in looks(methods).items():
+            heights = np.stack([local[name, graph] for graph in graphs], axis=1)
+            bars(
+                axes,
+                np.arange(len(graphs)) + (look.place - 1.5) * width,
+                heights,
+                look,
                 width,
-                yerr=[height.std() for height in heights],
-                label=name,
+                name,
             )
         axes.set_xticks(range(len(graphs)), list(graphs))
         axes.set_ylabel("mean accuracy of the clients' models")
@@ -408,6 +409,18 @@ STUDY = Study(
         ),
     ),
     quick=Config(seeds=1, rounds=30, graph_rounds=4),
+    pictures=(
+        Picture(
+            name="accuracy",
+            file="dfedadmm.png",
+            claim=(
+                "A dual per client takes the mean model to 75 % sooner than DFedAvg at "
+                "the same rate, and to a higher end, if lambda is large enough."
+            ),
+            data="digits (scikit-learn), {config.clients} clients on a ring",
+            bands="bands: least to largest of {config.seeds} seeds",
+        ),
+    ),
 )
 
 

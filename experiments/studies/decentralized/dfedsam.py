@@ -11,9 +11,9 @@ from dflax import decentralized, topology
 from experiments.tasks.inputs import DIGITS
 from experiments.tasks.paired import Paired, label_priors
 from experiments.tools.command import main
-from experiments.tools.figures import figure, log_megabytes
+from experiments.tools.figures import curve, figure, log_megabytes, looks
 from experiments.tools.finished import Stage, in_memory
-from experiments.tools.study import Claim, Part, Study, Summary
+from experiments.tools.study import Claim, Part, Picture, Study, Summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,16 +221,16 @@ def all_claims(found: dict[Any, Any], gaps: dict[str, float], config: Config) ->
 def steps_figure(found: dict[Any, Any], radii: tuple[float, ...], config: Config) -> Any:
     """Local accuracy over gossip steps, and the paired gain over the radius."""
     with figure(8.6, 3.5, ncols=2) as (drawn, axes):
-        for rho, color in ((0.0, "C0"), (config.rho, "C1")):
+        for rho, color, line in ((0.0, "C0", "o-"), (config.rho, "C1", "s--")):
             values = np.stack([found["ring", steps, rho]["local"] for steps in STEPS])
             label = "DFedAvg" if rho == 0.0 else f"DFedSAM, rho {rho:g}"
             axes[0].plot(STEPS, values, ".", color=color, alpha=0.4)
-            axes[0].plot(STEPS, values.mean(1), "o-", color=color, label=label)
+            axes[0].plot(STEPS, values.mean(1), line, color=color, label=label)
         axes[0].set_xscale("log", base=2)
         axes[0].set_xticks(STEPS, [str(steps) for steps in STEPS])
         axes[0].set(xlabel="gossip steps Q", ylabel="mean accuracy of the clients' models")
         axes[0].legend(loc="lower right")
-        for steps, color in ((1, "C2"), (4, "C3")):
+        for steps, color, line in ((1, "C2", "o-"), (4, "C3", "s--")):
             gains = np.stack(
                 [
                     found["ring", steps, rho]["local"] - found["ring", steps, 0.0]["local"]
@@ -238,7 +238,7 @@ def steps_figure(found: dict[Any, Any], radii: tuple[float, ...], config: Config
                 ]
             )
             axes[1].plot(radii, gains, ".", color=color, alpha=0.4)
-            axes[1].plot(radii, gains.mean(1), "o-", color=color, label=f"Q = {steps}")
+            axes[1].plot(radii, gains.mean(1), line, color=color, label=f"Q = {steps}")
         axes[1].set(xlabel="radius rho", ylabel="gain over rho 0, same seed")
         axes[1].legend(loc="lower right")
     return drawn
@@ -248,17 +248,16 @@ def gap_figure(found: dict[Any, Any], gaps: dict[str, float], config: Config) ->
     """Local accuracy against the spectral gap of what a round multiplies by."""
     second = 1.0 - gaps["ring"]
     with figure(6.0, 3.8) as (drawn, axes):
-        for rho, color, label in (
-            (0.0, "C0", "DFedAvg"),
-            (config.rho, "C1", f"DFedSAM, rho {config.rho:g}"),
+        for rho, color, marks, label in (
+            (0.0, "C0", "os", "DFedAvg"),
+            (config.rho, "C1", "^D", f"DFedSAM, rho {config.rho:g}"),
         ):
             graphs = [found[name, 1, rho]["local"].mean() for name in gaps]
-            axes.plot(list(gaps.values()), graphs, "o-", color=color, label=label)
+            axes.plot(list(gaps.values()), graphs, f"{marks[0]}-", color=color, label=label)
             several = [1.0 - second**steps for steps in STEPS]
             ring = [found["ring", steps, rho]["local"].mean() for steps in STEPS]
-            axes.plot(
-                several, ring, "s--", color=color, mfc="white", label=f"{label}, ring, Q steps"
-            )
+            ring_label = f"{label}, ring, Q steps"
+            axes.plot(several, ring, f"{marks[1]}--", color=color, mfc="white", label=ring_label)
         for name, gap in gaps.items():
             below = found[name, 1, 0.0]["local"].mean()
             axes.annotate(
@@ -277,14 +276,13 @@ def gap_figure(found: dict[Any, Any], gaps: dict[str, float], config: Config) ->
 def traffic_figure(found: dict[Any, Any], graphs: list[str], config: Config) -> Any:
     """Local accuracy of DFedSAM over rounds and over megabytes: several steps, and denser graphs."""
     runs = [("ring", steps) for steps in STEPS] + [(name, 1) for name in graphs[1:]]
-    with figure(9.0, 3.8, ncols=2, sharey=True) as (drawn, axes):
-        for graph, steps in runs:
+    named = looks(f"ring, Q = {steps}" if graph == "ring" else graph for graph, steps in runs)
+    with figure(9.0, 4.3, ncols=2, sharey=True) as (drawn, axes):
+        for (graph, steps), (label, look) in zip(runs, named.items(), strict=True):
             own = found[graph, steps, config.rho]
             rounds = np.arange(1, own["curve"].shape[1] + 1)
-            label = f"ring, Q = {steps}" if graph == "ring" else graph
             for panel, xs in zip(axes, (rounds, own["megabytes"].mean(0)), strict=True):
-                style = "-" if graph == "ring" else "--"
-                panel.plot(xs, own["curve"].mean(0), style, label=label, linewidth=1.4)
+                curve(panel, xs, own["curve"], look, label)
         axes[0].set(xlabel="round", ylabel="mean accuracy of the clients' models")
         log_megabytes(axes[1], "megabytes sent per client")
         drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -295,6 +293,22 @@ STUDY = Study(
     Config,
     (Part("digits", radius_steps_and_graphs, needs=(DIGITS,)),),
     quick=Config(seeds=1, rounds=5, local_steps=5),
+    seconds=115,
+    pictures=(
+        Picture(
+            name="traffic",
+            file="dfedsam.png",
+            claim=(
+                "Several gossip steps on a ring do what a denser graph does, at the price"
+                " of as many megabytes."
+            ),
+            data=(
+                "digits (scikit-learn), {config.clients} clients, Dirichlet "
+                "{config.alpha:g}, DFedSAM with rho {config.rho:g}"
+            ),
+            bands="bands: least to largest of {config.seeds} seeds",
+        ),
+    ),
 )
 
 

@@ -15,10 +15,10 @@ from experiments.tasks.inputs import DIGITS, FASHION_MNIST
 from experiments.tasks.skewed_digits import drawn_by
 from experiments.tools.command import main
 from experiments.tools.curves import spread
-from experiments.tools.figures import figure, log_megabytes
+from experiments.tools.figures import curve, figure, log_megabytes, looks
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.lanes import each
-from experiments.tools.study import Claim, Part, Study, Summary
+from experiments.tools.study import Claim, Part, Picture, Study, Summary
 
 Curves = dict[str, np.ndarray]
 MEASURED = ("merged", "trained", "similarity", "fixed", "sent")
@@ -28,7 +28,8 @@ NAMES = {
     "weights": "DIMAT, weights",
     "anchored": "DIMAT, weights, anchored",
 }
-COLOURS = dict(zip(NAMES, ("C3", "C0", "C2", "C1"), strict=True))
+LOOKS = looks(NAMES)
+LINES = {"merged": "-", "trained": ":"}
 # On the complete graph everyone hears the anchor anyway.
 ON = {"full": tuple(NAMES), "ring": ("plain", "activations", "weights")}
 
@@ -494,8 +495,8 @@ def _draw_merges(
     before: np.ndarray,
     seeds: int,
 ) -> Any:
-    """Accuracy after merge (solid) and after training (dashed) over merges, tasks by graphs."""
-    with figure(9.6, 5.6, nrows=2, ncols=3, sharex=True, sharey="col") as (drawn, axes):
+    """Accuracy after merge (solid) and after training (dotted) over merges, tasks by graphs."""
+    with figure(9.6, 6.4, nrows=2, ncols=3, sharex=True, sharey="col") as (drawn, axes):
         for place, task in enumerate(titles):
             alone = before[:seeds] if task == "iid" else before[seeds:]
             for graph, panel in zip(("full", "ring"), axes[:, place], strict=True):
@@ -504,27 +505,18 @@ def _draw_merges(
                         continue
                     curves = found[task, graph, way]
                     ticks = np.arange(curves["merged"].shape[1])
-                    for stage, style in (("merged", "-"), ("trained", ":")):
-                        values = curves[stage]
-                        panel.plot(
+                    for stage, line in LINES.items():
+                        curve(
+                            panel,
                             ticks,
-                            values.mean(0),
-                            style,
-                            color=COLOURS[way],
-                            linewidth=1.4,
-                            label=f"{label}, after {'merge' if stage == 'merged' else 'training'}",
+                            curves[stage],
+                            LOOKS[way],
+                            f"{label}, after {'merge' if stage == 'merged' else 'training'}",
+                            linestyle=line,
                         )
-                        panel.fill_between(
-                            ticks,
-                            values.min(0),
-                            values.max(0),
-                            alpha=0.1,
-                            color=COLOURS[way],
-                            linewidth=0,
-                        )
-                panel.axhline(alone.mean(), color="0.5", linewidth=0.8)
+                panel.axhline(alone.mean(), color="0.5", linewidth=0.8, label="before any merge")
                 panel.set_title(f"{titles[task]}, {graph}", fontsize=10)
-            axes[1, place].set_xlabel("merge")
+            axes[1, place].set_xlabel("merges before this one")
         for panel in axes[:, 0]:
             panel.set_ylabel("test accuracy")
         handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -542,9 +534,10 @@ def _draw_megabytes(
         for panel, task in zip(axes, ("iid", "skewed"), strict=True):
             shown = {NAMES[way]: found[task, "ring", way] for way in ON["ring"]}
             shown |= stepped[task]
+            own = looks(shown)
             for name, curves in shown.items():
                 sent = megabytes * np.cumsum(curves["sent"], axis=1).mean(0)
-                panel.plot(sent, curves["trained"].mean(0), marker="o", markersize=2.5, label=name)
+                curve(panel, sent, curves["trained"], own[name], name)
             log_megabytes(panel, "megabytes sent by all agents")
         axes[0].set(ylabel="test accuracy after training", title="equal labels, ring")
         axes[1].set(title="skewed labels, ring")
@@ -556,14 +549,13 @@ def _draw_images(seen: dict[str, Curves], before: np.ndarray) -> Any:
     with figure(7.2, 4.0) as (drawn, axes):
         for way, curves in seen.items():
             ticks = np.arange(curves["merged"].shape[1])
-            for stage, style, after in (("merged", "-", "merge"), ("trained", ":", "training")):
-                values, label = curves[stage], f"{NAMES[way]}, after {after}"
-                axes.plot(ticks, values.mean(0), style, color=COLOURS[way], label=label)
-                spread = values.min(0), values.max(0)
-                axes.fill_between(ticks, *spread, alpha=0.1, color=COLOURS[way], linewidth=0)
+            for stage, after in (("merged", "merge"), ("trained", "training")):
+                label = f"{NAMES[way]}, after {after}"
+                curve(axes, ticks, curves[stage], LOOKS[way], label, linestyle=LINES[stage])
             axes.set_xticks(ticks)
-        axes.axhline(before.mean(), color="0.5", linewidth=0.8)
-        axes.set(xlabel="merge", ylabel="test accuracy", title="Fashion-MNIST, CNN, complete graph")
+        axes.axhline(before.mean(), color="0.5", linewidth=0.8, label="before any merge")
+        axes.set(xlabel="merges before this one", ylabel="test accuracy")
+        axes.set_title("Fashion-MNIST, CNN, complete graph")
         drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return drawn
 
@@ -591,6 +583,20 @@ STUDY = Study(
         image_merges=2,
         image_steps=2,
         image_seeds=1,
+    ),
+    seconds=215,
+    pictures=(
+        Picture(
+            name="merges",
+            file="dimat.png",
+            claim=(
+                "Networks trained apart merge well at once if their units are matched; "
+                "plain averaging (WA) needs some merges and may end ahead of it, not of "
+                "matching all to one anchor."
+            ),
+            data="digits (scikit-learn), {config.nodes} agents with {config.examples} examples each",
+            bands="bands: least to largest of {config.seeds} seeds",
+        ),
     ),
 )
 

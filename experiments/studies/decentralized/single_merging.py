@@ -16,10 +16,10 @@ from dflax import evaluation
 from dflax.topology import intensity
 from experiments.tasks.inputs import DIGITS, FASHION_MNIST
 from experiments.tools.command import main
-from experiments.tools.figures import figure, log_megabytes
+from experiments.tools.figures import curve, figure, log_megabytes, looks
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.lanes import each
-from experiments.tools.study import Claim, Part, Study, Summary
+from experiments.tools.study import Claim, Part, Picture, Study, Summary
 from experiments.tools.traffic import megabytes, model_bytes
 
 Curves = dict[str, np.ndarray]
@@ -344,24 +344,18 @@ def _claims(found: dict[str, Curves]) -> list[Claim]:
 
 
 def _draw(found: dict[str, Curves], rounds: np.ndarray) -> Any:
-    with figure(12.0, 4.4, ncols=3, sharey=True) as (drawn, axes):
-        colours: dict[str, str] = {}
+    with figure(12.0, 4.8, ncols=3, sharey=True) as (drawn, axes):
+        own = looks(found)
         for name, curves in found.items():
             sent = curves["megabytes"].mean(0)
-            # Like its counterpart from one start, but dashed.
-            kind = name.removeprefix("own starts, ")
-            colour = colours.setdefault(kind, f"C{len(colours)}")
-            look = {"color": colour, "linestyle": "-" if kind == name else "--"}
             for panel, xs, key in zip(
                 axes, (rounds, rounds, sent), ("local", "merged", "merged"), strict=True
             ):
-                panel.plot(xs, curves[key].mean(0), label=name, linewidth=1.3, **look)
-                spread = curves[key].min(0), curves[key].max(0)
-                panel.fill_between(xs, *spread, alpha=0.15, color=colour, linewidth=0)
+                curve(panel, xs, curves[key], own[name], name)
         axes[0].set(xlabel="round", ylabel="test accuracy", ylim=(0, 1), title="local models, mean")
         axes[1].set(xlabel="round", title="their mean, if merged at this round")
         log_megabytes(axes[2], "megabytes sent per node, merge included")
-        axes[2].set_title("the same")
+        axes[2].set_title("their mean, over what had been sent")
         for panel in axes[:2]:
             panel.xaxis.get_major_locator().set_params(integer=True)
         drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -382,6 +376,15 @@ STUDY = Study(
     ),
     quick=Config(
         rounds=10, local_steps=5, dense=2, seeds=1, image_rounds=4, image_steps=3, image_seeds=1
+    ),
+    pictures=(
+        Picture(
+            name="merging",
+            file="single_merging.png",
+            claim="Rare gossip keeps models mergeable, and communication late in a run is worth most.",
+            data="digits (scikit-learn), {config.nodes} nodes, Dirichlet {config.alpha:g}",
+            bands="bands: least to largest of {config.seeds} seeds",
+        ),
     ),
 )
 

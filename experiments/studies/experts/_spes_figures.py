@@ -15,29 +15,19 @@ from experiments.studies.experts._spes_methods import (
     UNMERGED,
     Config,
 )
-from experiments.tools.figures import figure
+from experiments.tools.figures import curve, figure, looks
 
-LOOKS = {
-    CENTRAL: ("0.2", "-"),
-    DENSE: ("0.6", "-"),
-    DILOCO: ("C0", "-"),
-    SPES: ("C3", "-"),
-    UNMERGED: ("C1", "--"),
-    RING: ("C2", "-"),
-    SILENT: ("C4", "-"),
-    NESTEROV: ("C5", "-."),
-}
+LOOKS = looks((CENTRAL, DENSE, DILOCO, SPES, UNMERGED, RING, SILENT, NESTEROV))
 
 
 def _curves(panel: Any, config: Config, found: dict[str, Any]) -> None:
-    for name, (colour, style) in LOOKS.items():
+    for name, look in LOOKS.items():
         if name not in found:
             continue
         losses = found[name]["loss"]
         tokens = config.nodes * config.batch_size * config.local_steps * config.length
         at = np.arange(1, losses.shape[1] + 1) * tokens / 1e6
-        panel.plot(at, losses.mean(0), style, color=colour, label=name, linewidth=1.6)
-        panel.fill_between(at, losses.min(0), losses.max(0), color=colour, alpha=0.12, lw=0)
+        curve(panel, at, losses, look, name)
     panel.set(xlabel="million tokens, all nodes together", ylabel="held-out loss, nats per token")
 
 
@@ -54,22 +44,23 @@ def on_sources(config: Config, found: dict[str, Any], floor: np.ndarray) -> Any:
         )
         axes[0].set_ylim(bottom=floor.mean() - 0.1)
         axes[0].legend(fontsize=7, loc="upper right")
-        axes[0].set_title("Markov sources, mean and range of seeds")
+        axes[0].set_title("Markov sources, bands: least to largest of the seeds", fontsize=10)
         names = [name for name in LOOKS if name in found]
         for place, name in enumerate(names):
             last = found[name]["loss"][:, -1]
             axes[1].plot(last, [place] * len(last), "|", color="0.2", markersize=10)
-            axes[1].plot(last.mean(), place, "o", color=LOOKS[name][0], markersize=6)
+            look = LOOKS[name]
+            axes[1].plot(last.mean(), place, look.marker, color=look.color, markersize=6)
         axes[1].set_yticks(range(len(names)), names, fontsize=8)
         axes[1].invert_yaxis()
-        axes[1].set(xlabel="held-out loss at the end", title="mean (dot), seeds (bars)")
+        axes[1].set(xlabel="held-out loss at the end", title="mean (mark), seeds (bars)")
         rounds = np.arange(1, config.rounds + 1)
-        for name, (colour, style) in LOOKS.items():
-            if name in (SPES, UNMERGED, SILENT):
-                cosine = found[name]["expert_cosine"]
-                axes[2].plot(rounds, cosine.mean(0), style, color=colour, label=name)
+        for name in (SPES, UNMERGED, SILENT):
+            cosine = found[name]["expert_cosine"].mean(0, keepdims=True)
+            curve(axes[2], rounds, cosine, LOOKS[name], name)
         axes[2].axvline(config.merge_until, color="0.4", linewidth=0.8, linestyle=":")
-        axes[2].set(xlabel="synchronisation", title="mean cosine of two experts", ylim=(0, None))
+        axes[2].set(xlabel="synchronisation", title="alikeness of experts", ylim=(0, None))
+        axes[2].set_ylabel("mean cosine of two experts, mean of seeds")
         axes[2].text(config.merge_until, 0, " merging ends", fontsize=8, va="bottom")
         axes[2].legend(fontsize=8)
     return canvas
@@ -79,6 +70,11 @@ def on_text(config: Config, found: dict[str, Any]) -> Any:
     """Curves."""
     with figure(6.0, 4.0) as (canvas, panel):
         _curves(panel, config, found)
-        panel.set_title("Python's language reference, a character a token")
+        seeds = len(next(iter(found.values()))["loss"])
+        panel.set_title(
+            "Python's language reference, a character a token\n"
+            f"bands: least to largest of {seeds} seeds",
+            fontsize=10,
+        )
         panel.legend()
     return canvas

@@ -40,7 +40,7 @@ from experiments.tasks.served_transformer import (
 from experiments.tools.command import main
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.report import Report
-from experiments.tools.study import Part, Study, Summary
+from experiments.tools.study import Part, Picture, Study, Summary
 
 LATENCIES = ("ttft", "tpot", "total")
 # What is claimed of errors in the median over repeats: of unseen calls, and of runs' mean latencies.
@@ -251,6 +251,19 @@ STUDY = Study(
     ),
     quick=Config(
         repeats=1, width=64, slots=3, calls=8, timings=3, requests=15, simulated=500, seeds=1
+    ),
+    pictures=(
+        Picture(
+            name="calibration",
+            file="calibration.png",
+            claim=(
+                "Costs fitted to some calls predict others, and a simulator with them "
+                "what a real run of the decoding loop measures."
+            ),
+            data="a small transformer with a key-value cache on this machine, processor time",
+            bands="marks: single calls at the left, single requests at the right",
+            headed=False,
+        ),
     ),
 )
 

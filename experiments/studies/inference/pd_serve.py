@@ -34,7 +34,7 @@ from experiments.studies.inference._pd_serve_transfer import transfer
 from experiments.tools.command import main
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.report import Report
-from experiments.tools.study import Part, Study, Summary
+from experiments.tools.study import Part, Picture, Study, Summary
 
 
 def forwarding(config: Config, stage: Stage = in_memory) -> Summary:
@@ -206,6 +206,33 @@ STUDY = Study(
         Part("service levels and tides", levels_and_tides, needs=()),
     ),
     quick=Config(seeds=1, size=1_000, others=400, split=200, periods=1, few=True),
+    pictures=(
+        Picture(
+            name="pd_serve",
+            file="pd_serve.png",
+            claim=(
+                "A gateway that offers requests to idle slots keeps .998 of first tokens "
+                "in time at load .95, round robin .92, reports of 1 s .59; runs follow "
+                "the formula of the best split within 9 %."
+            ),
+            data="{config.size:,} simulated requests to eight prefill instances",
+            bands="bands: least to largest of {config.seeds} seeds",
+            headed=False,
+        ),
+        Picture(
+            name="pd_serve_tides",
+            file="pd_serve_tides.png",
+            claim=(
+                "Disaggregated instances serve 8 times as much as aggregated ones where "
+                "1.5 times a full batch's pace is promised and no more at twice; "
+                "adjusting the split beside a profile is .005 ahead of the best fixed one"
+                " it starts from, one seed of three behind."
+            ),
+            data="simulated requests, steady at the left and a tide at the right",
+            bands="bands: least to largest of {config.seeds} seeds; at the right means",
+            headed=False,
+        ),
+    ),
 )
 
 

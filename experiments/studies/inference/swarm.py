@@ -36,7 +36,7 @@ from experiments.tasks.swarm_digits import STRAY, Classifiers, classifiers
 from experiments.tools.curves import span
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.report import Report
-from experiments.tools.study import Part, Study, Summary
+from experiments.tools.study import Part, Picture, Study, Summary
 
 # J and liars of 15 in the sheet's table, and its means: majority, unweighted, weighted.
 TABLE = {
@@ -462,7 +462,38 @@ PARTS = (
     Part("entry", entry, ()),
     Part("digits", digits, (DIGITS,)),
 )
-STUDY = Study(Config, PARTS, Config(seeds=2, curves=2, rounds=60, steps=40))
+STUDY = Study(
+    Config,
+    PARTS,
+    Config(seeds=2, curves=2, rounds=60, steps=40),
+    pictures=(
+        Picture(
+            name="swarm",
+            file="swarm.png",
+            claim=(
+                "Without liars the ranking is 0.3 to 0.5 ahead of the majority; how many "
+                "liars it bears is a matter of its judges, near a half reputation is "
+                "captured, and audits restore it: fully where every answer is audited, a "
+                "fifth of them only in part."
+            ),
+            data="15 simulated nodes, 4 options",
+            bands="bands: least to largest of {config.curves} seeds",
+            headed=False,
+        ),
+        Picture(
+            name="swarm_digits",
+            file="swarm_digits.png",
+            claim=(
+                "Without liars the ranking is the majority, with 6 of 15 lying it is 0.26"
+                " ahead of it; strokes of other digits cost the swarm 0.4 to 0.7 of what "
+                "they cost a node, and the majority as much."
+            ),
+            data="classifiers of digits (scikit-learn)",
+            bands="bands: least to largest of {config.curves} seeds",
+            headed=False,
+        ),
+    ),
+)
 
 if __name__ == "__main__":
     from experiments.tools.command import main

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.tools.figures import figure
+from experiments.tools.figures import curve, figure, looks
 
 STYLES = ("o-", "s--", "^:", "D-.")
 
@@ -88,16 +88,12 @@ def training_figure(
     with figure(9.6, 3.8, ncols=2) as (drawn, axes):
         for place, (method, graphs) in enumerate(curves.items()):
             panel = axes[place]
-            for number, name in enumerate(order):
+            for name, look in looks(order).items():
                 found = graphs[name]
-                distance = found["distance"].mean(0)
-                panel.plot(
-                    np.arange(1, len(distance) + 1),
-                    np.maximum(distance, 1e-7),
-                    linestyle=("-", "--", ":", "-.", (0, (1, 4)), (0, (6, 2, 1, 2)))[number % 6],
-                    color=f"C{number}",
-                    label=f"{name}: {100 * found['local'].mean():.1f} %",
-                )
+                distance = np.maximum(found["distance"].mean(0, keepdims=True), 1e-7)
+                rounds = np.arange(1, distance.shape[1] + 1)
+                label = f"{name}: {100 * found['local'].mean():.1f} %"
+                curve(panel, rounds, distance, look, label)
             panel.set(xlabel="round", yscale="log", title=method)
             panel.legend(fontsize=7, title="clients' models, accuracy at the end", title_fontsize=7)
         axes[0].set_ylabel("distance from the mean model")

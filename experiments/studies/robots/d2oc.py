@@ -12,7 +12,7 @@ from experiments.tools.command import main
 from experiments.tools.figures import figure
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.report import Report
-from experiments.tools.study import Part, Study, Summary
+from experiments.tools.study import Part, Picture, Study, Summary
 
 METHODS = ("D2OC", "D2OC, reach 0.3", "D2OC, all at once", "D2OC, no sharing", "D2C", "SMC")
 STRIPS = "strips"
@@ -148,6 +148,7 @@ def _paths_figure(drawn: Area, shown: dict[str, np.ndarray], found: dict[str, np
             panel.set(title=f"{name}: {w2:.3f}", xlim=(-0.1, 1.1), ylim=(-0.1, 1.1), aspect="equal")
             panel.set_xticks([0, 1])
             panel.set_yticks([0, 1])
+            panel.set(xlabel="x", ylabel="y")
         rows = list(found)
         for place, name in enumerate(rows):
             axes[4].plot(found[name], [place] * len(found[name]), "k|", markersize=9)
@@ -158,7 +159,8 @@ def _paths_figure(drawn: Area, shown: dict[str, np.ndarray], found: dict[str, np
             xlabel="2-Wasserstein distance", title="mean (dot), seeds (bars)", xlim=(0, None)
         )
         canvas.suptitle(
-            "paths of 4 agents over samples of three Gaussians (grey), and their distance to them"
+            "paths of 4 agents (a line style each) over samples of three Gaussians (grey) in the unit "
+            "square, first seed, and their distance to them"
         )
     return canvas
 
@@ -179,7 +181,6 @@ def _sizes_figure(longer: dict[int, np.ndarray], wider: dict[int, np.ndarray]) -
             panel.minorticks_off()
         axes[0].set_ylabel("2-Wasserstein distance")
         axes[0].legend()
-        canvas.suptitle("D2OC, dots are single seeds")
     return canvas
 
 
@@ -212,6 +213,35 @@ STUDY = Study(
     Config,
     (Part("methods", methods, needs=()), Part("sizes", mission_sizes, needs=())),
     quick=Config(seeds=2, steps=200, samples=200, lengths=(50, 200), teams=(2, 4)),
+    pictures=(
+        Picture(
+            name="d2oc",
+            file="d2oc.png",
+            claim=(
+                "D2OC covers a density closer than strips do and than SMC on the mean, "
+                "and needs what agents share."
+            ),
+            data="400 samples of three Gaussians in the unit square, {config.agents} agents",
+            bands="dots: means, bars: each of {config.seeds} seeds",
+            headed=False,
+        ),
+        Picture(
+            name="d2oc_sizes",
+            file="d2oc_sizes.png",
+            claim="Longer missions come closer; the same places dealt to more agents do not.",
+            data="samples of three Gaussians in the unit square",
+            bands="small dots: each of {config.seeds} seeds",
+        ),
+        Picture(
+            name="film",
+            file="d2oc.gif",
+            claim="A mission of four agents by D2OC.",
+            data="400 samples of three Gaussians in the unit square",
+            bands="one seed",
+            flags="--film docs/figures/d2oc.gif",
+            headed=False,
+        ),
+    ),
 )
 
 

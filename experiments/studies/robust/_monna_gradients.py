@@ -8,7 +8,7 @@ from dflax import gossip
 from experiments.studies.robust._monna_methods import learn_along, learning, mixer, momentum
 from experiments.tasks import robust_peers
 from experiments.tasks.robust_peers import ATTACKS, HONEST, Attack
-from experiments.tools.figures import figure
+from experiments.tools.figures import curve, figure, looks
 from experiments.tools.finished import Stage
 from experiments.tools.study import Claim, Summary
 
@@ -186,7 +186,8 @@ def _draw(found: Found) -> Any:
             for place, attack in enumerate(ATTACKS):
                 kept = [_at_least(found[method][f])[place] for f in some]
                 there = [np.isfinite(found[method][f].gradients[place]).all() for f in some]
-                style, marker = ("-", "--", "-.", ":")[place], ("o", "s", "^", "v")[place]
+                style = ("-", "--", "-.", ":")[place]
+                marker = ("os^v" if method == "MoNNA" else "DP>X")[place]
                 at = np.array(some) + 0.06 * (place - 1.5) + (0.03 if method == "LEARN" else 0)
                 mean = np.array([one.mean() for one in kept])
                 spread = np.abs([[one.min() for one in kept], [one.max() for one in kept]] - mean)
@@ -209,11 +210,10 @@ def _draw(found: Found) -> Any:
         for method, colour in zip(METHODS, ("C0", "C3"), strict=True):
             for place, f in enumerate((some[0], min(3, some[-1]))):
                 needed = found[method][f]
-                lanes, style = needed.accuracy[0], ("-", "--")[place]
                 label = f"{method}, f = {f}"
-                curves.plot(needed.spent, lanes.mean(0), color=colour, linestyle=style, label=label)
-                band = lanes.min(0), lanes.max(0)
-                curves.fill_between(needed.spent, *band, color=colour, alpha=0.12, linewidth=0)
+                look = looks("abcd")["ab"[place] if method == "MoNNA" else "cd"[place]]
+                look = look._replace(color=colour)
+                curve(curves, needed.spent, needed.accuracy[0], look, label)
         curves.axhline(TARGET, color="0.5", linewidth=0.8)
         curves.set(xscale="log", xlim=(10, None), ylim=(0.4, 1), xlabel="gradients of a peer")
         curves.set(ylabel="test accuracy, mean of the honest", title="sign flip; mean and range")

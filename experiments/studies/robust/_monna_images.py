@@ -15,7 +15,7 @@ from experiments.studies.robust._monna_methods import labelled, mixer, momentum
 from experiments.tasks import robust_peers
 from experiments.tasks.robust_peers import ATTACKS, Attack, Found
 from experiments.tasks.skewed_digits import drawn_by
-from experiments.tools.figures import figure
+from experiments.tools.figures import curve, figure, looks
 from experiments.tools.finished import Stage
 from experiments.tools.study import Claim, Summary
 
@@ -184,26 +184,20 @@ def _claims(config: Any, found: dict[str, dict[str, Found]]) -> list[Claim]:
 
 
 def _draw(found: dict[str, dict[str, Found]], config: Any) -> Any:
-    styles = dict(zip(found, ("-", "-", "--", ":"), strict=True))
-    colours = dict(zip(found, ("C7", "C0", "C1", "C2"), strict=True))
     with figure(13.0, 6.6, nrows=2, ncols=3) as (drawn, axes):
         for panel, attack in zip(axes.flat, (NONE, *ATTACKS), strict=False):
-            for name, by in found.items():
-                lanes = by[attack].accuracy
-                steps = EVERY * np.arange(1, lanes.shape[1] + 1)
-                look = {"color": colours[name], "linestyle": styles[name]}
-                panel.plot(steps, lanes.mean(0), label=name, linewidth=1.4, **look)
-                band = lanes.min(0), lanes.max(0)
-                panel.fill_between(steps, *band, color=colours[name], alpha=0.15, linewidth=0)
+            for name, look in looks(found).items():
+                lanes = found[name][attack].accuracy
+                curve(panel, EVERY * np.arange(1, lanes.shape[1] + 1), lanes, look, name)
             title = (
                 "no hostile peers" if attack == NONE else f"{FAULTY} hostile of {PEERS}: {attack}"
             )
             panel.set(title=title, ylim=(0, 0.9), xlabel="step")
-        for name, by in found.items():
-            lanes = by["sign flip"].apart
-            steps = EVERY * np.arange(1, lanes.shape[1] + 1)
-            axes[1, 2].plot(steps, lanes.mean(0), color=colours[name], linestyle=styles[name])
+        for name, look in looks(found).items():
+            lanes = found[name]["sign flip"].apart.mean(0, keepdims=True)
+            curve(axes[1, 2], EVERY * np.arange(1, lanes.shape[1] + 1), lanes, look)
         axes[1, 2].set(yscale="log", xlabel="step", title="disagreement of the honest, sign flip")
+        axes[1, 2].set_ylabel("squared distance to their mean model")
         for panel in axes[:, 0]:
             panel.set_ylabel("test accuracy, mean of the honest")
         drawn.legend(

@@ -19,9 +19,9 @@ from dflax.channel import Channel
 from experiments.tasks.images import network
 from experiments.tasks.inputs import DIGITS, FASHION_MNIST
 from experiments.tools.command import main
-from experiments.tools.figures import figure
+from experiments.tools.figures import figure, looks
 from experiments.tools.finished import Stage, in_memory
-from experiments.tools.study import Claim, Part, Study, Summary
+from experiments.tools.study import Claim, Part, Picture, Study, Summary
 
 CLIENTS, FAULTY, TRAINED = 15, 3, 1437
 LIARS = np.arange(CLIENTS) < FAULTY
@@ -339,19 +339,18 @@ def images(config: Config, stage: Stage = in_memory) -> Summary:
 def _bars(last: dict[str, np.ndarray]) -> Any:
     with figure(11.0, 4.0, ncols=2, width_ratios=(1, 1.6)) as (drawn, (whole, close)):
         width = 0.8 / len(last)
-        for place, (name, found) in enumerate(last.items()):
-            where = np.arange(len(ATTACKS)) + (place - (len(last) - 1) / 2) * width
+        for name, look in looks(last).items():
+            found = last[name]
+            where = np.arange(len(ATTACKS)) + (look.place - (len(last) - 1) / 2) * width
             mean = found.mean(1)
             apart = np.stack([mean - found.min(1), found.max(1) - mean])
-            whole.bar(where, mean, width, color=f"C{place}")
-            close.errorbar(
-                where, mean, apart, fmt="o", ms=5, capsize=2, label=name, color=f"C{place}"
-            )
-        seeds = next(iter(last.values())).shape[1]
-        whole.set(ylabel="test accuracy (mean of the seeds)", ylim=(0.0, 1.02))
-        close.set(ylim=(0.885, 0.985), ylabel=f"mean, least and most of {seeds} seeds")
+            shape: dict[str, Any] = {"fmt": look.marker, "capsize": 2, "color": look.color}
+            for panel, size in ((whole, 4), (close, 5)):
+                panel.errorbar(where, mean, apart, ms=size, label=name, **shape)
+        whole.set(ylabel="test accuracy", ylim=(0.0, 1.02))
+        close.set(ylim=(0.885, 0.985), ylabel="test accuracy")
         close.set_title("the same, close: who is not here is below", fontsize=10)
-        whole.set_title("digits, softmax regression, 200 steps", fontsize=10)
+        whole.set_title("all", fontsize=10)
         for axes in (whole, close):
             axes.set_xticks(range(len(ATTACKS)), ATTACKS)
             axes.set_xlabel(f"what {FAULTY} of {CLIENTS} workers send")
@@ -384,6 +383,19 @@ STUDY = Study(
         Part("augmented images", images, needs=(FASHION_MNIST,), wanted=_wanted),
     ),
     quick=Config(seeds=1, rounds=50, image_seeds=1, image_rounds=10, image_rates=(0.03,)),
+    pictures=(
+        Picture(
+            name="digits",
+            file="flag.png",
+            claim=(
+                "The flag aggregator bears liars because it averages directions; the mean"
+                " of directions alone does as well, and on messages with their lengths it"
+                " fails like the mean."
+            ),
+            data="digits (scikit-learn), softmax regression, {config.rounds} steps",
+            bands="bars: least to largest of {config.seeds} seeds",
+        ),
+    ),
 )
 
 

@@ -12,7 +12,7 @@ import dflax as dx
 from dflax import aggregation, channel, evaluation
 from experiments.tasks.inputs import DIGITS
 from experiments.tools.command import main
-from experiments.tools.figures import figure
+from experiments.tools.figures import curve, figure, looks
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.study import Claim, Part, Study, Summary
 
@@ -176,12 +176,9 @@ def every_channel(config: Config, stage: Stage = in_memory) -> Summary:
 
 def _figure(found: dict[str, dict[str, np.ndarray]]) -> Any:
     with figure(7.2, 4.2) as (drawn, axes):
-        for place, (name, values) in enumerate(found.items()):
-            sent, accuracy = values["sent"].mean(0), values["accuracy"]
-            color = "black" if name == "uncompressed" else f"C{place}"
-            dashes = "--" if name in PLAIN and name != "uncompressed" else "-"
-            axes.plot(sent, accuracy.mean(0), dashes, color=color, label=name, lw=1.5)
-            axes.fill_between(sent, accuracy.min(0), accuracy.max(0), color=color, alpha=0.12, lw=0)
+        for name, look in looks(found).items():
+            sent, accuracy = found[name]["sent"].mean(0), found[name]["accuracy"]
+            curve(axes, sent, accuracy, look, name)
         axes.set(xscale="log", xlabel="megabytes sent by all clients", ylabel="test accuracy")
         axes.set_ylim(0.4, 1.0)
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -15,7 +15,7 @@ from dflax.server import anchors
 from experiments.tasks.inputs import DIGITS
 from experiments.tools.command import main
 from experiments.tools.curves import around
-from experiments.tools.figures import figure
+from experiments.tools.figures import curve, figure, looks
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.study import Claim, Part, Study, Summary
 
@@ -379,14 +379,12 @@ def _curves(curves: Curves, rates: tuple[float, float], model: str) -> Any:
     shown = [name for name in curves if name not in hidden]
     with figure(10.0, 4.0, ncols=2, sharey=True) as (drawn, panels):
         for place, (panel, rate) in enumerate(zip(panels, rates, strict=True)):
-            for number, name in enumerate(shown):
-                mean, std = curves[name][place].mean(0), curves[name][place].std(0)
-                rounds = np.arange(1, len(mean) + 1)
-                panel.plot(rounds, mean, linewidth=1.2, label=name, color=f"C{number}")
-                panel.fill_between(rounds, mean - std, mean + std, alpha=0.12, color=f"C{number}")
+            for name, look in looks(shown).items():
+                values = curves[name][place]
+                curve(panel, np.arange(1, values.shape[1] + 1), values, look, name)
             panel.set(title=f"{model}, local rate {rate:g}", xlabel="round")
         low = 0.6 if model.startswith("softmax") else 0.0
-        panels[0].set(ylabel="test accuracy (mean and deviation over seeds)", ylim=(low, 1.0))
+        panels[0].set(ylabel="test accuracy", ylim=(low, 1.0))
         panels[0].legend(loc="lower right", fontsize=8)
     return drawn
 
@@ -400,13 +398,14 @@ def _probabilities(config: Config, curves: Curves) -> Any:
                 config.probabilities,
                 last.mean(1),
                 last.std(1),
-                marker="o",
+                marker="os"[place],
                 capsize=3,
                 color=f"C{place}",
                 label=f"FedAMD, rate {rate:g}",
             )
             mean = around(curves["FedAvg"][place], config.rounds, 5).mean()
-            axes.axhline(mean, linestyle="--", color=f"C{place}", label=f"FedAvg, rate {rate:g}")
+            line = ("--", ":")[place]
+            axes.axhline(mean, linestyle=line, color=f"C{place}", label=f"FedAvg, rate {rate:g}")
         axes.set(
             xlabel="probability of being an anchor",
             ylabel=f"test accuracy at round {config.rounds}",

@@ -14,7 +14,7 @@ from experiments.tasks.inputs import DIGITS, FASHION_MNIST
 from experiments.tasks.skewed_digits import CLIENTS, accuracies, problems
 from experiments.tools.command import main
 from experiments.tools.curves import around, rounds_to, spread
-from experiments.tools.figures import figure
+from experiments.tools.figures import curve, figure, looks
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.study import Claim, Part, Study, Summary
 
@@ -70,9 +70,9 @@ def on_digits(config: Config, stage: Stage = in_memory) -> Summary:
         for name, (make, r) in methods.items()
     }
     rows: dict[str, dict[str, Any]] = {}
-    for name, curve in curves.items():
+    for name, accuracy in curves.items():
         for alpha in ALPHAS:
-            own = curve[given.where(alpha)]
+            own = accuracy[given.where(alpha)]
             rows[f"{name}, Dir {alpha}"] = {
                 f"round {r}": spread(around(own, r), 2) for r in (10, 30, 100, 200)
             } | {"rounds to 90 %": [float(r) for r in rounds_to(own, 0.9)]}
@@ -271,24 +271,21 @@ def digits_figure(given: Any, curves: dict[str, np.ndarray], rows: dict[str, Any
     """Accuracy over rounds on both skews, and rounds to 90 % over the local interval."""
     with figure(11.0, 3.4, ncols=3) as (drawn, axes):
         for panel, alpha in zip(axes, ALPHAS, strict=False):
-            for name, curve in curves.items():
-                own = curve[given.where(alpha)][:, :120]
-                mean, spread = own.mean(0), own.std(0)
-                rounds = 1 + np.arange(own.shape[1])
-                panel.plot(rounds, mean, label=name)
-                panel.fill_between(rounds, mean - spread, mean + spread, alpha=0.15)
+            for name, look in looks(curves).items():
+                own = curves[name][given.where(alpha)][:, :120]
+                curve(panel, 1 + np.arange(own.shape[1]), own, look, name)
             panel.axhline(0.9, color="0.6", linewidth=0.8, linestyle="--")
             panel.set(xlabel="round", title=f"Dirichlet {alpha}", ylim=(0.1, 1.0))
         axes[0].set_ylabel("test accuracy")
         axes[0].legend(loc="lower right")
-        for name, color in (("FedAvg", "C0"), ("FedSpeed", "C3")):
+        for name, color, mark in (("FedAvg", "C0", "o"), ("FedSpeed", "C3", "s")):
             for alpha, line in zip(ALPHAS, ("-", "--"), strict=True):
                 needed = rows[f"{name}, Dir {alpha}, K = {', '.join(map(str, INTERVALS))}"]
                 axes[2].plot(
                     INTERVALS,
                     needed["rounds to 90 %"],
                     line,
-                    marker="o",
+                    marker=mark,
                     color=color,
                     label=f"{name}, Dir {alpha}",
                 )

@@ -14,7 +14,7 @@ from experiments.tasks.inputs import DIGITS
 from experiments.tasks.skewed_digits import CLIENTS, accuracies, problems
 from experiments.tools.command import main
 from experiments.tools.curves import around, spread
-from experiments.tools.figures import figure
+from experiments.tools.figures import bars, figure, looks
 from experiments.tools.finished import Stage, in_memory
 from experiments.tools.study import Claim, Part, Study, Summary
 
@@ -82,15 +82,13 @@ def exact(config: Config, stage: Stage = in_memory) -> Summary:
         axes[0].set(xlabel="beta", ylabel="|x - x*| at rest", title="bias is proportional to beta")
         axes[0].legend()
         names = list(ratios)
-        for shift, gamma in ((-0.2, 0.02), (0.2, 0.05)):
-            values = np.array([ratios[name][gamma] for name in names])
-            axes[1].bar(
-                np.arange(len(names)) + shift,
-                values.mean(1),
-                0.38,
-                yerr=values.std(1),
-                label=f"gamma = {gamma}",
-            )
+        gammas = (0.02, 0.05)
+        for gamma, (label, look) in zip(
+            gammas, looks(f"gamma = {gamma}" for gamma in gammas).items(), strict=True
+        ):
+            values = np.stack([ratios[name][gamma] for name in names], axis=1)
+            at = np.arange(len(names)) + 0.4 * look.place - 0.2
+            bars(axes[1], at, values, look, 0.38, label)
         axes[1].axhline(1.0, color="0.5", linewidth=0.8)
         axes[1].set_xticks(range(len(names)), names, rotation=30, ha="right")
         axes[1].set(

@@ -14,7 +14,7 @@ from experiments.tools.command import main
 from experiments.tools.curves import rounds_to, spread
 from experiments.tools.figures import figure
 from experiments.tools.finished import Stage, in_memory
-from experiments.tools.study import Claim, Part, Study, Summary
+from experiments.tools.study import Claim, Part, Picture, Study, Summary
 
 SKEWS = ("dirichlet 0.3", "shards 2")
 # On the CNNs ten local steps along what was measured before them overshoot, unless they are so short
@@ -189,36 +189,56 @@ def statements(config: Config) -> list[str]:
 def comparison_figure(found: dict[str, Any], rounds: int, target: float) -> Any:
     """A dot per method and skew: rounds to the target, and final accuracy, with their spread."""
     order = sorted(found[SKEWS[1]], key=lambda name: found[SKEWS[1]][name][1].mean())
-    with figure(8.0, 4.6, ncols=2, sharey=True) as (drawn, axes):
-        for shift, color, skew in ((0.12, "C0", SKEWS[0]), (-0.12, "C3", SKEWS[1])):
+    with figure(8.0, 5.6, ncols=2, sharey=True) as (drawn, axes):
+        for shift, color, mark, skew in ((0.16, "C0", "o", SKEWS[0]), (-0.16, "C3", "s", SKEWS[1])):
             label = {"d": "Dirichlet 0.3", "s": "2 label shards"}[skew[0]]
             for place, name in enumerate(order):
                 needed, final = found[skew][name]
                 reached = needed[np.isfinite(needed)]
                 options: dict[str, Any] = {
                     "color": color,
-                    "fmt": "o",
+                    "fmt": mark,
                     "markersize": 5,
                     "capsize": 2,
+                    "markerfacecolor": color if mark == "o" else "white",
                     "label": label if place == 0 else None,
                 }
                 if len(reached) == len(needed):
-                    axes[0].errorbar(reached.mean(), place + shift, xerr=reached.std(), **options)
+                    axes[0].errorbar(reached.mean(), place + shift, **_range(reached), **options)
                 else:
-                    label = options["label"]
-                    axes[0].plot(rounds, place + shift, ">", color=color, label=label)
-                axes[1].errorbar(final.mean(), place + shift, xerr=final.std(), **options)
+                    arrow = {"color": color, "markerfacecolor": options["markerfacecolor"]}
+                    axes[0].plot(rounds, place + shift, ">", **arrow)
+                axes[1].errorbar(final.mean(), place + shift, **_range(final), **options)
         axes[0].set_yticks(range(len(order)), order)
         axes[0].set(xlabel=f"rounds to {target:.0%} (arrow: not within {rounds})")
-        axes[1].set(xlabel="final test accuracy")
-        drawn.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        axes[1].set(xlabel="test accuracy, mean of the last 5 rounds")
+        drawn.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return drawn
+
+
+def _range(values: np.ndarray) -> dict[str, Any]:
+    """From the mean to the least and to the largest, as a horizontal bar."""
+    apart = [[values.mean() - values.min()], [values.max() - values.mean()]]
+    return {"xerr": np.maximum(apart, 0.0)}
 
 
 STUDY = Study(
     Config,
     (Part("every method", every_method, needs=(FASHION_MNIST,), states=statements),),
     quick=Config(rounds=6, rates=(0.1,), seeds=1),
+    pictures=(
+        Picture(
+            name="comparison",
+            file="server_comparison.png",
+            claim=(
+                "Twenty-one methods with a server, one network and budget, rates tuned by"
+                " a sweep: on the stronger skew, corrections for drift reach the target "
+                "in fewer rounds than FedAvg."
+            ),
+            data="Fashion-MNIST, network: {config.network}, 100 clients, 10 a round",
+            bands="bars: least to largest of {config.seeds} seeds",
+        ),
+    ),
 )
 
 

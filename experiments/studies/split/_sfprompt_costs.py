@@ -128,9 +128,11 @@ def _draw_cost() -> Any:
             form = Shape(196, 768, width, depth, 100)
             fixed = form.sent(5, 0)
             ours = FLOAT * (fixed + kept * (form.sent(5, 1) - fixed)) / 1e6
-            axes.loglog(kept, ours, color=colour, label=f"SFPrompt, {name}")
-            whole = 2 * FLOAT * form.whole / 1e6
-            axes.axhline(whole, color=colour, linestyle="--", label=f"whole models, {name}")
+            mark: dict[str, Any] = {"color": colour, "marker": "o" if colour == "C0" else "s"}
+            axes.loglog(kept, ours, label=f"SFPrompt, {name}", markevery=(5, 12), **mark)
+            whole = np.full(len(kept), 2 * FLOAT * form.whole / 1e6)
+            label = f"whole models, {name}"
+            axes.loglog(kept, whole, "--", label=label, markevery=(5, 12), mfc="white", **mark)
         axes.set(xlabel="examples that a client keeps in a round", ylabel="megabytes a round")
         axes.legend()
     return drawn
