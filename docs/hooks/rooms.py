@@ -148,7 +148,10 @@ def _module(path: str) -> _Module:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     public: tuple[str, ...] = ()
     imported, defined = {}, {}
-    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
+    # What stands under `if TYPE_CHECKING` is imported when it is first named.
+    guarded = [node for part in tree.body if isinstance(part, ast.If) for node in part.body]
+    body = [*guarded, *tree.body]
+    for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:
                 if node.module.split(".")[0] == PACKAGE:
