@@ -64,7 +64,9 @@ def with_links(html: str, source: str, address: Callable[[tuple[str, str]], str]
                 rooms.clear()
             cell = 0 if found[0] in ("</table>", "<tr>") else cell + (found[0] == "<td>")
             return found[0]
-        own = [] if gallery and cell > 1 else rooms
+        own = rooms
+        if gallery:
+            own = [] if cell > 1 else [*rooms, "dx"]
         place = resolved(html_module.unescape(found[2]), own, names)
         if place is None:
             return found[0]
