@@ -48,7 +48,7 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
 def with_links(html: str, source: str, address: Callable[[tuple[str, str]], str]) -> str:
     """A page whose code is linked to the reference.
 
-    On the page of a room names without a prefix are the room's; in the gallery they are those of the
+    On the page of a room names without a prefix are the room's, and types those of dflax; in the gallery they are those of the
     rooms that the text named since the last heading or table, in the first cells of its rows: studies
     in the others have names of their own.
     """
@@ -67,6 +67,8 @@ def with_links(html: str, source: str, address: Callable[[tuple[str, str]], str]
         own = rooms
         if gallery:
             own = [] if cell > 1 else [*rooms, "dx"]
+        elif rooms and found[2][:1].isupper():
+            own = [*rooms, "dx"]
         place = resolved(html_module.unescape(found[2]), own, names)
         if place is None:
             return found[0]
