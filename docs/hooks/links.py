@@ -48,9 +48,9 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
 def with_links(html: str, source: str, address: Callable[[tuple[str, str]], str]) -> str:
     """A page whose code is linked to the reference.
 
-    On the page of a room names without a prefix are the room's, and types those of dflax; in the gallery they are those of the
-    rooms that the text named since the last heading or table, in the first cells of its rows: studies
-    in the others have names of their own.
+    On the page of a room names without a prefix are the room's, and types those of dflax. In the gallery
+    they are those of the rooms that the text named since the last heading or table, in the first cells
+    of its rows: studies in the others have names of their own.
     """
     names = spoken()
     gallery = source.startswith("gallery/")
@@ -73,7 +73,7 @@ def with_links(html: str, source: str, address: Callable[[tuple[str, str]], str]
         if place is None:
             return found[0]
         if gallery and not place[1]:
-            rooms.append(found[2])
+            rooms.append(next(room for room, own in names.items() if own == place))
         return f'<a class="name" href="{address(place)}">{found[0]}</a>'
 
     return CODE.sub(link, html)
