@@ -48,9 +48,9 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
 def with_links(html: str, source: str, address: Callable[[tuple[str, str]], str]) -> str:
     """A page whose code is linked to the reference.
 
-    On the page of a room names without a prefix are the room's; in the gallery they are those of the
-    rooms that the text named since the last heading or table, in the first cells of its rows: studies
-    in the others have names of their own.
+    On the page of a room names without a prefix are the room's, and types those of dflax. In the gallery
+    they are those of the rooms that the text named since the last heading or table, in the first cells
+    of its rows: studies in the others have names of their own.
     """
     names = spoken()
     gallery = source.startswith("gallery/")
@@ -64,12 +64,16 @@ def with_links(html: str, source: str, address: Callable[[tuple[str, str]], str]
                 rooms.clear()
             cell = 0 if found[0] in ("</table>", "<tr>") else cell + (found[0] == "<td>")
             return found[0]
-        own = [] if gallery and cell > 1 else rooms
+        own = rooms
+        if gallery:
+            own = [] if cell > 1 else [*rooms, "dx"]
+        elif rooms and found[2][:1].isupper():
+            own = [*rooms, "dx"]
         place = resolved(html_module.unescape(found[2]), own, names)
         if place is None:
             return found[0]
         if gallery and not place[1]:
-            rooms.append(found[2])
+            rooms.append(next(room for room, own in names.items() if own == place))
         return f'<a class="name" href="{address(place)}">{found[0]}</a>'
 
     return CODE.sub(link, html)

@@ -93,7 +93,7 @@ def test_every_first_name_of_a_row_of_the_gallery_is_in_the_reference():
             table = True
             first = re.match(r"\| `([\w.]+)`", line)
             if first:
-                assert links.resolved(first[1], within, names), f"{page.name}: {first[1]}"
+                assert links.resolved(first[1], [*within, "dx"], names), f"{page.name}: {first[1]}"
 
 
 def test_patterns_in_the_navigation_stand_for_pages_in_order():
@@ -123,6 +123,10 @@ def test_code_becomes_links_but_in_headings_programs_and_links():
     assert 'href="reference/gossip.md#dflax.gossip.ring"><code>gossip.ring</code>' in linked
     own = links.with_links("<p><code>ring</code></p>", "reference/gossip.md", "#".join)
     assert 'href="reference/gossip.md#dflax.gossip.ring"' in own
+    own = links.with_links(
+        "<code>Algorithm</code><code>run</code>", "reference/gossip.md", "#".join
+    )
+    assert own.endswith('#dflax.Algorithm"><code>Algorithm</code></a><code>run</code>')
 
 
 def test_names_of_the_gallery_are_those_of_the_rooms_that_its_text_names():
