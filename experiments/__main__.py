@@ -1,10 +1,12 @@
-"""`python -m experiments` lists the studies; `--all` runs them all and tabulates their claims."""
+"""`python -m experiments` lists the studies; `--all` runs them and tabulates claims and times."""
 
 import ast
 import json
 import pathlib
+import resource
 import subprocess
 import sys
+import time
 from typing import NamedTuple
 
 from rich.console import Console
@@ -57,22 +59,36 @@ def _seconds(tree: ast.Module) -> int | None:
 def run_all(names: list[str], flags: list[str]) -> int:
     """Runs the studies one after another, each in a process of its own; counts failures."""
     claims: dict[str, list[Claim]] = {}
+    took: dict[str, tuple[float, float]] = {}
     failures = 0
     for name in names:
+        before = time.perf_counter(), _processor_seconds()
         folder = results.RESULTS / "quick" / name if "--quick" in flags else results.RESULTS / name
         # The new summary must be this run's, also when the study dies on the way.
         (folder / "summary.json").unlink(missing_ok=True)
         status = subprocess.run(
             [sys.executable, "-m", f"experiments.{name}", *flags], check=False
         ).returncode
+        took[name] = time.perf_counter() - before[0], _processor_seconds() - before[1]
         summary = folder / "summary.json"
         stated = json.loads(summary.read_text())["claims"] if summary.exists() else []
         claims[name] = [Claim(**claim) for claim in stated]
         if status and not any(claim.fails for claim in claims[name]):
             claims[name].append(Claim("runs to its end", False, f"status {status}", "status 0"))
         failures += status != 0
-    Console(width=None if sys.stdout.isatty() else 110).print(results.claims_table(claims))
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(results.claims_table(claims))
+    times = Table("study", "seconds", "of a CPU core")
+    for name, seconds in took.items():
+        times.add_row(name, *(f"{one:.0f}" for one in seconds))
+    console.print(times)
     return failures
+
+
+def _processor_seconds() -> float:
+    """What the processes that this one has waited for have used of the processor."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:

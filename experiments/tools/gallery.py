@@ -62,7 +62,9 @@ def page(known: dict[str, tuple[str, Study]]) -> str:
 
 def entry(name: str, study: Study, picture: Picture) -> str:
     """What stands of one figure."""
-    config = study.config()
+    import tyro
+
+    config: Any = tyro.cli(study.config, args=picture.flags.split())
     command = " ".join(filter(None, (f"python -m experiments.{name}", picture.flags)))
     takes = "some minutes" if study.seconds is None else f"about {lasting(study.seconds)}"
     if picture.flags:

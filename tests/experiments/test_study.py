@@ -256,6 +256,9 @@ def test_all_studies_are_run_and_their_claims_tabulated(monkeypatch, capsys, hol
     (second,) = [line for line in lines if "second works" in line]
     assert "yes" in first
     assert ("yes" if holds else "NO") in second
+    times = lines[next(n for n, line in enumerate(lines) if "of a CPU core" in line) :]
+    for name in ("first", "second"):
+        assert any(re.search(rf"{name} +│ +\d+ +│ +\d+", line) for line in times)
 
 
 def test_a_study_that_dies_fails_also_when_an_old_summary_is_there(monkeypatch, capsys):

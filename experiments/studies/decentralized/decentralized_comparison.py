@@ -426,16 +426,17 @@ def comparison_figure(found: dict[tuple[str, str], Found], setting: Setting) -> 
             color = COLOURS[name]
             own = found[name, "ring" if (name, "ring") in found else NOWHERE]
             rounds = setting.every * (1 + np.arange(own.accuracy.shape[1]))
+            middle, spread = own.accuracy.mean(0), own.accuracy.std(0)
+            band = np.stack([middle - spread, middle + spread])
             for panel, xs in ((axes[0], rounds), (axes[1], own.curves["megabytes"].mean(0))):
-                curve(panel, xs, own.accuracy, LOOKS[name], name, linewidth=1.5)
+                curve(panel, xs, own.accuracy, LOOKS[name], name, band=band, linewidth=1.5)
             for graph, mark in marks.items():
                 if (name, graph) in found:
                     last = found[name, graph].accuracy[:, -1]
-                    apart = [[last.mean() - last.min()], [last.max() - last.mean()]]
                     axes[2].errorbar(
                         last.mean(),
                         place,
-                        xerr=np.maximum(apart, 0.0),
+                        xerr=last.std(),
                         fmt=mark,
                         color=color,
                         capsize=2,
@@ -477,7 +478,8 @@ STUDY = Study(
                 "or sampled aggregators, get it for few."
             ),
             data="Fashion-MNIST, network: {config.network}, 16 clients, Dirichlet {config.alpha:g}",
-            bands="bands and bars: least to largest of {config.seeds} seeds",
+            bands="bands and bars: one standard deviation of {config.seeds} seeds",
+            flags="--network halved",
         ),
     ),
 )

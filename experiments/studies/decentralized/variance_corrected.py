@@ -292,6 +292,7 @@ STUDY = Study(
     Config,
     (Part("digits", every_method, needs=(DIGITS,)),),
     quick=Config(nodes=20, degree=4, rounds=20, seeds=1),
+    seconds=180,
     pictures=(
         Picture(
             name="variance",
