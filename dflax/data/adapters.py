@@ -63,7 +63,7 @@ def from_pandas(
     _verify_columns(inputs, labels)
     verify_decoding(classes, scale, shift, name)
     pandas = _library("pandas")
-    if not isinstance(frame, getattr(pandas, "DataFrame", ())):
+    if not isinstance(frame, _type_of(pandas, "DataFrame")):
         raise TypeError(_another("frame", frame, "pandas.DataFrame", "pandas.read_csv makes one."))
     repeated = frame.columns[frame.columns.duplicated()]
     if len(repeated):
@@ -124,9 +124,9 @@ def from_huggingface(
     _verify_columns(inputs, labels)
     verify_decoding(classes, scale, shift, name)
     datasets = _library("datasets")
-    if not isinstance(dataset, getattr(datasets, "Dataset", ())):
+    if not isinstance(dataset, _type_of(datasets, "Dataset")):
         fix = "Of a DatasetDict pass one split, such as splits['train']."
-        if isinstance(dataset, getattr(datasets, "IterableDataset", ())):
+        if isinstance(dataset, _type_of(datasets, "IterableDataset")):
             fix = "Of a stream take rows: datasets.Dataset.from_list(list(stream.take(1000)))."
         raise TypeError(_another("dataset", dataset, "datasets.Dataset", fix))
 
@@ -180,7 +180,7 @@ def from_torch(
     validation.flag("channels_first", channels_first)
     verify_decoding(classes, scale, shift, name)
     torch = _library("torch.utils.data")
-    if not isinstance(dataset, getattr(torch, "Dataset", ())):
+    if not isinstance(dataset, _type_of(torch, "Dataset")):
         fix = "Of a DataLoader pass loader.dataset."
         raise TypeError(_another("dataset", dataset, "torch.utils.data.Dataset", fix))
     length = len(dataset) if hasattr(dataset, "__len__") else None
@@ -188,7 +188,7 @@ def from_torch(
     pairs = [_pair(row, example) for row, example in enumerate(examples)]
     if not pairs:
         raise ValueError("dataset must hold at least one example, got none.")
-    structure = jax.tree.structure(pairs[0][0])
+    structure: Any = jax.tree.structure(pairs[0][0])
     columns: list[list[Any]] = [[] for _ in range(structure.num_leaves)]
     for row, (own, _) in enumerate(pairs):
         if jax.tree.structure(own) != structure:
@@ -215,6 +215,11 @@ def from_torch(
 def _library(module: str) -> Any:
     """A library as far as it was imported by whoever made what is looked at; else None."""
     return sys.modules.get(module)
+
+
+def _type_of(library: Any, name: str) -> Any:
+    """A class of a library; nothing is of it where the library was not imported."""
+    return getattr(library, name, ())
 
 
 def _another(argument: str, value: Any, wanted: str, fix: str) -> str:

@@ -37,7 +37,7 @@ def tensorboard(folder: str | pathlib.Path) -> Sink:
             "sinks.tensorboard needs tensorboardX: pip install 'dflax[tensorboard]'."
         ) from error
     folder = pathlib.Path(folder).expanduser()
-    writer = None
+    writer: Any = None
 
     def write(rounds: np.ndarray, metrics: Any) -> None:
         nonlocal writer
