@@ -1,6 +1,8 @@
 """`python -m benchmarks [--quick] [NAMES]`: one table on the terminal and results/benchmarks.json."""
 
 import argparse
+import dataclasses
+import functools
 import importlib
 import json
 import pathlib
@@ -9,6 +11,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.load import KEPT, OTHERS, Load, under_watch
 from benchmarks.measure import Row
 
 NAMES = (
@@ -65,10 +68,12 @@ def main() -> None:
     unknown = set(options.names) - set(NAMES)
     if unknown:
         parser.error(f"unknown NAME {sorted(unknown)}: choose from {', '.join(NAMES)}")
-    rows: list[Row] = []
+    found: list[tuple[list[Row], Load]] = []
     for name in options.names or NAMES:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        rows += importlib.import_module(f"benchmarks.{name}").rows(options.quick)
+        module = importlib.import_module(f"benchmarks.{name}")
+        found.append(under_watch(functools.partial(module.rows, options.quick)))
+    rows = marked(found)
     RESULTS.mkdir(exist_ok=True)
     content = json.dumps([row.as_json() for row in rows], indent=2)
     (RESULTS / "benchmarks.json").write_text(content + "\n")
@@ -78,7 +83,7 @@ def main() -> None:
     )
     for row in rows:
         table.add_row(
-            row.name,
+            f"* {row.name}" if row.beside_load else row.name,
             f"{row.ours_ms:.3g}",
             row.peer or "",
             _number(row.peer_ms),
@@ -90,7 +95,25 @@ def main() -> None:
             _number(row.flops, 1e6),
             _number(row.bytes, 1e6),
         )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    if any(row.beside_load for row in rows):
+        console.print(
+            f"* beside other load: other processes took more than {OTHERS:.0%} of the cores, or the "
+            f"matrix ceiling fell below {KEPT:.0%} of its best in this run. Measure these again."
+        )
+
+
+def marked(found: list[tuple[list[Row], Load]]) -> list[Row]:
+    """All rows, each with the load that it met; what a ceiling should be is known at the end."""
+    best = max(load.ceiling for _, load in found)
+    return [
+        dataclasses.replace(
+            row, ceiling=load.ceiling, others=load.others, beside_load=load.beside(best)
+        )
+        for rows, load in found
+        for row in rows
+    ]
 
 
 def _number(value: float | None, unit: float = 1.0) -> str:

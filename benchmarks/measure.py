@@ -22,6 +22,9 @@ class Row:
       peak_bytes: memory that the compiled program needs at once: arguments, results, temporaries.
       flops: operations of the work, loops multiplied out.
       bytes: memory traffic of the compiled program as XLA estimates it, the body of a loop once.
+      ceiling: operations per second of a matrix product around this row's measurement, see `load.py`.
+      others: share of all cores' time that other processes took meanwhile.
+      beside_load: whether either says that the row did not have the machine to itself.
     """
 
     name: str
@@ -33,6 +36,9 @@ class Row:
     peak_bytes: int | None = None
     flops: float | None = None
     bytes: float | None = None
+    ceiling: float | None = None
+    others: float | None = None
+    beside_load: bool = False
 
     @property
     def ratio(self) -> float | None:

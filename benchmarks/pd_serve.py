@@ -69,7 +69,8 @@ def designs(count: int) -> Row:
         for interval in intervals:
             algorithm = service(load, interval)
             run(algorithm, algorithm.init(key, ()), traffic)
-            jax.clear_caches()  # Dozens of programs kept at once are more mappings than a process may have.
+            # Dozens of programs at once are more mappings than a process may have.
+            jax.clear_caches()
     single = time.perf_counter() - began
     name = f"P/D-Serve, sweep of {count} designs, 4,000 requests each"
     return Row(name, 1e3 * swept, "one run after another", 1e3 * single)

@@ -140,6 +140,18 @@ def rollout(
 
     Raises:
       TypeError, ValueError: naming the argument; an `Events` table with too few rows.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> algorithm = dx.server.fedavg(dx.data.quadratic_loss, optax.sgd(0.5))
+      >>> state = algorithm.init(jax.random.key(0), jnp.zeros(3))
+      >>> key = jax.random.key(1)
+      >>> rounds = jax.jit(lambda state, source: dx.rollout(algorithm, state, source, key, 3))
+      >>> state, metrics = rounds(state, federation)
+      >>> int(state.round), metrics["loss"].shape
+      (3, (3,))
     """
     verify_algorithm("algorithm", algorithm)
     validation.integer("rounds", rounds, low=0)

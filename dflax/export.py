@@ -58,6 +58,13 @@ def save(path: str | pathlib.Path, params: Params, metadata: dict[str, str] | No
       ValueError: another ending, a folder that exists, no arrays, names that clash.
       TypeError: a leaf or a metadata entry that cannot be stored.
       ImportError: safetensors is not installed.
+
+    Examples:
+      >>> import jax.numpy as jnp, pathlib, tempfile, dflax as dx
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
+      >>> dx.export.save(path, {"dense": {"kernel": jnp.ones((2, 3))}}, metadata={"rounds": "40"})
+      >>> dx.export.load(path)["dense"]["kernel"].shape
+      (2, 3)
     """
     path = _checked(path)
     if metadata is not None and not (
@@ -104,6 +111,13 @@ def load(path: str | pathlib.Path, like: Params | None = None) -> Params:
       FileNotFoundError: nothing at `path`.
       ValueError: another ending, not a file of this kind, a damaged one, or not a model like `like`.
       ImportError: safetensors is not installed.
+
+    Examples:
+      >>> import jax.numpy as jnp, pathlib, tempfile, dflax as dx
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
+      >>> dx.export.save(path, [jnp.zeros(2), jnp.ones(3)])
+      >>> [leaf.shape for leaf in dx.export.load(path, like=[jnp.zeros(2), jnp.zeros(3)])]
+      [(2,), (3,)]
     """
     path = _existing(path)
     stored = _load_file(path) if path.suffix == ENDING else _load_folder(path)

@@ -43,6 +43,17 @@ class Federation(Population):
 
     Raises:
       ValueError, TypeError: naming the argument, before anything is compiled.
+
+    Examples:
+      >>> import jax, dflax as dx
+      >>> data = dx.data.digits()
+      >>> partition = dx.data.dirichlet(data.labels, clients=20, alpha=0.3, seed=0)
+      >>> federation = dx.Federation(data, partition, local_steps=5, batch_size=16)
+      >>> federation
+      Federation(digits, clients=20, cohort=20, local_steps=5, batch_size=16)
+      >>> round = federation.draw(jax.random.key(0), 0)
+      >>> round.assignments.minibatches.shape  # clients, local steps, examples
+      (20, 5, 16)
     """
 
     def __init__(

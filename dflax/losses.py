@@ -1,6 +1,17 @@
 """Losses `(params, batch, key) -> (scalar, metrics)`, means over a batch that respect its mask.
 
 `key` is a typed key in training and None in evaluation; loss and metrics share one forward pass.
+
+| what is learned | losses |
+|---|---|
+| one class of several | `classification`; `balanced` where classes are of unequal size |
+| any number of labels at once, or yes and no | `multi_label` |
+| numbers | `squared_error`, `absolute_error`, `huber`; `quantile` |
+| the next token, or tokens that were masked | `language_modelling` |
+| anything else | `from_examples`, which all of these are made with |
+
+`with_l2` adds a penalty to any of them, `split_batch` spreads one over devices that share a model.
+Losses of a family are with it: `dflax.experts`, `dflax.generative`, `dflax.inference.selection`.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,6 +51,14 @@ def classification(model: Model, *, label_smoothing: float | Array = 0.0) -> Los
     Raises:
       TypeError: `model` cannot be called.
       ValueError: `label_smoothing` is out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> model = lambda params, inputs: params * inputs
+      >>> batch = dx.data.Batch(jnp.array([[2.0, 0.0], [0.0, 2.0]]), jnp.array([0, 0]))
+      >>> loss, metrics = dx.losses.classification(model)(jnp.float32(1), batch, None)
+      >>> round(float(loss), 3), float(metrics["accuracy"])
+      (1.127, 0.5)
     """
     validation.real(
         "label_smoothing", label_smoothing, low=0.0, high=1.0, high_open=True, scalar=True
@@ -133,6 +152,15 @@ def language_modelling(model: Model) -> Loss:
 
     Raises:
       TypeError: `model` cannot be called.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> model = lambda params, tokens: params * jax.nn.one_hot(tokens, 3)
+      >>> tokens = jnp.array([[0, 0, 1, 1]])
+      >>> batch = dx.data.Batch(tokens[:, :-1], tokens[:, 1:])
+      >>> loss, metrics = dx.losses.language_modelling(model)(jnp.float32(5), batch, None)
+      >>> round(float(metrics["accuracy"]), 3)
+      0.667
     """
 
     def per_example(scores: Array, batch: Batch) -> dict[str, Array]:
@@ -155,6 +183,14 @@ def squared_error(model: Model) -> Loss:
 
     Raises:
       TypeError: `model` cannot be called.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> model = lambda params, inputs: params * inputs
+      >>> batch = dx.data.Batch(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
+      >>> loss, _ = dx.losses.squared_error(model)(jnp.float32(1), batch, None)
+      >>> float(loss)
+      1.0
     """
 
     def per_example(predictions: Array, batch: Batch) -> dict[str, Array]:
@@ -184,6 +220,115 @@ def absolute_error(model: Model) -> Loss:
     return from_examples(model, per_example)
 
 
+def huber(model: Model, *, delta: float | Array = 1.0) -> Loss:
+    """The mean Huber loss, squared near the label and linear far from it, so that outliers pull less.
+
+    With e = prediction - label, `loss = mean over examples of sum over entries of h(e)`, where
+    `h(e) = e^2 / 2` for |e| <= delta and `delta (|e| - delta / 2)` beyond.
+
+    Args:
+      model: gives predictions as for `squared_error`.
+      delta: > 0, in the unit of the labels; traceable.
+
+    Returns:
+      A loss with the metric "loss".
+
+    Raises:
+      TypeError: `model` cannot be called.
+      ValueError: `delta` is out of range.
+    """
+    validation.real("delta", delta, low=0.0, low_open=True, scalar=True)
+
+    def per_example(predictions: Array, batch: Batch) -> dict[str, Array]:
+        errors = _like_labels(predictions, batch.labels) - _widened(batch.labels)
+        near = jnp.minimum(jnp.abs(errors), delta)
+        values = near * (jnp.abs(errors) - 0.5 * near)
+        return {"loss": values.reshape(values.shape[0], -1).sum(1)}
+
+    return from_examples(model, per_example)
+
+
+def quantile(model: Model, level: float | Array) -> Loss:
+    """The mean pinball loss, least where the prediction is the labels' quantile of a level.
+
+    With e = label - prediction, `loss = mean over examples of sum over entries of
+    max(level e, (level - 1) e)`. At 0.5 it is half the absolute error, and predicts the median.
+
+    Args:
+      model: gives predictions as for `squared_error`.
+      level: in (0, 1); traceable.
+
+    Returns:
+      A loss with the metrics "loss" and "below", the share of labels below the prediction, which is
+      `level` where the model is calibrated.
+
+    Raises:
+      TypeError: `model` cannot be called.
+      ValueError: `level` is out of range.
+    """
+    validation.probability("level", level, low_open=True, high_open=True)
+
+    def per_example(predictions: Array, batch: Batch) -> dict[str, Array]:
+        errors = _widened(batch.labels) - _like_labels(predictions, batch.labels)
+        values = jnp.maximum(level * errors, (level - 1.0) * errors)
+        below = (errors < 0).astype(values.dtype)
+        rows = values.shape[0]
+        return {"loss": values.reshape(rows, -1).sum(1), "below": below.reshape(rows, -1).mean(1)}
+
+    return from_examples(model, per_example)
+
+
+def multi_label(model: Model, *, positive_weight: float | Array = 1.0) -> Loss:
+    """Binary cross-entropy of labels that hold or do not hold, any number of them at once.
+
+    With scores z and labels y in {0, 1}, or probabilities in [0, 1]:
+    `loss = - mean over examples and labels of p y log sigmoid(z) + (1 - y) log sigmoid(-z)`.
+
+    Args:
+      model: gives scores z of the labels' shape `[B, ...]`; for one question with yes and no, a last
+        axis of length 1 is dropped where the labels have none. The loss of a label outside [0, 1] is
+        NaN.
+      positive_weight: p > 0, how much a label that holds counts beside one that does not: above 1 where
+        few hold. A number, or `[L]`, one for each label; traceable.
+
+    Returns:
+      A loss with the metrics "loss" (as above), "accuracy" (the share of labels that are right, which
+      hold where z > 0), and "exact" (the share of examples of which all labels are right).
+
+    Raises:
+      TypeError: `model` cannot be called.
+      ValueError: `positive_weight` is out of range; when traced, shapes that do not fit.
+    """
+    validation.real("positive_weight", positive_weight, low=0.0, low_open=True)
+    if np.ndim(positive_weight) > 1:
+        raise ValueError(
+            "positive_weight must be a number or one for each label, got the shape "
+            f"{np.shape(positive_weight)}."
+        )
+
+    def per_example(scores: Array, batch: Batch) -> dict[str, Array]:
+        wide, labels = _like_labels(scores, batch.labels), _widened(batch.labels)
+        weight = jnp.asarray(positive_weight, wide.dtype)
+        if weight.ndim and weight.shape != wide.shape[-1:]:
+            raise ValueError(
+                f"positive_weight must have one weight for each of the {wide.shape[-1]} labels, got "
+                f"{weight.shape[0]}."
+            )
+        gains = weight * labels * jax.nn.log_sigmoid(wide)
+        losses = -(gains + (1.0 - labels) * jax.nn.log_sigmoid(-wide))
+        losses = jnp.where((labels >= 0) & (labels <= 1), losses, jnp.nan)
+        right = ((wide > 0) == (labels > 0.5)).astype(wide.dtype)
+        rows = wide.shape[0]
+        right = right.reshape(rows, -1)
+        return {
+            "loss": losses.reshape(rows, -1).mean(1),
+            "accuracy": right.mean(1),
+            "exact": right.min(1),
+        }
+
+    return from_examples(model, per_example)
+
+
 def with_l2(loss: Loss, strength: float | Array) -> Loss:
     """Adds `(strength / 2) |weights|^2`; the metrics gain "l2", the penalty, and "loss" stays bare.
 
@@ -194,6 +339,13 @@ def with_l2(loss: Loss, strength: float | Array) -> Loss:
     Raises:
       TypeError: `loss` cannot be called.
       ValueError: `strength` is negative or not finite.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> loss = dx.losses.with_l2(lambda params, batch, key: (jnp.float32(1), {}), 0.1)
+      >>> value, metrics = loss({"params": jnp.array([3.0, 4.0])}, None, None)
+      >>> float(value), float(metrics["l2"])
+      (2.25, 1.25)
     """
     validation.function("loss", loss, "Make one for example with dflax.losses.classification.")
     validation.real("strength", strength, low=0.0, scalar=True)
@@ -263,6 +415,15 @@ def from_examples(model: Model, per_example: PerExample) -> Loss:
     Raises:
       TypeError: `model` or `per_example` cannot be called.
       ValueError: when traced, an entry without one value per example, or no "loss".
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> model = lambda params, inputs: params * inputs
+      >>> hinge = lambda outputs, batch: {"loss": jnp.maximum(1 - batch.labels * outputs, 0)}
+      >>> batch = dx.data.Batch(jnp.array([0.5, 2.0]), jnp.array([1.0, 1.0]))
+      >>> loss, _ = dx.losses.from_examples(model, hinge)(jnp.float32(1), batch, None)
+      >>> float(loss)
+      0.25
     """
     apply = as_apply(model)
     validation.function("per_example", per_example)
@@ -387,7 +548,10 @@ __all__ = [
     "balanced",
     "classification",
     "from_examples",
+    "huber",
     "language_modelling",
+    "multi_label",
+    "quantile",
     "split_batch",
     "squared_error",
     "with_l2",

@@ -53,7 +53,14 @@ Participation = Callable[[Key[Array, ""], Int[Array, ""], int], Cohort]
 
 
 def everyone() -> Participation:
-    """All n clients in every round."""
+    """All n clients in every round.
+
+    Examples:
+      >>> import jax, dflax as dx
+      >>> cohort = dx.participation.everyone()(jax.random.key(0), 0, 10)
+      >>> cohort.clients is None  # all n in order
+      True
+    """
     return Partial(_everyone)
 
 
@@ -62,6 +69,12 @@ def uniform(cohort: int) -> Participation:
 
     Args:
       cohort: m, in [1, n]. The cost grows with m, and with n only up to 4096 clients.
+
+    Examples:
+      >>> import jax, dflax as dx
+      >>> cohort = dx.participation.uniform(3)(jax.random.key(0), 0, 10)
+      >>> len(set(cohort.clients.tolist()))
+      3
     """
     validation.integer("cohort", cohort, low=1)
     return Partial(_uniform, Count(cohort))
@@ -78,6 +91,12 @@ def bernoulli(
         joined, in a random order, are taken. Empty places are filled with clients of weight 0 that
         do no local step. None computes all n clients and cuts nobody off.
       nonempty: draw from the law conditioned on at least one client joining.
+
+    Examples:
+      >>> import jax, dflax as dx
+      >>> cohort = dx.participation.bernoulli(0.5, capacity=4)(jax.random.key(0), 0, 10)
+      >>> cohort.clients.shape, set(cohort.reports.tolist()) <= {0.0, 1.0}
+      ((4,), True)
     """
     validation.flag("nonempty", nonempty)
     validation.real(
@@ -97,6 +116,13 @@ def weighted(cohort: int, probabilities: Float[Array, " n"]) -> Participation:
     Args:
       cohort: m, in [1, n].
       probabilities: `[n]`, >= 0, at least m of them positive; they need not sum to 1.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> chances = jnp.array([0.0, 1.0, 0.0, 2.0])
+      >>> cohort = dx.participation.weighted(2, chances)(jax.random.key(0), 0, 4)
+      >>> sorted(cohort.clients.tolist())
+      [1, 3]
     """
     validation.integer("cohort", cohort, low=1)
     validation.real("probabilities", probabilities, low=0.0)
@@ -120,6 +146,13 @@ def availability(cohort: int, table: Bool[Array, "T n"]) -> Participation:
     Args:
       cohort: m, in [1, n]. When fewer are available, the places left over hold clients of weight 0.
       table: `[T, n]` booleans or zeros and ones, T >= 1; round t reads row t mod T.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> table = jnp.array([[1, 1, 0, 0], [0, 0, 0, 1]])
+      >>> cohort = dx.participation.availability(2, table)(jax.random.key(0), 1, 4)
+      >>> cohort.clients[cohort.reports > 0].tolist()
+      [3]
     """
     validation.integer("cohort", cohort, low=1)
     if np.ndim(table) != 2 or np.shape(table)[0] < 1:
@@ -143,6 +176,12 @@ def present(table: Bool[Array, "T n"]) -> Participation:
 
     Args:
       table: `[T, n]` booleans or zeros and ones, T >= 1; round t reads row t mod T; traceable.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> table = jnp.array([[1, 1, 0], [0, 1, 1]])
+      >>> dx.participation.present(table)(jax.random.key(0), 1, 3).reports.tolist()
+      [0.0, 1.0, 1.0]
     """
     availability(1, table)
     return Partial(_present, jnp.asarray(table, bool))
@@ -166,6 +205,13 @@ def from_table(
 
     Returns:
       A participation whose table is data of compiled programs, never a constant in them.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> rule = dx.participation.from_table(jnp.array([[0, 1], [2, 3]]), time=jnp.array([0.5, 1.5]))
+      >>> cohort = rule(jax.random.key(0), 1, 4)
+      >>> cohort.clients.tolist(), float(cohort.event["time"])
+      ([2, 3], 1.5)
     """
     fix = "Give one row per round, at least one; they repeat."
     shape = ("T", "m")
@@ -193,6 +239,12 @@ def dropout(participation: Participation, probability: float) -> Participation:
     Args:
       participation: who is invited.
       probability: of failing, in [0, 1]; traceable.
+
+    Examples:
+      >>> import jax, dflax as dx
+      >>> rule = dx.participation.dropout(dx.participation.uniform(3), probability=1.0)
+      >>> rule(jax.random.key(0), 0, 10).reports.tolist()
+      [0.0, 0.0, 0.0]
     """
     validation.function("participation", participation, PARTICIPATION_FIX)
     validation.real("probability", probability, low=0.0, high=1.0, scalar=True)
@@ -211,6 +263,12 @@ def stragglers(
       participation: who is invited.
       probability: of being slow, in [0, 1]; traceable.
       least: smallest share, in [0, 1]: one number, or `[n]`, one per client.
+
+    Examples:
+      >>> import jax, dflax as dx
+      >>> rule = dx.participation.stragglers(dx.participation.uniform(3), 1.0, least=0.5)
+      >>> bool((rule(jax.random.key(0), 0, 10).effort >= 0.5).all())
+      True
     """
     validation.function("participation", participation, PARTICIPATION_FIX)
     validation.real("probability", probability, low=0.0, high=1.0, scalar=True)

@@ -121,6 +121,13 @@ class Population:
 
     Raises:
       ValueError, TypeError: naming the argument, before anything is compiled.
+
+    Examples:
+      >>> import jax, dflax as dx
+      >>> peers = dx.Population(6, participation=dx.participation.uniform(2), local_steps=3)
+      >>> round = peers.draw(jax.random.key(0), 0)
+      >>> round.cohort.shape, round.weights.tolist(), round.assignments.local_steps.tolist()
+      ((2,), [1.0, 1.0], [3, 3])
     """
 
     # What a federation has beside.

@@ -282,3 +282,89 @@ def test_minibatches_split_over_a_model_s_devices_change_nothing():
         told.sent_within_models
         != dx.profile.round(whole, state, source, mesh=mesh).sent_within_models
     )
+
+
+def test_multi_label_is_the_mean_binary_cross_entropy():
+    generator = np.random.default_rng(0)
+    batch = batch_of(mask=[1, 1, 0, 1, 0, 0.5, 2])
+    labels = generator.integers(0, 2, (7, 4))
+    batch = batch._replace(labels=jnp.asarray(labels, jnp.int32))
+    weight = np.array([1.0, 2.0, 0.5, 3.0])
+    value, metrics = jax.jit(losses.multi_label(scores_of, positive_weight=weight))(PARAMS, batch)
+    scores = np.asarray(batch.inputs, np.float64) @ np.asarray(PARAMS, np.float64)
+    chance = 1 / (1 + np.exp(-scores))
+    each = -(weight * labels * np.log(chance) + (1 - labels) * np.log(1 - chance)).mean(1)
+    right = (scores > 0) == (labels == 1)
+    np.testing.assert_allclose(value, np.average(each, weights=batch.mask), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["accuracy"], np.average(right.mean(1), weights=batch.mask), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        metrics["exact"], np.average(right.all(1), weights=batch.mask), rtol=1e-6
+    )
+
+
+def test_multi_label_takes_one_question_and_large_scores():
+    inputs, labels = jnp.array([[400.0], [-400.0], [300.0]]), jnp.array([1, 0, 0])
+    value, metrics = losses.multi_label(lambda params, x: x)(None, Batch(inputs, labels))
+    np.testing.assert_allclose(value, 100.0)
+    np.testing.assert_allclose([metrics["accuracy"], metrics["exact"]], 2 / 3, rtol=1e-6)
+    value, _ = losses.multi_label(lambda params, x: x)(None, Batch(inputs, jnp.array([1, 0, 2])))
+    assert np.isnan(value)
+
+
+def test_huber_is_squared_near_and_linear_far():
+    predictions = jnp.array([[0.5, 3.0], [-4.0, 0.0]])
+    batch = Batch(predictions, jnp.zeros((2, 2)))
+    value, _ = losses.huber(lambda params, x: x, delta=2.0)(None, batch)
+    np.testing.assert_allclose(value, (0.125 + 4.0 + 6.0) / 2)
+    # A delta larger than all errors gives the squared error, gradient and all.
+    labels = jnp.asarray(np.random.default_rng(2).normal(size=(7, 4)), jnp.float32)
+    batch = batch_of()._replace(labels=labels)
+    first, second = (
+        jax.value_and_grad(lambda params, loss=loss: loss(params, batch)[0])(PARAMS)
+        for loss in (losses.huber(scores_of, delta=1e3), losses.squared_error(scores_of))
+    )
+    assert_trees_close(first, second, rtol=1e-5)
+
+
+def test_the_pinball_loss_is_least_at_the_quantile():
+    labels = jnp.asarray(np.random.default_rng(0).exponential(size=101), jnp.float32)
+    loss = losses.quantile(lambda params, x: params + x, 0.8)
+
+    def at(point):
+        return loss(point, Batch(jnp.zeros(101), labels))
+
+    values = jax.jit(jax.vmap(lambda point: at(point)[0]))(jnp.sort(labels))
+    assert int(values.argmin()) == 80
+    np.testing.assert_allclose(at(jnp.sort(labels)[80])[1]["below"], 80 / 101, rtol=1e-6)
+    half, _ = losses.quantile(lambda params, x: x, 0.5)(None, Batch(jnp.ones(101), labels))
+    whole, _ = losses.absolute_error(lambda params, x: x)(None, Batch(jnp.ones(101), labels))
+    np.testing.assert_allclose(half, whole / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: losses.multi_label(scores_of, positive_weight=0.0), "positive_weight must be"),
+        (
+            lambda: losses.multi_label(scores_of, positive_weight=np.ones((2, 2))),
+            "one for each label",
+        ),
+        (lambda: losses.huber(scores_of, delta=0), "delta must be"),
+        (lambda: losses.quantile(scores_of, 1.0), "level must be"),
+        (
+            lambda: losses.multi_label(scores_of, positive_weight=np.ones(3))(
+                PARAMS, batch_of()._replace(labels=jnp.ones((7, 4)))
+            ),
+            "positive_weight must have one weight for each of the 4 labels, got 3",
+        ),
+        (
+            lambda: losses.multi_label(scores_of)(PARAMS, batch_of()),
+            "predictions of the labels' shape",
+        ),
+    ],
+)
+def test_new_losses_refuse_what_does_not_fit(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

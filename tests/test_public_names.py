@@ -1,9 +1,11 @@
-"""What `dir` shows of dflax is what users may use."""
+"""What `dir` shows of dflax is what users may use, and `__all__` is what packages import for them."""
 
 import ast
+import importlib
 import inspect
 import types
 
+import public_names
 import pytest
 
 import dflax
@@ -41,3 +43,47 @@ def test_dir_shows_what_users_may_use_and_nothing_else(module):
     missing = set(defined(module)) - set(module.__all__)
     assert not missing, f"{sorted(missing)}: list in __all__ what the module offers."
     assert all(hasattr(module, name) for name in module.__all__)
+
+
+PACKAGES = {
+    ".".join(file.relative_to(public_names.ROOT.parent).parent.parts): file
+    for file in public_names.packages()
+}
+
+
+def test_all_lists_what_a_package_imports():
+    others = [
+        str(file.relative_to(public_names.ROOT.parent))
+        for file in PACKAGES.values()
+        if public_names.written(file.read_text()) != file.read_text()
+    ]
+    assert not others, f"{others}: write them by `python -m tests.public_names --write`."
+
+
+def test_all_is_what_a_package_holds():
+    assert len(PACKAGES) > 80
+    for name in PACKAGES:
+        module = importlib.import_module(name)
+        held = {
+            key
+            for key, value in vars(module).items()
+            if key[0] != "_" and not isinstance(value, types.ModuleType)
+        }
+        listed = {
+            key
+            for key in module.__all__
+            if key != "__version__" and not isinstance(getattr(module, key), types.ModuleType)
+        }
+        assert held == listed, name
+
+
+def test_names_are_written_in_ruffs_order_and_what_is_private_is_left_out():
+    text = (
+        '"""A room."""\n\nfrom dflax.room import _hidden, a10, a9, Class, CONSTANT, long as short\n'
+        'from typing import Any\n\n__all__ = ["stale"]\n'
+    )
+    names = public_names.public_names(text)
+    assert names == ["CONSTANT", "Class", "a9", "a10", "short"]
+    assert '"stale"' not in public_names.written(text)
+    assert public_names.public_names(public_names.written(text)) == names
+    assert "__all__: list[str] = []" in public_names.written('"""A room."""\n')

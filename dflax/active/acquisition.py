@@ -39,6 +39,7 @@ class Query(NamedTuple):
 
 
 Acquisition = Callable[[Query, Dataset], Float[Array, " P"]]
+"""`(query, data) -> [P]`: how much a client wants the label of each of its P places."""
 
 
 class Judge(enum.Enum):

@@ -80,6 +80,15 @@ class Aggregator(NamedTuple):
 def mean() -> Aggregator:
     """The weighted mean `sum_i w_i x_i / sum_i w_i`, as one product per leaf.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> messages, weights = jnp.array([[1.0], [2.0], [3.0], [4.0], [100.0]]), jnp.ones(5)
+      >>> rule = dx.aggregation.mean()
+      >>> combining = dx.aggregation.Combining(jax.random.key(0))
+      >>> combined, *_ = rule.apply(messages, weights, rule.init(messages[0]), combining)
+      >>> float(combined[0])
+      22.0
+
     References:
       McMahan et al., Communication-Efficient Learning of Deep Networks, arXiv 1602.05629.
     """

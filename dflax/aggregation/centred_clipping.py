@@ -34,6 +34,15 @@ def centred_clipping(radius: float | Float[Array, ""], steps: int = 1) -> Aggreg
     Raises:
       TypeError, ValueError: naming the argument.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> messages, weights = jnp.array([[1.0], [2.0], [3.0], [4.0], [100.0]]), jnp.ones(5)
+      >>> rule = dx.aggregation.centred_clipping(radius=2.0)
+      >>> combining = dx.aggregation.Combining(jax.random.key(0))
+      >>> combined, *_ = rule.apply(messages, weights, rule.init(messages[0]), combining)
+      >>> round(float(combined[0]), 3)
+      1.8
+
     References:
       Karimireddy, He and Jaggi, Learning from History for Byzantine Robust Optimization,
       arXiv 2012.10333.

@@ -27,6 +27,15 @@ def median() -> Aggregator:
       An `Aggregator` without state or metrics; 0 when nobody reports. Of the messages (1, 5), (2, 4),
       (9, 6) it makes (2, 5).
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> messages, weights = jnp.array([[1.0], [2.0], [3.0], [4.0], [100.0]]), jnp.ones(5)
+      >>> rule = dx.aggregation.median()
+      >>> combining = dx.aggregation.Combining(jax.random.key(0))
+      >>> combined, *_ = rule.apply(messages, weights, rule.init(messages[0]), combining)
+      >>> float(combined[0])
+      3.0
+
     References:
       Yin et al., Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates,
       arXiv 1803.01498.
@@ -62,6 +71,15 @@ def trimmed_mean(trim: int) -> Aggregator:
     Raises:
       TypeError: a trim that is no integer.
       ValueError: a trim below 0; and, when the messages of a round are seen, n <= 2 f of them.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> messages, weights = jnp.array([[1.0], [2.0], [3.0], [4.0], [100.0]]), jnp.ones(5)
+      >>> rule = dx.aggregation.trimmed_mean(1)
+      >>> combining = dx.aggregation.Combining(jax.random.key(0))
+      >>> combined, *_ = rule.apply(messages, weights, rule.init(messages[0]), combining)
+      >>> float(combined[0])
+      3.0
 
     References:
       Yin et al., Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates,

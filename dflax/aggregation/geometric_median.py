@@ -47,6 +47,15 @@ def geometric_median(
     Raises:
       TypeError, ValueError: naming the argument.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> messages, weights = jnp.array([[1.0], [2.0], [3.0], [4.0], [100.0]]), jnp.ones(5)
+      >>> rule = dx.aggregation.geometric_median(steps=20)
+      >>> combining = dx.aggregation.Combining(jax.random.key(0))
+      >>> combined, *_ = rule.apply(messages, weights, rule.init(messages[0]), combining)
+      >>> round(float(combined[0]), 1)
+      3.0
+
     References:
       Pillutla et al., Robust Aggregation for Federated Learning, arXiv 1912.13445.
     """

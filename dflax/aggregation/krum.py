@@ -38,6 +38,15 @@ def krum(faulty: int | Int[Array, ""], *, others: Others = "m-f-2") -> Aggregato
     Raises:
       TypeError, ValueError: naming the argument; and, when the messages of a round are seen, too few.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> messages, weights = jnp.array([[1.0], [2.0], [3.0], [4.0], [100.0]]), jnp.ones(5)
+      >>> rule = dx.aggregation.krum(faulty=1)
+      >>> combining = dx.aggregation.Combining(jax.random.key(0))
+      >>> combined, *_ = rule.apply(messages, weights, rule.init(messages[0]), combining)
+      >>> float(combined[0])
+      2.0
+
     References:
       Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017, arXiv 1703.02757; kappa: Allouah
       et al., Fixing by Mixing, arXiv 2302.01772.
@@ -77,6 +86,15 @@ def multi_krum(
 
     Raises:
       TypeError, ValueError: as `krum`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> messages, weights = jnp.array([[1.0], [2.0], [3.0], [4.0], [100.0]]), jnp.ones(5)
+      >>> rule = dx.aggregation.multi_krum(faulty=1)
+      >>> combining = dx.aggregation.Combining(jax.random.key(0))
+      >>> combined, *_ = rule.apply(messages, weights, rule.init(messages[0]), combining)
+      >>> float(combined[0])
+      2.5
 
     References:
       As `krum`.

@@ -204,6 +204,13 @@ def fedbuff(
     Warns:
       SurrogateWarning: weights with which another loss is minimised than the federation's.
 
+    Examples:
+      >>> import numpy as np, dflax as dx
+      >>> seconds = np.array([1.0, 1.0, 2.5])
+      >>> table = dx.asynchronous.fedbuff(seconds, buffer=2, horizon=10.0, weights="importance")
+      >>> table.time.tolist()[:3], table.clients.tolist()[:6]  # two arrivals a step
+      ([1.0, 2.0, 3.0], [0, 1, 0, 1, 2, 0])
+
     References:
       Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation, arXiv 2106.06639.
     """

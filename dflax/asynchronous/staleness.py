@@ -24,6 +24,12 @@ def polynomial(exponent: float | Array = 0.5) -> Discount:
     Raises:
       TypeError, ValueError: naming the argument.
 
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> discount = dx.asynchronous.polynomial(0.5)
+      >>> discount(jnp.array([0, 3])).round(3).tolist()
+      [1.0, 0.5]
+
     References:
       Xie et al., Asynchronous Federated Optimization, arXiv 1903.03934.
     """

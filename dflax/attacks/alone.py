@@ -30,6 +30,16 @@ def sign_flipping(clients: Clients, factor: float = 1.0) -> Channel:
 
     Raises:
       TypeError, ValueError: naming the argument.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> channel = dx.attacks.sign_flipping(clients=0)
+      >>> messages = jnp.array([[1.0], [2.0]])
+      >>> sending = dx.channel.Sending(jax.random.key(0), senders=jnp.arange(2))
+      >>> state = channel.init(messages[0])
+      >>> arrived, weights, state, metrics = channel.apply(messages, jnp.ones(2), state, sending)
+      >>> arrived.tolist()
+      [[-1.0], [2.0]]
     """
     validation.real("factor", factor, low=0.0, low_open=True, scalar=True)
 

@@ -52,6 +52,12 @@ def flipped_labels(data: Dataset, examples: Examples) -> Dataset:
 
     Raises:
       TypeError, ValueError: naming the argument.
+
+    Examples:
+      >>> import numpy as np, dflax as dx
+      >>> data = dx.data.from_arrays(np.zeros((4, 2), np.float32), np.array([0, 1, 2, 2]))
+      >>> dx.attacks.flipped_labels(data, [0, 1]).labels.tolist()
+      [2, 1, 2, 2]
     """
     classes = _require_classes(data)
     return _relabelled(data, examples, classes - 1 - jnp.asarray(data.labels))

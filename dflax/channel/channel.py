@@ -102,6 +102,16 @@ def chain(*channels: Channel) -> Channel:
 
     Raises:
       TypeError: an argument that is no `Channel`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> channel = dx.channel.chain(dx.channel.top_k(0.5), dx.channel.finite_only())
+      >>> messages = jnp.array([[1.0, -5.0, 2.0, 0.0], [jnp.nan, 1.0, 0.0, 4.0]])
+      >>> state = jax.vmap(channel.init)(messages)
+      >>> sending = dx.channel.Sending(jax.random.key(0))
+      >>> arrived, weights, *_ = channel.apply(messages, jnp.ones(2), state, sending)
+      >>> arrived[0].tolist(), weights.tolist()
+      ([0.0, -5.0, 2.0, 0.0], [1.0, 0.0])
     """
     for number, channel in enumerate(channels):
         validation.instance(f"channels[{number}]", channel, Channel, "Make one with dflax.channel.")
@@ -160,6 +170,16 @@ def only(
     Raises:
       TypeError, ValueError: naming the argument; and, while a step is traced, messages whose senders
         are not known.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> channel = dx.channel.only(dx.channel.lossy(1.0), 0)
+      >>> messages = jnp.array([[1.0], [2.0]])
+      >>> sending = dx.channel.Sending(jax.random.key(0), senders=jnp.arange(2))
+      >>> state = channel.init(messages[0])
+      >>> arrived, weights, state, metrics = channel.apply(messages, jnp.ones(2), state, sending)
+      >>> arrived.tolist()
+      [[0.0], [2.0]]
     """
     validation.instance("channel", channel, Channel, "Make one with dflax.channel.")
     among = membership(clients)
@@ -222,6 +242,16 @@ def gaussian_noise(deviation: float) -> Channel:
 
     Args:
       deviation: standard deviation >= 0, in the units of the message; traceable.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> channel = dx.channel.gaussian_noise(0.1)
+      >>> messages = jnp.array([[1.0, -5.0, 2.0, 0.0], [3.0, 1.0, 0.0, 4.0]])
+      >>> sending = dx.channel.Sending(jax.random.key(0))
+      >>> state = channel.init(messages[0])
+      >>> arrived, weights, state, metrics = channel.apply(messages, jnp.ones(2), state, sending)
+      >>> bool(jnp.abs(arrived - messages).max() < 1)
+      True
     """
     validation.real("deviation", deviation, low=0.0, scalar=True)
 
@@ -244,6 +274,16 @@ def lossy(probability: float) -> Channel:
 
     Args:
       probability: of losing a message, in [0, 1]; traceable.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> channel = dx.channel.lossy(1.0)
+      >>> messages = jnp.array([[1.0, -5.0, 2.0, 0.0], [3.0, 1.0, 0.0, 4.0]])
+      >>> sending = dx.channel.Sending(jax.random.key(0))
+      >>> state = channel.init(messages[0])
+      >>> arrived, weights, state, metrics = channel.apply(messages, jnp.ones(2), state, sending)
+      >>> weights.tolist(), float(metrics["messages_lost"])
+      ([0.0, 0.0], 2.0)
     """
     validation.real("probability", probability, low=0.0, high=1.0, scalar=True)
 
@@ -261,6 +301,16 @@ def finite_only() -> Channel:
     """Drops messages that hold a NaN or an infinity, so that a diverged client poisons nobody else.
 
     The metric `messages_dropped` counts them among the reporting clients.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> channel = dx.channel.finite_only()
+      >>> messages = jnp.array([[1.0, 2.0], [jnp.nan, 3.0]])
+      >>> sending = dx.channel.Sending(jax.random.key(0))
+      >>> state = channel.init(messages[0])
+      >>> arrived, weights, state, metrics = channel.apply(messages, jnp.ones(2), state, sending)
+      >>> arrived.tolist(), weights.tolist()
+      ([[1.0, 2.0], [0.0, 0.0]], [1.0, 0.0])
     """
 
     def apply(

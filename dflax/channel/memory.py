@@ -32,6 +32,16 @@ def error_feedback(channel: Channel) -> Channel:
     Raises:
       TypeError: `channel` is no `Channel`.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> channel = dx.channel.error_feedback(dx.channel.top_k(0.5))
+      >>> messages, sending = jnp.array([[3.0, 1.0]]), dx.channel.Sending(jax.random.key(0))
+      >>> state = jax.vmap(channel.init)(messages)
+      >>> first, _, state, _ = channel.apply(messages, jnp.ones(1), state, sending)
+      >>> second, _, state, _ = channel.apply(jnp.zeros((1, 2)), jnp.ones(1), state, sending)
+      >>> first.tolist(), second.tolist()  # what was left out comes next
+      ([[3.0, 0.0]], [[0.0, 1.0]])
+
     References:
       Seide et al., 1-bit SGD, Interspeech 2014; Karimireddy et al., Error Feedback Fixes SignSGD,
       arXiv 1901.09847; Stich et al., Sparsified SGD with Memory, arXiv 1809.07599.

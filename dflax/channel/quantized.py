@@ -28,6 +28,16 @@ def qsgd(levels: int, *, contracting: bool = False) -> Channel:
         `error_feedback` needs. What is sent then lags by about 1 + omega messages: choose s of the
         order of sqrt(d).
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> channel = dx.channel.qsgd(levels=4)
+      >>> messages = jnp.array([[1.0, -5.0, 2.0, 0.0], [3.0, 1.0, 0.0, 4.0]])
+      >>> sending = dx.channel.Sending(jax.random.key(0))
+      >>> state = channel.init(messages[0])
+      >>> arrived, weights, state, metrics = channel.apply(messages, jnp.ones(2), state, sending)
+      >>> arrived.shape, bool(metrics["bytes_sent"] < metrics["bytes_uncompressed"])
+      ((2, 4), True)
+
     References:
       Alistarh et al., QSGD, arXiv 1610.02132.
     """

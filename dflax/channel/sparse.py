@@ -19,6 +19,16 @@ def top_k(share: float) -> Channel:
     Args:
       share: of the message's d numbers, all leaves together, in (0, 1]; static.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> channel = dx.channel.top_k(0.5)
+      >>> messages = jnp.array([[1.0, -5.0, 2.0, 0.0], [3.0, 1.0, 0.0, 4.0]])
+      >>> sending = dx.channel.Sending(jax.random.key(0))
+      >>> state = channel.init(messages[0])
+      >>> arrived, weights, state, metrics = channel.apply(messages, jnp.ones(2), state, sending)
+      >>> arrived.tolist()
+      [[0.0, -5.0, 2.0, 0.0], [3.0, 0.0, 0.0, 4.0]]
+
     References:
       Stich, Cordonnier and Jaggi, Sparsified SGD with Memory, arXiv 1809.07599.
     """

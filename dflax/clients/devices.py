@@ -10,7 +10,10 @@ from jaxtyping import Array, PyTree
 
 from dflax.programs.exchanges import gathered_by, sends, size
 
-CLIENTS, MODEL = "clients", "model"
+CLIENTS = "clients"
+"""The axis of a mesh over which clients are dealt."""
+MODEL = "model"
+"""The axis of a mesh whose devices share a model."""
 
 
 class DealtWithClients(abc.ABC):

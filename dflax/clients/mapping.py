@@ -53,6 +53,12 @@ def map_clients(
 
     Raises:
       ValueError: leading axes that differ, or `at_once` below 1.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> scaled = lambda own, server: own * server
+      >>> dx.map_clients(scaled, jnp.arange(3.0), shared=(jnp.float32(10),)).tolist()
+      [0.0, 10.0, 20.0]
     """
     validation.function("function", function)
     count = validation.leading_axis("stacked", stacked)

@@ -33,6 +33,12 @@ def weighted_mean(tree: PyTree[Array], weights: Float[Array, " m"] | None = None
     Raises:
       ValueError: leaves whose leading axes differ, weights of another shape or below 0.
       TypeError: an integer leaf, of which there is no mean.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> models = {"w": jnp.array([[1.0, 2.0], [3.0, 6.0]])}
+      >>> dx.weighted_mean(models, jnp.array([3.0, 1.0]))["w"].tolist()
+      [1.5, 3.0]
     """
     if weights is not None:
         validation.real("weights", weights, low=0.0)
@@ -229,6 +235,12 @@ def mean_metrics(metrics: PyTree[Array], weights: Float[Array, " m"]) -> PyTree[
 
     Returns:
       Leaves `[...]`: of floating-point metrics at least float32, of integers and booleans float32.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> losses = {"loss": jnp.array([1.0, 3.0, jnp.nan])}
+      >>> float(dx.mean_metrics(losses, jnp.array([1.0, 1.0, 0.0]))["loss"])
+      2.0
     """
     if not jax.tree.leaves(metrics):
         return metrics

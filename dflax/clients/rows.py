@@ -29,6 +29,12 @@ def gather(tree: PyTree[Array], cohort: Int[Array, " m"] | None) -> PyTree[Array
     Raises:
       TypeError: ids that are no integers, a mask for example.
       ValueError: ids that are no vector, or lie beyond the rows; leaves whose leading axes differ.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> state = {"x": jnp.array([10.0, 20.0, 30.0, 40.0])}
+      >>> dx.gather(state, jnp.array([3, 1]))["x"].tolist()
+      [40.0, 20.0]
     """
     if cohort is None:
         return tree
@@ -60,6 +66,12 @@ def scatter(
 
     Raises:
       TypeError, ValueError: naming the leaf whose structure, shape or dtype differs; ids as `gather`.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> state, cohort = jnp.array([10.0, 20.0, 30.0]), jnp.array([2, 0])
+      >>> dx.scatter(state, cohort, jnp.array([1.0, 2.0]), reported=jnp.array([True, False])).tolist()
+      [10.0, 20.0, 1.0]
     """
     if cohort is not None:
         cohort = jnp.asarray(cohort)
@@ -79,7 +91,14 @@ def scatter(
 
 
 def replicate(tree: PyTree[Array], clients: int) -> PyTree[Array]:
-    """The same tree for every client: each leaf broadcast to `[n, ...]`, n >= 1."""
+    """The same tree for every client: each leaf broadcast to `[n, ...]`, n >= 1.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> models = dx.replicate({"w": jnp.zeros((2, 5)), "b": jnp.zeros(5)}, 4)
+      >>> jax.tree.map(jnp.shape, models)
+      {'b': (4, 5), 'w': (4, 2, 5)}
+    """
     validation.integer("clients", clients, low=1)
     validation.arrays("tree", tree)
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (clients, *jnp.shape(leaf))), tree)
@@ -96,6 +115,12 @@ def select(condition: Array, chosen: PyTree[Array], otherwise: PyTree[Array]) ->
 
     Raises:
       TypeError, ValueError: naming the leaf whose structure, shape or dtype differs.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> new, old = jnp.ones((3, 2)), jnp.zeros((3, 2))
+      >>> dx.select(jnp.array([True, False, True]), new, old).tolist()
+      [[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
     """
 
     def choose(path: Any, old: Array, new: Array) -> Array:

@@ -1,5 +1,6 @@
 """Data sets on the device, and ways to deal them to clients."""
 
+from dflax.data.adapters import from_huggingface, from_pandas, from_torch
 from dflax.data.arrays import from_arrays, split
 from dflax.data.cifar import cifar10, cifar100
 from dflax.data.class_laws import ClassLaws, resample
@@ -56,7 +57,10 @@ __all__ = [
     "dirichlet_laws",
     "fashion_mnist",
     "from_arrays",
+    "from_huggingface",
     "from_indices",
+    "from_pandas",
+    "from_torch",
     "iid",
     "label_distribution",
     "label_shards",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -82,17 +82,19 @@ def from_arrays(
       ValueError: lengths that differ, NaN or infinite entries, labels outside [0, C), both `test` and
         `test_fraction`.
       TypeError: entries that are no numbers, inputs that are a list of examples.
+
+    Examples:
+      >>> import numpy as np, dflax as dx
+      >>> images, labels = np.zeros((50, 8, 8, 1), np.uint8), np.arange(50) % 10
+      >>> data = dx.data.from_arrays(images, labels, scale=1 / 255, test_fraction=0.2)
+      >>> len(data.train), len(data.test), data.classes, data.example.dtype.name
+      (40, 10, 10, 'float32')
     """
     if test is not None and test_fraction is not None:
         raise ValueError(
             "give at most one of test and test_fraction, got both. test_fraction=0.2 holds out a fifth."
         )
-    validation.text("name", name)
-    if shift is not None and scale is None:
-        raise ValueError("shift needs scale, got scale=None. Pass scale=1.0 to shift alone.")
-    for argument, value in (("scale", scale), ("shift", shift)):
-        if value is not None:
-            validation.real(argument, value)
+    verify_decoding(classes, scale, shift, name)
     if test is not None and not (isinstance(test, (tuple, list)) and len(test) == 2):
         raise TypeError(
             f"test must be a pair (inputs, labels), got {type(test).__name__}. To hold out a share "
@@ -143,6 +145,13 @@ def split(data: Dataset, test_fraction: float, seed: int = 0) -> Split:
     Raises:
       ValueError: a fraction out of range, or one that leaves a part empty.
       TypeError: `data` is no `Dataset`.
+
+    Examples:
+      >>> import numpy as np, dflax as dx
+      >>> data = dx.data.from_arrays(np.zeros((10, 4), np.float32), np.arange(10) % 2)
+      >>> train, test = dx.data.split(data, test_fraction=0.2)
+      >>> len(train), len(test), train.classes
+      (8, 2, 2)
     """
     validation.instance("data", data, Dataset, "Of a Split pass .train; of arrays use from_arrays.")
     validation.probability("test_fraction", test_fraction, low_open=True, high_open=True)
@@ -163,6 +172,18 @@ def split(data: Dataset, test_fraction: float, seed: int = 0) -> Split:
     chosen = np.zeros(len(labels), bool)
     chosen[order[rank < np.repeat(quotas, counts)]] = True
     return Split(_rows(data, np.flatnonzero(~chosen)), _rows(data, np.flatnonzero(chosen)))
+
+
+def verify_decoding(classes: Any, scale: Any, shift: Any, name: Any) -> None:
+    """Refuse wrong arguments of `from_arrays` that need no data to be seen as wrong."""
+    validation.text("name", name)
+    if classes is not None:
+        validation.integer("classes", classes, low=1)
+    if shift is not None and scale is None:
+        raise ValueError("shift needs scale, got scale=None. Pass scale=1.0 to shift alone.")
+    for argument, value in (("scale", scale), ("shift", shift)):
+        if value is not None:
+            validation.real(argument, value)
 
 
 def _verify_broadcasts(name: str, value: AnyArray | float, inputs: PyTree[np.ndarray]) -> None:
@@ -289,13 +310,11 @@ def _numbers(name: str, leaf: AnyArray) -> np.ndarray:
 
 def _classes(parts: list[np.ndarray], classes: int | None) -> int | None:
     integers = np.issubdtype(parts[0].dtype, np.integer)
-    if classes is not None:
-        validation.integer("classes", classes, low=1)
-        if not integers:
-            raise TypeError(
-                f"labels must be integers in [0, {classes}) if classes is given, got dtype "
-                f"{parts[0].dtype}."
-            )
+    if classes is not None and not integers:
+        raise TypeError(
+            f"labels must be integers in [0, {classes}) if classes is given, got dtype "
+            f"{parts[0].dtype}."
+        )
     if not integers:
         return None
     low, high = min(int(p.min()) for p in parts), max(int(p.max()) for p in parts)

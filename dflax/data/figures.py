@@ -55,9 +55,14 @@ def partition_figure(
         raise TypeError(f"ax must be matplotlib axes, got {given}. None makes a new figure.")
     counts = class_counts(partition, labels, classes)
 
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import PowerNorm
-    from matplotlib.ticker import MaxNLocator
+    try:
+        import matplotlib.pyplot as plt
+        from matplotlib.colors import PowerNorm
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as error:
+        raise ImportError(
+            "partition_figure needs matplotlib: pip install 'dflax[plots]'."
+        ) from error
 
     clients, classes = counts.shape
     sizes = counts.sum(1)

@@ -104,6 +104,12 @@ def from_indices(
     Raises:
       ValueError: no clients, a client without examples, one that is too large, an index out of range.
       TypeError: `owned` is no list, or holds anything but lists of integers.
+
+    Examples:
+      >>> import dflax as dx
+      >>> partition = dx.data.from_indices([[0, 1, 2], [3, 4]])
+      >>> partition.clients, partition.sizes.tolist()
+      (2, [3, 2])
     """
     validation.seed("seed", seed)
     if examples is not None:

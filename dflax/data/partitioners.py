@@ -28,6 +28,11 @@ def iid(examples: int | Shaped[AnyArray, "N ..."], clients: int, seed: int = 0) 
 
     Raises:
       ValueError, TypeError: counts that are out of range or no integers.
+
+    Examples:
+      >>> import dflax as dx
+      >>> dx.data.iid(10, clients=3).sizes.tolist()
+      [4, 3, 3]
     """
     count = _examples(examples)
     generator = _start(count, clients, 1, seed)
@@ -57,6 +62,13 @@ def dirichlet(
 
     Raises:
       ValueError, TypeError: an argument out of range, or a floor that N examples cannot give.
+
+    Examples:
+      >>> import numpy as np, dflax as dx
+      >>> labels = np.arange(1000) % 10
+      >>> partition = dx.data.dirichlet(labels, clients=8, alpha=0.1, seed=0)
+      >>> partition.clients, int(partition.sizes.sum()), bool(partition.sizes.min() >= 1)
+      (8, 1000, True)
 
     References:
       Hsu et al., Measuring the Effects of Non-Identical Data Distribution, arXiv 1909.06335.
@@ -104,6 +116,12 @@ def quantity_skew(
     Raises:
       ValueError, TypeError: an argument out of range, or a floor that N examples cannot give.
 
+    Examples:
+      >>> import dflax as dx
+      >>> sizes = dx.data.quantity_skew(1000, clients=5, alpha=0.5, seed=0).sizes
+      >>> int(sizes.sum()), bool(sizes.max() > 2 * sizes.min())
+      (1000, True)
+
     References:
       Li et al., Federated Learning on Non-IID Data Silos, arXiv 2102.02079.
     """
@@ -129,6 +147,14 @@ def label_shards(
 
     Raises:
       ValueError, TypeError: an argument out of range, or more shards than examples.
+
+    Examples:
+      >>> import numpy as np, dflax as dx
+      >>> labels = np.arange(100) % 10
+      >>> partition = dx.data.label_shards(labels, clients=10, shards_per_client=2)
+      >>> counts = dx.data.class_counts(partition, labels)
+      >>> int((counts > 0).sum(1).max())  # classes of a client
+      2
 
     References:
       McMahan et al., Communication-Efficient Learning of Deep Networks, arXiv 1602.05629.
@@ -156,17 +182,33 @@ def by_group(groups: Shaped[AnyArray, " N"], seed: int = 0) -> Partition:
       The `Partition`; client i is `numpy.unique(groups)[i]`.
 
     Raises:
-      ValueError: no examples, ids that are not one list, or NaN among them.
+      ValueError: no examples, ids that are not one list, or NaN or None among them.
+      TypeError: numbers and words mixed.
+
+    Examples:
+      >>> import dflax as dx
+      >>> partition = dx.data.by_group(["ann", "bob", "ann", "cem"])
+      >>> partition.clients, partition.sizes.tolist()
+      (3, [2, 1, 1])
     """
     ids = np.asarray(groups)
     if ids.ndim != 1 or len(ids) == 0:
         raise ValueError(f"groups must be one id per example, got an array of shape {ids.shape}.")
-    if np.issubdtype(ids.dtype, np.floating) and np.isnan(ids).any():
+    # The gaps of a column of words are None, or NaN, which does not equal itself.
+    gaps = 0
+    if ids.dtype == object:
+        gaps = sum(one is None or bool(one != one) for one in ids)
+    elif np.issubdtype(ids.dtype, np.floating):
+        gaps = int(np.isnan(ids).sum())
+    if gaps:
         raise ValueError(
-            f"groups must tell the group of every example, got NaN for {int(np.isnan(ids).sum())} of "
-            f"{len(ids)}. Leave these examples out, or give them an id of their own."
+            f"groups must tell the group of every example, got NaN for {gaps} of {len(ids)}. Leave "
+            "these examples out, or give them an id of their own."
         )
-    distinct, owner = np.unique(ids, return_inverse=True)
+    try:
+        distinct, owner = np.unique(ids, return_inverse=True)
+    except TypeError as error:
+        raise TypeError(f"groups must be all numbers or all words, got both: {error}.") from error
     return _deal(owner, len(distinct), _start(len(ids), len(distinct), 1, seed))
 
 
@@ -188,6 +230,12 @@ def train_test_per_client(
     Raises:
       ValueError: a fraction out of range, or a client with a single example.
       TypeError: `partition` is no `Partition`.
+
+    Examples:
+      >>> import dflax as dx
+      >>> train, test = dx.data.train_test_per_client(dx.data.iid(20, clients=2), test_fraction=0.2)
+      >>> train.sizes.tolist(), test.sizes.tolist()
+      ([8, 8], [2, 2])
     """
     validation.instance("partition", partition, Partition)
     validation.probability("test_fraction", test_fraction, low_open=True, high_open=True)

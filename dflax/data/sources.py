@@ -87,6 +87,12 @@ def digits(test_fraction: float = 0.2, seed: int = 0) -> Split:
 
     Raises:
       ValueError: a fraction out of range.
+
+    Examples:
+      >>> import dflax as dx
+      >>> data = dx.data.digits()
+      >>> data.train.inputs.shape, len(data.test), data.classes
+      ((1437, 8, 8, 1), 360, 10)
     """
     validation.probability("test_fraction", test_fraction, low_open=True, high_open=True)
     from sklearn.datasets import load_digits

@@ -71,6 +71,17 @@ def dpsgd(
     Raises:
       TypeError, ValueError: naming the argument.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> algorithm = dx.decentralized.dpsgd(dx.data.quadratic_loss, optax.sgd(0.1), dx.gossip.ring(4))
+      >>> state = algorithm.init(jax.random.key(0), jnp.zeros(3))
+      >>> state, history = dx.run(algorithm, state, federation, rounds=100, key=jax.random.key(1))
+      >>> mean = state.clients.params.mean(0)
+      >>> bool(jnp.allclose(mean, problem.optimum, atol=1e-3))
+      True
+
     References:
       Lian et al., Can Decentralized Algorithms Outperform Centralized Algorithms?, arXiv 1705.09056.
       Jiang et al., Collaborative Deep Learning in Fixed Topology Networks, arXiv 1706.07880 (CDSGD).
@@ -117,6 +128,17 @@ def dfedavg(
 
     Raises:
       TypeError, ValueError: naming the argument.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> algorithm = dx.decentralized.dfedavg(dx.data.quadratic_loss, optax.sgd(0.5), dx.gossip.ring(4))
+      >>> state = algorithm.init(jax.random.key(0), jnp.zeros(3))
+      >>> state, history = dx.run(algorithm, state, federation, rounds=50, key=jax.random.key(1))
+      >>> mean = state.clients.params.mean(0)
+      >>> bool(jnp.allclose(mean, problem.optimum, atol=1e-3))
+      True
 
     References:
       Sun, Li and Wang, Decentralized Federated Averaging, arXiv 2104.11375.

@@ -85,6 +85,17 @@ def dsgt(
       TypeError, ValueError: naming the argument; a mixer that is known to move the mean, or mixes
         whole models alone (`gossip.recalibrated`).
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> problem = dx.data.quadratics(
+      ...     jax.random.key(0), 4, 3, curvature_heterogeneity=1.0, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> algorithm = dx.decentralized.dsgt(dx.data.quadratic_loss, 0.2, dx.gossip.ring(4))
+      >>> state = algorithm.init(jax.random.key(0), jnp.zeros(3))
+      >>> state, history = dx.run(algorithm, state, federation, rounds=150, key=jax.random.key(1))
+      >>> bool(jnp.allclose(state.clients.params, problem.optimum, atol=1e-3))  # every client's
+      True
+
     References:
       Pu and Nedic, Distributed Stochastic Gradient Tracking Methods, arXiv 1805.11454;
       Nedic, Olshevsky and Shi, arXiv 1607.03218; Tian et al., arXiv 2404.04616 (correction).

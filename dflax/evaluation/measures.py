@@ -17,6 +17,7 @@ from dflax.local.oracle import Loss
 from dflax.models.averaged import warn_of_averaging
 
 Measure = Callable[[Params], Metrics]
+"""`params -> metrics`: what is measured of one model."""
 Models = Callable[[FederatedState], Params]
 
 
@@ -37,6 +38,14 @@ def on(loss: Loss, data: Dataset, *, batch_size: int = 500, examples: int | None
       batch_size: examples at a time, >= 1.
       examples: measure on the first so many only; default all. (The sources shuffle their examples
         or keep the published order, so the first ones are a fair sample.)
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> data = dx.data.from_arrays(jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 2.0, 5.0]))
+      >>> loss = dx.losses.squared_error(lambda params, inputs: params * inputs)
+      >>> measure = dx.evaluation.on(loss, data, batch_size=2)
+      >>> round(float(measure(jnp.float32(1))["loss"]), 3)
+      0.667
     """
     count = verified_count(loss, data, batch_size, examples)
     return OfModel(Bound(_on, loss, min(batch_size, count), count), data)
@@ -50,6 +59,15 @@ def server_model(
     Args:
       measure: `params -> metrics`, see `on`.
       models: `state -> model`, another model of the state.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> data = dx.data.from_arrays(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
+      >>> loss = dx.losses.squared_error(lambda params, inputs: params * inputs)
+      >>> evaluate = dx.evaluation.server_model(dx.evaluation.on(loss, data))
+      >>> state = dx.server.fedavg(loss, optax.sgd(0.1)).init(jax.random.key(0), jnp.float32(1))
+      >>> float(evaluate(state)["loss"])
+      1.0
     """
     return Partial(Bound(_server_model, _checked(models)), _as_partial(measure))
 
@@ -64,6 +82,15 @@ def client_models(
       models: `state -> stacked models [n, ...]`; default: `state.clients.params`.
       at_once: clients that one device measures at the same time, >= 1; None chooses as `map_clients`
         does.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> data = dx.data.from_arrays(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))
+      >>> loss = dx.losses.squared_error(lambda params, inputs: params * inputs)
+      >>> evaluate = dx.evaluation.client_models(dx.evaluation.on(loss, data))
+      >>> algorithm = dx.decentralized.dfedavg(loss, optax.sgd(0.1), dx.gossip.ring(3))
+      >>> sorted(evaluate(algorithm.init(jax.random.key(0), jnp.float32(1))))
+      ['loss', 'loss_max', 'loss_min', 'loss_std']
     """
     validation.at_once(at_once)
     return Partial(Bound(_client_models, _checked(models), at_once), _as_partial(measure))

@@ -44,5 +44,4 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """Its names alone: its folders and files are found through them."""
     return __all__

@@ -10,8 +10,8 @@ from dflax import validation
 from dflax.gaussian_processes.likelihood import Evidence
 
 Weights = Float[Array, " A"]
-# (evidence, start, center, rho) -> weights near a minimiser of l(t) + (rho / 2) |t - center|^2, t >= 0
 Solver = Callable[[Callable[[Weights], Evidence], Weights, Weights, Float[Array, ""]], Weights]
+"""`(evidence, start, center, rho) -> weights` that nearly minimise l(t) + (rho / 2) |t - center|^2."""
 
 # A weight of 0 would stay 0 for ever, also where it was rounded to it.
 LEAST = 1e-12

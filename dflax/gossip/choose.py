@@ -77,6 +77,15 @@ def mixer(
         are no function to a `MixingMatrix`.
       ValueError: a kind that is unknown or does not fit, a matrix that is not stochastic, a directed
         graph that is not regular, a topology that is not (strongly) connected, or `steps` below 1.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> mixer = dx.gossip.mixer(dx.topology.path(4))
+      >>> models = jnp.array([3.0, 0.0, 0.0, 0.0])
+      >>> mixing = dx.gossip.Mixing(jax.random.key(0), jnp.int32(0))
+      >>> mixed, state, metrics = mixer.apply(models, mixer.init(models), mixing)
+      >>> mixed.round(2).tolist()
+      [2.0, 1.0, 0.0, 0.0]
     """
     validation.flag("disconnected", disconnected)
     validation.integer("steps", steps, low=1)

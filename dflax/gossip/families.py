@@ -11,7 +11,17 @@ from dflax.gossip.mixer import Mixer
 
 
 def ring(nodes: int, *, steps: int = 1) -> Mixer:
-    """Mixing on the cycle, weights 1/3."""
+    """Mixing on the cycle, weights 1/3.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> mixer = dx.gossip.ring(4)
+      >>> models = jnp.array([3.0, 0.0, 0.0, 0.0])
+      >>> mixing = dx.gossip.Mixing(jax.random.key(0), jnp.int32(0))
+      >>> mixed, state, metrics = mixer.apply(models, mixer.init(models), mixing)
+      >>> mixed.round(2).tolist()
+      [1.0, 1.0, 0.0, 1.0]
+    """
     return mixer(topology.ring(nodes), steps=steps)
 
 
@@ -31,7 +41,17 @@ def star(nodes: int, *, steps: int = 1) -> Mixer:
 
 
 def exponential(nodes: int, *, steps: int = 1) -> Mixer:
-    """Mixing on the static exponential graph: equal weights on self and offsets 1, 2, 4, ..."""
+    """Mixing on the static exponential graph: equal weights on self and offsets 1, 2, 4, ...
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> mixer = dx.gossip.exponential(4)
+      >>> models = jnp.array([3.0, 0.0, 0.0, 0.0])
+      >>> mixing = dx.gossip.Mixing(jax.random.key(0), jnp.int32(0))
+      >>> mixed, state, metrics = mixer.apply(models, mixer.init(models), mixing)
+      >>> mixed.round(2).tolist()
+      [1.0, 1.0, 1.0, 0.0]
+    """
     return mixer(topology.exponential(nodes), steps=steps)
 
 

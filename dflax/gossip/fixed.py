@@ -102,6 +102,15 @@ def complete(clients: int, weight: float | None = None) -> Mixer:
 
     Raises:
       TypeError, ValueError: naming the argument.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> mixer = dx.gossip.complete(4)
+      >>> models = jnp.array([3.0, 0.0, 0.0, 0.0])
+      >>> mixing = dx.gossip.Mixing(jax.random.key(0), jnp.int32(0))
+      >>> mixed, state, metrics = mixer.apply(models, mixer.init(models), mixing)
+      >>> mixed.tolist()
+      [0.75, 0.75, 0.75, 0.75]
     """
     validation.integer("clients", clients, low=1)
     share = 1.0 / clients if weight is None else weight

@@ -12,7 +12,9 @@ from dflax.algorithm import Metrics
 from dflax.topology import Graph
 
 Models = PyTree[Array]
+"""What is mixed: a tree whose leaves lead with the n clients, `[n, ...]`."""
 MixerState = Any
+"""What a mixer carries from round to round, of which a `PerClient` has a row for every client."""
 
 
 class Mixing(NamedTuple):

@@ -65,6 +65,16 @@ def push_sum(
       ValueError: columns that do not sum to 1, a zero on the diagonal, a graph that is not strongly
         connected, or `steps` below 1.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> graph = dx.topology.from_edges(3, [[0, 1], [1, 2], [2, 0], [0, 2]], directed=True)
+      >>> mixer = dx.gossip.push_sum(graph, steps=20)
+      >>> models = jnp.array([3.0, 0.0, 0.0])
+      >>> mixing = dx.gossip.Mixing(jax.random.key(0), jnp.int32(0))
+      >>> mixed, state, metrics = mixer.apply(models, mixer.init(models), mixing)
+      >>> mixed.round(2).tolist()
+      [1.0, 1.0, 1.0]
+
     References:
       Assran et al., Stochastic Gradient Push for Distributed Deep Learning, arXiv 1811.10792;
       Nedić & Olshevsky, arXiv 1303.2289.

@@ -35,6 +35,15 @@ def repeat(mixer: Mixer, steps: int) -> Mixer:
       TypeError: anything but a mixer, or `steps` that is no integer.
       ValueError: `steps` below 1.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> mixer = dx.gossip.repeat(dx.gossip.ring(4), 3)
+      >>> models = jnp.array([27.0, 0.0, 0.0, 0.0])
+      >>> mixing = dx.gossip.Mixing(jax.random.key(0), jnp.int32(0))
+      >>> mixed, state, metrics = mixer.apply(models, mixer.init(models), mixing)
+      >>> mixed.round(2).tolist(), float(metrics["models_sent"])
+      ([7.0, 7.0, 6.0, 7.0], 24.0)
+
     References:
       Shi et al., Improving the Model Consistency of Decentralized Federated Learning,
       arXiv 2302.04083 (multiple gossip steps).

@@ -14,6 +14,7 @@ from dflax import validation
 from dflax.models.unet import UNet3D
 
 NETWORK = UNet3D(channels=12, levels=2)
+"""The denoiser's network, whose trained weights `learned` reads."""
 WEIGHTS = pathlib.Path(__file__).with_name("denoiser.npz")
 
 

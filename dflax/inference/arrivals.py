@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Key
 
 from dflax import validation
 
-# `(key, n) -> [n]` seconds, not decreasing; n is static.
 Arrivals = Callable[[Key[Array, ""], int], Float[Array, " n"]]
+"""`(key, n) -> [n]` seconds, not decreasing; n is static."""
 
 
 def evenly(rate: float | Float[Array, ""]) -> Arrivals:

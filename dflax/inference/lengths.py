@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from dflax import validation
 
-# `(key, n) -> [n]` int32 tokens; n is static.
 Lengths = Callable[[Key[Array, ""], int], Int[Array, " n"]]
+"""`(key, n) -> [n]` int32 tokens; n is static."""
 
 
 def constant(tokens: int) -> Lengths:

@@ -28,6 +28,14 @@ def clipped(loss: Loss | Oracle, norm: float) -> Oracle:
 
     Raises:
       TypeError, ValueError: naming the argument.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> loss = lambda params, batch, key: (0.5 * params @ params, {})
+      >>> oracle = dx.local.clipped(loss, norm=2.5)
+      >>> seen, _ = oracle(jnp.array([3.0, 4.0]), None, jax.random.key(0))
+      >>> seen.round(2).tolist()
+      [1.5, 2.0]
     """
     oracle = gradient(loss)
     validation.real("norm", norm, low=0.0, low_open=True, scalar=True)

@@ -16,6 +16,7 @@ from dflax.data.dataset import Batch
 # What can be averaged.
 NUMBERS = (jnp.floating, jnp.integer, jnp.bool_)
 Loss = Callable[[Params, Batch, Key[Array, ""] | None], tuple[Float[Array, ""], Metrics]]
+"""`(params, batch, key) -> (loss, metrics)`: the mean over a minibatch; no key means evaluation."""
 
 
 class Oracle(NamedTuple):
@@ -73,6 +74,14 @@ def gradient(loss: Loss | Oracle) -> Oracle:
     Raises:
       TypeError: `loss` cannot be called, is a model rather than a loss, or an oracle that remembers;
         and, when the oracle is traced, a loss that returns something else.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> loss = lambda params, batch, key: (0.5 * params @ params, {"first": params[0]})
+      >>> oracle = dx.local.gradient(loss)
+      >>> seen, metrics = oracle(jnp.array([3.0, 4.0]), None, jax.random.key(0))
+      >>> seen.tolist(), float(metrics["first"])
+      ([3.0, 4.0], 3.0)
     """
     if isinstance(loss, Oracle):
         if loss.conclude is not None:

@@ -40,6 +40,14 @@ def sam(
     Raises:
       TypeError, ValueError: naming the argument.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> loss = lambda params, batch, key: (0.5 * params @ params, {})
+      >>> oracle = dx.local.sam(loss, radius=5.0)
+      >>> seen, _ = oracle(jnp.array([3.0, 4.0]), None, jax.random.key(0))
+      >>> seen.round(2).tolist()  # the gradient at (3, 4) + 5 (3, 4) / |(3, 4)|
+      [6.0, 8.0]
+
     References:
       Foret et al., Sharpness-Aware Minimization, arXiv 2010.01412; Sun et al., FedSpeed,
       arXiv 2302.10429 (the weight).

@@ -18,6 +18,7 @@ from dflax.models.statistics import with_statistics
 from dflax.population import Assignment
 
 Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
+"""An optax optimiser, or a function of the round's number that returns one."""
 
 
 class Solution(NamedTuple):
@@ -167,6 +168,17 @@ def solver(
     Raises:
       TypeError: naming the argument; and, when `solve` is traced, a loss or an oracle that returns
         something else than it should, or an optimiser that asks for what is not known here.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> round = federation.draw(jax.random.key(0), 0)
+      >>> first = jax.tree.map(lambda leaf: leaf[0], round.assignments)
+      >>> solve = dx.local.solver(dx.data.quadratic_loss, optax.sgd(0.5))
+      >>> solution = jax.jit(solve)(dx.local.Subproblem(), jnp.zeros(3), first, round.data)
+      >>> solution.params.shape, sorted(solution.metrics)
+      ((3,), ['loss'])
     """
     oracle = loss if isinstance(loss, Oracle) else gradient(loss)
     keeps = oracle.conclude is not None and oracle.lasting

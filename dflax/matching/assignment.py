@@ -56,6 +56,12 @@ def assign(profit: Float[Array, "*B d d"]) -> Int[Array, "*B d"]:
     Returns:
       `[..., d]` int32: the column of each row.
 
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> profit = jnp.array([[1.0, 5.0], [2.0, 3.0]])
+      >>> dx.matching.assign(profit).tolist()
+      [1, 0]
+
     References:
       Jonker and Volgenant, A Shortest Augmenting Path Algorithm for Dense and Sparse Linear Assignment
       Problems, Computing 38, 1987.

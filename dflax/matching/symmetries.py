@@ -31,8 +31,8 @@ class Place(NamedTuple):
     after: int = 1
 
 
-# Name of a group of interchangeable units, to all places that a permutation of them touches.
 Symmetries: TypeAlias = Mapping[str, Sequence[Place | tuple[str, int] | tuple[str, int, int]]]
+"""From the name of a group of interchangeable units to all places that a permutation of them touches."""
 Permutations: TypeAlias = dict[str, Int[Array, " d"]]
 
 

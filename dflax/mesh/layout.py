@@ -82,6 +82,12 @@ def client_mesh(devices: Sequence[jax.Device] | None = None, *, model: int = 1) 
 
     Raises:
       TypeError, ValueError: `model` is no such number; `devices` are no devices.
+
+    Examples:
+      >>> import jax, dflax as dx
+      >>> mesh = dx.client_mesh(jax.devices()[:1])
+      >>> dict(mesh.shape)
+      {'clients': 1}
     """
     if devices is not None:
         fix = "Pass for example jax.devices()[:2]."

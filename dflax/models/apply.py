@@ -47,6 +47,12 @@ def as_apply(model: Model, *, training: Training | None = None) -> Apply:
     Raises:
       TypeError: `model` cannot be called as above.
       ValueError: `training` names no argument; the model needs arguments that nobody fills.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> apply = dx.models.as_apply(lambda params, inputs: inputs @ params)
+      >>> apply(jnp.ones((3, 2)), jnp.ones((4, 3))).shape
+      (4, 2)
     """
     if (known := _of_library(model, training)) is not None:
         return known
@@ -128,6 +134,13 @@ def variables(
 
     Raises:
       TypeError: the model is a function, or `key` is no key where one is needed.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> model = dx.models.MLP((8,), classes=3)
+      >>> started = dx.models.variables(model, jax.random.key(0), jnp.zeros((1, 5)))
+      >>> list(started)
+      ['params']
     """
     apply = as_apply(model)
     if inputs is not None:

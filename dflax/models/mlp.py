@@ -39,6 +39,14 @@ class MLP(nn.Module):
       features: widths of the hidden layers, each >= 1, for example `(200, 200)`.
       classes: number of outputs, >= 1.
       dtype: dtype of the computation; None means that of the inputs. Parameters are float32.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> model = dx.models.MLP((64,), classes=10)
+      >>> inputs = jnp.zeros((2, 8, 8, 1))
+      >>> params = model.init(jax.random.key(0), inputs)["params"]
+      >>> model.apply({"params": params}, inputs).shape
+      (2, 10)
     """
 
     features: Sequence[int]

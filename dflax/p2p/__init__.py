@@ -47,6 +47,7 @@ from dflax.p2p.g_rank.ranking import (
 from dflax.p2p.kademlia.lookup import Hops, Lookups, greedy_lookup, iterative_lookup
 from dflax.p2p.kademlia.records import Providers, Records, provider_records
 from dflax.p2p.kademlia.routing import Routing, bucket, drawn_ids, routing, xor_distance
+from dflax.p2p.network.activity import active_neighbours
 from dflax.p2p.network.connect import Network, connected, metropolis_of
 from dflax.p2p.network.graph import topology_of
 from dflax.p2p.network.nat import Nat, drawn_nats, nat_by_stun, textbook_nats
@@ -117,6 +118,7 @@ __all__ = [
     "View",
     "Visits",
     "Walks",
+    "active_neighbours",
     "block_store",
     "bucket",
     "causality",

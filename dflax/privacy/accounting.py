@@ -52,6 +52,13 @@ def epsilon(plan: Plan, delta: float, *, accountant: str = "rdp") -> float:
     Warns:
       LargeDelta: delta >= 1 / n for n units.
 
+    Examples:
+      >>> import dflax as dx
+      >>> peers = dx.Population(100_000, participation=dx.participation.bernoulli(0.01))
+      >>> plan = dx.privacy.clients_plan(peers, noise_multiplier=1.0, rounds=100)
+      >>> round(dx.privacy.epsilon(plan, delta=1e-6), 1)
+      1.5
+
     References:
       Mironov, Rényi Differential Privacy, arXiv 1702.07476; Koskela et al., arXiv 1906.03049 (privacy
       loss distributions); Bun and Steinke, Concentrated Differential Privacy, arXiv 1605.02065.
@@ -84,6 +91,13 @@ def noise_for(plan: Plan, epsilon: float, delta: float, *, accountant: str = "rd
 
     Warns:
       LargeDelta: see `dflax.privacy.epsilon`.
+
+    Examples:
+      >>> import dflax as dx
+      >>> peers = dx.Population(100_000, participation=dx.participation.bernoulli(0.01))
+      >>> plan = dx.privacy.clients_plan(peers, noise_multiplier=None, rounds=100)
+      >>> round(dx.privacy.noise_for(plan, epsilon=2.0, delta=1e-6), 1)
+      0.9
     """
     _check(plan, delta, accountant)
     validation.real("epsilon", epsilon, low=0.0, low_open=True, scalar=True)

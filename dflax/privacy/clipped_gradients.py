@@ -72,6 +72,15 @@ def clipped_per_example(
       TypeError, ValueError: naming the argument; and, while it is traced, a model with running
         statistics, which mix the examples.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> loss = dx.losses.squared_error(lambda params, inputs: inputs @ params)
+      >>> batch = dx.data.Batch(jnp.eye(2), jnp.array([0.5, 100.0]))
+      >>> oracle = dx.privacy.clipped_per_example(loss, norm=1.0)
+      >>> seen, metrics = oracle(jnp.zeros(2), batch, jax.random.key(0))
+      >>> seen.round(3).tolist(), float(metrics["clipped"])
+      ([-0.25, -0.5], 0.5)
+
     References:
       Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133; Li et al., Large Language
       Models Can Be Strong Differentially Private Learners, arXiv 2110.05679 (ghost norms).

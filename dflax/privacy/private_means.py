@@ -101,6 +101,15 @@ def private_mean(norm: Real, noise_multiplier: Real, expected: Real) -> Aggregat
     Raises:
       TypeError, ValueError: naming the argument.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> rule = dx.privacy.private_mean(norm=5.0, noise_multiplier=0.0, expected=2)
+      >>> messages = jnp.array([[6.0, 8.0], [1.0, 0.0]])
+      >>> combining = dx.aggregation.Combining(jax.random.key(0))
+      >>> combined, _, metrics = rule.apply(messages, jnp.ones(2), rule.init(messages[0]), combining)
+      >>> combined.round(2).tolist(), float(metrics["clipped"])
+      ([2.0, 2.0], 0.5)
+
     References:
       McMahan et al., Learning Differentially Private Recurrent Language Models, arXiv 1710.06963.
     """

@@ -76,6 +76,18 @@ def ppo(
     Raises:
       TypeError, ValueError: naming the argument.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> lake = dx.rl.time_limit(dx.rl.frozen_lake(dx.rl.random_lake(0, size=3)), 20)
+      >>> network = dx.rl.ActorCritic(actions=4, features=(16,))
+      >>> act = lambda params, seen: network.apply({"params": params}, seen)
+      >>> agents = dx.rl.alone(dx.rl.ppo(lake, act, optax.adam(0.01), steps=16), agents=2)
+      >>> params = network.init(jax.random.key(0), jnp.zeros((1, 9)))["params"]
+      >>> state = agents.init(jax.random.key(1), params)
+      >>> state, history = dx.run(agents, state, dx.Population(2), rounds=3, key=jax.random.key(2))
+      >>> history.metrics["loss"].shape  # rounds, agents
+      (3, 2)
+
     References:
       Schulman et al., Proximal Policy Optimization Algorithms, arXiv 1707.06347.
     """

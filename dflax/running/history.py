@@ -1,12 +1,30 @@
 """What a run measured: rows that gather on the host while it goes on."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
+from dflax.algorithm import State
 from dflax.mesh import collect
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Best(NamedTuple):
+    """The best state of a run, see `keep_best` of `dx.run`.
+
+    Attributes:
+      round: after which it was, counted from 1.
+      value: of the objective there.
+      state: a copy, on the devices of the run.
+    """
+
+    round: int
+    value: float
+    state: State
 
 
 class History(NamedTuple):
@@ -23,6 +41,8 @@ class History(NamedTuple):
       evaluations: the evaluation's metrics, leaves `[E, ...]`; empty without one.
       seconds: time spent in rounds and evaluations, compilation excluded.
       compile_seconds: time spent tracing and compiling.
+      stopped: why the run ended before the rounds that were asked for; None where no rule ended it.
+      best: the best state, where `keep_best` asked for it and any value was a number.
     """
 
     rounds: Int[np.ndarray, " T"]
@@ -31,6 +51,8 @@ class History(NamedTuple):
     evaluations: PyTree[np.ndarray]
     seconds: float
     compile_seconds: float
+    stopped: str | None = None
+    best: Best | None = None
 
     @property
     def rounds_per_second(self) -> float:
@@ -47,6 +69,25 @@ class History(NamedTuple):
         if name not in known:
             raise ValueError(f"name must be one of the metrics {sorted(known)}, got {name!r}.")
         return known[name][np.searchsorted(self.rounds, self.evaluated)]
+
+    def plot(self, *names: str, **options: Any) -> "Figure":
+        """Draws what was measured over the rounds, a panel for each name; see `dflax.plots.curves`.
+
+        Args:
+          *names: of evaluations or metrics; default: all evaluations that are single numbers, or all
+            such metrics where there are none.
+          **options: of `dflax.plots.curves`: `over`, `megabytes`, `ax`.
+
+        Returns:
+          The matplotlib figure.
+
+        Raises:
+          TypeError, ValueError: naming the argument.
+          ImportError: matplotlib is not installed.
+        """
+        from dflax.running.plots import curves
+
+        return curves({"": self}, *names, **options)
 
 
 class Rows(NamedTuple):

@@ -73,6 +73,16 @@ def round(
       ValueError: a mesh without the axis "clients"; shapes in place of arrays, or a machine that is not
         here, where rounds are to be run.
       TooLargeError: the round does not fit into a device's memory, with both numbers.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> algorithm = dx.server.fedavg(dx.data.quadratic_loss, optax.sgd(0.5))
+      >>> shapes = jax.eval_shape(algorithm.init, jax.random.key(0), jnp.zeros(3))
+      >>> cost = dx.profile.round(algorithm, shapes, federation)
+      >>> cost.flops > 0, cost.collectives
+      (True, ())
     """
     validation.integer("measured_rounds", measured_rounds, low=0)
     _verify(algorithm, state, source, key, mesh)

@@ -35,11 +35,13 @@ from dflax.running import rounds as compiled
 from dflax.running.checkpoints import fingerprint
 from dflax.running.checkpoints.checkpoint import Checkpoints
 from dflax.running.checkpoints.store import Store
-from dflax.running.history import History, Rows
+from dflax.running.history import Best, History, Rows
 from dflax.running.interrupt import LimitReached, held_signals, obey
 from dflax.running.progress import progress_bar
 from dflax.running.returned import verify_same_state, verify_state
 from dflax.running.sinks import Sink
+from dflax.running.stop import Objective, Rule
+from dflax.running.watch import Watch
 
 # Rounds are numbered in int32.
 LARGEST = 2**31 - 1
@@ -65,6 +67,8 @@ def run(
     donate: bool = False,
     checkpoint: str | os.PathLike | Checkpoints | None = None,
     limit: Limit | None = None,
+    stop: Rule | None = None,
+    keep_best: Objective | None = None,
 ) -> tuple[State, History]:
     """Runs `rounds` rounds and tells about them.
 
@@ -86,8 +90,8 @@ def run(
     attempts. `state` is then only the run's identity and shape. The last state is always saved. A
     call for more rounds than were done goes on, one for as many returns what is stored. (The last
     round of a shorter run was evaluated: that stays in the history.) Sinks get the rounds between
-    the checkpoint and the kill twice. A SIGTERM or Ctrl-C ends the run after the chunk at hand, with
-    a checkpoint; a second one ends it at once.
+    the checkpoint and the kill twice; those of `dflax.sinks` keep each of them once. A SIGTERM or
+    Ctrl-C ends the run after the chunk at hand, with a checkpoint; a second one ends it at once.
 
     Args:
       algorithm: what is run.
@@ -99,7 +103,8 @@ def run(
       start: number of the first round; default `state.round` where the state has one, else 0.
       evaluate: `state -> metrics`, part of the compiled program; see `dflax.evaluation`. It runs
         after the rounds whose number (from 1) `every` divides, and after the last.
-      every: rounds between evaluations, >= 1; default: only after the last round. Needs `evaluate`.
+      every: rounds between evaluations, >= 1; default: only after the last round. Needs `evaluate`,
+        `stop` or `keep_best`.
       chunk: most rounds per compiled call, in [1, 1024]; default: as many as take half a second. Fewer
         are done where metrics or evaluations are large.
       sinks: each is called with the rounds of a chunk and their metrics, evaluations under "evaluation",
@@ -114,6 +119,15 @@ def run(
         for another cadence; default: nothing is saved.
       limit: where the run ends even if more rounds are asked for, such as `dflax.privacy.budget`. The
         last allowed round is evaluated and saved as the last of any run; a further call does none.
+      stop: a rule that ends the run early, such as `dflax.stop.patience`; see `dflax.stop`. It looks at
+        the rounds whose number `every` divides, on the host, so no compiled call goes beyond one.
+        The state is that of the round it stops at, and `history.stopped` says why. Taken up from a
+        checkpoint, the run ends after the same round with the same bits, or has ended already. A
+        call without the rule, or with a more patient one, goes on from there.
+      keep_best: keeps the state with the best value of a number, such as
+        `dflax.stop.highest("accuracy")`, beside the last one: `history.best`. It looks when `stop`
+        does, and at the last round; of equal values the first counts. That is one more copy of the
+        state on the devices, and in every checkpoint.
 
     Returns:
       The state after the last round, and the `History`.
@@ -128,50 +142,57 @@ def run(
 
     Warns:
       dflax.interrupt.LimitReached: the limit came before the last round that was asked for.
+      RuntimeWarning: a checkpoint is damaged, or holds no best state by what `keep_best` asks for.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> algorithm = dx.server.fedavg(dx.data.quadratic_loss, optax.sgd(0.5))
+      >>> state = algorithm.init(jax.random.key(0), jnp.zeros(3))
+      >>> state, history = dx.run(algorithm, state, federation, rounds=20, key=jax.random.key(1))
+      >>> history.metrics["loss"].shape, bool(history.metrics["loss"][-1] < history.metrics["loss"][0])
+      ((20,), True)
     """
     _verify_arguments(algorithm, state, rounds, key, every, chunk, sinks, mesh)
     _verify_options(progress, donate, title)
-    evaluate = _as_evaluation(evaluate, every)
+    watch = Watch(stop, keep_best, every)
+    evaluate = _as_evaluation(evaluate, None if watch.active else every)
     start = _first_round(state, start, rounds)
     asked, rounds = rounds, _allowed(limit, start, rounds)
     verify_source(source, start + rounds)
     if checkpoint is not None and not isinstance(checkpoint, Checkpoints):
         checkpoint = Checkpoints(checkpoint)
 
-    stop = start + rounds
-    task = _Task(algorithm, source, evaluate, key, stop, stop if every is None else every)
+    last = start + rounds
+    task = _Task(algorithm, source, evaluate, key, last, last if every is None else every)
     received: list[int] = []
     with contextlib.ExitStack() as stack:
         if checkpoint is not None:
             received = stack.enter_context(held_signals())
         state = jax.tree.map(jnp.asarray, state)
         row, evaluation = _traced(task, state)
+        watch.verify(row, evaluation)
         store, course = None, None
         if checkpoint is not None:
-            store = _opened(stack, checkpoint, task, state, start, every, (row, evaluation))
-            course = _stored(store, state, mesh)
+            seen = every if evaluate is not None else None
+            store = _opened(stack, checkpoint, task, state, start, seen, (row, evaluation), watch)
+            course = _stored(store, state, mesh, watch, start, rounds)
         if course is None:
             course = _Course(state if donate else jax.tree.map(jnp.copy, state), start)
-        else:
-            validation.integer(
-                "rounds",
-                rounds,
-                low=course.done - start,
-                fix="So many are done in this checkpoint's folder; ask for more, or choose another.",
-            )
         if mesh is not None:
             course.state, task = shard(course.state, mesh), task.on(mesh)
             stack.enter_context(jax.set_mesh(mesh))
         room = compiled.room(row, evaluation)
-        if course.done < stop or not course.rows:
+        if (course.done < last and watch.reason is None) or not course.rows:
             course.compile(task, room)
         show = stack.enter_context(progress_bar(progress, title, rounds))
         tell = sinks if jax.process_index() == 0 else ()
         # A sink gets as many rows of evaluations as of metrics.
         most = min(chunk or compiled.MOST, room.evaluations if sinks else compiled.MOST)
         length, signal = min(chunk or 1, most), 0
-        while course.done < stop and not signal:
-            until = room.until(course.done, length, stop, task.every)
+        while course.done < last and watch.reason is None and not signal:
+            until = watch.cut(course.done, room.until(course.done, length, last, task.every))
             if store is not None:
                 until = store.cut(course.done, until)
             done = until - course.done
@@ -181,6 +202,7 @@ def run(
                     measured.numbers, history.for_sinks(measured, evaluations, evaluate is not None)
                 )
             show(course.done - start, course.seconds, measured, evaluations)
+            watch.look(measured, evaluations, course.state, last=course.done == last)
             if chunk is None:
                 fitting = int(SECONDS_PER_CHUNK * done / max(took, 1e-9))
                 length = min(max(fitting, 1), 2 * length, most)
@@ -189,20 +211,15 @@ def run(
             due = store is not None and store.due(course.done)
             length, due, signal = _agreed(length, due, received[0] if received else 0)
             if store is not None and due:
-                course.save(store)
+                course.save(store, watch.best)
         if store is not None:
-            course.save(store)
+            course.save(store, watch.best)
             store.wait()
             if signal or received:
                 obey(signal or received[0])
-    if limit is not None and rounds < asked:
-        saved = "" if checkpoint is None else " A checkpoint is saved."
-        warnings.warn(
-            f"the run ended after round {course.done} of {start + asked}: {limit.reason}.{saved}",
-            LimitReached,
-            stacklevel=2,
-        )
-    return course.state, course.history()
+    if limit is not None and rounds < asked and course.done == last:
+        _warn_of(limit, last, start + asked, saved=checkpoint is not None)
+    return course.state, course.history()._replace(stopped=watch.reason, best=watch.best)
 
 
 class _Task(NamedTuple):
@@ -270,9 +287,9 @@ class _Course:
         self.evaluations.append(rows[1])
         return *rows, took
 
-    def save(self, store: Store) -> None:
+    def save(self, store: Store, best: Best | None) -> None:
         """Starts a checkpoint."""
-        store.save(self.state, self.done, self.seconds, self.compile_seconds)
+        store.save(self.state, self.done, self.seconds, self.compile_seconds, best)
 
     def history(self) -> History:
         """Everything measured so far."""
@@ -297,21 +314,31 @@ def _opened(
     start: int,
     every: int | None,
     rows: tuple[PyTree, PyTree],
+    watch: Watch,
 ) -> Store:
     """The folder of checkpoints, closed when the run ends."""
     identity = fingerprint.run(
         task.algorithm, state, task.source, task.evaluate, key=task.key, start=start, every=every
     )
-    store = Store(settings, identity, *map(history.row, rows))
+    store = Store(settings, identity, *map(history.row, rows), by=watch.by)
     stack.push(lambda kind, error, traceback: store.close(error))
     return store
 
 
-def _stored(store: Store, state: State, mesh: Mesh | None) -> _Course | None:
+def _stored(
+    store: Store, state: State, mesh: Mesh | None, watch: Watch, start: int, rounds: int
+) -> _Course | None:
     """The newest good checkpoint, on the devices of this run."""
     saved = store.newest(state, _places(state, mesh))
     if saved is None:
         return None
+    validation.integer(
+        "rounds",
+        rounds,
+        low=saved.done - start,
+        fix="So many are done in this checkpoint's folder; ask for more, or choose another.",
+    )
+    watch.replay(saved.rows, saved.evaluations, saved.best)
     return _Course(
         saved.state,
         saved.done,
@@ -384,12 +411,24 @@ def _allowed(limit: Limit | None, start: int, rounds: int) -> int:
     return min(rounds, max(limit.rounds - start, 0))
 
 
+def _warn_of(limit: Limit, last: int, asked: int, *, saved: bool) -> None:
+    told = " A checkpoint is saved." if saved else ""
+    warnings.warn(
+        f"the run ended after round {last} of {asked}: {limit.reason}.{told}",
+        LimitReached,
+        stacklevel=3,
+    )
+
+
 def _as_evaluation(
     evaluate: Callable[[State], Metrics] | None, every: int | None
 ) -> Partial | None:
     if evaluate is None:
         if every is not None:
-            raise ValueError(f"every needs evaluate, got every={every} and nothing to evaluate.")
+            raise ValueError(
+                f"every needs evaluate, got every={every} and nothing to evaluate. stop and keep_best "
+                "need it, too."
+            )
         return None
     validation.function("evaluate", evaluate, "It gets the state.", takes=1)
     if isinstance(evaluate, OfModel):

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +27,16 @@ from dflax.running.history import History
 from dflax.running.run import run
 from dflax.side_by_side import SideBySide, side_by_side
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 POINTS = "points"
 OPTIONS = ("progress", "title", "sinks", "chunk", "checkpoint", "limit")
 REASONS = {
     "mesh": " A sweep deals its points, not the clients, over devices: pass devices.",
     "donate": " A sweep makes its states itself and always donates them.",
+    "stop": " The points of a sweep are one program and end together: stop the run of one point.",
+    "keep_best": " Each point has a best round of its own: run the point that is wanted by itself.",
 }
 
 
@@ -85,6 +90,25 @@ class Sweep(NamedTuple):
                     row[f"{of} {name}"] = float(found) if found.ndim == 0 else found
             rows.append(row)
         return rows
+
+    def plot(self, *names: str, **options: Any) -> "Figure":
+        """Draws every point of the grid as a line, its seeds as a band; see `dflax.plots.curves`.
+
+        Args:
+          *names: of evaluations or metrics; default: all evaluations that are single numbers, or all
+            such metrics where there are none.
+          **options: of `dflax.plots.curves`: `over`, `megabytes`, `only`, `ax`.
+
+        Returns:
+          The matplotlib figure.
+
+        Raises:
+          TypeError, ValueError: naming the argument.
+          ImportError: matplotlib is not installed.
+        """
+        from dflax.running.plots import curves
+
+        return curves({"": self}, *names, **options)
 
 
 class _Points(NamedTuple):
@@ -162,6 +186,17 @@ def sweep(
 
     Warns:
       dflax.interrupt.LimitReached: the limit came before the last round that was asked for.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> make = lambda rate: dx.server.fedavg(dx.data.quadratic_loss, optax.sgd(rate))
+      >>> start = lambda algorithm, key: algorithm.init(key, jnp.zeros(3))
+      >>> rates = {"rate": [0.1, 0.5]}
+      >>> swept = dx.sweep(make, start, federation, grid=rates, key=jax.random.key(1), rounds=4)
+      >>> swept.metrics["loss"].shape  # rates, seeds, rounds
+      (2, 1, 4)
     """
     _verify_options(options)
     if devices is not None and any(map(_is_elsewhere, _devices(devices))):

@@ -64,6 +64,16 @@ def fedadam(
     Raises:
       TypeError, ValueError: naming the argument.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> algorithm = dx.server.fedadam(dx.data.quadratic_loss, optax.sgd(0.1), server_rate=0.1)
+      >>> state = algorithm.init(jax.random.key(0), jnp.zeros(3))
+      >>> state, history = dx.run(algorithm, state, federation, rounds=20, key=jax.random.key(1))
+      >>> bool(history.metrics["loss"][-1] < history.metrics["loss"][0])
+      True
+
     References:
       Reddi et al., Adaptive Federated Optimization, arXiv 2003.00295.
     """

@@ -40,6 +40,16 @@ def fedprox(
     Raises:
       TypeError, ValueError: naming the argument.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> algorithm = dx.server.fedprox(dx.data.quadratic_loss, optax.sgd(0.5), pull=0.1)
+      >>> state = algorithm.init(jax.random.key(0), jnp.zeros(3))
+      >>> state, history = dx.run(algorithm, state, federation, rounds=20, key=jax.random.key(1))
+      >>> bool(jnp.allclose(state.server.params, problem.optimum, atol=1e-3))
+      True
+
     References:
       Li et al., Federated Optimization in Heterogeneous Networks, arXiv 1812.06127.
     """

@@ -53,6 +53,17 @@ def feddyn(
     Raises:
       TypeError, ValueError: naming the argument.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> problem = dx.data.quadratics(
+      ...     jax.random.key(0), 4, 3, curvature_heterogeneity=1.0, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> algorithm = dx.server.feddyn(dx.data.quadratic_loss, optax.sgd(0.3), clients=4, pull=0.5)
+      >>> state = algorithm.init(jax.random.key(0), jnp.zeros(3))
+      >>> state, history = dx.run(algorithm, state, federation, rounds=100, key=jax.random.key(1))
+      >>> bool(jnp.allclose(state.server.params, problem.optimum, atol=1e-3))
+      True
+
     References:
       Acar et al., Federated Learning Based on Dynamic Regularization, arXiv 2111.04263.
     """

@@ -13,7 +13,14 @@ LARGEST_COMPLETE = math.isqrt(validation.LARGEST_COUNT)
 
 
 def ring(nodes: int, *, directed: bool = False) -> Graph:
-    """The cycle: i and i + 1 (mod n) are linked; directed: i only sends to i + 1."""
+    """The cycle: i and i + 1 (mod n) are linked; directed: i only sends to i + 1.
+
+    Examples:
+      >>> import dflax as dx
+      >>> graph = dx.topology.ring(5)
+      >>> graph.nodes, graph.in_degrees.tolist()
+      (5, [2, 2, 2, 2, 2])
+    """
     validation.integer("nodes", nodes, low=2)
     validation.flag("directed", directed)
     shifts = ((1,),) if directed else ((1,), (-1,))
@@ -28,7 +35,13 @@ def path(nodes: int) -> Graph:
 
 
 def torus(rows: int, columns: int) -> Graph:
-    """The periodic grid: node `r columns + c` is linked to its four neighbours in row and column."""
+    """The periodic grid: node `r columns + c` is linked to its four neighbours in row and column.
+
+    Examples:
+      >>> import dflax as dx
+      >>> dx.topology.torus(3, 4).in_degrees.tolist()[:3]
+      [4, 4, 4]
+    """
     validation.integer("rows", rows, low=2)
     validation.integer("columns", columns, low=2)
     shifts = ((1, 0), (-1, 0), (0, 1), (0, -1))
@@ -49,7 +62,13 @@ def hypercube(nodes: int) -> Graph:
 
 
 def star(nodes: int) -> Graph:
-    """Node 0 is linked to every other node."""
+    """Node 0 is linked to every other node.
+
+    Examples:
+      >>> import dflax as dx
+      >>> dx.topology.star(4).in_degrees.tolist()
+      [3, 1, 1, 1]
+    """
     validation.integer("nodes", nodes, low=2)
     leaves = np.arange(1, nodes)
     pairs = np.stack([np.zeros_like(leaves), leaves], axis=1)
@@ -82,7 +101,13 @@ def complete_bipartite(first: int, second: int) -> Graph:
 
 
 def complete(nodes: int) -> Graph:
-    """Every two nodes are linked: n (n-1) edges (`gossip.complete` averages without listing them)."""
+    """Every two nodes are linked: n (n-1) edges (`gossip.complete` averages without listing them).
+
+    Examples:
+      >>> import dflax as dx
+      >>> dx.topology.complete(4).in_degrees.tolist()
+      [3, 3, 3, 3]
+    """
     fix = "gossip.complete(n) averages any number of nodes without listing their edges."
     validation.integer("nodes", nodes, low=2, high=LARGEST_COMPLETE, fix=fix)
     shifts = tuple((offset,) for offset in range(1, nodes))
@@ -103,6 +128,11 @@ def exponential(nodes: int) -> Graph:
 
     Raises:
       ValueError: fewer than two nodes.
+
+    Examples:
+      >>> import dflax as dx
+      >>> dx.topology.exponential(8).shifts
+      ((1,), (2,), (4,))
 
     References:
       Ying et al., Exponential Graph is Provably Efficient for Decentralized Deep Training,

@@ -122,6 +122,12 @@ def from_edges(
       TypeError: edges that are no integers.
       ValueError: a wrong shape, a node out of range, a self-loop, or a graph that is not (strongly)
         connected.
+
+    Examples:
+      >>> import dflax as dx
+      >>> graph = dx.topology.from_edges(3, [[0, 1], [1, 2]])
+      >>> graph.in_degrees.tolist()
+      [1, 2, 1]
     """
     validation.integer("nodes", nodes, low=1)
     validation.flag("directed", directed)

@@ -122,7 +122,7 @@ def matcha(graph: Graph, budget: float) -> Schedule:
       A `Schedule` with one slot per matching.
 
     Raises:
-      As `matcha_plan`.
+      TypeError, ValueError, RuntimeError: as `matcha_plan`.
 
     References:
       Wang et al., arXiv 1905.09435.

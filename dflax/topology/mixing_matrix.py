@@ -143,6 +143,12 @@ def metropolis(graph: Graph) -> MixingMatrix:
     Raises:
       ValueError: a directed graph.
 
+    Examples:
+      >>> import dflax as dx
+      >>> matrix = dx.topology.metropolis(dx.topology.path(3))
+      >>> matrix.sparse().toarray().round(2).tolist()
+      [[0.67, 0.33, 0.0], [0.33, 0.33, 0.33], [0.0, 0.33, 0.67]]
+
     References:
       Xiao, Boyd & Kim, Distributed average consensus with least-mean-square deviation, JPDC 67, 2007.
     """

@@ -25,6 +25,12 @@ def erdos_renyi(nodes: int, probability: float, seed: int = 0) -> Graph:
 
     Raises:
       ValueError: arguments out of range, or no connected draw in 50 tries.
+
+    Examples:
+      >>> import dflax as dx
+      >>> graph = dx.topology.erdos_renyi(20, probability=0.3, seed=0)
+      >>> graph.nodes, bool(graph.in_degrees.min() >= 1)
+      (20, True)
     """
     validation.integer("nodes", nodes, low=2)
     validation.probability("probability", probability, low_open=True)

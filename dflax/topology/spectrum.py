@@ -65,7 +65,14 @@ def second_eigenvalue(matrix: MixingMatrix) -> float:
 
 
 def spectral_gap(matrix: MixingMatrix) -> float:
-    """`1 - lambda`, lambda the second largest modulus of an eigenvalue of W."""
+    """`1 - lambda`, lambda the second largest modulus of an eigenvalue of W.
+
+    Examples:
+      >>> import dflax as dx
+      >>> gaps = [dx.topology.spectral_gap(dx.topology.metropolis(dx.topology.ring(n))) for n in (4, 16)]
+      >>> [round(gap, 3) for gap in gaps]
+      [0.667, 0.051]
+    """
     return 1.0 - second_eigenvalue(matrix)
 
 

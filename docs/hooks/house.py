@@ -9,8 +9,8 @@ from xml.sax.saxutils import escape
 
 DOCS = pathlib.Path(__file__).resolve().parents[1]
 DRAWING = DOCS / "figures" / "house.svg"
-WIDTH, MARGIN, LABEL = 960, 24, 190
-BOX, GAP, LETTER, ROOF = 30, 8, 8.0, 110
+WIDTH, MARGIN, LABEL = 960, 24, 300
+BOX, GAP, LETTER, ROOF = 32, 8, 8.6, 110
 FLOORS = ("#eef2fb", "#e3e9f7")
 
 
@@ -39,7 +39,9 @@ def drawn(rows: list[tuple[str, list[str]]]) -> str:
         f'<path d="M{MARGIN - 16} {ROOF} L{middle:g} 12 L{WIDTH - MARGIN + 16} {ROOF} Z" '
         'fill="#3f51b5" stroke="#2c3a86"/>',
         _text(middle, ROOF - 44, "experiments, benchmarks", "middle", "#ffffff"),
-        _text(middle, ROOF - 22, "import dflax, and nothing there imports them", "middle", "#dfe4fb"),
+        _text(
+            middle, ROOF - 22, "import dflax, and nothing there imports them", "middle", "#dfe4fb"
+        ),
     ]
     foot = _text(
         middle, top + 26, "a room imports from floors below its own, never beside or above",
@@ -48,7 +50,7 @@ def drawn(rows: list[tuple[str, list[str]]]) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top + 44:g}" '
-            'font-family="sans-serif" font-size="14" role="img">',
+            'font-family="sans-serif" font-size="16" role="img">',
             "<title>The rooms of dflax, floor by floor</title>",
             f'<rect width="{WIDTH}" height="{top + 44:g}" fill="#ffffff"/>',
             *roof,
@@ -70,7 +72,7 @@ def _boxes(rooms: list[str], top: float) -> tuple[list[str], float]:
         drawings += [
             f'<rect x="{left:g}" y="{line:g}" width="{width:g}" height="{BOX}" rx="4" '
             'fill="#ffffff" stroke="#8a97c4"/>',
-            _text(left + width / 2, line + 20, room, "middle", "#1d2440"),
+            _text(left + width / 2, line + 21, room, "middle", "#1d2440"),
         ]
         left += width + GAP
     return drawings, line + BOX + GAP - top

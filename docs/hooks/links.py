@@ -1,16 +1,14 @@
-"""Links of the built site: names in code become links, rows of the gallery get anchors, all are checked."""
+"""Links of the site: names in code become links, rows of the gallery get anchors, all are checked."""
 
-import html as escapes
+import html as html_module
 import pathlib
 import posixpath
 import re
 import sys
 import urllib.parse
+from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
-
-from mkdocs.exceptions import PluginError
-from mkdocs.utils import get_relative_url
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
@@ -20,8 +18,8 @@ from rooms import spoken
 # What stands between a fence's language and the end of its line is for the tests of the pages.
 FENCE = re.compile(r"^(\s*```+\w+) [^\n{]*$", re.MULTILINE)
 OUTSIDE = re.compile(r"\]\((\.\./[^)#\s]+)")
-CODE = re.compile(r"<(a|h[1-6])\b.*?</\1>|<pre\b.*?</pre>|<code>([^<]+)</code>", re.DOTALL)
-NAME = re.compile(r"(?:dx|dflax|[a-z_]+)(?:\.\w+)*")
+CODE = re.compile(r"<(a|h[1-6]|pre)\b.*?</\1>|<code>([^<]+)</code>|</table>|<tr>|<td>", re.DOTALL)
+NAME = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
@@ -30,43 +28,68 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     markdown = OUTSIDE.sub(lambda link: f"]({_page_of(link[1], page.file.src_uri)}", markdown)
     if page.file.src_uri.startswith("gallery/"):
         markdown = with_anchors(markdown)
+    if re.match("gallery/|benchmarks.md", page.file.src_uri):
+        page.meta["hide"] = ["toc"]  # Wide tables take its place.
     return markdown
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     """Links each name in code that the reference has."""
+    from mkdocs.utils import get_relative_url
+
+    def address(place: tuple[str, str]) -> str:
+        source, anchor = place
+        url = get_relative_url(files.get_file_from_path(source).url, page.url)
+        return url + (f"#{anchor}" if anchor else "")
+
+    return with_links(html, page.file.src_uri, address)
+
+
+def with_links(html: str, source: str, address: Callable[[tuple[str, str]], str]) -> str:
+    """A page whose code is linked to the reference.
+
+    On the page of a room names without a prefix are the room's, and types those of dflax. In the gallery
+    they are those of the rooms that the text named since the last heading or table, in the first cells
+    of its rows: studies in the others have names of their own.
+    """
     names = spoken()
-    room = None
-    if page.file.src_uri.startswith("reference/"):
-        room = "dx." + pathlib.PurePosixPath(page.file.src_uri).stem
+    gallery = source.startswith("gallery/")
+    rooms = [room for room, place in names.items() if place == (source, "")]
+    cell = 0
 
     def link(found: re.Match[str]) -> str:
+        nonlocal cell
         if found[2] is None:
+            if gallery and re.match("</table>|<h", found[0]):
+                rooms.clear()
+            cell = 0 if found[0] in ("</table>", "<tr>") else cell + (found[0] == "<td>")
             return found[0]
-        place = resolved(escapes.unescape(found[2]), room, names)
+        own = rooms
+        if gallery:
+            own = [] if cell > 1 else [*rooms, "dx"]
+        elif rooms and found[2][:1].isupper():
+            own = [*rooms, "dx"]
+        place = resolved(html_module.unescape(found[2]), own, names)
         if place is None:
             return found[0]
-        source, anchor = place
-        file = files.get_file_from_path(source)
-        url = get_relative_url(file.url, page.url) + (f"#{anchor}" if anchor else "")
-        return f'<a class="name" href="{url}">{found[0]}</a>'
+        if gallery and not place[1]:
+            rooms.append(next(room for room, own in names.items() if own == place))
+        return f'<a class="name" href="{address(place)}">{found[0]}</a>'
 
     return CODE.sub(link, html)
 
 
 def resolved(
-    code: str, room: str | None, names: dict[str, tuple[str, str]]
+    code: str, rooms: list[str], names: dict[str, tuple[str, str]]
 ) -> tuple[str, str] | None:
     """The page and the anchor of what code names: `dx.run(...)`, `server.fedavg`, in a room `fedavg`."""
-    bare = re.match(NAME, code)
+    bare = NAME.match(code)
     if bare is None or not re.fullmatch(r"(\(.*\))?", code[bare.end() :], re.DOTALL):
         return None
     name = re.sub(r"^dflax\b", "dx", bare[0])
-    candidates = [name] if name.split(".")[0] == "dx" else []
+    candidates = [name] if name.split(".")[0] == "dx" else [f"{room}.{name}" for room in rooms]
     if "." in name:
         candidates.append(f"dx.{name}")
-    elif room is not None:
-        candidates.append(f"{room}.{name}")
     return next((names[own] for own in candidates if own in names), None)
 
 
@@ -117,7 +140,9 @@ class Page(HTMLParser):
 
 
 def on_post_build(config: Any) -> None:
-    """Refuses a site with a link, a picture or an anchor that is not there, or that loads from elsewhere."""
+    """Refuses a site that links to what is not there, or that loads anything from elsewhere."""
+    from mkdocs.exceptions import PluginError
+
     faults = broken(pathlib.Path(config.site_dir))
     if faults:
         raise PluginError("the built site is broken:\n" + "\n".join(faults))

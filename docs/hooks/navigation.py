@@ -7,8 +7,6 @@ import re
 import sys
 from typing import Any
 
-from mkdocs.exceptions import PluginError
-
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from reference import ELSEWHERE
@@ -23,6 +21,8 @@ def on_config(config: Any) -> Any:
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     """Refuses a page without a title of its own."""
+    from mkdocs.exceptions import PluginError
+
     if not re.search(r"<h1\b[^>]*>.*?\S.*?</h1>", html, re.DOTALL):
         raise PluginError(f"{page.file.src_uri} has no title. Begin it with a line '# Title'.")
     return html
@@ -47,7 +47,9 @@ def expanded(nav: list[Any], known: list[str]) -> list[Any]:
         if isinstance(value, list):
             inner: Any = expanded(value, known)
         elif re.search(r"[*{]", value):
-            inner = [page for pattern in _alternatives(value) for page in fnmatch.filter(known, pattern)]
+            inner = [
+                page for pattern in _alternatives(value) for page in fnmatch.filter(known, pattern)
+            ]
             inner = list(dict.fromkeys(inner))
         else:
             entries.append(entry)

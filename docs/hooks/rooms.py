@@ -1,4 +1,4 @@
-"""The rooms of dflax and their public names, read from the sources: nothing is imported to build the site."""
+"""The rooms of dflax and their public names, read from the sources: nothing of dflax is imported."""
 
 import ast
 import functools
@@ -125,7 +125,8 @@ def _definition(path: str, name: str) -> str:
     if name in module.imported:
         source, original = module.imported[name]
         own = _module(source)
-        if original in own.defined or original in own.imported:
+        # A package that imports from itself imports its modules.
+        if source != path and (original in own.defined or original in own.imported):
             return _definition(source, original)
         return f"{source}.{original}"
     raise LookupError(f"{path}.__all__ names {name!r}, which {path} neither defines nor imports.")
@@ -147,7 +148,10 @@ def _module(path: str) -> _Module:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     public: tuple[str, ...] = ()
     imported, defined = {}, {}
-    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
+    # What stands under `if TYPE_CHECKING` is imported when it is first named.
+    guarded = [node for part in tree.body if isinstance(part, ast.If) for node in part.body]
+    body = [*guarded, *tree.body]
+    for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:
                 if node.module.split(".")[0] == PACKAGE:
@@ -158,7 +162,7 @@ def _module(path: str) -> _Module:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Name):
                     defined[target.id] = _text(after)
-                    if target.id == "__all__":
+                    if target.id == "__all__" and node.value is not None:
                         public = tuple(ast.literal_eval(node.value))
     return _Module(ast.get_docstring(tree) or "", public, imported, defined)
 

@@ -92,3 +92,15 @@ def test_values_in_half_precision_are_added_in_float32(task):
     corrected, _ = aggregation.rescaled({"w": kernel}, jnp.full((1, 1), 4.0 / 128**2))
     expected = 1 + 2 * (kernel.astype(np.float32) - 1)
     np.testing.assert_array_equal(corrected["w"].astype(np.float32), expected)
+
+
+@pytest.mark.parametrize("rows", [17, 50, 65])
+def test_a_gram_matrix_is_that_of_float64_at_any_number_of_rows(rows):
+    values = np.random.default_rng(rows).normal(1.0, 2.0, (rows, 4_500)).astype(np.float32)
+    found = np.asarray(jax.jit(aggregation.gram)(values))
+    exact = values.astype(np.float64)
+    np.testing.assert_allclose(found, exact @ exact.T, rtol=2e-5, atol=2e-2)
+    np.testing.assert_array_equal(found, found.T)
+    distances = np.asarray(jax.jit(aggregation.squared_distances)(values))
+    wanted = ((exact[:, None] - exact) ** 2).sum(-1)
+    np.testing.assert_allclose(distances, wanted, rtol=2e-5, atol=1e-2)

@@ -1,8 +1,6 @@
 """The server that follows a timetable, against its event loop written out in float64 NumPy."""
 
 import functools
-import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -357,14 +355,3 @@ def test_what_does_not_fit_is_refused():
         asynchronous.join(source(3), asynchronous.synchronous(np.ones(3), 5))
     with pytest.raises(ValueError, match="latest must be False"):
         asynchronous.asynchronous_server(LOSS, optax.sgd(RATE), late(), latest=True)
-
-
-@pytest.mark.slow
-def test_the_pages_program_runs_and_learns():
-    page = pathlib.Path(__file__).parents[2] / "docs" / "asynchronous.md"
-    names = {}
-    for program in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        exec(compile(program, "asynchronous.md", "exec"), names)
-    history = names["history"]
-    np.testing.assert_allclose(history.at("time"), np.arange(5, 41, 5))
-    assert history.evaluations["accuracy"][-1] > 0.9

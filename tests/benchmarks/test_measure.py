@@ -1,10 +1,14 @@
 import json
+import subprocess
+import sys
+import time
 import types
 
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import measure
+from benchmarks import __main__ as command
+from benchmarks import load, measure
 from benchmarks.measure import Row, milliseconds
 
 
@@ -62,6 +66,9 @@ def test_a_row_is_repeated_for_every_peer_that_was_measured():
                 "peak_bytes": 1024,
                 "flops": 3e6,
                 "bytes": 2e6,
+                "ceiling": None,
+                "others": None,
+                "beside_load": False,
             },
         ),
         (
@@ -78,6 +85,9 @@ def test_a_row_is_repeated_for_every_peer_that_was_measured():
                 "peak_bytes": None,
                 "flops": None,
                 "bytes": None,
+                "ceiling": None,
+                "others": None,
+                "beside_load": False,
             },
         ),
     ],
@@ -125,3 +135,35 @@ def test_works_that_take_turns_are_each_timed_at_their_best(clock):
 
     assert measure.alternately(first, second, repeats=3) == [1000.0, 2000.0]
     assert order == ["first", "second"] * 4
+
+
+def test_rows_that_ran_beside_other_load_say_so():
+    free, slow, beside = (measure.Row(name, 1.0) for name in ("free", "slow", "beside"))
+    found = [
+        ([free], load.Load(100.0, 0.02)),
+        ([slow], load.Load(80.0, None)),
+        ([beside], load.Load(99.0, 0.4)),
+    ]
+    rows = command.marked(found)
+    assert [row.beside_load for row in rows] == [False, True, True]
+    assert rows[1].as_json()["ceiling"] == 80.0
+
+
+def test_what_children_take_is_our_own_and_what_others_take_is_not():
+    spin = "import time; began = time.process_time()\nwhile time.process_time() - began < 0.5: pass"
+
+    def wait():
+        return subprocess.run([sys.executable, "-c", spin], check=True).returncode
+
+    code, own = load.under_watch(wait)
+    assert code == 0
+    assert own.ceiling > 0
+    if own.others is None:
+        pytest.skip("this system does not tell what its cores did.")
+    other = subprocess.Popen([sys.executable, "-c", spin])
+    try:
+        _, met = load.under_watch(lambda: time.sleep(0.3))
+    finally:
+        other.kill()
+        other.wait()
+    assert met.others > 0.05

@@ -205,5 +205,9 @@ def test_refusals(call, error, message):
 def test_ids_that_are_nan_and_what_is_no_partition_are_refused():
     with pytest.raises(ValueError, match=r"groups must tell .*, got NaN for 2 of 3"):
         data.by_group(np.array([1.0, np.nan, np.nan]))
+    with pytest.raises(ValueError, match=r"groups must tell .*, got NaN for 2 of 4"):
+        data.by_group(np.array(["ann", None, float("nan"), "bob"], object))
+    with pytest.raises(TypeError, match="groups must be all numbers or all words"):
+        data.by_group(np.array(["ann", 3], object))
     with pytest.raises(TypeError, match="partition must be of type Partition, not int, got 3"):
         data.train_test_per_client(3, 0.5)

@@ -20,6 +20,10 @@ MODEL = p2p.model_blocks({"w": np.zeros(3, np.float32)})
 VECTOR = np.zeros(N, np.int32)
 
 CALLS = {
+    "p2p.active_neighbours": {
+        **{"present": np.ones((3, N), bool), "reached": LINK, "score": RTT},
+        **{"most": 2, "inactivity": 2},
+    },
     "p2p.block_store": {"ids": STORE.ids, "words": 4},
     "p2p.bucket": {"distance": IDS},
     "p2p.causality": {"a": VECTOR, "b": VECTOR},

@@ -37,6 +37,7 @@ ROWS = jax.tree.map(lambda leaf: leaf[:2], STACKED)
 IMAGES = np.ones((1, 4, 4, 2), np.float32)
 LOOKS = np.ones((1, 3, 2, 4), np.float32)
 EVERYONE = dx.participation.everyone()
+HISTORY = dx.History(np.arange(3) + 1, {"loss": np.ones(3)}, np.zeros(0, np.int64), {}, 1.0, 1.0)
 RUN = {
     "algorithm": ALGORITHM,
     "state": STATE,
@@ -85,7 +86,10 @@ CALLS = {
     "losses.absolute_error": {"model": score},
     "losses.classification": {"model": score},
     "losses.from_examples": {"model": score, "per_example": lambda outputs, labels: outputs},
+    "losses.huber": {"model": score, "delta": 0.5},
     "losses.language_modelling": {"model": score},
+    "losses.multi_label": {"model": score, "positive_weight": 0.5},
+    "losses.quantile": {"model": score, "level": 0.5},
     "losses.split_batch": {"loss": LOSS},
     "losses.squared_error": {"model": score},
     "losses.with_l2": {"loss": LOSS, "strength": 0.1},
@@ -169,6 +173,7 @@ CALLS = {
         "rounds": 1,
         "mesh": MESH,
     },
+    "plots.curves": {"runs": {"one": HISTORY}, "names": "loss"},
     "profile.sweep": {
         "factory": lambda rate: ALGORITHM,
         "start": lambda algorithm, key: STATE,
@@ -190,8 +195,17 @@ CALLS = {
     },
     "side_by_side": {"sources": [FEDERATION, FEDERATION]},
     "sinks.flatten": {"metrics": {"loss": 1.0}},
+    "sinks.csv": {"path": "nowhere.csv"},
     "sinks.jsonl": {"path": "nowhere.jsonl"},
+    "sinks.mlflow": {"uri": "nowhere"},
     "sinks.tensorboard": {"folder": "nowhere"},
+    "sinks.wandb": {"project": "nothing"},
+    "stop.either": {"rules": dx.stop.when(lambda measured: False)},
+    "stop.highest": {"name": "accuracy"},
+    "stop.lowest": {"name": "loss"},
+    "stop.patience": {"objective": dx.stop.highest("loss"), "evaluations": 2},
+    "stop.target": {"objective": dx.stop.highest("loss"), "value": 0.5},
+    "stop.when": {"predicate": lambda measured: False},
     "models.variables": {"model": NORMALIZED, "key": KEY, "inputs": DATA.example},
     "models.with_variables": {"model": NORMALIZED, "variables": VARIABLES, "inputs": DATA.example},
     "sweep": {

@@ -20,8 +20,7 @@ import pytest
 from tasks import assert_trees_equal
 
 import dflax as dx
-from dflax.running import records
-from dflax.running.checkpoints import lock, manifest, untrusted
+from dflax.running.checkpoints import lock, manifest, records, untrusted
 from dflax.running.checkpoints.arrays import Arrays, verify_shapes
 from dflax.running.checkpoints.checkpoint import Checkpoints
 from dflax.running.checkpoints.lock import InUseError
@@ -166,7 +165,7 @@ def wrong_shape(folder, outside):
     """Arrays of 16 MiB, packed into a few hundred bytes, where 200 bytes are due."""
     shutil.rmtree(folder / NEWEST / "state")
     arrays = Arrays()
-    arrays.save(folder / NEWEST, {"key": KEY, "x": jnp.zeros((2048, 2048))}, 6)
+    arrays.save(folder / NEWEST / "state", {"key": KEY, "x": jnp.zeros((2048, 2048))}, 6)
     arrays.wait()
     arrays.close()
     seal_again(folder / NEWEST)
@@ -175,7 +174,7 @@ def wrong_shape(folder, outside):
 def wrong_round(folder, outside):
     shutil.rmtree(folder / NEWEST / "state")
     arrays = Arrays()
-    arrays.save(folder / NEWEST, {"key": KEY, "x": jnp.zeros(50)}, 5)
+    arrays.save(folder / NEWEST / "state", {"key": KEY, "x": jnp.zeros(50)}, 5)
     arrays.wait()
     arrays.close()
     seal_again(folder / NEWEST)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 # Columns that LLVM takes at once, several times over: other widths can run at a fifth of the speed.
 VECTOR = 256
@@ -55,12 +55,12 @@ def map_columns(
 
 
 def sum_columns(
-    function: Callable[..., Array], values: Float[Array, "m d"], *along: Array, width: int
-) -> Array:
+    function: Callable[..., PyTree[Array]], values: Float[Array, "m d"], *along: Array, width: int
+) -> PyTree[Array]:
     """The sum of `function(block, *blocks)` over blocks of columns, of `values` and of `along`.
 
     Args:
-      function: `([m, c], *[..., c]) -> [...]` for any c, additive over columns.
+      function: `([m, c], *[..., c]) -> arrays` for any c, additive over columns.
       values: `[m, d]`.
       *along: further arrays with d columns.
       width: columns of a block; the last one has what is left.
@@ -68,19 +68,21 @@ def sum_columns(
     arrays = (values, *along)
     columns = values.shape[1]
     count = columns // width
-    total = jnp.zeros((), values.dtype)
+    total = None
     if count:
 
-        def work(number: Array, total: Array) -> Array:
+        def work(number: Array, total: PyTree[Array]) -> PyTree[Array]:
             cut = (
                 jax.lax.dynamic_slice_in_dim(array, number * width, width, axis=-1)
                 for array in arrays
             )
-            return total + function(*cut)
+            return jax.tree.map(jnp.add, total, function(*cut))
 
         parts = (jax.ShapeDtypeStruct((*a.shape[:-1], width), a.dtype) for a in arrays)
         made = jax.eval_shape(function, *parts)
-        total = jax.lax.fori_loop(0, count, work, jnp.zeros(made.shape, made.dtype))
-    if columns % width:
-        total = total + function(*(array[..., count * width :] for array in arrays))
+        zeros = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), made)
+        total = jax.lax.fori_loop(0, count, work, zeros)
+    if columns % width or total is None:
+        rest = function(*(array[..., count * width :] for array in arrays))
+        total = rest if total is None else jax.tree.map(jnp.add, total, rest)
     return total

@@ -130,6 +130,12 @@ def least_squares(
 
     Raises:
       ValueError, TypeError: an argument out of range, or too few rows for a unique optimum.
+
+    Examples:
+      >>> import jax, dflax as dx
+      >>> problem = dx.data.least_squares(jax.random.key(0), clients=4, dimension=3, samples=20)
+      >>> problem.partition.sizes.tolist(), problem.optimum.shape
+      ([20, 20, 20, 20], (3,))
     """
     generator = seeded(key)
     counts = {"clients": clients, "dimension": dimension, "samples": samples}
@@ -201,6 +207,12 @@ def quadratics(
 
     Raises:
       ValueError, TypeError: an argument out of range.
+
+    Examples:
+      >>> import jax, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3)
+      >>> len(problem.data.train), problem.optimum.shape
+      (4, (3,))
     """
     generator = seeded(key)
     validation.integer("clients", clients, low=1)

@@ -120,6 +120,18 @@ def adapt_then_combine(
 
     Warns:
       dflax.models.AveragedStatistics: from `init`, models with "batch_stats" that the mixer averages.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> def work(assignment, client, data, index):
+      ...     return client._replace(params=client.params + 1), {}
+      >>> algorithm = dx.decentralized.adapt_then_combine(work, dx.gossip.ring(4))
+      >>> state = algorithm.init(jax.random.key(0), jnp.zeros(3))
+      >>> state, _ = dx.run(algorithm, state, federation, rounds=2, key=jax.random.key(1))
+      >>> state.clients.params.round(3).tolist()[0]
+      [2.0, 2.0, 2.0]
     """
     given = {
         "work": (work, 4),
@@ -200,7 +212,7 @@ def combine_then_adapt(
       As `adapt_then_combine`, models as they are after the work.
 
     Raises:
-      As there, and so are the warnings.
+      TypeError, ValueError: as there, and so are the warnings.
     """
     given = {"work": (work, 5), "message": (message, 2), "size": (size, 2), "assign": (assign, 1)}
     _require_functions(start=(start, None), **given)

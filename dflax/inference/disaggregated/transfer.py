@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 from dflax import validation
 
 Real = float | Float[Array, "..."]
-# `(prompt tokens, prefill s) -> s` that a request waits for its keys and values after its prefill.
 Transfer = Callable[[Real, Real], Float[Array, "..."]]
+"""`(prompt tokens, prefill s) -> s` that a request waits for its keys and values after its prefill."""
 
 
 class Link(NamedTuple):

@@ -20,6 +20,11 @@ def soft_threshold(x: Float[Array, "*S"], weight: float | Float[Array, "*S"]) ->
 
     Raises:
       TypeError, ValueError: naming the argument.
+
+    Examples:
+      >>> import jax.numpy as jnp, dflax as dx
+      >>> dx.local.soft_threshold(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
+      [-2.0, 0.0, 1.0]
     """
     x = _real_numbers(x)
     weight = _each("weight", weight, x, low=0.0)

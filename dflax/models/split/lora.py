@@ -42,6 +42,13 @@ def lora(
     Raises:
       TypeError, ValueError: naming the argument; a chosen leaf that is no matrix.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp, dflax as dx
+      >>> params = {"dense": {"kernel": jnp.zeros((6, 4)), "bias": jnp.zeros(4)}}
+      >>> adapter = dx.models.lora(jax.random.key(0), params, rank=2)
+      >>> [leaf.shape for leaf in jax.tree.leaves(adapter)]
+      [(6, 2), (2, 4)]
+
     References:
       Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685.
     """

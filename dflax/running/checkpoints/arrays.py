@@ -13,7 +13,8 @@ from jaxtyping import Array, PyTree
 
 from dflax.running.checkpoints.untrusted import DamagedError
 
-STATE = "state"
+# Where in a checkpoint the state lies, and the best state so far beside it.
+STATE, BEST = "state", "best"
 ROUND = "round"
 
 
@@ -36,7 +37,7 @@ class Arrays:
             if leaf.size
         }
         arrays = self._ocp.args.PyTreeSave({ROUND: np.int32(done), **leaves})
-        self._checkpointer.save(folder / STATE, args=arrays)
+        self._checkpointer.save(folder, args=arrays)
 
     def wait(self) -> None:
         """Returns once everything is on the disk."""
@@ -52,7 +53,7 @@ class Arrays:
         """The stored arrays in the tree of `state`.
 
         Args:
-          folder: of one checkpoint.
+          folder: of one state.
           state: of the same shapes and types.
           places: the sharding of each leaf; None for a new array on the default device.
           done: the round that must be stored with them.
@@ -73,11 +74,11 @@ class Arrays:
             item=dict.fromkeys([*arguments, ROUND], 0), restore_args={**arguments, ROUND: as_numpy}
         )
         try:
-            about = self._checkpointer.metadata(folder / STATE).item_metadata
+            about = self._checkpointer.metadata(folder).item_metadata
             verify_shapes(
                 getattr(about, "tree", None), {**wanted, ROUND: jax.ShapeDtypeStruct((), np.int32)}
             )
-            stored = self._checkpointer.restore(folder / STATE, args=asked)
+            stored = self._checkpointer.restore(folder, args=asked)
         except DamagedError:
             raise
         # Whatever tensorstore, its codecs and orbax make of bytes that are not what they wrote.

@@ -7,6 +7,7 @@ A folder holds one run:
     evaluations.bin        the same, per evaluation
     round_000000300/
       state/               the leaves of the state, by number, as orbax writes them
+      best/                the same of the best state so far, where `keep_best` asks for it
       manifest.json        written last: the round, what run this is, and SHA-256 of every file of
                            `state` and of the history up to this round
 

@@ -16,12 +16,13 @@ from jax.sharding import Sharding
 from jaxtyping import PyTree
 
 from dflax.running.checkpoints import manifest, untrusted
-from dflax.running.checkpoints.arrays import Arrays
+from dflax.running.checkpoints.arrays import BEST, STATE, Arrays
 from dflax.running.checkpoints.checkpoint import Checkpoints
 from dflax.running.checkpoints.fingerprint import Fingerprint, differences
 from dflax.running.checkpoints.lock import InUseError, Lock
+from dflax.running.checkpoints.records import Records, encode
 from dflax.running.checkpoints.untrusted import DamagedError
-from dflax.running.records import Records, encode
+from dflax.running.history import Best
 
 # Of what is written; a folder of another one is not read.
 FORMAT = 2
@@ -40,6 +41,7 @@ class Saved(NamedTuple):
       evaluations: what was recorded of the evaluations so far, leaves `[evaluations, ...]`.
       seconds: as in `History`, so far.
       compile_seconds: as in `History`, so far.
+      best: the best state so far by what this run asks for; None where none was stored.
     """
 
     done: int
@@ -48,6 +50,7 @@ class Saved(NamedTuple):
     evaluations: PyTree[np.ndarray]
     seconds: float
     compile_seconds: float
+    best: Best | None
 
 
 class Store:
@@ -59,14 +62,23 @@ class Store:
         settings are not strict.
       row: shapes and types of what `record` takes of a round.
       evaluation: the same, of an evaluation.
+      by: what the best state is chosen by, in words; one chosen otherwise is not read.
 
     Raises:
       InUseError: another process trains there.
       OSError: nothing can be written there.
     """
 
-    def __init__(self, settings: Checkpoints, run: Fingerprint, row: PyTree, evaluation: PyTree):
-        self._settings, self._run = settings, run
+    def __init__(
+        self,
+        settings: Checkpoints,
+        run: Fingerprint,
+        row: PyTree,
+        evaluation: PyTree,
+        *,
+        by: str = "",
+    ):
+        self._settings, self._run, self._by = settings, run, by
         self._folder = pathlib.Path(settings.folder)
         # What looks finished; `newest` checks it.
         self._good = [done for done in self._found() if self._sealed(done)]
@@ -77,6 +89,8 @@ class Store:
         }
         self._pending: dict[str, list[bytes]] = {name: [] for name in FILES}
         self._arrays = Arrays()
+        # The best state has a writer of its own, so that neither waits for the other.
+        self._best_arrays = Arrays() if by else None
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future | None = None
         self._saved: int | None = None
@@ -97,7 +111,8 @@ class Store:
                 facts = self._checked(done)
                 self._refuse_another_run(done, facts)
                 self._verify_records(done, facts)
-                restored = self._arrays.restore(self._at(done), state, places, done)
+                restored = self._arrays.restore(self._at(done) / STATE, state, places, done)
+                best = self._restored_best(done, facts, state, places)
             except DamagedError as damage:
                 warnings.warn(
                     f"checkpoint {self._at(done)} is skipped: {damage}.",
@@ -109,7 +124,7 @@ class Store:
             self._good = [earlier for earlier in self._good if earlier <= done]
             rows, evaluations = (self._records[name].read(facts[name]) for name in FILES)
             return Saved(
-                done, restored, rows, evaluations, facts["seconds"], facts["compile_seconds"]
+                done, restored, rows, evaluations, facts["seconds"], facts["compile_seconds"], best
             )
         return None
 
@@ -131,8 +146,22 @@ class Store:
         for name, new in zip(FILES, (rows, evaluations), strict=True):
             self._pending[name].append(encode(new))
 
-    def save(self, state: Any, done: int, seconds: float, compile_seconds: float) -> None:
+    def save(
+        self,
+        state: Any,
+        done: int,
+        seconds: float,
+        compile_seconds: float,
+        best: Best | None = None,
+    ) -> None:
         """Starts a checkpoint; returns once it no longer needs `state`, which may then be donated.
+
+        Args:
+          state: after round `done`.
+          done: number of that round.
+          seconds: as in `History`, so far.
+          compile_seconds: as in `History`, so far.
+          best: the best state so far, written beside it.
 
         Raises:
           OSError: it, or the one before, could not be written.
@@ -145,7 +174,9 @@ class Store:
                 untrusted.remove(self._at(done))
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"checkpoint {done}")
-            self._arrays.save(self._at(done), state, done)
+            self._arrays.save(self._at(done) / STATE, state, done)
+            if best is not None and self._best_arrays is not None:
+                self._best_arrays.save(self._at(done) / BEST, best.state, best.round)
         self._saved = done
         rows = {name: b"".join(self._pending[name]) for name in FILES}
         self._pending = {name: [] for name in FILES}
@@ -156,6 +187,9 @@ class Store:
             "compile_seconds": compile_seconds,
             "run": self._run.identity,
             "settings": self._run.settings,
+            "best": None
+            if best is None
+            else {"round": best.round, "value": best.value, "by": self._by},
         }
         self._writing = self._beside.submit(self._finish, done, rows, facts)
 
@@ -185,8 +219,10 @@ class Store:
             error.add_note(str(failure))
         finally:
             self._beside.shutdown()
-            with contextlib.suppress(Exception):
-                self._arrays.close()
+            for arrays in (self._arrays, self._best_arrays):
+                with contextlib.suppress(Exception):
+                    if arrays is not None:
+                        arrays.close()
             if self._lock is not None:
                 self._lock.release()
 
@@ -215,6 +251,8 @@ class Store:
     def _finish(self, done: int, rows: dict[str, bytes], facts: dict[str, Any]) -> None:
         """What remains once the arrays are on the host; runs beside the training."""
         self._arrays.wait()
+        if self._best_arrays is not None:
+            self._best_arrays.wait()
         if jax.process_index() != 0:
             return
         written = {name: self._records[name].append(rows[name]) for name in FILES}
@@ -264,6 +302,22 @@ class Store:
         if not isinstance(facts.get("run"), dict):
             raise DamagedError(f"its {manifest.MANIFEST} does not say of which run it is")
         return facts
+
+    def _restored_best(
+        self, done: int, facts: dict[str, Any], state: Any, places: Sequence[Sharding | None]
+    ) -> Best | None:
+        """The best state that lies beside a state, if it was chosen by what this run asks for."""
+        told = facts.get("best")
+        if self._best_arrays is None or told is None:
+            return None
+        told = told if isinstance(told, dict) else {}
+        number, value = told.get("round"), told.get("value")
+        if type(number) is not int or type(value) is not float or not 0 < number <= done:
+            raise DamagedError(f"its {manifest.MANIFEST} does not tell its best state")
+        if told.get("by") != self._by:
+            return None
+        restored = self._best_arrays.restore(self._at(done) / BEST, state, places, number)
+        return Best(number, value, restored)
 
     def _verify_records(self, done: int, facts: dict[str, Any]) -> None:
         rounds = max(done - self._run.identity["start"], 0)

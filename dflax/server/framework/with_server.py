@@ -121,6 +121,18 @@ def with_server(
 
     Warns:
       dflax.models.AveragedStatistics: from `init`, messages with "batch_stats" in them.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, dflax as dx
+      >>> problem = dx.data.quadratics(jax.random.key(0), clients=4, dimension=3, condition=2.0)
+      >>> federation = dx.Federation(problem.data, problem.partition, batch_size=1, local_steps=5)
+      >>> work = dx.server.local_change(dx.data.quadratic_loss, optax.sgd(0.5))
+      >>> start, update = dx.server.descent(optax.sgd(1.0))
+      >>> algorithm = dx.server.with_server(start, work, update)  # FedAvg
+      >>> state = algorithm.init(jax.random.key(0), jnp.zeros(3))
+      >>> state, history = dx.run(algorithm, state, federation, rounds=20, key=jax.random.key(1))
+      >>> bool(jnp.allclose(state.server.params, problem.optimum, atol=1e-3))
+      True
     """
     method = stated(
         aggregator,

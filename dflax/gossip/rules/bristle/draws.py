@@ -12,12 +12,12 @@ from dflax import validation
 from dflax.aggregation.rows.row_norms import row_norms
 from dflax.algorithm import Params
 
-# `(distances [k], present [k], key) -> (places [m], valid [m])`: m of the k neighbours, without
-# repetition, of which those that are not valid do not count.
 Draw = Callable[
     [Float[Array, " k"], Bool[Array, " k"], Key[Array, ""]],
     tuple[Int[Array, " m"], Bool[Array, " m"]],
 ]
+"""`(distances [k], present [k], key) -> (places [m], valid [m])`: m of the k neighbours, without
+repetition, of which those that are not valid do not count."""
 
 
 def prioritised(explore: float = 0.4, models: int = 10) -> Draw:
