@@ -308,6 +308,7 @@ STUDY = Study(
     Config,
     (Part("every graph", every_graph, needs=(REGRESSION,)),),
     quick=Config(horizon=20.0, rounds=500, turns=3, seeds=1),
+    seconds=75,
     pictures=(
         Picture(
             name="communications",

@@ -321,7 +321,7 @@ STUDY = Study(
             file="composition.png",
             claim=(
                 "Trust keeps the Sybils from being heard; without it two classes are "
-                "taken for each other in a quarter of the cases, robust rule or not."
+                "taken for each other in a quarter of the cases or more, robust rule or not."
             ),
             data=(
                 "digits (scikit-learn), {config.peers} honest peers and {config.sybils} "
