@@ -4,6 +4,7 @@ import importlib.util
 import pathlib
 import re
 import sys
+import tomllib
 
 import pytest
 from test_public_names import reachable
@@ -79,6 +80,17 @@ def test_what_the_readme_links_to_is_there():
     gone = [t for t in targets if "://" not in t and not (ROOT / t).exists()]
     assert len(targets) > 20
     assert not gone
+
+
+def test_the_first_page_lists_every_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    table = (DOCS / "index.md").read_text().partition("| extra | for |")[2]
+    listed = {
+        extra
+        for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+        for extra in re.findall(r"`([\w-]+)`", row)
+    }
+    assert listed == set(project["optional-dependencies"])
 
 
 def test_every_first_name_of_a_row_of_the_gallery_is_in_the_reference():
