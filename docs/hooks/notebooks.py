@@ -73,6 +73,7 @@ def _run(markdown: str) -> Sequence[Any]:
     import jupytext
     import nbclient
     import nbformat
+    from traitlets.config import Config
 
     notebook = jupytext.reads(markdown, fmt="md")
     notebook.cells.insert(0, nbformat.v4.new_code_cell(BEFORE))
@@ -81,6 +82,8 @@ def _run(markdown: str) -> Sequence[Any]:
             notebook,
             timeout=SECONDS,
             kernel_name="python3",
+            # Sockets of this user alone, no ports.
+            config=Config({"KernelManager": {"transport": "ipc"}}),
             resources={"metadata": {"path": folder}},
         )
         client.execute(env=os.environ | {"JAX_PLATFORMS": "cpu"})

@@ -298,6 +298,7 @@ LEGITIMATE = [
     ("data.from_indices(examples)", "3", "an integer, None by default"),
     ("data.*(examples)", "rows", "labels of any shape, of which the number is read"),
     ("data.from_*(scale)", "-1 0.5 3", "any number decodes"),
+    ("data.from_[hpt]*(scale)", "array[2,3,4] rows", "there are no inputs that it might not fit"),
     ("data.from_arrays(shift)", "-1 0.5 3", "any number decodes"),
     ("data.from_*(classes)", "3", "an integer, None by default"),
     ("data.from_*(inputs)", "word digit array-of-words", "columns have any names"),

@@ -60,7 +60,7 @@ class Config:
     """
 
     seeds: int = 3
-    peer_seeds: int = 2
+    peer_seeds: int = 1
     seed: int = 1040
     rounds: int = 250
     fading_weight: float = 0.2
