@@ -8,7 +8,7 @@ from experiments.tools import gallery
 from experiments.tools.command import expected
 from experiments.tools.study import lasting
 
-COUNTED = {"dadao", "dfedsam", "dimat", "variance_corrected"}
+COUNTED = {"dadao", "dfedsam", "dimat", "learning_rate", "variance_corrected"}
 
 
 @pytest.fixture(scope="module")

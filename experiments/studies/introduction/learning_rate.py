@@ -162,6 +162,7 @@ STUDY = Study(
     Config,
     (Part("both graphs", sweeps, needs=(DIGITS,)),),
     quick=Config(rounds=10, rates=4, seeds=2),
+    seconds=20,
     pictures=(
         Picture(
             name="heat_map",
