@@ -81,7 +81,7 @@ def _entry(room: Room, name: Name) -> list[str]:
     other = (
         [] if f"{room.path}.{name.name}" == name.path else [f"[](){{#{room.path}.{name.name}}}", ""]
     )
-    return [*other, f"::: {name.path}", "    options:", f"      heading: {name.name}", ""]
+    return [*other, f"::: {name.path}", "    options:", f'      heading: "{name.name}"', ""]
 
 
 def _page(path: str) -> str:
