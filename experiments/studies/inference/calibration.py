@@ -249,6 +249,7 @@ STUDY = Study(
         Part("real engine", measured, needs=()),
         Part("loads", loads, needs=()),
     ),
+    seconds=40,
     quick=Config(
         repeats=1, width=64, slots=3, calls=8, timings=3, requests=15, simulated=500, seeds=1
     ),

@@ -314,6 +314,7 @@ def _figure(config: Config, found: dict[str, list[dict[str, Any]]]) -> Any:
 STUDY = Study(
     Config,
     (Part("parts", parts, needs=()),),
+    seconds=40,
     quick=Config(seeds=1, rounds=20),
     pictures=(
         Picture(

@@ -317,6 +317,7 @@ STUDY = Study(
         Part("cards", cards, needs=()),
         Part("served", served, needs=(SDKS,), wanted=lambda config: config.rounds > 0),
     ),
+    seconds=55,
     quick=Config(seeds=2, tasks=500, sizes=(16, 256), periods=(1.0,), lifetimes=(0.0, 5.0, 20.0)),
     pictures=(
         Picture(

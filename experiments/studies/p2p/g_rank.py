@@ -259,6 +259,7 @@ STUDY = Study(
         Part("attacked", attacked, needs=()),
         Part("paper's size", paper_size, needs=(), wanted=lambda config: config.paper),
     ),
+    seconds=180,
     quick=Config(seeds=2, ticks=200, every=25, paper=False),
     pictures=(
         Picture(

@@ -367,6 +367,7 @@ STUDY = Study(
         Part("closed form", closed_form, needs=()),
         Part("digits", on_digits, needs=(DIGITS,)),
     ),
+    seconds=200,
     quick=Config(
         seeds=2,
         episodes=40,

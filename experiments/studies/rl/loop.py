@@ -359,6 +359,7 @@ STUDY = Study(
         Part("private", private_prompts, needs=()),
         Part("digits", on_digits, needs=(DIGITS,)),
     ),
+    seconds=170,
     quick=Config(
         seeds=2,
         pretraining=500,

@@ -376,6 +376,7 @@ STUDY = Study(
         Part("federation", federation, needs=(), wanted=scaled_down),
         Part("authors' budget", full, needs=(), wanted=lambda config: config.full),
     ),
+    seconds=275,
     quick=Config(
         seeds=2,
         rounds=4,

@@ -327,6 +327,7 @@ STUDY = Study(
         ),
         Part("brax", cart, needs=(Input("brax", _brax),), wanted=lambda config: config.brax),
     ),
+    seconds=385,
     quick=Config(seeds=1, peer_seeds=1, rounds=4, episodes=64, maze_rounds=0, pendulum_rounds=0),
     pictures=(
         Picture(
