@@ -89,7 +89,10 @@ class Graph:
 
         values = np.ones(len(self.senders)) if weights is None else weights
         rows = np.concatenate([[0], np.cumsum(self.in_degrees)])
-        return sparse.csr_array((values, self.senders, rows), shape=(self.nodes, self.nodes))
+        # Of indices of 64 bits older versions of csgraph make an error.
+        index = np.int32 if len(self.senders) < 2**31 else np.int64
+        columns, rows = self.senders.astype(index), rows.astype(index)
+        return sparse.csr_array((values, columns, rows), shape=(self.nodes, self.nodes))
 
     def slots(self) -> tuple[Int[np.ndarray, " E"], int]:
         """Each edge's place among those its receiver hears, and the largest in-degree."""
