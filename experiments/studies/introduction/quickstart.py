@@ -202,6 +202,7 @@ def four_methods(config: Config, stage: Stage = in_memory) -> Summary:
 STUDY = Study(
     Config,
     (Part("four methods", four_methods, needs=(IMAGES,)),),
+    seconds=46,
     quick=Config(clients=20, rounds=8, evaluations=4),
     pictures=(
         Picture(
