@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from dflax import validation
+from dflax.kernels.wall import wall
 
 Method = Literal["auto", "patches", "winograd", "native"]
 
@@ -153,7 +154,7 @@ def _winograd(geometry: Geometry, x: Array, kernel: Array) -> Array:
     tiles = tiles_of_inputs(geometry, x)
     whole = _outputs([_product(tile, tap) for tile, tap in zip(tiles, taps, strict=True)], 0)
     whole = whole.reshape(x.shape[0], *(-(-outer // 2) * 2 for outer in outputs), kernel.shape[-1])
-    return whole[(slice(None), *(slice(outer) for outer in outputs))]
+    return wall(whole[(slice(None), *(slice(outer) for outer in outputs))])
 
 
 def tiles_of_inputs(geometry: Geometry, x: Array) -> list[Array]:
@@ -164,7 +165,7 @@ def tiles_of_inputs(geometry: Geometry, x: Array) -> list[Array]:
             geometry.outputs, geometry.padding, x.shape[1:-1], strict=True
         )
     ]
-    inputs = [jnp.pad(x, ((0, 0), *fills, (0, 0)))]
+    inputs = [wall(jnp.pad(x, ((0, 0), *fills, (0, 0))))]
     for axis in range(len(geometry.outputs)):
         inputs = each(lambda part, axis=axis: _of_inputs(part, axis + 1), inputs)
     return inputs
@@ -183,14 +184,19 @@ def each(transform: Callable[[Array], list[Array]], parts: list[Array]) -> list[
 
 def _of_inputs(x: Array, axis: int) -> list[Array]:
     """What the four products of each tile of inputs 2i, ..., 2i + 3 along an axis start from."""
-    span = x.shape[axis] - 3
-    a, b, c, d = (lax.slice_in_dim(x, i, i + span, 2, axis) for i in range(4))
+    # Slices with strides would have transposes that ask of every entry whether it lies on one.
+    tiles = x.shape[axis] // 2 - 1
+    pairs = x.reshape(*x.shape[:axis], tiles + 1, 2, *x.shape[axis + 1 :])
+    even, odd = (part.squeeze(axis + 1) for part in lax.split(pairs, (1, 1), axis + 1))
+    a, b, c, d = (
+        lax.slice_in_dim(part, i, i + tiles, 1, axis) for i in (0, 1) for part in (even, odd)
+    )
     return [a - c, b + c, c - b, b - d]
 
 
 def _of_taps(kernel: Array) -> list[Array]:
     """The first axis of a kernel, its three taps, for the four products."""
-    a, b, c = kernel
+    a, b, c = (part.squeeze(0) for part in lax.split(kernel, (1, 1, 1)))
     return [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c]
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from dflax.kernels.wall import wall
+
 Sizes = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
 
@@ -25,7 +27,7 @@ def max_of_windows(
     """
     if math.prod(window) > LARGEST_WINDOW:
         return None
-    return _max(window, strides, _covered(x, window, strides, pads, -math.inf))
+    return wall(_max(window, strides, _covered(x, window, strides, pads, -math.inf)))
 
 
 def sum_of_windows(
@@ -34,7 +36,7 @@ def sum_of_windows(
     """The sum of every window; otherwise as `max_of_windows`, padded with zeros."""
     if math.prod(window) > LARGEST_WINDOW:
         return None
-    return _sum(window, strides, _covered(x, window, strides, pads, 0.0))
+    return wall(_sum(window, strides, _covered(x, window, strides, pads, 0.0)))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -53,6 +55,7 @@ def _max_jvp(
     first = jnp.full(largest.shape, len(entries) - 1, jnp.int8)
     for place in reversed(range(len(entries) - 1)):
         first = jnp.where(entries[place] == largest, jnp.int8(place), first)
+    first = wall(first)
     if window != strides:  # windows that overlap, or leave gaps
         chosen = [
             jnp.where(first == place, entry, 0)
