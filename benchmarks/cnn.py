@@ -35,6 +35,7 @@ def rows(quick: bool) -> list[Row]:
     if quick:
         return [own, fast]
     beside = own.beside(
+        images.products(dx.models.CNN(CNN.classes), CNN, SHAPE),
         peers.run("torch", "images_torch", task=CNN, network="cnn", rounds=1),
         peers.run("pfl", "images_pfl", task=CNN, network="cnn", rounds=2),
     )

@@ -1,6 +1,7 @@
 """What the benchmarks on images share: their federations, and the operations of their work."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import linen as nn
 import dflax as dx
 from benchmarks import rounds
 from benchmarks.measure import Row
+from benchmarks.products import alone
 from benchmarks.tasks import Task
 
 
@@ -26,6 +28,19 @@ def round_flops(module: nn.Module, task: Task, shape: tuple[int, int, int]) -> f
 
     Winograd's method does with fewer; held against this count, it may pass the ceiling.
     """
+    gradient, *shapes = _gradient(module, task, shape)
+    traced = jax.jit(gradient).trace(*shapes)
+    cost = traced.lower(lowering_platforms=("cuda",)).cost_analysis()
+    return float(cost["flops"]) * task.steps * task.cohort
+
+
+def products(module: nn.Module, task: Task, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """What the matrix products of a round's gradients take alone, see `benchmarks.products`."""
+    return alone(*_gradient(module, task, shape), times=task.steps * task.cohort)
+
+
+def _gradient(module: nn.Module, task: Task, shape: tuple[int, int, int]) -> tuple[Any, ...]:
+    """A local step's gradient as a function, and the shapes of what it is of."""
     images = jax.ShapeDtypeStruct((task.batch, *shape), jnp.float32)
     labels = jax.ShapeDtypeStruct((task.batch,), jnp.int32)
     params = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
@@ -34,9 +49,7 @@ def round_flops(module: nn.Module, task: Task, shape: tuple[int, int, int]) -> f
     def gradient(params: dict, images: jax.Array, labels: jax.Array) -> dict:
         return jax.grad(loss, has_aux=True)(params, dx.data.Batch(images, labels), None)[0]
 
-    traced = jax.jit(gradient).trace(params, images, labels)
-    cost = traced.lower(lowering_platforms=("cuda",)).cost_analysis()
-    return float(cost["flops"]) * task.steps * task.cohort
+    return gradient, params, images, labels
 
 
 def row(

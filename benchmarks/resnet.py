@@ -17,4 +17,7 @@ def rows(quick: bool) -> list[Row]:
     )
     if quick:
         return [own]
-    return own.beside(peers.run("torch", "images_torch", task=RESNET, network="resnet", rounds=1))
+    return own.beside(
+        images.products(module, RESNET, SHAPE),
+        peers.run("torch", "images_torch", task=RESNET, network="resnet", rounds=1),
+    )

@@ -10,6 +10,7 @@ import optax
 import dflax as dx
 from benchmarks import peers, rounds
 from benchmarks.measure import Row
+from benchmarks.products import alone
 
 CLIENTS, COHORT, STEPS, BATCH, OWNED = 64, 16, 4, 16, 64
 SHAPE: dict[str, Any] = {"vocabulary": 256, "width": 64, "depth": 2, "heads": 4, "classes": 10}
@@ -33,16 +34,21 @@ def rows(quick: bool) -> list[Row]:
         participation=dx.participation.uniform(COHORT),
     )
     model = dx.models.TransformerClassifier(**SHAPE)
-    algorithm = dx.server.fedavg(dx.losses.classification(model.apply), optax.sgd(RATE))
+    loss = dx.losses.classification(model.apply)
+    algorithm = dx.server.fedavg(loss, optax.sgd(RATE))
+    params = model.init(jax.random.key(0), data.example)["params"]
     own = rounds.row(
         f"transformer round, {COHORT} of {CLIENTS} clients, 2 blocks of width 64",
         algorithm,
-        model.init(jax.random.key(0), data.example)["params"],
+        params,
         federation,
         rounds=1 if quick else 3,
         repeats=3,
     )
+    gradient = jax.grad(lambda *given: loss(*given, None)[0])
+    batch = dx.data.Batch(data.inputs[:BATCH], data.labels[:BATCH])
     return own.beside(
+        alone(gradient, params, batch, times=COHORT * STEPS),
         peers.run(
             "torch",
             "transformer_torch",
@@ -53,5 +59,5 @@ def rows(quick: bool) -> list[Row]:
             batch=BATCH,
             rate=RATE,
             rounds=1 if quick else 3,
-        )
+        ),
     )

@@ -4,11 +4,12 @@ import sys
 import time
 import types
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import load, measure
+from benchmarks import load, measure, products
 from benchmarks.measure import Row, milliseconds
 
 
@@ -167,3 +168,22 @@ def test_what_children_take_is_our_own_and_what_others_take_is_not():
         other.kill()
         other.wait()
     assert met.others > 0.05
+
+
+def test_products_alone_are_those_of_the_gradient_on_a_cpu():
+    def gradient(w, x):
+        def loss(w):
+            hidden = jax.lax.platform_dependent(
+                w, x, cpu=lambda w, x: x @ w @ w, default=lambda w, x: x @ w
+            )
+            looped, _ = jax.lax.scan(lambda h, _: (h @ w, None), hidden, None, length=3)
+            return looped.sum()
+
+        return jax.grad(loss)(w)
+
+    shapes = jax.ShapeDtypeStruct((4, 4), jnp.float32), jax.ShapeDtypeStruct((2, 4), jnp.float32)
+    # Forward 2 and 3; back 2 each of both, but for the first one's inputs.
+    assert len(products.of(jax.make_jaxpr(gradient)(*shapes))) == 5 + 9
+    found = products.alone(gradient, *shapes, times=2)
+    assert found["peer"] == "its products alone"
+    assert found["ms"] > 0
