@@ -45,7 +45,10 @@ def rows(quick: bool) -> list[Row]:
         rounds=1 if quick else 3,
         repeats=3,
     )
-    gradient = jax.grad(lambda *given: loss(*given, None)[0])
+
+    def gradient(params: Any, batch: dx.data.Batch) -> Any:
+        return jax.grad(loss, has_aux=True)(params, batch, jax.random.key(0))[0]
+
     batch = dx.data.Batch(data.inputs[:BATCH], data.labels[:BATCH])
     return own.beside(
         alone(gradient, params, batch, times=COHORT * STEPS),
