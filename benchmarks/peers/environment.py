@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
+from benchmarks.peers import watched
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SCRIPTS = pathlib.Path(__file__).parent
 VENVS = ROOT / ".venv-peers"
@@ -128,20 +130,14 @@ def run(peer: str, script: str, **options: Any) -> dict[str, Any] | None:
         return None
     # Python's own folder of a file called as a script would come first on the path, hence -m.
     command = [str(python), "-m", "benchmarks.peers.call", str(SCRIPTS / f"{script}.py")]
-    done = subprocess.run(
-        [*command, distribution],
-        input=json.dumps(options),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
+    status, out, err = watched.communicate([*command, distribution], json.dumps(options), ROOT)
+    if status:
         print(
-            f"{title} failed in {script}.py, its rows are left out:\n{done.stderr[-2000:]}",
+            f"{title} failed in {script}.py, its rows are left out:\n{err[-2000:]}",
             file=sys.stderr,
         )
         return None
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(out.splitlines()[-1])
     measured = found["measured"]
     mode = f", {measured['mode']}" if "mode" in measured else ""
     return measured | {"peer": f"{title} {found['version']}{mode}"}

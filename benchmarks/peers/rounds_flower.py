@@ -88,10 +88,7 @@ def simulated(work: Task, network: torch_clients.Network, rounds: int) -> list[t
 
 
 def measure(task: list, network: torch_clients.Network, rounds: int) -> dict[str, Any]:
-    """The least milliseconds of a round after the first ones, and the losses after those.
-
-    One simulation a process: of a second one, Ray hides from Linux what its workers take.
-    """
+    """The least milliseconds of a round after the first ones, and the losses after those."""
     seconds, losses = zip(*simulated(Task(*task), network, FIRST + rounds), strict=True)
     took = min(after - before for before, after in itertools.pairwise(seconds[FIRST - 1 :]))
     return {"ms": 1e3 * took, "losses": losses[:FIRST], "mode": "on Ray"}
