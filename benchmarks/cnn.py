@@ -1,10 +1,11 @@
 """A round of 16 clients, 5 local steps of 20 images 28x28: convolutions 32 and 64, a layer of 128."""
 
 import jax
+import optax
 from flax import linen as nn
 
 import dflax as dx
-from benchmarks import images, peers
+from benchmarks import images, peers, rounds
 from benchmarks.measure import Row
 from benchmarks.tasks import CNN
 
@@ -34,10 +35,17 @@ def rows(quick: bool) -> list[Row]:
     )
     if quick:
         return [own, fast]
+    same = losses()
     beside = own.beside(
         images.products(dx.models.CNN(CNN.classes), CNN, SHAPE),
         peers.run("torch", "images_torch", task=CNN, network="cnn", rounds=1),
         peers.run("pfl", "images_pfl", task=CNN, network="cnn", rounds=2),
+        *rounds.agreeing(
+            same,
+            peers.run("drjax", "rounds_drjax", task=CNN, network="cnn", rounds=1),
+            peers.run("blazefl", "rounds_blazefl", task=CNN, network="cnn", rounds=1),
+        ),
+        rounds.of_flower(CNN, "cnn", 10, same),
     )
     once = CNN._replace(steps=1)
     plain = images.row(
@@ -49,3 +57,17 @@ def rows(quick: bool) -> list[Row]:
         repeats=1,
     )
     return [*beside, fast, plain]
+
+
+def losses() -> list[float]:
+    """Of rounds of the task without chance, which peers must have too."""
+    whole = CNN.whole()
+    module = dx.models.CNN(whole.classes)
+    loss = dx.losses.classification(module)
+    names = ("Conv_0", "Conv_1", "Dense_0", "Dense_1")
+    params = {
+        name: {"kernel": jax.numpy.asarray(weight), "bias": jax.numpy.asarray(bias)}
+        for name, (weight, bias) in zip(names, whole.convolutional(), strict=True)
+    }
+    algorithm = dx.server.fedavg(loss, optax.sgd(whole.rate))
+    return rounds.losses(algorithm, params, images.federation(whole, SHAPE), loss)

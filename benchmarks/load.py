@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.measure import milliseconds
+from benchmarks.peers import watched
 
 # Shares from which a row says that it ran beside other load.
 OTHERS, KEPT = 0.1, 0.9
@@ -54,14 +55,14 @@ def _ceiling() -> float:
 
 
 def _times() -> tuple[float, float, float] | None:
-    """Seconds since the start: of busy cores, of all cores, of this process with its ended children."""
+    """Seconds since the start: of busy cores, of all cores, of this process with all below it."""
     if not STAT.exists():
         return None
     # user, nice, system, idle, waiting, interrupts, soft interrupts, stolen: of all cores together.
     ticks = [int(word) for word in STAT.read_text().split("\n", 1)[0].split()[1:9]]
     whole = sum(ticks) / os.sysconf("SC_CLK_TCK")
     idle = (ticks[3] + ticks[4]) / os.sysconf("SC_CLK_TCK")
-    own = 0.0
+    own = watched.lost
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
         usage = resource.getrusage(who)
         own += usage.ru_utime + usage.ru_stime

@@ -5,7 +5,7 @@ import optax
 
 import dflax as dx
 from benchmarks import peers, rounds
-from benchmarks.logistic import logits
+from benchmarks.logistic import logits, losses
 from benchmarks.measure import Row
 from benchmarks.tasks import MLP
 
@@ -27,5 +27,10 @@ def rows(quick: bool) -> list[Row]:
             peers.run("fedjax", "perceptron_fedjax", task=task, rounds=1),
             peers.run("pfl", "perceptron_pfl", task=task, rounds=1),
             peers.run("torch", "perceptron_torch", task=task, rounds=1),
+            *rounds.agreeing(
+                losses(task),
+                peers.run("drjax", "rounds_drjax", task=task, network="perceptron", rounds=1),
+                peers.run("blazefl", "rounds_blazefl", task=task, network="perceptron", rounds=1),
+            ),
         )
     return found

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dflax as dx
+from benchmarks import peers
 from benchmarks.ceilings import arithmetic_ms
 from benchmarks.measure import Row, milliseconds
 from benchmarks.tasks import Task
@@ -64,6 +65,38 @@ def row(
         flops=flops,
         bytes=cost.bytes_accessed,
     )
+
+
+def losses(
+    algorithm: dx.Algorithm, params: Any, source: dx.Federation, loss: Callable[..., Any]
+) -> list[float]:
+    """The mean loss of all examples after each of three rounds."""
+    key = jax.random.key(0)
+    state = algorithm.init(key, params)
+    everything = dx.data.Batch(source.data.inputs, source.data.labels)
+    found = []
+    for number in range(3):
+        state, _ = dx.rollout(algorithm, state, source, key, 1, start=number)
+        found.append(float(loss(state.server.params, everything, key)[0]))
+    return found
+
+
+def agreeing(ours: list[float], *measured: dict[str, Any] | None) -> list[dict[str, Any] | None]:
+    """What peers measured, refused where their rounds of the task without chance are not ours."""
+    for peer in measured:
+        if peer is not None and not np.allclose(peer["losses"], ours, rtol=1e-3, atol=0.0):
+            raise AssertionError(
+                f"{peer['peer']}: rounds without chance must lead to the same losses, got "
+                f"{peer['losses']} in place of {ours}."
+            )
+    return list(measured)
+
+
+def of_flower(task: Task, network: str, count: int, ours: list[float]) -> dict[str, Any] | None:
+    """What Flower's rounds take, once those of the task without chance have our losses."""
+    options: dict[str, Any] = {"peer": "flower", "script": "rounds_flower", "network": network}
+    (whole,) = agreeing(ours, peers.run(**options, task=task.whole(), rounds=1))
+    return None if whole is None else peers.run(**options, task=task, rounds=count)
 
 
 def beside_first(

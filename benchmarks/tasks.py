@@ -1,6 +1,7 @@
 """The benchmarks' tasks as NumPy arrays: the same for us and for every peer."""
 
 import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,24 @@ class Task(NamedTuple):
     def dealt(self) -> list[np.ndarray]:
         """The row numbers of every client."""
         return np.array_split(np.arange(self.clients * self.owned), self.clients)
+
+    def whole(self) -> "Task":
+        """The task without chance, in smaller steps: four clients read all that they own in each."""
+        return self._replace(clients=4, cohort=4, owned=self.batch, rate=self.rate / 10)
+
+    def convolutional(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Kernels `[3, 3, in, out]`, weights `[in, out]` and biases of the CNN at the start."""
+        generator = np.random.default_rng(1)
+        shapes = ((3, 3, 1, 32), (3, 3, 32, 64), (7 * 7 * 64, 128), (128, self.classes))
+        return [
+            (
+                (generator.normal(size=shape) * (2.0 / math.prod(shape[:-1])) ** 0.5).astype(
+                    np.float32
+                ),
+                np.zeros(shape[-1], np.float32),
+            )
+            for shape in shapes
+        ]
 
 
 LOGISTIC = Task(clients=100, cohort=10, steps=5, batch=10, features=64, classes=10, owned=64)

@@ -1,6 +1,7 @@
 """`python -m benchmarks.peers install [NAME ...]`: environments for the packages we compare with."""
 
 import argparse
+import sys
 
 from benchmarks.peers import PEERS, install
 
@@ -15,7 +16,8 @@ def main() -> None:
     unknown = set(options.names) - set(PEERS)
     if unknown:
         parser.error(f"unknown NAME {sorted(unknown)}: choose from {', '.join(PEERS)}")
-    install(*options.names)
+    if install(*options.names) and options.names:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
