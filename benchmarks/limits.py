@@ -1,4 +1,4 @@
-"""The least that some methods' rounds add to their base: what their equations read and write, no more."""
+"""The least that some methods add to their base: what their equations read and write, and no more."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from dflax.server.framework.protocol import Report, Server
 def momentum(loss: Any, optimizer: Optimizer) -> dx.Algorithm:
     """FedAvg whose local steps read a momentum and add up their gradients, as FedCM's must.
 
-    Four arrays of the model's size a step besides FedAvg's: the momentum, and of the sum `s + g` two read
+    Four arrays of the model's size a step besides FedAvg's: the momentum; of the sum `s + g` two read
     and one written. Nothing is made of the sum, nor sent.
     """
     oracle = dx.local.gradient(loss)
@@ -57,7 +57,7 @@ def common_perturbation(loss: Any, optimizer: Optimizer) -> dx.Algorithm:
 
 
 def dual(loss: Any, optimizer: Optimizer, mixer: dx.gossip.Mixer) -> dx.Algorithm:
-    """DFedAvg whose clients read a dual in each local step and write it once a round, as DFedADMM's must.
+    """DFedAvg whose clients read a dual in each local step and write it once a round, as DFedADMM's do.
 
     One array of the model's size a step besides DFedAvg's, and `g + y` once: two read, one written.
     """
