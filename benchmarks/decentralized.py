@@ -8,14 +8,17 @@ import jax
 import optax
 
 import dflax as dx
-from benchmarks import rounds
+from benchmarks import limits, rounds
 from benchmarks.measure import Row
 
 CLIENTS, STEPS, BATCH, OWNED = 8, 5, 20, 60
 
 
 def methods(loss: Any, mixer: dx.gossip.Mixer) -> dict[str, Callable[[], dx.Algorithm]]:
-    """DFedAvg first, then the others by name; those with SAM take two gradients a local step."""
+    """DFedAvg first, then the others by name; those with SAM take two gradients a local step.
+
+    The limit is what DFedADMM's equations read and write, see `limits.py`.
+    """
     descent, d = optax.sgd(0.05), dx.decentralized
     alone = functools.partial(dx.topology.uniform, self_weight=0.0)
     others = dx.gossip.mixer(dx.topology.ring(CLIENTS), weights=alone)
@@ -31,6 +34,7 @@ def methods(loss: Any, mixer: dx.gossip.Mixer) -> dict[str, Callable[[], dx.Algo
         ),
         "DisPFL": lambda: d.dispfl(loss, descent, mixer, rounds=1000),
         "gossip learning": lambda: d.gossip_learning(loss, descent, CLIENTS),
+        "limit of DFedADMM": lambda: limits.dual(loss, descent, mixer),
     }
 
 

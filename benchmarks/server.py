@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import optax
 
 import dflax as dx
-from benchmarks import rounds
+from benchmarks import limits, rounds
 from benchmarks.measure import Row
 
 CLIENTS, COHORT, STEPS, BATCH, OWNED = 20, 5, 5, 20, 60
 
 
 def methods(loss: Any) -> dict[str, Callable[[], dx.Algorithm]]:
-    """FedAvg first, then the others by name; VR and SAM take two gradients a local step."""
+    """FedAvg first, then the others by name; VR and SAM take two gradients a local step.
+
+    Limits are what a method's equations read and write, see `limits.py`.
+    """
     descent, n, s = optax.sgd(0.05), CLIENTS, dx.server
     return {
         "FedAvg": lambda: s.fedavg(loss, descent),
@@ -38,6 +41,8 @@ def methods(loss: Any) -> dict[str, Callable[[], dx.Algorithm]]:
         "FedNova": lambda: s.fednova(loss, descent),
         "MimeLite": lambda: s.mimelite(loss, descent, s.fixed_momentum(0.9)),
         "BVR-L-SGD": lambda: s.bvr_l_sgd(loss, descent, 5),
+        "limit of FedCM": lambda: limits.momentum(loss, descent),
+        "limit of FedSMOO": lambda: limits.common_perturbation(loss, descent),
     }
 
 

@@ -182,6 +182,9 @@ def solver(
     """
     oracle = loss if isinstance(loss, Oracle) else gradient(loss)
     keeps = oracle.conclude is not None and oracle.lasting
+    # Such a memory holds the model before: two turns of the loop put it in each other's place, where
+    # one would copy both.
+    fleeting = oracle.conclude is not None and not oracle.lasting
     check_optimizer("optimizer", optimizer)
     validation.flag("mean_gradient", mean_gradient)
 
@@ -255,7 +258,7 @@ def solver(
         total = _zeros(jax.tree.map(_wide, params)) if mean_gradient else None
         carry = params, optimizer_state, total, _zeros(jax.tree.map(_wide, looked[1])), memory
         (params, optimizer_state, total, measured, memory), _ = jax.lax.scan(
-            one_step, carry, scanned
+            one_step, carry, scanned, unroll=2 if fleeting else 1
         )
         done = jnp.maximum(assignment.local_steps, 1)
         total, measured = jax.tree.map(

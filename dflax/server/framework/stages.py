@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dflax import returned, validation
 from dflax.aggregation.aggregator import Combining
@@ -15,6 +15,7 @@ from dflax.clients import (
     map_clients,
     map_cohort,
     mean_metrics,
+    platform,
     replicate,
     select,
     sum_cohort,
@@ -77,8 +78,35 @@ def require_rows(clients: Clients, round: Round) -> None:
             validation.leading_axis(name, held, round.clients)
 
 
+class Members(NamedTuple):
+    """What the cohort remembers before the round.
+
+    Attributes:
+      memory: all clients' memories, leaves `[n, ...]`, or the cohort's, taken out of them.
+      cohort: `[m]` who of them it is; None: all in order.
+    """
+
+    memory: Any
+    cohort: Int[Array, " m"] | None
+
+
+def members_of(method: Method, state: FederatedState, round: Round) -> Members:
+    """The cohort's memories: where they lie, or taken out where the server reads the old ones as well.
+
+    Read a second time where they lie, all n would be copied before the new ones are written.
+    """
+    if method.read is None:
+        return Members(state.clients.memory, round.cohort)
+    return Members(gather(state.clients.memory, round.cohort), None)
+
+
 def worked(
-    method: Method, state: FederatedState, round: Round, heard: Any, key: Key[Array, ""]
+    method: Method,
+    state: FederatedState,
+    round: Round,
+    members: Members,
+    heard: Any,
+    key: Key[Array, ""],
 ) -> Report:
     """What the cohort's local work reports, leaves `[m, ...]`; the message alone is one, if in turn."""
     one = jax.eval_shape(method.message, state.server.params)
@@ -91,7 +119,7 @@ def worked(
         report = method.work(task, own, seen, data, index)
         return cleared(reported(report, own, one, method.kinds), task, weight)
 
-    rows = (state.clients.memory, round.cohort, tasks, round.weights, heard)
+    rows = (*members, tasks, round.weights, heard)
     shared = (state.server, round.data, round.number)
     if not method.in_turn:
         return map_cohort(local, *rows, shared=shared, at_once=method.at_once)
@@ -114,6 +142,7 @@ def in_hand(
     method: Method,
     state: FederatedState,
     round: Round,
+    members: Members,
     reports: Report,
     arrived: Arrived,
     weights: Float[Array, " m"],
@@ -123,8 +152,9 @@ def in_hand(
     contributions, of_kind, kinds = arrived.message, arrived.kinds, method.kinds
     measuring: Any = reports.measured
     if method.read is not None:
-        rows = gather(state.clients.memory, round.cohort)
-        contributions = map_clients(method.read, rows, arrived, at_once=method.at_once)
+        contributions = map_clients(
+            method.read, members.memory, arrived, at_once=_in_one_pass(method, weights)
+        )
         returned.alike(
             "what read returns", contributions, arrived.message, "messages", dtypes=False
         )
@@ -179,7 +209,9 @@ def remembered(
         return told
 
     shared = (server, round.number)
-    told = map_clients(one, reports.memory, arrived, heard, shared=shared, at_once=method.at_once)
+    told = map_clients(
+        one, reports.memory, arrived, heard, shared=shared, at_once=_in_one_pass(method, invited)
+    )
     return told, measured
 
 
@@ -190,6 +222,15 @@ def rested(method: Method, memory: Any, round: Round) -> Any:
     after = method.rest(memory, round)
     returned.alike("the memory that rest returns", after, memory, "the one it got")
     return after
+
+
+def _in_one_pass(method: Method, weights: Float[Array, " m"]) -> int | None:
+    """How many clients' rows `read` and `receive` get together, which are arithmetic of a few rows.
+
+    A CPU passes once over all, where a loop over clients would write its results apart from what uses
+    them; elsewhere as many as work together.
+    """
+    return len(weights) if platform() == "cpu" else method.at_once
 
 
 def sending(round: Round, key: Key[Array, ""]) -> Sending:

@@ -22,6 +22,7 @@ from dflax.server.framework.stages import (
     Keys,
     begun,
     in_hand,
+    members_of,
     remembered,
     require_rows,
     rested,
@@ -166,7 +167,8 @@ def with_server(
         heard, measured_down = hearing(
             publish, method.downlink, carried, invited, sending(round, keys.downlink)
         )
-        reports: Any = worked(method, state, round, heard, keys.assign)
+        members = members_of(method, state, round)
+        reports: Any = worked(method, state, round, members, heard, keys.assign)
         messages, weights, sent_memory, measured_up = sent_through(
             method.channel,
             reports.message,
@@ -178,7 +180,7 @@ def with_server(
         weights = everywhere(weights)
         arrived = Arrived(messages, reports.kinds)
         received, combining, measured = in_hand(
-            method, state, round, reports, arrived, weights, keys
+            method, state, round, members, reports, arrived, weights, keys
         )
         params, memory, updated = conclusion(update(carried, received), carried)
         happened = received.reporting > 0
