@@ -70,6 +70,10 @@ class Config:
         averaged to half their size, "halved" (an hour on two cores), or as they are, "small" (several
         hours); or the CNN with 421,642 parameters, "large" (for an accelerator).
       rounds: communication rounds; None takes those that go with the network.
+      every: rounds between measurements; None takes those that go with the network.
+      target: accuracy to be reached; None takes that which goes with the network.
+      tuned_on: the network on which each method's rate is chosen, "itself" by all seeds, on each graph;
+        or the CNN "halved", by one seed, on the method's first graph: a fraction of the time.
       alpha: Dirichlet concentration of the label split.
       seeds: splits, starts and minibatches, paired over methods and rates.
       seed: the first of them.
@@ -77,6 +81,9 @@ class Config:
 
     network: Literal["perceptron", "halved", "small", "large"] = "perceptron"
     rounds: int | None = None
+    every: int | None = None
+    target: float | None = None
+    tuned_on: Literal["itself", "halved"] = "itself"
     alpha: float = 0.3
     seeds: int = 3
     seed: int = 0
@@ -235,30 +242,48 @@ class Found(NamedTuple):
 
 def every_method(config: Config, stage: Stage = in_memory) -> Summary:
     """Sweeps the rate for each method on each graph and reports each method at its best."""
-    setting = SETTINGS[config.network]
-    task = Task(
-        config.network,
-        range(config.seed, config.seed + config.seeds),
-        alpha=config.alpha,
-        local_steps=setting.local_steps,
-        batch_size=setting.batch_size,
-        rounds=config.rounds or setting.rounds,
-        every=setting.every,
-    )
+    given = {"rounds": config.rounds, "every": config.every, "target": config.target}
+    setting = SETTINGS[config.network]._replace(**{n: v for n, v in given.items() if v})
+
+    def compared(network: str, seeds: int) -> tuple[Task, list[tuple[str, Method]]]:
+        task = Task(
+            network,
+            range(config.seed, config.seed + seeds),
+            alpha=config.alpha,
+            local_steps=setting.local_steps,
+            batch_size=setting.batch_size,
+            rounds=setting.rounds,
+            every=setting.every,
+        )
+        return task, [(name, one) for name, several in methods(task).items() for one in several]
+
+    task, every = compared(config.network, config.seeds)
+    rates, tuned = setting.rates, None
+    if config.tuned_on != "itself":
+        tuned = compared(config.tuned_on, 1)
     found: dict[tuple[str, str], Found] = {}
-    every = [(name, method) for name, several in methods(task).items() for method in several]
-    for name, method in every:
+    for number, (name, method) in enumerate(every):
+        delivers = "averaged" if method.merges else "local"
+        if tuned is not None:
+            first = next(iter(method.tables))
+            own = tuned[1][number][1]
+            own = own._replace(tables={first: own.tables[first]})
+            before = stage(
+                f"{name}, {first}, its rate",
+                lambda own=own: tuned[0].curves(own, setting.rates),
+            )
+            last = before[MEASURED.index(delivers), 0, :, 0, -1]
+            rates = (setting.rates[int(last.argmax())],)
         swept = stage(
             f"{name}, {', '.join(method.tables)}",
-            lambda method=method: task.curves(method, setting.rates),
+            lambda method=method, rates=rates: task.curves(method, rates),
         )
-        delivers = "averaged" if method.merges else "local"
         for place, graph in enumerate(method.tables):
             last = swept[MEASURED.index(delivers), place, :, :, -1]
             best = int(last.mean(1).argmax())
             curves = dict(zip(MEASURED, swept[:, place, best], strict=True))
-            found[name, graph] = Found(setting.rates[best], curves, delivers)
-            print(f"{name}, {graph}: {last.mean(1).round(3)} at {setting.rates}", flush=True)
+            found[name, graph] = Found(rates[best], curves, delivers)
+            print(f"{name}, {graph}: {last.mean(1).round(3)} at {rates}", flush=True)
     rows = {f"{name}, {graph}": row(own, setting) for (name, graph), own in found.items()}
     return Summary(rows, claims(found), {"comparison": comparison_figure(found, setting)})
 

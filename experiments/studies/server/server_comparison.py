@@ -57,12 +57,24 @@ class Config:
       rounds: communication rounds; None takes those that go with the network.
       rates: of the local SGD; empty takes those that go with the network.
       seeds: repetitions, paired over methods and rates.
+      target: accuracy to be reached; None takes that which goes with the network.
+      tuned_on: the network on which each method's rate is chosen, "itself" by all seeds, on each skew;
+        or the CNN "halved", by one seed, the mean over skews: a fraction of the time.
+      one_skew: two label shards a client alone.
     """
 
     network: Literal["perceptron", "halved", "small", "large"] = "perceptron"
     rounds: int | None = None
     rates: tuple[float, ...] = ()
     seeds: int = 3
+    target: float | None = None
+    tuned_on: Literal["itself", "halved"] = "itself"
+    one_skew: bool = False
+
+    @property
+    def skews(self) -> tuple[str, ...]:
+        """How labels are dealt to clients, each a column of the comparison."""
+        return SKEWS[1:] if self.one_skew else SKEWS
 
 
 def methods(loss: Any) -> dict[str, Callable[[Any], dx.Algorithm]]:
@@ -109,25 +121,39 @@ def every_method(config: Config, stage: Stage = in_memory) -> Summary:
     rounds, rates, target = (
         config.rounds or setting.rounds,
         config.rates or setting.rates,
-        setting.target,
+        config.target or setting.target,
     )
-    tasks = [images.load(config.network, skew, batch_size=setting.batch_size) for skew in SKEWS]
+
+    def tasks(network: str) -> list[images.Task]:
+        size = setting.batch_size
+        return [images.load(network, skew, batch_size=size) for skew in config.skews]
+
+    def sweep(on: list[images.Task], name: str, rates: tuple[float, ...], seeds: int) -> np.ndarray:
+        return images.curves(
+            on,
+            methods(on[0].loss)[name],
+            rates,
+            rounds=rounds,
+            seeds=seeds,
+            with_gradients=name.endswith("VR") or name == "FedAMD",
+        )
+
+    compared = tasks(config.network)
+    tuned = compared if config.tuned_on == "itself" else tasks(config.tuned_on)
     rows: dict[str, dict[str, Any]] = {}
-    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {skew: {} for skew in SKEWS}
-    for name, method in methods(tasks[0].loss).items():
+    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {skew: {} for skew in config.skews}
+    swept_rates = rates
+    for name in methods(None):
+        if tuned is not compared:
+            before = stage(
+                f"{name}, its rate", lambda name=name: sweep(tuned, name, swept_rates, 1)
+            )
+            rates = (swept_rates[int(before[..., -5:].mean((0, 2, 3)).argmax())],)
         curves = stage(
-            name,
-            lambda name=name, method=method: images.curves(
-                tasks,
-                method,
-                rates,
-                rounds=rounds,
-                seeds=config.seeds,
-                with_gradients=name.endswith("VR") or name == "FedAMD",
-            ),
+            name, lambda name=name, rates=rates: sweep(compared, name, rates, config.seeds)
         )
         rows[name] = {}
-        for skew, swept in zip(SKEWS, curves, strict=True):
+        for skew, swept in zip(config.skews, curves, strict=True):
             final = swept[..., -5:].mean(-1)
             best = int(final.mean(1).argmax())
             needed = rounds_to(swept[best], target)
@@ -138,7 +164,7 @@ def every_method(config: Config, stage: Stage = in_memory) -> Summary:
                 f"final, {skew}": spread(final[best]),
             }
         print(f"{name:<14} {list(rows[name].values())}", flush=True)
-    for skew in SKEWS:
+    for skew in config.skews:
         ours = {name: float(final.mean()) for name, (_, final) in found[skew].items()}
         ranks = images.rank_correlation(ours, alpha=0.3)
         rows.setdefault("order, with CIFAR-10's", {})[f"final, {skew}"] = f"{ranks:.2f}"
@@ -183,7 +209,7 @@ def claims(found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> list[C
 def statements(config: Config) -> list[str]:
     """What is claimed, whatever the numbers."""
     blank = {name: (np.ones(1), np.ones(1)) for name in methods(None)}
-    return [claim.claim for claim in claims(dict.fromkeys(SKEWS, blank))]
+    return [claim.claim for claim in claims(dict.fromkeys(config.skews, blank))]
 
 
 def comparison_figure(found: dict[str, Any], rounds: int, target: float) -> Any:
@@ -191,6 +217,9 @@ def comparison_figure(found: dict[str, Any], rounds: int, target: float) -> Any:
     order = sorted(found[SKEWS[1]], key=lambda name: found[SKEWS[1]][name][1].mean())
     with figure(8.0, 5.6, ncols=2, sharey=True) as (drawn, axes):
         for shift, color, mark, skew in ((0.16, "C0", "o", SKEWS[0]), (-0.16, "C3", "s", SKEWS[1])):
+            if skew not in found:
+                continue
+            shift = shift if len(found) > 1 else 0.0
             label = {"d": "Dirichlet 0.3", "s": "2 label shards"}[skew[0]]
             for place, name in enumerate(order):
                 needed, final = found[skew][name]
