@@ -234,7 +234,7 @@ STUDY = Study(
                 "identical weights lead them to the fast clients' optimum."
             ),
             data="digits (scikit-learn), 20 clients, the fastest 5 times as fast as the slowest",
-            bands="means of {config.seeds} seeds, no bands",
+            bands="bands: least to largest of {config.seeds} seeds",
         ),
     ),
 )

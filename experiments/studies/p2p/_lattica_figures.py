@@ -90,7 +90,7 @@ def training_figure(
             panel = axes[place]
             for name, look in looks(order).items():
                 found = graphs[name]
-                distance = np.maximum(found["distance"].mean(0, keepdims=True), 1e-7)
+                distance = np.maximum(found["distance"], 1e-7)
                 rounds = np.arange(1, distance.shape[1] + 1)
                 label = f"{name}: {100 * found['local'].mean():.1f} %"
                 curve(panel, rounds, distance, look, label)
@@ -98,7 +98,8 @@ def training_figure(
             panel.legend(fontsize=7, title="clients' models, accuracy at the end", title_fontsize=7)
         axes[0].set_ylabel("distance from the mean model")
         drawn.suptitle(
-            f"digits, {peers} peers behind NATs, labels skewed; mean of networks and splits\n"
+            f"digits, {peers} peers behind NATs, labels skewed; "
+            "bands: least to largest of networks and splits\n"
             "closed NATs: nobody is public, half are symmetric, the others port-restricted"
         )
     return drawn
