@@ -162,3 +162,45 @@ def test_tables_claims_and_figures_follow_from_the_stages(module, place, tmp_pat
         assert figures.lacks(figure) == []
         assert (tmp_path / f"{stem}.png").stat().st_size > 1000
     plt.close("all")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [server_comparison, comparison])
+def test_rates_are_chosen_on_a_smaller_network(module, monkeypatch):
+    monkeypatch.setattr(dx.data, "fashion_mnist", pictures)
+    rates = module.SETTINGS["large"].rates
+    asked = []
+
+    def stage(name, compute):
+        asked.append(name)
+        if not name.endswith("its rate"):
+            shape = (1, 1, 2, 6) if module is server_comparison else (4, name.count(", "), 1, 2, 2)
+            return drawn(*shape)
+        best = np.zeros(len(rates))
+        best[-1 if name.startswith("DSGT") or name.startswith("FedDyn") else 1] = 1.0
+        if module is server_comparison:
+            return np.broadcast_to(best[None, :, None, None], (1, len(rates), 1, 6))
+        return np.broadcast_to(best[None, None, :, None, None], (4, 1, len(rates), 1, 2))
+
+    given = {"network": "large", "rounds": 6, "seeds": 2, "target": 0.5, "tuned_on": "halved"}
+    if module is server_comparison:
+        given["one_skew"] = True
+    else:
+        given["every"] = 3
+    config = module.Config(**given)
+    summary = module.every_method(config, stage)
+    seen = {
+        name.split(",")[0]: value
+        for name, row in summary.methods.items()
+        for key, value in row.items()
+        if key.startswith("rate")
+    }
+    assert len(seen) == {server_comparison: 21, comparison: 14}[module]
+    for name, rate in seen.items():
+        assert rate == (rates[-1] if name in ("DSGT", "FedDyn") else rates[1])
+    assert [claim.claim for claim in summary.claims] == module.statements(config)
+    # Every method asks for its rate first, then runs at it.
+    assert [name.endswith("its rate") for name in asked] == [True, False] * (len(asked) // 2)
+    (drawn_figure,) = summary.figures.values()
+    assert figures.lacks(drawn_figure) == []
+    plt.close("all")
