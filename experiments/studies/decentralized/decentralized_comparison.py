@@ -72,8 +72,8 @@ class Config:
       rounds: communication rounds; None takes those that go with the network.
       every: rounds between measurements; None takes those that go with the network.
       target: accuracy to be reached; None takes that which goes with the network.
-      tuned_on: the network on which each method's rate is chosen, "itself" by all seeds, on each graph;
-        or the CNN "halved", by one seed, on the method's first graph: a fraction of the time.
+      tuned_by: the number of seeds by which each method's rate is chosen, on its first graph; all else
+        runs at that rate alone, a fraction of the time. None: all seeds, and a rate for each graph.
       alpha: Dirichlet concentration of the label split.
       seeds: splits, starts and minibatches, paired over methods and rates.
       seed: the first of them.
@@ -83,7 +83,7 @@ class Config:
     rounds: int | None = None
     every: int | None = None
     target: float | None = None
-    tuned_on: Literal["itself", "halved"] = "itself"
+    tuned_by: int | None = None
     alpha: float = 0.3
     seeds: int = 3
     seed: int = 0
@@ -245,9 +245,9 @@ def every_method(config: Config, stage: Stage = in_memory) -> Summary:
     given = {"rounds": config.rounds, "every": config.every, "target": config.target}
     setting = SETTINGS[config.network]._replace(**{n: v for n, v in given.items() if v})
 
-    def compared(network: str, seeds: int) -> tuple[Task, list[tuple[str, Method]]]:
+    def compared(seeds: int) -> tuple[Task, list[tuple[str, Method]]]:
         task = Task(
-            network,
+            config.network,
             range(config.seed, config.seed + seeds),
             alpha=config.alpha,
             local_steps=setting.local_steps,
@@ -257,23 +257,21 @@ def every_method(config: Config, stage: Stage = in_memory) -> Summary:
         )
         return task, [(name, one) for name, several in methods(task).items() for one in several]
 
-    task, every = compared(config.network, config.seeds)
-    rates, tuned = setting.rates, None
-    if config.tuned_on != "itself":
-        tuned = compared(config.tuned_on, 1)
+    task, every = compared(config.seeds)
+    few = None if config.tuned_by is None else compared(config.tuned_by)
+    rates = setting.rates
     found: dict[tuple[str, str], Found] = {}
     for number, (name, method) in enumerate(every):
         delivers = "averaged" if method.merges else "local"
-        if tuned is not None:
-            first = next(iter(method.tables))
-            own = tuned[1][number][1]
-            own = own._replace(tables={first: own.tables[first]})
+        if few is not None:
+            first, table = next(iter(method.tables.items()))
+            alone = few[1][number][1]._replace(tables={first: table})
             before = stage(
                 f"{name}, {first}, its rate",
-                lambda own=own: tuned[0].curves(own, setting.rates),
+                lambda alone=alone: few[0].curves(alone, setting.rates),
             )
-            last = before[MEASURED.index(delivers), 0, :, 0, -1]
-            rates = (setting.rates[int(last.argmax())],)
+            best = int(before[MEASURED.index(delivers), 0, :, :, -1].mean(1).argmax())
+            rates = setting.rates[best : best + 1]
         swept = stage(
             f"{name}, {', '.join(method.tables)}",
             lambda method=method, rates=rates: task.curves(method, rates),

@@ -58,8 +58,8 @@ class Config:
       rates: of the local SGD; empty takes those that go with the network.
       seeds: repetitions, paired over methods and rates.
       target: accuracy to be reached; None takes that which goes with the network.
-      tuned_on: the network on which each method's rate is chosen, "itself" by all seeds, on each skew;
-        or the CNN "halved", by one seed, the mean over skews: a fraction of the time.
+      tuned_by: the number of seeds by which each method's rate is chosen, one for both skews; the others
+        run at that rate alone, a fraction of the time. None: all seeds, and a rate for each skew.
       one_skew: two label shards a client alone.
     """
 
@@ -68,7 +68,7 @@ class Config:
     rates: tuple[float, ...] = ()
     seeds: int = 3
     target: float | None = None
-    tuned_on: Literal["itself", "halved"] = "itself"
+    tuned_by: int | None = None
     one_skew: bool = False
 
     @property
@@ -118,40 +118,41 @@ def every_method(config: Config, stage: Stage = in_memory) -> Summary:
     for ten of the methods on CIFAR-10, Dirichlet 0.3.
     """
     setting = SETTINGS[config.network]
-    rounds, rates, target = (
+    rounds, swept_rates, target = (
         config.rounds or setting.rounds,
         config.rates or setting.rates,
         config.target or setting.target,
     )
 
-    def tasks(network: str) -> list[images.Task]:
-        size = setting.batch_size
-        return [images.load(network, skew, batch_size=size) for skew in config.skews]
+    tasks = [
+        images.load(config.network, skew, batch_size=setting.batch_size) for skew in config.skews
+    ]
 
-    def sweep(on: list[images.Task], name: str, rates: tuple[float, ...], seeds: int) -> np.ndarray:
+    def sweep(name: str, rates: tuple[float, ...], first: int, seeds: int) -> np.ndarray:
         return images.curves(
-            on,
-            methods(on[0].loss)[name],
+            tasks,
+            methods(tasks[0].loss)[name],
             rates,
             rounds=rounds,
             seeds=seeds,
+            seed=first,
             with_gradients=name.endswith("VR") or name == "FedAMD",
         )
 
-    compared = tasks(config.network)
-    tuned = compared if config.tuned_on == "itself" else tasks(config.tuned_on)
+    by = config.seeds if config.tuned_by is None else config.tuned_by
     rows: dict[str, dict[str, Any]] = {}
     found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {skew: {} for skew in config.skews}
-    swept_rates = rates
     for name in methods(None):
-        if tuned is not compared:
-            before = stage(
-                f"{name}, its rate", lambda name=name: sweep(tuned, name, swept_rates, 1)
+        curves = stage(name, lambda name=name: sweep(name, swept_rates, 0, by))
+        rates = swept_rates
+        if by < config.seeds:
+            best = int(curves[..., -5:].mean((0, 2, 3)).argmax())
+            rates = rates[best : best + 1]
+            others = stage(
+                f"{name}, more seeds",
+                lambda name=name, rates=rates: sweep(name, rates, by, config.seeds - by),
             )
-            rates = (swept_rates[int(before[..., -5:].mean((0, 2, 3)).argmax())],)
-        curves = stage(
-            name, lambda name=name, rates=rates: sweep(compared, name, rates, config.seeds)
-        )
+            curves = np.concatenate([curves[:, best : best + 1], others], axis=2)
         rows[name] = {}
         for skew, swept in zip(config.skews, curves, strict=True):
             final = swept[..., -5:].mean(-1)
