@@ -303,7 +303,7 @@ def _errors_figure(blocked: dict[int, dict[str, np.ndarray]], errors: np.ndarray
             "32 of 40 robots\nknow nothing", (place, 8), ha="center", va="bottom", fontsize=8
         )
         axes.set_xticks(range(len(names)), names)
-        axes.set(ylabel="mean error of the estimate of a number")
+        axes.set(ylabel="mean error of the estimate")
         axes.grid(axis="x", visible=False)
     return drawn
 
@@ -376,7 +376,7 @@ STUDY = Study(
             data="simulated swarms of 300, 195 and 250 robots, of which 100, 45 and 50 lie",
             bands=(
                 "curves and bands: median, least and largest of {config.swarm_seeds} seeds of "
-                "the mean error of robots that have an estimate"
+                "the mean error of robots that have an estimate; no curve where none has one"
             ),
         ),
         Picture(
