@@ -365,6 +365,7 @@ STUDY = Study(
         Part("applications", three_applications, needs=()),
     ),
     quick=Config(seeds=1, sizes=(48, 96), share=0.2, swarm_seeds=1, swarm_ticks=200),
+    seconds=280,
     pictures=(
         Picture(
             name="dbp",
