@@ -233,6 +233,7 @@ STUDY = Study(
         splits=1,
         rounds=8,
     ),
+    seconds=155,
     pictures=(
         Picture(
             name="lattica",
