@@ -242,8 +242,12 @@ class Found(NamedTuple):
 
 def every_method(config: Config, stage: Stage = in_memory) -> Summary:
     """Sweeps the rate for each method on each graph and reports each method at its best."""
-    given = {"rounds": config.rounds, "every": config.every, "target": config.target}
-    setting = SETTINGS[config.network]._replace(**{n: v for n, v in given.items() if v})
+    setting = SETTINGS[config.network]
+    setting = setting._replace(
+        rounds=config.rounds or setting.rounds,
+        every=config.every or setting.every,
+        target=config.target or setting.target,
+    )
 
     def compared(seeds: int) -> tuple[Task, list[tuple[str, Method]]]:
         task = Task(
