@@ -108,6 +108,7 @@ def curves(
     *,
     rounds: int,
     seeds: int,
+    seed: int = 0,
     with_gradients: bool = False,
     examples: int = 1000,
 ) -> np.ndarray:
@@ -119,6 +120,7 @@ def curves(
       rates: of the local steps.
       rounds: how many.
       seeds: repetitions; they differ in the model, the cohorts and the minibatches.
+      seed: the first of them.
       with_gradients: whether the method starts from the clients' gradients (of 100 examples each).
       examples: of the test set, to measure on.
     """
@@ -149,7 +151,7 @@ def curves(
     def program(lanes: tuple[jax.Array, jax.Array], source: dx.Federation, measure: Any) -> Any:
         return each(run, lanes, source, measure)
 
-    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    keys = jax.vmap(jax.random.key)(seed + jnp.arange(seeds))
     lanes = jnp.repeat(jnp.asarray(rates, jnp.float32), seeds), jnp.tile(keys, len(rates))
     found = [program(lanes, task.federation, measure) for task in tasks]
     return np.stack([np.reshape(curves, (len(rates), seeds, -1)) for curves in found])

@@ -162,3 +162,49 @@ def test_tables_claims_and_figures_follow_from_the_stages(module, place, tmp_pat
         assert figures.lacks(figure) == []
         assert (tmp_path / f"{stem}.png").stat().st_size > 1000
     plt.close("all")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [server_comparison, comparison])
+def test_rates_that_few_seeds_choose(module, monkeypatch):
+    monkeypatch.setattr(dx.data, "fashion_mnist", pictures)
+    of_server = module is server_comparison
+    rates = module.SETTINGS["large"].rates
+    asked = []
+
+    def stage(name, compute):
+        asked.append(name)
+        best = np.full(len(rates), 0.2)
+        best[-1 if name.startswith(("DSGT", "FedDyn")) else 1] = 0.8
+        if of_server:
+            # One seed at every rate, two at the one that it chose.
+            if name.endswith("more seeds"):
+                return np.full((1, 1, 2, 6), 0.5)
+            return np.broadcast_to(best[None, :, None, None], (1, len(rates), 1, 6))
+        if name.endswith("its rate"):
+            return np.broadcast_to(best[None, None, :, None, None], (4, 1, len(rates), 1, 2))
+        return np.full((4, name.count(", "), 1, 3, 2), 0.5)
+
+    given = {"network": "large", "rounds": 6, "target": 0.55, "tuned_by": 1}
+    given |= {"one_skew": True} if of_server else {"every": 3}
+    config = module.Config(**given)
+    summary = module.every_method(config, stage)
+    seen = {
+        name.split(",")[0]: value
+        for name, row in summary.methods.items()
+        for key, value in row.items()
+        if key.startswith("rate")
+    }
+    assert len(seen) == (21 if of_server else 14)
+    for name, rate in seen.items():
+        assert rate == (rates[-1] if name in ("DSGT", "FedDyn") else rates[1])
+    if of_server:
+        # The seed that chose counts as the other two do.
+        assert summary.methods["FedAvg"]["final, shards 2"] == "0.600 ± 0.141"
+        assert summary.methods["FedAvg"]["rounds to 0.55, shards 2"] == "1 of 3 did"
+    assert [claim.claim for claim in summary.claims] == module.statements(config)
+    later = ["more seeds" in name if of_server else "its rate" not in name for name in asked]
+    assert later == [False, True] * (len(asked) // 2)
+    (shown,) = summary.figures.values()
+    assert figures.lacks(shown) == []
+    plt.close("all")

@@ -178,7 +178,7 @@ def drawn_over_seconds(seconds: np.ndarray, found: dict[str, dict[str, np.ndarra
     shown = looks(name for name in found if name != f"{WEIGHTED}, rate 0.02")
     with figure(7.0, 4.2) as (drawn, axes):
         for name, look in shown.items():
-            curve(axes, seconds, found[name]["excess"].mean(0, keepdims=True), look, name)
+            curve(axes, seconds, found[name]["excess"], look, name)
         axes.axhline(TARGET, color="0.5", linewidth=0.8, label=f"target, {TARGET:g}")
         axes.set(xlabel="simulated seconds", ylabel="loss above the minimum", yscale="log")
         axes.legend(fontsize=8)

@@ -360,6 +360,7 @@ STUDY = Study(
         Part("clocks", on_clocks, needs=(DIGITS,)),
     ),
     quick=Config(quadratic_rounds=500, noise_rounds=100, rounds=60, horizon=30.0, seeds=1),
+    seconds=120,
     pictures=(
         Picture(
             name="anarchic",

@@ -336,8 +336,10 @@ def drawn_over_seconds(
                 curve(axes, seconds, values, own[method], method)
             axes.set(xlabel="simulated seconds", title=f"{classes} classes a client")
         panels[0][0].set_ylabel("test accuracy")
+        seeds = len(next(iter(found.values()))[FEDAVG]["accuracy"])
         drawn.suptitle(
-            f"{title}; means over seeds; bands: least to largest, of {FEDAVG} and {COMPASS} alone",
+            f"{title}; means of {seeds} seeds; bands: least to largest, "
+            f"of {FEDAVG} and {COMPASS} alone",
             fontsize=10,
         )
         handles = panels[0][-1].get_legend_handles_labels()
@@ -421,6 +423,7 @@ STUDY = Study(
         ),
     ),
     quick=Config(horizon=40.0, draws=1, seeds=1, image_horizon=40.0, image_seeds=1),
+    seconds=115,
     pictures=(
         Picture(
             name="fedcompass",

@@ -70,6 +70,10 @@ class Config:
         averaged to half their size, "halved" (an hour on two cores), or as they are, "small" (several
         hours); or the CNN with 421,642 parameters, "large" (for an accelerator).
       rounds: communication rounds; None takes those that go with the network.
+      every: rounds between measurements; None takes those that go with the network.
+      target: accuracy to be reached; None takes that which goes with the network.
+      tuned_by: the number of seeds by which each method's rate is chosen, on its first graph; all else
+        runs at that rate alone, a fraction of the time. None: all seeds, and a rate for each graph.
       alpha: Dirichlet concentration of the label split.
       seeds: splits, starts and minibatches, paired over methods and rates.
       seed: the first of them.
@@ -77,6 +81,9 @@ class Config:
 
     network: Literal["perceptron", "halved", "small", "large"] = "perceptron"
     rounds: int | None = None
+    every: int | None = None
+    target: float | None = None
+    tuned_by: int | None = None
     alpha: float = 0.3
     seeds: int = 3
     seed: int = 0
@@ -236,29 +243,49 @@ class Found(NamedTuple):
 def every_method(config: Config, stage: Stage = in_memory) -> Summary:
     """Sweeps the rate for each method on each graph and reports each method at its best."""
     setting = SETTINGS[config.network]
-    task = Task(
-        config.network,
-        range(config.seed, config.seed + config.seeds),
-        alpha=config.alpha,
-        local_steps=setting.local_steps,
-        batch_size=setting.batch_size,
+    setting = setting._replace(
         rounds=config.rounds or setting.rounds,
-        every=setting.every,
+        every=config.every or setting.every,
+        target=config.target or setting.target,
     )
+
+    def compared(seeds: int) -> tuple[Task, list[tuple[str, Method]]]:
+        task = Task(
+            config.network,
+            range(config.seed, config.seed + seeds),
+            alpha=config.alpha,
+            local_steps=setting.local_steps,
+            batch_size=setting.batch_size,
+            rounds=setting.rounds,
+            every=setting.every,
+        )
+        return task, [(name, one) for name, several in methods(task).items() for one in several]
+
+    task, every = compared(config.seeds)
+    few = None if config.tuned_by is None else compared(config.tuned_by)
+    rates = setting.rates
     found: dict[tuple[str, str], Found] = {}
-    every = [(name, method) for name, several in methods(task).items() for method in several]
-    for name, method in every:
+    for number, (name, method) in enumerate(every):
+        delivers = "averaged" if method.merges else "local"
+        if few is not None:
+            first, table = next(iter(method.tables.items()))
+            alone = few[1][number][1]._replace(tables={first: table})
+            before = stage(
+                f"{name}, {first}, its rate",
+                lambda alone=alone: few[0].curves(alone, setting.rates),
+            )
+            best = int(before[MEASURED.index(delivers), 0, :, :, -1].mean(1).argmax())
+            rates = setting.rates[best : best + 1]
         swept = stage(
             f"{name}, {', '.join(method.tables)}",
-            lambda method=method: task.curves(method, setting.rates),
+            lambda method=method, rates=rates: task.curves(method, rates),
         )
-        delivers = "averaged" if method.merges else "local"
         for place, graph in enumerate(method.tables):
             last = swept[MEASURED.index(delivers), place, :, :, -1]
             best = int(last.mean(1).argmax())
             curves = dict(zip(MEASURED, swept[:, place, best], strict=True))
-            found[name, graph] = Found(setting.rates[best], curves, delivers)
-            print(f"{name}, {graph}: {last.mean(1).round(3)} at {setting.rates}", flush=True)
+            found[name, graph] = Found(rates[best], curves, delivers)
+            print(f"{name}, {graph}: {last.mean(1).round(3)} at {rates}", flush=True)
     rows = {f"{name}, {graph}": row(own, setting) for (name, graph), own in found.items()}
     return Summary(rows, claims(found), {"comparison": comparison_figure(found, setting)})
 

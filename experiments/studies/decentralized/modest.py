@@ -266,6 +266,7 @@ STUDY = Study(
     Config,
     (Part("digits", on_digits, needs=(DIGITS,)),),
     quick=Config(nodes=20, sample=4, rounds=120, crash_rounds=180, local_steps=1, seeds=1),
+    seconds=160,
     pictures=(
         Picture(
             name="modest",

@@ -61,7 +61,7 @@ def on_sources(config: Config, found: dict[str, Any], floor: np.ndarray) -> Any:
         axes[2].axvline(config.merge_until, color="0.4", linewidth=0.8, linestyle=":")
         axes[2].set(xlabel="synchronisation", title="alikeness of experts", ylim=(0, None))
         axes[2].set_ylabel("mean cosine of two experts, mean of seeds")
-        axes[2].text(config.merge_until, 0, " merging ends", fontsize=8, va="bottom")
+        axes[2].text(config.merge_until, 0.003, " merging ends", fontsize=8, va="bottom")
         axes[2].legend(fontsize=8)
     return canvas
 

@@ -44,7 +44,8 @@ def protocols_figure(
             label = "rounds of a full lookup, k = 20" if name == "rounds" else name
             hops.plot(sizes, [lookups[n][name].mean() for n in sizes], style, label=label)
         hops.plot(sizes, 0.5 * np.log2(sizes), "k-", linewidth=0.8, label="0.5 log2 n")
-        hops.set(xscale="log", xlabel="peers", title="Kademlia, 300 lookups a seed", ylim=(0, 12))
+        hops.set(xscale="log", xlabel="peers", ylabel="hops, rounds", ylim=(0, 12))
+        hops.set_title("Kademlia, 300 lookups a seed")
         hops.set_xticks(sizes, [str(n) for n in sizes])
         hops.minorticks_off()
         hops.legend(loc="upper left", fontsize=8)
@@ -90,15 +91,22 @@ def training_figure(
             panel = axes[place]
             for name, look in looks(order).items():
                 found = graphs[name]
-                distance = np.maximum(found["distance"].mean(0, keepdims=True), 1e-7)
+                distance = np.maximum(found["distance"], 1e-7)
                 rounds = np.arange(1, distance.shape[1] + 1)
                 label = f"{name}: {100 * found['local'].mean():.1f} %"
                 curve(panel, rounds, distance, look, label)
             panel.set(xlabel="round", yscale="log", title=method)
-            panel.legend(fontsize=7, title="clients' models, accuracy at the end", title_fontsize=7)
+            panel.legend(
+                fontsize=7,
+                title="clients' models, accuracy at the end",
+                title_fontsize=7,
+                loc="center left",
+                bbox_to_anchor=(0.0, 0.36),
+            )
         axes[0].set_ylabel("distance from the mean model")
         drawn.suptitle(
-            f"digits, {peers} peers behind NATs, labels skewed; mean of networks and splits\n"
+            f"digits, {peers} peers behind NATs, labels skewed; "
+            "bands: least to largest of networks and splits\n"
             "closed NATs: nobody is public, half are symmetric, the others port-restricted"
         )
     return drawn

@@ -233,6 +233,7 @@ STUDY = Study(
         splits=1,
         rounds=8,
     ),
+    seconds=155,
     pictures=(
         Picture(
             name="lattica",
@@ -260,7 +261,7 @@ STUDY = Study(
                 "digits (scikit-learn), {config.peers} peers behind NATs, Dirichlet "
                 "{config.alpha:g}"
             ),
-            bands="means of 3 networks and {config.splits} splits, no bands",
+            bands="bands: least to largest of 3 networks and {config.splits} splits",
             headed=False,
         ),
     ),

@@ -362,7 +362,7 @@ def _drives_figure(
             right.plot(values.mean(), place, "o", color="C3", markersize=7)
             below = int((values < 1).sum())
             right.text(
-                2.05, place + 0.42, f"{below} of {values.size} below 1", ha="right", fontsize=8
+                2.05, place - 0.1, f"{below} of {values.size} below 1", ha="right", fontsize=8
             )
         right.axvline(1, color="k", linewidth=0.8)
         right.set_yticks(range(len(SHOWN)), SHOWN)
@@ -430,6 +430,7 @@ STUDY = Study(
         Part("search", search, needs=()),
     ),
     quick=Config(seeds=2, scenes=10, steps=40, iterations=40, searched=2),
+    seconds=210,
     pictures=(
         Picture(
             name="cpto",

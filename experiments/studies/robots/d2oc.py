@@ -213,6 +213,7 @@ STUDY = Study(
     Config,
     (Part("methods", methods, needs=()), Part("sizes", mission_sizes, needs=())),
     quick=Config(seeds=2, steps=200, samples=200, lengths=(50, 200), teams=(2, 4)),
+    seconds=60,
     pictures=(
         Picture(
             name="d2oc",

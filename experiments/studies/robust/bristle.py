@@ -61,7 +61,7 @@ class Config:
       faulty: f of Krum and the trimmed mean.
       seeds: repetitions with splits, features, examples and minibatches of their own.
       seed: of the first one.
-      pattern_seeds: repetitions of the communication patterns.
+      pattern_seeds: repetitions of the communication patterns; 0 leaves them out.
       fashion: whether Fashion-MNIST runs, on features of half of its classes.
       fashion_rounds: rounds there.
       fashion_steps: of Adam for the features.
@@ -428,7 +428,12 @@ STUDY = Study(
     Config,
     (
         Part("digits", on_digits, needs=(DIGITS,)),
-        Part("patterns", on_patterns, needs=(DIGITS,)),
+        Part(
+            "patterns",
+            on_patterns,
+            needs=(DIGITS,),
+            wanted=lambda config: config.pattern_seeds > 0,
+        ),
         Part("bytes", on_bytes, needs=()),
         Part(
             "Fashion-MNIST",
@@ -442,7 +447,7 @@ STUDY = Study(
         rounds=6,
         width=32,
         seeds=1,
-        pattern_seeds=1,
+        pattern_seeds=0,
         fashion=False,
     ),
     pictures=(

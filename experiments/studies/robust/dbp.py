@@ -303,7 +303,7 @@ def _errors_figure(blocked: dict[int, dict[str, np.ndarray]], errors: np.ndarray
             "32 of 40 robots\nknow nothing", (place, 8), ha="center", va="bottom", fontsize=8
         )
         axes.set_xticks(range(len(names)), names)
-        axes.set(ylabel="mean error of the estimate of a number")
+        axes.set(ylabel="mean error of the estimate")
         axes.grid(axis="x", visible=False)
     return drawn
 
@@ -337,8 +337,11 @@ def _swarms_figure(curves: dict[str, dict[str, dict[str, np.ndarray]]]) -> Any:
         for panel, (name, rules) in zip(axes, curves.items(), strict=True):
             own = looks(rules)
             for rule, found in rules.items():
-                middle = np.maximum(np.nanmedian(found["error"], axis=0), 1e-3)
-                curve(panel, np.arange(1, len(middle) + 1), middle[None], own[rule], rule)
+                middle, *band = np.maximum(
+                    np.nanquantile(found["error"], (0.5, 0.0, 1.0), axis=0), 1e-3
+                )
+                ticks = np.arange(1, len(middle) + 1)
+                curve(panel, ticks, middle[None], own[rule], rule, band=np.stack(band))
             done = (rules["DBP"]["complete"] == 1).all(0)
             if done.any():
                 first = 1 + done.argmax()
@@ -362,6 +365,7 @@ STUDY = Study(
         Part("applications", three_applications, needs=()),
     ),
     quick=Config(seeds=1, sizes=(48, 96), share=0.2, swarm_seeds=1, swarm_ticks=200),
+    seconds=280,
     pictures=(
         Picture(
             name="dbp",
@@ -372,8 +376,8 @@ STUDY = Study(
             ),
             data="simulated swarms of 300, 195 and 250 robots, of which 100, 45 and 50 lie",
             bands=(
-                "curves: medians of {config.swarm_seeds} seeds of the mean error of "
-                "robots that have an estimate"
+                "curves and bands: median, least and largest of {config.swarm_seeds} seeds of "
+                "the mean error of robots that have an estimate; no curve where none has one"
             ),
         ),
         Picture(

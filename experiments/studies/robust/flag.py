@@ -383,6 +383,7 @@ STUDY = Study(
         Part("augmented images", images, needs=(FASHION_MNIST,), wanted=_wanted),
     ),
     quick=Config(seeds=1, rounds=50, image_seeds=1, image_rounds=10, image_rates=(0.03,)),
+    seconds=290,
     pictures=(
         Picture(
             name="digits",

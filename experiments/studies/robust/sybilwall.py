@@ -58,7 +58,8 @@ class Config:
 
     Attributes:
       densities: phi of the label flip, attack edges of an honest node on the mean; 0 for no attack.
-      planted: phi of the backdoor.
+      planted: phi of the backdoor; none leaves it out.
+      selecting: whether the median and Multi-Krum, of which nothing is claimed, are run, too.
       variants: whether more rules are run at one Sybil per neighbourhood.
       rounds: T.
       seeds: repetitions, with graphs, splits, starts and minibatches of their own.
@@ -68,6 +69,7 @@ class Config:
 
     densities: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
     planted: tuple[float, ...] = (1.0, 2.0)
+    selecting: bool = True
     variants: bool = True
     rounds: int = 25
     seeds: int = 8
@@ -136,6 +138,8 @@ def flipped(config: Config, stage: Stage = in_memory) -> Summary:
     for density in config.densities:
         given = peers(config, "label flip", density)
         rules = RULES | (VARIANTS if density == 1 and config.variants else {})
+        if not config.selecting:
+            rules = {name: rule for name, rule in rules.items() if name not in (MEDIAN, KRUM)}
         found[density] = runs(config, given, rules, stage, f"phi = {density:g}")
     rows = {
         f"phi = {density:g}: {name}": row(runs)
@@ -231,6 +235,8 @@ def _draw(found: dict[float, dict[str, Found]]) -> Any:
     shown = 1.0 if 1.0 in found else attacked[0]
     with figure(12.0, 4.2, ncols=3) as (drawn, axes):
         for place, (name, look) in enumerate(looks(RULES).items()):
+            if name not in found[shown]:
+                continue
             success = found[shown][name]["attack_success"]
             curve(axes[0], np.arange(1, success.shape[1] + 1), success, look, name)
             for panel, densities, key in (
@@ -273,9 +279,9 @@ STUDY = Study(
     Config,
     (
         Part("label flip", flipped, needs=(DIGITS,)),
-        Part("backdoor", planted, needs=(DIGITS,)),
+        Part("backdoor", planted, needs=(DIGITS,), wanted=lambda config: len(config.planted) > 0),
     ),
-    quick=Config(densities=(1.0,), planted=(1.0,), variants=False, rounds=6, seeds=1),
+    quick=Config(densities=(1.0,), planted=(), selecting=False, variants=False, rounds=6, seeds=1),
     pictures=(
         Picture(
             name="sybilwall",

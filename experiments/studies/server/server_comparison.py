@@ -57,12 +57,24 @@ class Config:
       rounds: communication rounds; None takes those that go with the network.
       rates: of the local SGD; empty takes those that go with the network.
       seeds: repetitions, paired over methods and rates.
+      target: accuracy to be reached; None takes that which goes with the network.
+      tuned_by: the number of seeds by which each method's rate is chosen, one for both skews; the others
+        run at that rate alone, a fraction of the time. None: all seeds, and a rate for each skew.
+      one_skew: two label shards a client alone.
     """
 
     network: Literal["perceptron", "halved", "small", "large"] = "perceptron"
     rounds: int | None = None
     rates: tuple[float, ...] = ()
     seeds: int = 3
+    target: float | None = None
+    tuned_by: int | None = None
+    one_skew: bool = False
+
+    @property
+    def skews(self) -> tuple[str, ...]:
+        """How labels are dealt to clients, each a column of the comparison."""
+        return SKEWS[1:] if self.one_skew else SKEWS
 
 
 def methods(loss: Any) -> dict[str, Callable[[Any], dx.Algorithm]]:
@@ -106,28 +118,43 @@ def every_method(config: Config, stage: Stage = in_memory) -> Summary:
     for ten of the methods on CIFAR-10, Dirichlet 0.3.
     """
     setting = SETTINGS[config.network]
-    rounds, rates, target = (
+    rounds, swept_rates, target = (
         config.rounds or setting.rounds,
         config.rates or setting.rates,
-        setting.target,
+        config.target or setting.target,
     )
-    tasks = [images.load(config.network, skew, batch_size=setting.batch_size) for skew in SKEWS]
-    rows: dict[str, dict[str, Any]] = {}
-    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {skew: {} for skew in SKEWS}
-    for name, method in methods(tasks[0].loss).items():
-        curves = stage(
-            name,
-            lambda name=name, method=method: images.curves(
-                tasks,
-                method,
-                rates,
-                rounds=rounds,
-                seeds=config.seeds,
-                with_gradients=name.endswith("VR") or name == "FedAMD",
-            ),
+
+    tasks = [
+        images.load(config.network, skew, batch_size=setting.batch_size) for skew in config.skews
+    ]
+
+    def sweep(name: str, rates: tuple[float, ...], first: int, seeds: int) -> np.ndarray:
+        return images.curves(
+            tasks,
+            methods(tasks[0].loss)[name],
+            rates,
+            rounds=rounds,
+            seeds=seeds,
+            seed=first,
+            with_gradients=name.endswith("VR") or name == "FedAMD",
         )
+
+    by = config.seeds if config.tuned_by is None else config.tuned_by
+    rows: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {skew: {} for skew in config.skews}
+    for name in methods(None):
+        curves = stage(name, lambda name=name: sweep(name, swept_rates, 0, by))
+        rates = swept_rates
+        if by < config.seeds:
+            best = int(curves[..., -5:].mean((0, 2, 3)).argmax())
+            rates = rates[best : best + 1]
+            others = stage(
+                f"{name}, more seeds",
+                lambda name=name, rates=rates: sweep(name, rates, by, config.seeds - by),
+            )
+            curves = np.concatenate([curves[:, best : best + 1], others], axis=2)
         rows[name] = {}
-        for skew, swept in zip(SKEWS, curves, strict=True):
+        for skew, swept in zip(config.skews, curves, strict=True):
             final = swept[..., -5:].mean(-1)
             best = int(final.mean(1).argmax())
             needed = rounds_to(swept[best], target)
@@ -138,7 +165,7 @@ def every_method(config: Config, stage: Stage = in_memory) -> Summary:
                 f"final, {skew}": spread(final[best]),
             }
         print(f"{name:<14} {list(rows[name].values())}", flush=True)
-    for skew in SKEWS:
+    for skew in config.skews:
         ours = {name: float(final.mean()) for name, (_, final) in found[skew].items()}
         ranks = images.rank_correlation(ours, alpha=0.3)
         rows.setdefault("order, with CIFAR-10's", {})[f"final, {skew}"] = f"{ranks:.2f}"
@@ -183,7 +210,7 @@ def claims(found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> list[C
 def statements(config: Config) -> list[str]:
     """What is claimed, whatever the numbers."""
     blank = {name: (np.ones(1), np.ones(1)) for name in methods(None)}
-    return [claim.claim for claim in claims(dict.fromkeys(SKEWS, blank))]
+    return [claim.claim for claim in claims(dict.fromkeys(config.skews, blank))]
 
 
 def comparison_figure(found: dict[str, Any], rounds: int, target: float) -> Any:
@@ -191,6 +218,9 @@ def comparison_figure(found: dict[str, Any], rounds: int, target: float) -> Any:
     order = sorted(found[SKEWS[1]], key=lambda name: found[SKEWS[1]][name][1].mean())
     with figure(8.0, 5.6, ncols=2, sharey=True) as (drawn, axes):
         for shift, color, mark, skew in ((0.16, "C0", "o", SKEWS[0]), (-0.16, "C3", "s", SKEWS[1])):
+            if skew not in found:
+                continue
+            shift = shift if len(found) > 1 else 0.0
             label = {"d": "Dirichlet 0.3", "s": "2 label shards"}[skew[0]]
             for place, name in enumerate(order):
                 needed, final = found[skew][name]

@@ -328,6 +328,7 @@ STUDY = Study(
     Config,
     (Part("digits", on_digits, needs=(DIGITS,)), Part("vision transformers", on_paper, needs=())),
     quick=Config(rounds=3, epochs=1, seeds=1, last=1, samples=32),
+    seconds=340,
     pictures=(
         Picture(
             name="sfprompt",
