@@ -443,6 +443,7 @@ STUDY = Study(
             wanted=lambda config: config.fashion,
         ),
     ),
+    seconds=245,
     quick=Config(
         rounds=6,
         width=32,

@@ -242,6 +242,7 @@ STUDY = Study(
             wanted=lambda config: config.network != "none",
         ),
     ),
+    seconds=268,
     quick=Config(rounds=50, seeds=1, trials=60, faulty=(0, 3), image_rounds=20, image_seeds=1),
     pictures=(
         Picture(

@@ -281,6 +281,7 @@ STUDY = Study(
         Part("label flip", flipped, needs=(DIGITS,)),
         Part("backdoor", planted, needs=(DIGITS,), wanted=lambda config: len(config.planted) > 0),
     ),
+    seconds=620,
     quick=Config(densities=(1.0,), planted=(), selecting=False, variants=False, rounds=6, seeds=1),
     pictures=(
         Picture(
