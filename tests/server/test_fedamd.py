@@ -359,3 +359,27 @@ def test_noise_and_loss_on_the_way_act_on_the_one_message_of_each():
     state, _ = one_round(noisy, start, federation(), 1)
     mean = jax.tree.map(lambda g: g.mean(0), state.clients.memory.gradient)
     assert_trees_close(state.server.memory.direction, mean, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradients_of_all_clients_are_not_copied():
+    """The server reads the cohort's old ones; read where they lie, all were copied twice a round."""
+    clients, size = 400, 1000
+    data = dx.data.Dataset(jnp.zeros((clients, size)), jnp.zeros(clients))
+    source = dx.Federation(
+        data,
+        dx.data.from_indices([[client] for client in range(clients)]),
+        local_steps=1,
+        batch_size=1,
+        participation=dx.participation.uniform(2),
+    )
+
+    def loss(params, batch, key):
+        return jnp.sum((params - batch.inputs) ** 2), {}
+
+    algorithm = fedamd(loss, optax.sgd(0.1), anchors.constant(0.5), examples=1, batch_size=1)
+    state = algorithm.init(jax.random.key(0), jnp.zeros(size), jnp.zeros((clients, size)))
+    advance = jax.jit(
+        lambda state, source, key: dx.rollout(algorithm, state, source, key, 2), donate_argnums=0
+    )
+    memory = advance.lower(state, source, jax.random.key(1)).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * clients * size / 4
