@@ -1,29 +1,25 @@
 """Products of all rows with each other, in blocks of columns that stay in the cache."""
 
-import functools
-import itertools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dflax.aggregation.rows.column_blocks import sum_columns
 from dflax.clients import platform
+from dflax.kernels.wall import wall
 
 # Columns of a block, which a CPU keeps in its cache. Elsewhere a block has so many elements: it is
 # centred by itself, and no second copy of all messages is made.
-COLUMNS = 1 << 12
+COLUMNS = 1 << 13
 ELEMENTS = 1 << 24
-# XLA's product on a CPU is fast where the result has a multiple of so many columns, and keeps one core
-# busy where it has few rows: up to so many, each entry of the triangle is computed once, by columns.
-TILES, FEW = (32, 16), 64
+# XLA's product on a CPU keeps one core busy where the result has few rows. With fewer than so many it is
+# fastest where both factors are contracted over their first axis.
+FEW = 64
 
 
 def products(values: Float[Array, "m c"]) -> Float[Array, "m m"]:
     """`values @ values.T` at full precision, whose long inner axis XLA's CPU product handles badly."""
-    rows = len(values)
-    parts = sum_columns(functools.partial(_parts, rows), values, width=_width(rows))
-    return _whole(rows, parts)
+    return _mirrored(sum_columns(_of_block, values, width=_width(len(values))))
 
 
 def centred_products(
@@ -39,46 +35,35 @@ def centred_products(
     Returns:
       `[m, m]`, or `[m + 1, m + 1]` with the origin.
     """
-    rows = len(values) + origin
+    exact = jax.lax.Precision.HIGHEST
 
     def centred(block: Float[Array, "m w"], middle: Float[Array, " w"]) -> list[Array]:
         moved = block - middle
-        return _parts(rows, jnp.concatenate([moved, -middle[None]]) if origin else moved)
+        found = [_of_block(moved)]
+        if origin:
+            found += [jnp.matmul(given, -middle, precision=exact) for given in (moved, -middle)]
+        return found
 
-    return _whole(rows, sum_columns(centred, values, centre, width=_width(rows)))
-
-
-def _parts(rows: int, block: Float[Array, "m w"]) -> list[Float[Array, "..."]]:
-    """What of `block @ block.T` is computed: tiles of columns from the diagonal down."""
-    return [
-        jnp.matmul(block[first:], block[first:last].T, precision=jax.lax.Precision.HIGHEST)
-        for first, last in _tiles(rows)
-    ]
-
-
-def _whole(rows: int, parts: list[Float[Array, "..."]]) -> Float[Array, "m m"]:
-    """The symmetric matrix of the parts."""
-    if len(parts) == 1:
-        return parts[0]
-    padded = [
-        jnp.pad(part, ((first, 0), (0, 0)))
-        for part, (first, _) in zip(parts, _tiles(rows), strict=True)
-    ]
-    lower = jnp.concatenate(padded, 1)
-    return jnp.where(jnp.tri(rows, dtype=bool), lower, lower.T)
+    between, *to_origin = sum_columns(centred, values, centre, width=_width(len(values)))
+    between = _mirrored(between)
+    if not origin:
+        return between
+    own, last = to_origin
+    return jnp.block([[between, own[:, None]], [own, last]])
 
 
-def _tiles(rows: int) -> list[tuple[int, int]]:
-    """Where columns are cut: as many of the first size as fit, then of the next, then the rest."""
-    if platform() != "cpu" or not TILES[-1] < rows <= FEW:
-        return [(0, rows)]
-    ends = [0]
-    for size in TILES:
-        while ends[-1] + size <= rows:
-            ends.append(ends[-1] + size)
-    if ends[-1] < rows:
-        ends.append(rows)
-    return list(itertools.pairwise(ends))
+def _of_block(block: Float[Array, "m w"]) -> Float[Array, "m m"]:
+    """`block @ block.T`."""
+    exact = jax.lax.Precision.HIGHEST
+    if platform() != "cpu" or len(block) >= FEW:
+        return jnp.matmul(block, block.T, precision=exact)
+    stored = wall(block.T)
+    return jnp.einsum("wi,wj->ij", stored, stored, precision=exact)
+
+
+def _mirrored(table: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """Symmetric to the last digit, which a product need not be."""
+    return jnp.where(jnp.tri(len(table), dtype=bool), table, table.T)
 
 
 def _width(rows: int) -> int:
