@@ -29,14 +29,19 @@ def rows(quick: bool) -> list[Row]:
     name = "CNN round, 16 clients, 5 local steps"
     repeats = 3 if quick else 9
     flops = images.round_flops(Unmodified(), CNN, SHAPE)
-    own = images.row(name, dx.models.CNN(CNN.classes), CNN, SHAPE, flops, repeats=repeats)
+    own, dealt = (
+        images.row(
+            name, dx.models.CNN(CNN.classes), CNN, SHAPE, flops, repeats=repeats, devices=devices
+        )
+        for devices in (1, jax.device_count())
+    )
     fast = images.row(
         f"{name}, linen rewritten", Unmodified(), CNN, SHAPE, flops, rewritten=True, repeats=repeats
     )
     if quick:
-        return [own, fast]
+        return [own, dealt, fast]
     same = losses()
-    beside = own.beside(
+    others = (
         images.products(dx.models.CNN(CNN.classes), CNN, SHAPE),
         peers.run("torch", "images_torch", task=CNN, network="cnn", rounds=1),
         peers.run("pfl", "images_pfl", task=CNN, network="cnn", rounds=2),
@@ -56,7 +61,7 @@ def rows(quick: bool) -> list[Row]:
         flops / CNN.steps,
         repeats=1,
     )
-    return [*beside, fast, plain]
+    return [*own.beside(*others), *dealt.beside(*others), fast, plain]
 
 
 def losses() -> list[float]:

@@ -61,6 +61,7 @@ def row(
     *,
     rewritten: bool = False,
     repeats: int = 5,
+    devices: int = 1,
 ) -> Row:
     """Rounds of federated averaging of a module, its loss rewritten or as it is."""
     loss = dx.losses.classification(module)
@@ -70,4 +71,13 @@ def row(
     params = module.init(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
     assert math.prod(shape) == task.features
     source = federation(task, shape)
-    return rounds.row(name, algorithm, params, source, rounds=1, repeats=repeats, flops=flops)
+    return rounds.row(
+        name,
+        algorithm,
+        params,
+        source,
+        rounds=1,
+        repeats=repeats,
+        flops=flops,
+        devices=devices,
+    )

@@ -1,4 +1,4 @@
-"""The least that some methods add to their base: what their equations read and write, and no more."""
+"""The least that rounds take, and that methods add to their base: their equations and no more."""
 
 from typing import Any
 
@@ -8,6 +8,8 @@ import optax
 from jaxtyping import Array, Key
 
 import dflax as dx
+from benchmarks.measure import milliseconds
+from benchmarks.tasks import Task
 from dflax.data.dataset import Batch, Dataset
 from dflax.decentralized.framework.protocol import Client
 from dflax.local.solver import Optimizer
@@ -73,6 +75,39 @@ def dual(loss: Any, optimizer: Optimizer, mixer: dx.gossip.Mixer) -> dx.Algorith
         return Client(solution.params, memory), solution.metrics
 
     return dx.decentralized.adapt_then_combine(work, mixer, start=start)
+
+
+def linear_rounds(work: Task, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a round's equations alone, of a linear model, as a row's peer.
+
+    The same m clients take the same minibatches in every round, each laid out for its step beforehand:
+    nothing is drawn, gathered or measured, and the local steps are unrolled. Both products are in the
+    order in which XLA multiplies them fast on a CPU.
+    """
+    shape = work.cohort, work.steps, work.batch
+    inputs, labels = (
+        jnp.asarray(array[: shape[0] * shape[1] * shape[2]]) for array in work.examples()
+    )
+    inputs = inputs.reshape(*shape, work.features)
+    wanted = jax.nn.one_hot(labels.reshape(shape), work.classes)
+
+    def descend(model: tuple[Array, Array], batch: tuple[Array, Array]) -> tuple[Array, Array]:
+        (weight, bias), (x, y) = model, batch
+        logits = jnp.einsum("mbf,mfc->mbc", x, weight) + bias[:, None]
+        slopes = (jax.nn.softmax(logits) - y) / work.batch
+        across = jax.lax.optimization_barrier(slopes.swapaxes(1, 2))
+        change = jax.lax.optimization_barrier(jnp.einsum("mcb,mbf->mcf", across, x))
+        return weight - work.rate * change.swapaxes(1, 2), bias - work.rate * slopes.sum(1)
+
+    def one(model: Any, _: None) -> tuple[Any, None]:
+        own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (work.cohort, *leaf.shape)), model)
+        for step in range(work.steps):
+            own = descend(own, (inputs[:, step], wanted[:, step]))
+        return jax.tree.map(lambda leaf: leaf.mean(0), own), None
+
+    (model,) = jax.tree.map(jnp.asarray, work.layers())
+    run = jax.jit(lambda model: jax.lax.scan(one, model, None, length=rounds)[0])
+    return {"peer": "its equations alone", "ms": milliseconds(lambda: run(model), units=rounds)}
 
 
 def _steps_alone(oracle: dx.local.Oracle, optimizer: Optimizer, of: int = 1) -> dx.Algorithm:

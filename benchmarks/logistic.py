@@ -6,7 +6,7 @@ import jax
 import optax
 
 import dflax as dx
-from benchmarks import peers, rounds
+from benchmarks import limits, peers, rounds
 from benchmarks.measure import Row
 from benchmarks.tasks import LOGISTIC, Task
 
@@ -20,20 +20,22 @@ def logits(params: list[tuple[jax.Array, jax.Array]], inputs: jax.Array) -> jax.
 
 
 def rows(quick: bool) -> list[Row]:
-    """Our round beside those of other packages and of a plain PyTorch loop."""
+    """Our round beside its equations alone, other packages and a plain PyTorch loop."""
     algorithm = dx.server.fedavg(dx.losses.classification(logits), optax.sgd(LOGISTIC.rate))
     params = jax.tree.map(jax.numpy.asarray, LOGISTIC.layers())
+    count = 200 if quick else 1000
     own = rounds.row(
         "logistic round, 10 of 100 clients",
         algorithm,
         params,
         rounds.federation(LOGISTIC),
-        rounds=200 if quick else 1000,
+        rounds=count,
     )
     few = 10 if quick else 50
     options: dict[str, Any] = {"task": LOGISTIC, "network": "perceptron"}
     same = losses(LOGISTIC)
     return own.beside(
+        limits.linear_rounds(LOGISTIC, count),
         peers.run("fedjax", "perceptron_fedjax", task=LOGISTIC, rounds=few),
         peers.run("pfl", "perceptron_pfl", task=LOGISTIC, rounds=few),
         peers.run("torch", "perceptron_torch", task=LOGISTIC, rounds=few),

@@ -17,13 +17,22 @@ def rows(quick: bool) -> list[Row]:
         algorithm = dx.server.fedavg(dx.losses.classification(logits), optax.sgd(task.rate))
         params = jax.tree.map(jax.numpy.asarray, task.layers())
         name = f"mlp round, {task.clients:,} clients, {task.steps} local steps"
-        own = rounds.row(
-            name, algorithm, params, rounds.federation(task), rounds=1 if quick else 3, repeats=3
+        own, dealt = (
+            rounds.row(
+                name,
+                algorithm,
+                params,
+                rounds.federation(task),
+                rounds=1 if quick else 3,
+                repeats=3,
+                devices=devices,
+            )
+            for devices in (1, jax.device_count())
         )
         if task.steps == 1 or quick:
-            found.append(own)
+            found += [own, dealt]
             continue
-        found += own.beside(
+        others = (
             peers.run("fedjax", "perceptron_fedjax", task=task, rounds=1),
             peers.run("pfl", "perceptron_pfl", task=task, rounds=1),
             peers.run("torch", "perceptron_torch", task=task, rounds=1),
@@ -33,4 +42,5 @@ def rows(quick: bool) -> list[Row]:
                 peers.run("blazefl", "rounds_blazefl", task=task, network="perceptron", rounds=1),
             ),
         )
+        found += own.beside(*others) + dealt.beside(*others)
     return found

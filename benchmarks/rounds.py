@@ -1,5 +1,6 @@
 """One algorithm's rounds as a row: what they take, what they cost, what the hardware would need."""
 
+import contextlib
 import functools
 import itertools
 import time
@@ -44,18 +45,24 @@ def row(
     rounds: int,
     repeats: int = 5,
     flops: float | None = None,
+    devices: int = 1,
 ) -> Row:
     """Steady time per round of `rounds` rounds in one compiled call, against the arithmetic's limit.
 
     Compile time, memory and traffic are those of one round's program, and so are its operations
-    unless `flops` says how many the work has.
+    unless `flops` says how many the work has. On more than one device the clients are dealt over a mesh.
     """
     key = jax.random.key(0)
     state = algorithm.init(key, params)
-    cost = dx.profile.round(algorithm, state, source)
-    rollout = jax.jit(functools.partial(dx.rollout, algorithm, rounds=rounds))
-    took = milliseconds(lambda: rollout(state, source, key), repeats=repeats, units=rounds)
+    mesh = dx.client_mesh(jax.devices()[:devices]) if devices > 1 else None
+    cost = dx.profile.round(algorithm, state, source, mesh=mesh)
     flops = cost.flops if flops is None else flops
+    if mesh is not None:
+        name = f"{name}, mesh of {devices}"
+        state, source = dx.mesh.shard(state, mesh), dx.mesh.replicate_source(source, mesh)
+    rollout = jax.jit(functools.partial(dx.rollout, algorithm, rounds=rounds))
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        took = milliseconds(lambda: rollout(state, source, key), repeats=repeats, units=rounds)
     return Row(
         name,
         took,

@@ -37,20 +37,24 @@ def rows(quick: bool) -> list[Row]:
     loss = dx.losses.classification(model.apply)
     algorithm = dx.server.fedavg(loss, optax.sgd(RATE))
     params = model.init(jax.random.key(0), data.example)["params"]
-    own = rounds.row(
-        f"transformer round, {COHORT} of {CLIENTS} clients, 2 blocks of width 64",
-        algorithm,
-        params,
-        federation,
-        rounds=1 if quick else 3,
-        repeats=3,
+    own, dealt = (
+        rounds.row(
+            f"transformer round, {COHORT} of {CLIENTS} clients, 2 blocks of width 64",
+            algorithm,
+            params,
+            federation,
+            rounds=1 if quick else 3,
+            repeats=3 if quick else 9,
+            devices=devices,
+        )
+        for devices in (1, jax.device_count())
     )
 
     def gradient(params: Any, batch: dx.data.Batch) -> Any:
         return jax.grad(loss, has_aux=True)(params, batch, jax.random.key(0))[0]
 
     batch = dx.data.Batch(data.inputs[:BATCH], data.labels[:BATCH])
-    return own.beside(
+    others = (
         alone(gradient, params, batch, times=COHORT * STEPS),
         peers.run(
             "torch",
@@ -64,3 +68,4 @@ def rows(quick: bool) -> list[Row]:
             rounds=1 if quick else 3,
         ),
     )
+    return own.beside(*others) + dealt.beside(*others)
