@@ -8,7 +8,7 @@ import jax
 import optax
 
 import dflax as dx
-from benchmarks import limits, rounds
+from benchmarks import limits, merging_limits, rounds
 from benchmarks.measure import Row
 
 CLIENTS, STEPS, BATCH, OWNED = 8, 5, 20, 60
@@ -17,7 +17,8 @@ CLIENTS, STEPS, BATCH, OWNED = 8, 5, 20, 60
 def methods(loss: Any, mixer: dx.gossip.Mixer) -> dict[str, Callable[[], dx.Algorithm]]:
     """DFedAvg first, then the others by name; those with SAM take two gradients a local step.
 
-    The limit is what DFedADMM's equations read and write, see `limits.py`.
+    The limits are what the equations read and write, see `limits.py` and `merging_limits.py`: those of
+    gossip learning are DFedAvg's local steps, and two models read and one written by every client.
     """
     descent, d = optax.sgd(0.05), dx.decentralized
     alone = functools.partial(dx.topology.uniform, self_weight=0.0)
@@ -35,6 +36,9 @@ def methods(loss: Any, mixer: dx.gossip.Mixer) -> dict[str, Callable[[], dx.Algo
         "DisPFL": lambda: d.dispfl(loss, descent, mixer, rounds=1000),
         "gossip learning": lambda: d.gossip_learning(loss, descent, CLIENTS),
         "limit of DFedADMM": lambda: limits.dual(loss, descent, mixer),
+        "limit of gossip learning": lambda: d.dfedavg(
+            loss, descent, merging_limits.one_heard(CLIENTS)
+        ),
     }
 
 

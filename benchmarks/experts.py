@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks.ceilings import arithmetic_ms
 from benchmarks.measure import Row, alternately
 from dflax.models import Dispatch, MoE
 
@@ -24,7 +25,7 @@ def rows(quick: bool) -> list[Row]:
 
 
 def layer(shape: tuple[int, ...], dispatch: Dispatch, quick: bool) -> Row:
-    """Output and gradients of the layer, by its inputs and all weights."""
+    """Output and gradients of the layer, by its inputs and all weights; the limit, active products."""
     tokens, width, hidden, experts, active = shape
     x = jax.random.normal(jax.random.key(0), (tokens, width))
     mixture = MoE(experts, active=active, hidden=hidden, dispatch=dispatch)
@@ -37,7 +38,12 @@ def layer(shape: tuple[int, ...], dispatch: Dispatch, quick: bool) -> Row:
     # Three products, forward once and backward twice.
     flops = 2.0 * 3 * 3 * tokens * active * width * hidden
     return Row(
-        f"a mixture of {name}", times[0], "a dense layer of its active work", times[1], flops=flops
+        f"a mixture of {name}",
+        times[0],
+        "a dense layer of its active work",
+        times[1],
+        limit_ms=arithmetic_ms(flops),
+        flops=flops,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 import dflax as dx
+from benchmarks.ceilings import arithmetic_ms
 from benchmarks.measure import Row, alternately
 from dflax import experts as ex
 from dflax import generative as gen
@@ -35,7 +36,10 @@ def _params(model: Any, copies: int = 0) -> Any:
 
 
 def sampling(samples: int) -> list[Row]:
-    """A velocity of so many samples; the peer is one expert on all of them."""
+    """A velocity of so many samples; the peer is one expert on all of them.
+
+    The limit is the arithmetic of the experts that a sample needs, and of the router where it is asked.
+    """
     params, router = _params(MODEL, EXPERTS), _params(ROUTER)
     seen = gen.Noised(jax.random.normal(KEY, (samples, 64)), jnp.full(samples, 0.3))
 
@@ -59,20 +63,27 @@ def sampling(samples: int) -> list[Row]:
         *(lambda work=work: work(params, router, seen) for work in compiled.values())
     )
     alone = times[0]
+    each = operations(jax.make_jaxpr(works["one expert"])(params, router, seen))
+    routed = operations(jax.make_jaxpr(gen.field(ROUTER, router))(seen, KEY))
+    needed = (each, each + routed, 2 * each + routed, each + routed)
     return [
         Row(
             f"a velocity of {samples} samples, 8 experts: {name}",
             took,
             peer="one expert",
             peer_ms=alone,
+            limit_ms=arithmetic_ms(least),
             flops=operations(jax.make_jaxpr(works[name])(params, router, seen)),
         )
-        for name, took in zip(compiled, times, strict=True)
+        for name, took, least in zip(compiled, times, needed, strict=True)
     ]
 
 
 def training(steps: int) -> list[Row]:
-    """Steps of eight experts of 32 examples each; the peer is one model on 256."""
+    """Steps of eight experts of 32 examples each; the peer is one model on 256.
+
+    The limit is the arithmetic of a gradient on 256 examples.
+    """
     data = dx.data.Dataset(
         jax.random.normal(KEY, (4096, 64)), jnp.zeros(4096, jnp.int32), name="vectors"
     )
@@ -89,5 +100,8 @@ def training(steps: int) -> list[Row]:
         program = jax.jit(run).lower(state, source).compile()
         works.append(lambda program=program, state=state, source=source: program(state, source))
     ours, theirs = (took / steps for took in alternately(*works, repeats=3))
+    batch = dx.data.Batch(data.inputs[:256], data.labels[:256])
+    flops = operations(jax.make_jaxpr(jax.grad(loss, has_aux=True))(start, batch, KEY))
     name = "a step of 8 experts of 32 examples each, Adam and averages"
-    return [Row(name, ours, peer="one model of 256 examples", peer_ms=theirs)]
+    peer = "one model of 256 examples"
+    return [Row(name, ours, peer, theirs, arithmetic_ms(flops), flops=flops)]

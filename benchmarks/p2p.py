@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import dflax as dx
-from benchmarks import peers
-from benchmarks.measure import Row, milliseconds
+from benchmarks import alone, peers
+from benchmarks.measure import Row, alternately, milliseconds
 from dflax import p2p
 
 # So many of the lookups are made by the peer.
@@ -25,7 +25,10 @@ def rows(quick: bool) -> list[Row]:
 
 
 def lookups(count: int, quick: bool) -> list[Row]:
-    """Everybody looks for a random key: the 20 closest peers, 3 requests at a time."""
+    """Everybody looks for a random key: the 20 closest peers, 3 requests at a time.
+
+    Beside the package stands `alone.answered`: as many requests as these lookups make in the mean.
+    """
     rng = np.random.default_rng(0)
     table = p2p.routing(p2p.drawn_ids(count, 0), seed=0)
     sources = np.arange(count, dtype=np.int32)
@@ -36,8 +39,18 @@ def lookups(count: int, quick: bool) -> list[Row]:
         return p2p.iterative_lookup(table, sources, keys, source_counts=True, at_once=64)
 
     compiled = jax.jit(work).lower(table, sources, keys).compile()
-    took = milliseconds(
-        lambda: compiled(table, sources, keys), repeats=2 if quick else 5, units=count
+    requests = int(compiled(table, sources, keys).messages.mean())
+    asked = jnp.asarray(rng.integers(0, count, (requests, count)), jnp.int32)
+    known = jnp.asarray(table.ids)[table.contacts]
+    far = jnp.full((count, 20), 2**32 - 1, jnp.uint32)
+    answers = jax.jit(alone.answered)
+    took, alone_ms = (
+        total / count
+        for total in alternately(
+            lambda: compiled(table, sources, keys),
+            lambda: answers(far, known, keys, asked),
+            repeats=2 if quick else 5,
+        )
     )
     row = Row(
         f"a lookup of the 20 closest, {count:,} at once among as many peers",
@@ -58,7 +71,8 @@ def lookups(count: int, quick: bool) -> list[Row]:
         found = np.asarray(compiled(table, sources, keys).found)[some]
         if found.tolist() != theirs["found"]:
             raise AssertionError("lookups must find what those of the kademlia package find.")
-    return row.beside(theirs)
+    least = {"peer": f"its {requests} answers of 20 ids read alone", "ms": alone_ms}
+    return row.beside(theirs, least)
 
 
 def walks(count: int, quick: bool) -> list[Row]:
@@ -108,24 +122,35 @@ def walks(count: int, quick: bool) -> list[Row]:
 
 
 def rounds(count: int, quick: bool) -> list[Row]:
-    """A round of push-pull gossip of a counter, and one of a swarm of 64 that fetches 64 blocks."""
+    """A round of push-pull gossip of a counter, and one of a swarm of 64 that fetches 64 blocks.
+
+    The peers are `alone.joined` and `alone.fetched`.
+    """
     measured, most = [], 8
     gossip, swarm = p2p.gossiped(p2p.g_counter(count)), p2p.swarm()
     have = np.zeros((64, 64), bool)
     have[0] = True
     key = jax.random.key(0)
-    for name, algorithm, source, state in (
+    own, called = jnp.eye(count, dtype=jnp.int32), np.random.default_rng(0).permutation(count)
+    given = own, jnp.asarray(called), jnp.asarray(np.argsort(called))
+    joins, fetches = (alone.repeated(step, most) for step in (alone.joined, alone.fetched))
+    held = jnp.zeros((64, 2), jnp.uint32).at[0].set(2**32 - 1)
+    for name, algorithm, source, state, peer, least in (
         (
             f"a round of push-pull gossip, {count:,} peers, a counter of as many entries",
             gossip,
             dx.Population(count),
-            gossip.init(key, jnp.eye(count, dtype=jnp.int32)),
+            gossip.init(key, own),
+            "its joins alone",
+            lambda: joins(*given),
         ),
         (
             "a round of a swarm, 64 peers, 64 blocks, coordinated requests",
             swarm,
             dx.Population(64),
             swarm.init(key, have),
+            "who takes what, block by block, alone",
+            lambda: fetches(held),
         ),
     ):
 
@@ -135,10 +160,13 @@ def rounds(count: int, quick: bool) -> list[Row]:
             return dx.rollout(algorithm, state, source, key, most)
 
         compiled = jax.jit(work).lower(state, source).compile()
-        took = milliseconds(
-            lambda: compiled(state, source),  # noqa: B023
-            repeats=2 if quick else 5,
-            units=most,
+        took, alone_ms = (
+            total / most
+            for total in alternately(
+                lambda: compiled(state, source),  # noqa: B023
+                least,
+                repeats=2 if quick else 5,
+            )
         )
-        measured.append(Row(name, took))
+        measured.append(Row(name, took, peer, alone_ms))
     return measured

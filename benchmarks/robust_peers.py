@@ -8,7 +8,7 @@ import optax
 from flax import linen as nn
 
 import dflax as dx
-from benchmarks import rounds
+from benchmarks import merging_limits, rounds
 from benchmarks.measure import Row
 from dflax import aggregation, gossip, recipes, topology
 
@@ -29,12 +29,19 @@ class Paper(nn.Module):
 
 
 def methods(loss: Any) -> dict[str, Callable[[], dx.Algorithm]]:
-    """DFedAvg on the complete graph first; the others hear n - f of n, f hostile ones among them."""
+    """DFedAvg on the complete graph first; the others hear n - f of n, f hostile ones among them.
+
+    The limit of MoNNA has its local steps and momenta, and of the mixing the products alone, see
+    `merging_limits.nearest`.
+    """
     hostile = list(range(CLIENTS - FAULTY, CLIENTS))
     heard = topology.random_neighbours(CLIENTS, CLIENTS - FAULTY - 1, first=hostile)
 
     def by(rule: gossip.NeighbourRule) -> Callable[[], dx.Algorithm]:
-        return lambda: recipes.monna(loss, 0.05, gossip.by_rule(heard, rule), 0.9)
+        return mixed(gossip.by_rule(heard, rule))
+
+    def mixed(mixer: gossip.Mixer) -> Callable[[], dx.Algorithm]:
+        return lambda: recipes.monna(loss, 0.05, mixer, 0.9)
 
     return {
         "DFedAvg": lambda: dx.decentralized.dfedavg(
@@ -43,6 +50,7 @@ def methods(loss: Any) -> dict[str, Callable[[], dx.Algorithm]]:
         "MoNNA": by(gossip.nna(FAULTY)),
         "self-centred clipping": by(gossip.self_centred_clipping(1.0, 3)),
         "MoCWTM": by(gossip.aggregating(aggregation.trimmed_mean(FAULTY))),
+        "limit of MoNNA": mixed(merging_limits.nearest(CLIENTS, CLIENTS - 2 * FAULTY)),
     }
 
 
