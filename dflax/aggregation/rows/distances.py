@@ -12,8 +12,8 @@ from dflax.aggregation.rows.coordinates import sum_coordinates
 from dflax.aggregation.rows.products import centred_products
 from dflax.aggregation.rows.weighted_median import weighted_centre
 from dflax.clients import platform
-from dflax.kernels.wall import wall
 from dflax.kernels.ranks import ranks
+from dflax.kernels.wall import wall
 
 
 def squared_distances(
