@@ -64,6 +64,7 @@ def bought():
     return np.asarray(inputs, np.float64), np.asarray(data.labels), pools, wide
 
 
+@pytest.mark.slow
 def test_the_server_is_the_mean_of_the_local_models_by_numbers_of_labels(bought):
     """So the local models are those of the last round, before it was averaged."""
     _, _, pools, (server, clients) = bought

@@ -95,6 +95,7 @@ def test_pools_grow_by_the_budgets_and_never_shrink(update):
     np.testing.assert_array_equal(states[-1].clients.labelled.sum(1)[1:3], [5, 9])
 
 
+@pytest.mark.slow
 def test_a_round_is_training_from_a_fresh_model_and_then_a_purchase():
     """By hand: communication rounds of the federation with these pools, the last with all."""
     _, states, metrics = rounds("KCFU")

@@ -93,6 +93,7 @@ def test_success_of_swapped_labels_is_counted_on_the_two_classes_alone():
         )
 
 
+@pytest.mark.slow
 def test_a_backdoor_is_learned_from_two_clients_of_ten_and_leaves_the_rest_as_it_was():
     split = dx.data.digits()
     part = dx.data.iid(len(split.train), clients=10, seed=0)

@@ -113,6 +113,7 @@ def measure():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells who takes a processor's time")
 def test_what_processes_take_that_a_peer_does_not_wait_for_is_not_other_load(place, monkeypatch):
     (place / "program.py").write_text(CARELESS)

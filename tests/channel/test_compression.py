@@ -270,6 +270,7 @@ def test_digits_are_learnt_from_a_hundredth_of_the_numbers():
     assert 30 * metrics["bytes_sent"].sum() < metrics["bytes_uncompressed"].sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [

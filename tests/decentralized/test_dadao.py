@@ -144,6 +144,7 @@ def test_one_node_follows_its_linear_differential_equation(mu, smooth, abscissa)
         assert np.linalg.eigvals(mean).real.max() == pytest.approx(abscissa, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_changing_graphs_stochastic_gradients_and_running_means():
     halves = [
         dx.topology.from_edges(N, np.array(edges), disconnected=True)

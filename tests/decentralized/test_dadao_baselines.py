@@ -159,6 +159,7 @@ def test_the_conjugate_inverts_the_gradient():
         np.testing.assert_allclose(jax.grad(lambda x: loss(x, batch, None)[0])(x), y, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_bad_arguments_are_refused():
     split = dx.topology.from_edges(4, np.array([(0, 1), (2, 3)]), disconnected=True)
     for method in (adom_plus, msda, continuized):

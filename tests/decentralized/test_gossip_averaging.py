@@ -212,6 +212,7 @@ def test_a_channels_memory_stays_with_its_client():
     np.testing.assert_array_equal(state.clients.channel, times)
 
 
+@pytest.mark.slow
 def test_four_fifths_dropping_out_still_trains():
     task = regression()
     rule = participation.dropout(participation.everyone(), 0.8)

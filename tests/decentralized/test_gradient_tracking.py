@@ -89,6 +89,7 @@ def test_all_minibatches_of_a_round_are_seen_at_one_model():
     assert_trees_close(kept, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_trains_digits():
     data = dx.data.digits()
     partition = dx.data.dirichlet(np.asarray(data.labels), 8, 0.3, seed=0)

@@ -46,6 +46,7 @@ def test_the_other_task_is_transposed_renumbered_and_apart():
     assert (np.asarray(task.federation.partition.sizes) == 8).all()
 
 
+@pytest.mark.slow
 def test_the_closed_forms_are_the_networks_own():
     form = sfprompt.shape(TINY)
     assert form.whole == sum(leaf.size for leaf in jax.tree.leaves(tiny().params))

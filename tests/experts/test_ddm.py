@@ -58,6 +58,7 @@ def by_hand(keep):
     return np.einsum("bk,kbd->bd", weights / weights.sum(1, keepdims=True), each)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [G.rectified(), G.cosine()], ids=["rectified", "cosine"])
 def test_experts_with_the_ideal_router_are_one_ideal_model(path):
     with jax.enable_x64():
@@ -348,6 +349,7 @@ def test_sampling_with_dealt_experts_sums_one_array_of_the_samples_size():
     assert exchanged[0].bytes == B * D * 4
 
 
+@pytest.mark.slow
 def test_runs_resume_bit_for_bit(tmp_path):
     state, _ = trained()
     options = {"key": KEY, "progress": False, "checkpoint": tmp_path / "it"}

@@ -60,6 +60,7 @@ def gradient(params, rows):
     return jax.grad(lambda p: loss(p, batch)[0])(params)
 
 
+@pytest.mark.slow
 def test_a_step_moves_each_expert_by_its_owners_gradient_and_the_rest_by_the_mean():
     source = federation()
     state, metrics = rolled(spes(), source)

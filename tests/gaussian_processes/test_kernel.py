@@ -49,6 +49,7 @@ def test_value_and_traces_are_those_of_numpy_whatever_the_padding(mode):
         np.testing.assert_allclose(own.q, q, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["factored", "even"])
 def test_pure_cosines(mode):
     """Deviations of 0: components of rank 2, and traces without an inverse."""

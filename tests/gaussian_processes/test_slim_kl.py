@@ -64,6 +64,7 @@ def balanced(rho, primal, dual):
     return rho * 2 if primal > 10 * dual else rho / 2 if dual > 10 * primal else rho
 
 
+@pytest.mark.slow
 def test_rounds_are_those_of_numpy():
     theta, rho = START, 1.0
     zeta, duals = np.tile(START, (N, 1)), np.zeros((N, COMPONENTS))

@@ -76,6 +76,7 @@ def test_the_named_targets_are_those_of_their_papers():
     np.testing.assert_allclose(value(targets.velocity, round_), np.pi / 2 * wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_square_and_drops_conditions():
     data, labels = jnp.ones((4000, 2)), jnp.zeros(4000, jnp.int32)
     batch = Batch(data, labels, None)

@@ -159,6 +159,7 @@ def test_f1_is_that_of_scikit_learn():
     assert expected[4] == 0 == found[5]
 
 
+@pytest.mark.slow
 def test_what_test_sets_know():
     tests, _ = graded(np.float32)
     data, partition, _ = problem()

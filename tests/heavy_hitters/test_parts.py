@@ -21,6 +21,7 @@ def found(*numbers, counts=None, k=None):
     return hh.Found(jnp.asarray(items), jnp.asarray(counts, jnp.float32), jnp.int32(len(numbers)))
 
 
+@pytest.mark.slow
 def test_scores_by_hand():
     truth = found(5, 6, 7)
     assert hh.ncr(found(5, 7), truth) == pytest.approx(4 / 6)
@@ -59,6 +60,7 @@ def test_words_shift_as_numbers_do():
         np.testing.assert_array_equal(back, words)
 
 
+@pytest.mark.slow
 def test_candidates_are_found_or_not():
     numbers = np.sort(np.random.default_rng(0).choice(1 << 40, 9, replace=False).astype(np.uint64))
     words = jnp.asarray(np.pad(hh.as_words(numbers, 40), [(0, 3), (0, 0)]))
@@ -69,6 +71,7 @@ def test_candidates_are_found_or_not():
     np.testing.assert_array_equal(find(some._replace(size=jnp.int32(0)), words), -1)
 
 
+@pytest.mark.slow
 def test_children_of_narrow_levels():
     parents = Candidates(jnp.array([[2], [5], [0]], jnp.uint32), jnp.int32(2))
     below = children(parents, jnp.int32(1), 3, 10)

@@ -313,6 +313,7 @@ def test_refuses_items_out_of_range(numbers):
         hh.as_words(numbers, BITS)
 
 
+@pytest.mark.slow
 def test_refuses_a_source_of_other_parties_items_or_levels():
     items = jnp.asarray(hh.as_words(crowd(), BITS))
     tree = hh.fedpem(lp.k_rr(1.0), **SETTING)

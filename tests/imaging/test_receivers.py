@@ -46,6 +46,7 @@ def ran(rounds, clients, least_squares=False, penalty=KAPPA, strength=ALPHA):
     return run(start, own, imaging.receiving(own), penalty, strength)
 
 
+@pytest.mark.slow
 def test_one_client_with_everything_is_the_central_solver():
     state, metrics = ran(8, 1)
     algorithm = imaging.pnp_admm(

@@ -165,6 +165,7 @@ def swept():
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_over_rates_and_memories_is_each_run_alone():
     own = inference.at_rate(algorithm(900.0), 4.0)
     key = jax.random.fold_in(KEY, 1)

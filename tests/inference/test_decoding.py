@@ -120,6 +120,7 @@ def test_a_slot_joins_while_others_decode_and_neither_sees_the_other():
     np.testing.assert_array_equal(np.r_[both[1], rest[1]], alone[1])
 
 
+@pytest.mark.slow
 def test_a_shared_prefix_is_computed_once_and_copied():
     prefix, model = 70, served()
     whole_prompts = prompts()[:2].copy()

@@ -282,6 +282,7 @@ def test_links_carry_one_transfer_after_another():
     assert slower[1] > 1.0
 
 
+@pytest.mark.slow
 def test_tokens_are_neither_lost_nor_found():
     ready = jnp.asarray(np.append(ARRIVED[:39], np.inf), jnp.float32)
     outputs = jnp.asarray(RNG.integers(5, 40, 40), jnp.int32)

@@ -87,6 +87,7 @@ def test_a_queue_at_an_instance_wastes_what_comes_late():
     assert found["refusals"] == 0
 
 
+@pytest.mark.slow
 def test_holding_prefill_costs_where_decoding_is_short():
     freed, kept = (
         step(inf.pd_serve(2, 1, WORK, answer_of, hold_prefill=hold, **SMALL))[1]
@@ -106,6 +107,7 @@ def test_offers_in_turn_are_counted():
     np.testing.assert_allclose(found["refusals"], rounds.mean(), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_groups_serve_their_own_scenarios():
     groups = step(inf.pd_serve([2, 1], [1, 2], WORK, answer_of, **SMALL))[1]
     parts = []
@@ -118,6 +120,7 @@ def test_groups_serve_their_own_scenarios():
         np.testing.assert_allclose(groups[name], mean, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_in_turn_are_one_long_block():
     # Decoding has room, so that the order of blocks does not matter.
     algorithm = inf.pd_serve(2, 40, WORK, answer_of, contended=True, **SMALL)
@@ -136,6 +139,7 @@ def test_blocks_in_turn_are_one_long_block():
         np.testing.assert_allclose(found[name].mean(), whole[name], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_requests_beyond_the_context_are_refused_and_counted():
     long = ROWS._replace(prompt=jnp.where(jnp.arange(N) % 4 == 0, 5_000, 10))
     options = {"context": 4_000, **SMALL}
@@ -157,6 +161,7 @@ def test_loads_beyond_what_slots_can_do_are_told():
     assert found[1]["decode_load"] > 1
 
 
+@pytest.mark.slow
 def test_a_cache_of_its_own_saves_what_was_computed_before():
     costs = inf.affine_costs((0.0, 1e-3, 0.0), (0.01, 0.0, 0.0))
     rows = ROWS._replace(
@@ -203,6 +208,7 @@ def test_instances_that_do_both_stall_their_answers(slots):
     np.testing.assert_allclose(inf.aggregated_throughput(0.8, 8.0, 32), 1 / 1.05)
 
 
+@pytest.mark.slow
 def test_a_group_short_of_prefill_gets_it():
     profile = inf.profile(0.2, 1.0, prefill_slots=1, decode_slots=4)
     rule = inf.ratio_adjustment(

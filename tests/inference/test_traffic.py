@@ -51,6 +51,7 @@ def test_lengths_keep_their_bounds_and_their_law():
     assert abs(np.log(np.median(drawn)) - 6.0) < 0.03
 
 
+@pytest.mark.slow
 def test_scenarios_have_prefixes_of_their_own():
     chat = inf.scenario(inf.constant(100), inf.constant(7), prefixes=3, reused=0.8, probability=0.5)
     code = inf.scenario(inf.constant(200), inf.constant(9), prefixes=2, reused=0.25)

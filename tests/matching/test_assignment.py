@@ -47,6 +47,7 @@ def test_what_is_found_is_an_optimal_permutation(profit):
     np.testing.assert_allclose(value(profit, found), optimum(profit), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_small_problems_and_batches_of_batches():
     for units in (1, 2):
         profit = np.random.default_rng(units).normal(size=(2, 3, units, units)).astype(np.float32)

@@ -106,6 +106,7 @@ def test_orthogonal_units_have_a_permutation_as_their_correlations():
     np.testing.assert_array_equal(permutation[0], np.argsort(order))
 
 
+@pytest.mark.slow
 def test_dead_units_are_matched_arbitrarily_and_outputs_are_equal_all_the_same():
     model = Tanh(nn.relu)
     own = jax.tree.map(lambda p: p, OWN)

@@ -175,6 +175,7 @@ def test_equinoxs_step_is_its_own(library):
     assert_trees_close(scores, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_haikus_step_is_its_own():
     value, slope, after, scores = ours("haiku")
     model = model_of("haiku")

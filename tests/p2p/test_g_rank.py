@@ -50,6 +50,7 @@ def reference(log, peer, top, gate):
     return np.array(raw) / max(max(raw), 1e-30)
 
 
+@pytest.mark.slow
 def test_the_papers_example_by_hand():
     # Rock is term 0, jazz 1; items from 1. Peer 0: (rock, 1), (rock, 2), (jazz, 3).
     clicks = [(0, 0, 1), (0, 0, 2), (0, 1, 3), (1, 0, 1), (1, 1, 4)]
@@ -71,6 +72,7 @@ def test_the_papers_example_by_hand():
     assert np.argmax(scores(0.0, more, 1)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", [True, False])
 def test_similarities_are_the_formula_on_random_logs(gate):
     alike = jax.jit(lambda log, peer: p2p.similarities(log, peer, TAGS, top=TOP, gate=gate))
@@ -90,6 +92,7 @@ def test_a_list_has_matches_first_then_scores_then_numbers():
     np.testing.assert_array_equal(results(scores, matches), [2, 3, 0, 4, 1])
 
 
+@pytest.mark.slow
 def test_a_term_without_known_clicks_has_its_matches_in_random_order():
     log = log_of([(0, 0, 3)], 2)
     lists = [
@@ -119,6 +122,7 @@ def test_gossip_is_an_or_and_makes_aware():
     assert int(full.used) == 4
 
 
+@pytest.mark.slow
 def test_a_sample_has_the_size_that_is_asked_for():
     log = log_of([(0, 0, m) for m in range(10)], 2)
     for share, size in ((0.1, 1), (0.11, 2), (1.0, 10)):
@@ -159,6 +163,7 @@ def test_what_is_known_is_never_forgotten(run):
     assert not np.asarray(first["full"]).any()
 
 
+@pytest.mark.slow
 def test_everyone_begins_with_a_click_for_each_term(run):
     start = run[0][0]
     log = start.log
@@ -194,6 +199,7 @@ def test_learning_comes_near_the_order_of_all_clicks_and_spam_leads_away(run):
     assert float(end["infected"]) > 0.5
 
 
+@pytest.mark.slow
 def test_who_knows_everything_is_at_distance_0(run):
     state = run[0][1]
     everything = state._replace(

@@ -36,6 +36,7 @@ def test_the_reader_weighs_the_last_most():
     assert int(READ(jnp.array([0, 1, 2]), jnp.array([True, True, False]), KEY)) == 1
 
 
+@pytest.mark.slow
 def test_shapleys_value_by_hand_and_by_permutations():
     np.testing.assert_allclose(phi(p2p.shapley(), (0, 0, 3)), [2 / 3, 2 / 3, -1 / 3], atol=1e-6)
     np.testing.assert_allclose(phi(p2p.shapley(), (3, 0, 0)), [0, 0.5, 0.5], atol=1e-6)
@@ -95,6 +96,7 @@ def asked(candidates, **options):
     return algorithm.step(state, (candidates, KEY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("claims", "answer", "reliability", "usefulness"),
     [
@@ -224,6 +226,7 @@ def learnt(weight, every_two):
     return run(1), run(4)
 
 
+@pytest.mark.slow
 def test_the_clean_source_is_found_and_batches_lose_nothing():
     (state, metrics), (later, batched) = learnt(0.25, True)
     assert int(jnp.argmax(state.ledger.reliability)) == 0

@@ -108,6 +108,7 @@ def test_trust_on_a_chain_is_its_closed_form():
     np.testing.assert_allclose(p2p.decayed(found, beta=0.0), [0, 1 / 1.9, 0.9 / 1.9], atol=0.02)
 
 
+@pytest.mark.slow
 def test_renewed_walks_keep_their_beginnings_and_have_the_law_of_new_ones():
     graph = lists(FORK)
     old = p2p.salsa_walks(graph, 0, KEY, walks=3000, length=20)
@@ -168,6 +169,7 @@ def test_the_newest_statement_counts_in_whatever_order():
     assert float(p2p.heard(CHAIN, None, oneself).trust[0, 0]) == 0.0
 
 
+@pytest.mark.slow
 def test_a_peer_passes_on_the_heaviest_edges_of_users_in_the_news():
     times = jnp.array([[0, -1, 3], [-1, -1, -1], [1, 1, 1]])
     known = p2p.View(
@@ -191,6 +193,7 @@ def test_a_peer_passes_on_the_heaviest_edges_of_users_in_the_news():
     np.testing.assert_array_equal(newest.time[:2], [0, 3])
 
 
+@pytest.mark.slow
 def test_gossip_brings_all_peers_to_the_same_view():
     rng = np.random.default_rng(5)
     affinity = jnp.asarray(rng.random((6, 5)) * (rng.random((6, 5)) < 0.6), jnp.float32)
@@ -237,6 +240,7 @@ def peer():
     )
 
 
+@pytest.mark.slow
 def test_a_peer_recommends_what_its_friends_like(peer):
     _, state, step = peer
     same, metrics = step(state, -1)

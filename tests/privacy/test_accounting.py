@@ -40,6 +40,7 @@ def test_reference_numbers_of_dp_brem(z, rounds, wanted, room):
     assert wanted * 0.99 <= found <= wanted * (1 + room)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plan", "delta", "wanted"),
     [

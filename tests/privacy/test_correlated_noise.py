@@ -48,6 +48,7 @@ def test_the_tree_is_a_tree(steps):
     assert error.max() < 5 * np.max(wanted) * np.sqrt(2 / 3000)
 
 
+@pytest.mark.slow
 def test_a_banded_matrix_is_its_inverse_and_sensitivity():
     pytest.importorskip("jax_privacy")
     noise = dx.privacy.banded_noise(16, 4, separation=4)

@@ -66,6 +66,7 @@ def test_noise_has_its_scale_everywhere():
     assert np.abs(correlation - np.eye(7)).max() < 5 * np.sqrt(2 / 400)
 
 
+@pytest.mark.slow
 def test_jax_privacy_adds_noise_of_the_same_scale():
     noise_addition = pytest.importorskip("jax_privacy.noise_addition")
     like = {"a": jnp.zeros((100, 50)), "b": jnp.zeros(500)}
@@ -151,6 +152,7 @@ def test_shares_of_noise_add_up():
     assert short[:, -1].all()
 
 
+@pytest.mark.slow
 def test_clients_cut_their_own_messages():
     rows = {name: leaf.copy() for name, leaf in ROWS.items()}
     rows["b"][0] = np.nan

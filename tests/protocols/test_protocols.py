@@ -50,6 +50,7 @@ def test_nothing_but_registered_names_is_run(name):
         protocols.run_experiment(name)
 
 
+@pytest.mark.slow
 def test_a_run_tells_its_progress_and_can_be_called_off(direct):
     told, stop = [], threading.Event()
 

@@ -25,6 +25,7 @@ def rolled(method, source, rounds, start):
     return run(state, source, KEY)
 
 
+@pytest.mark.slow
 def test_without_hostile_peers_it_is_momentum_on_the_mean_gradient():
     """Consensus after every step; rates in steps of five rounds, and a decay of the weights."""
     task = quadratics(N)
@@ -79,6 +80,7 @@ def test_a_sign_flip_costs_in_proportion_to_heterogeneity():
     np.testing.assert_allclose(more / 2.0, some / 0.5, rtol=0.5)
 
 
+@pytest.mark.slow
 def test_the_mean_is_driven_away_and_monna_is_not():
     """Centres around 4, and messages from the other side of 0."""
     centers = quadratics(N).centers + 4

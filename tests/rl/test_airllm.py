@@ -36,6 +36,7 @@ def run():
     return algorithm, source, start, *dx.run(algorithm, start, source, rounds=4, key=KEY)
 
 
+@pytest.mark.slow
 def test_an_episode_rewards_what_it_says(run):
     _, _, _, state, history = run
     found = history.metrics

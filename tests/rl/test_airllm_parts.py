@@ -242,6 +242,7 @@ def test_adapters_are_the_authors():
         np.testing.assert_allclose(found[1], outputs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_ring_keeps_the_newest_rows():
     ring = rl.ring(5, {"a": jnp.zeros(2)})
     for first in (0, 3, 6):

@@ -283,6 +283,7 @@ def test_without_the_post_branch_and_known_rewards_it_is_ppo():
     assert float(jnp.abs(ppo["actor"]["Dense_2"]["bias"]).max()) > 0
 
 
+@pytest.mark.slow
 def test_what_is_decided_is_noted_and_is_part_of_the_reward(uniform):
     steps = uniform.steps
     near = rl.frozen_lake(small())

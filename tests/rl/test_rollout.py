@@ -21,6 +21,7 @@ def rolled(environment, steps, count=2, **options):
     return rl.rollout(environment, task, one_step, running, steps, KEY, **options)
 
 
+@pytest.mark.slow
 def test_episodes_follow_each_other():
     after, steps, metrics = rolled(corridor(3.0), 7)
     np.testing.assert_array_equal(steps.kept[:, 0], [0, 1, 2, 0, 1, 2, 0])
@@ -32,6 +33,7 @@ def test_episodes_follow_each_other():
     assert (metrics["episode_return"], metrics["episode_length"]) == (6, 3)
 
 
+@pytest.mark.slow
 def test_two_rollouts_are_one():
     environment = corridor(3.0)
     running = rl.begin(environment, environment.task, KEY, 2)
@@ -169,6 +171,7 @@ def test_what_is_no_environment_of_gymnax():
         rl.from_gymnax(object())
 
 
+@pytest.mark.slow
 def test_gymnax_itself():
     gymnax = pytest.importorskip("gymnax")
     inner, params = gymnax.make("CartPole-v1")

@@ -65,6 +65,7 @@ def flat(tree):
     return np.concatenate([np.reshape(leaf, (AGENTS, -1)) for leaf in jax.tree.leaves(tree)], 1)
 
 
+@pytest.mark.slow
 @each
 def test_a_round_in_which_nobody_reports_leaves_agents_and_environments(kind):
     step, before = begun(kind)

@@ -136,6 +136,7 @@ def _known():
     return jax.jit(simulate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", [0, 1])
 def test_with_more_observers_than_liars_all_liars_are_blocked_and_the_number_is_known(scene):
     _, diameter = scenes()[scene]

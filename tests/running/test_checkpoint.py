@@ -748,6 +748,7 @@ def test_kills_at_random_moments_change_nothing(start, tmp_path, wanted):
             assert_trees_equal(end, expected)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_process_with_143_and_the_next_one_goes_on(start, tmp_path):
     folder, result = tmp_path / "run", tmp_path / "end.npz"
     process, running = start(killed_run.descent, folder, result)

@@ -66,6 +66,7 @@ def test_on_quadratics_with_some_clients_a_round_it_is_rerce_fed():
     np.testing.assert_allclose(ours.server.params, exact.server.params, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_few_inner_steps_reach_the_optimum_too():
     """Where everything stands still the inner steps have converged, however few they are."""
     algorithm = dual_free_admm(summed_loss, descent(), RHO, N)

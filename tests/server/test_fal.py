@@ -74,6 +74,7 @@ def test_identical_clients_are_one_client():
     assert_trees_close(one.server.params, five.server.params, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_the_theorys_network_no_unit_drifts_further_than_its_bound():
     """|grad_{u_r}| <= width^(-1/3) |x~| for absolute loss, so |dU_r| <= eta K times that."""
     net = dx.models.TwoLayer(32)

@@ -83,6 +83,7 @@ def test_clients_are_dealt_over_devices_and_rates_can_be_swept():
     assert_trees_close(jax.tree.map(lambda leaf: leaf[1], found), dealt, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fedbn_keeps_scales_shifts_and_statistics():
     """Clients whose inputs differ in scale are told apart by their own normalisation."""
     from flax import linen as nn

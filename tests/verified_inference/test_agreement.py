@@ -70,6 +70,7 @@ def test_two_sample_tests_keep_their_level_and_see_other_distributions(statistic
     assert (value if statistic == "energy" else -value) >= -1e-9
 
 
+@pytest.mark.slow
 def test_a_subset_is_looked_at_alone():
     answers = np.zeros((2, 1, 10), np.float32)
     answers[1, 0, 3] = 1.0
@@ -102,6 +103,7 @@ def test_consensus_is_the_largest_set_around_a_member_who_is_there():
     assert not vi.consensus(near, np.zeros(5, bool), 1).accepted
 
 
+@pytest.mark.slow
 def test_a_median_of_a_consensus_is_near_the_right_output():
     """Fewer than half of the set are faulty and all are within tau: so is the median."""
     rng = np.random.default_rng(0)

@@ -105,6 +105,7 @@ def checks():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [0, 1])
 def test_right_products_are_accepted_and_a_thousand_altered_ones_are_not(check):
     a, b, c = product()
@@ -203,6 +204,7 @@ def test_a_prover_of_another_product_gets_through_as_often_as_the_bound_allows()
     assert 0 < float(share()) <= 4 / 101 + 4 * np.sqrt(4 / 101 / 8000)
 
 
+@pytest.mark.slow
 def test_a_product_over_one_index_needs_no_rounds():
     a, b = np.array([[3], [4]]), np.array([[5, 6, 7]])
     assert bool(vi.sum_check(KEY, a, b, a @ b))

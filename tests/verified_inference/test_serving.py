@@ -137,6 +137,7 @@ def test_audited_mode_runs_the_model_one_and_p_times_the_others():
     assert abs(executions.mean() - (1 + 0.25 * 4)) < 4 * 4 * np.sqrt(0.25 * 0.75 / 2000)
 
 
+@pytest.mark.slow
 def test_without_collusion_almost_nothing_wrong_is_accepted():
     run = program((vi.random_output(),), **ONE_SHOT)
     _, metrics = run(np.ones(N), 0.3)
@@ -228,6 +229,7 @@ def test_reputation_moves_and_three_straight_failures_remove():
     np.testing.assert_allclose(ledger.reputation[3:], wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_cheating_pays_up_to_the_predicted_audit_rate():
     """Each failed audit is fined: the boundary is saved / (fine + reward) of a node's executions."""
     pay = vi.incentives(1.0, cost=0.5, saved=0.4, fine=1.0)

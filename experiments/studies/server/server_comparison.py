@@ -53,7 +53,8 @@ class Config:
     Attributes:
       network: a perceptron with 32 hidden units (minutes); a CNN with channels 8 and 16 on images
         averaged to half their size, "halved" (half an hour on two cores), or as they are, "small" (two
-        hours); or the CNN with 421,642 parameters, "large" (for an accelerator).
+        hours); or the CNN with 421,642 parameters, "large" (for an accelerator; on two cores half an
+        hour to two hours for one skew, 40 rounds and rates chosen on one seed, as in the gallery).
       rounds: communication rounds; None takes those that go with the network.
       rates: of the local SGD; empty takes those that go with the network.
       seeds: repetitions, paired over methods and rates.
@@ -169,7 +170,8 @@ def every_method(config: Config, stage: Stage = in_memory) -> Summary:
         ours = {name: float(final.mean()) for name, (_, final) in found[skew].items()}
         ranks = images.rank_correlation(ours, alpha=0.3)
         rows.setdefault("order, with CIFAR-10's", {})[f"final, {skew}"] = f"{ranks:.2f}"
-    return Summary(rows, claims(found), {"comparison": comparison_figure(found, rounds, target)})
+    drawn = comparison_figure(found, rounds, target)
+    return Summary(rows, claims(found, config.network), {"comparison": drawn})
 
 
 def _spread(needed: np.ndarray) -> str:
@@ -179,12 +181,18 @@ def _spread(needed: np.ndarray) -> str:
     return spread(needed, 0)
 
 
-def claims(found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> list[Claim]:
-    """Corrections for drift pay on the stronger skew, against FedAvg at its own best rate."""
+def claims(found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]], network: str) -> list[Claim]:
+    """Corrections for drift pay on the stronger skew, against FedAvg at its own best rate.
+
+    SCAFFOLD's do not on the large CNN: to 70 % three seeds took 32, 30 and 29 rounds at 0.02, 29, 23 and
+    more than 40 at 0.03, 30, 38 and more than 40 at 0.01, where FedAvg took 27 (4). One client in ten
+    takes part, so the variates are ten rounds old.
+    """
+    corrected = ("FedDyn", "FedSpeed") if network == "large" else ("FedDyn", "FedSpeed", "SCAFFOLD")
     stated = []
     for skew, by_method in found.items():
         base, _ = by_method["FedAvg"]
-        for name in ("FedDyn", "FedSpeed", "SCAFFOLD") if skew == SKEWS[1] else ():
+        for name in corrected if skew == SKEWS[1] else ():
             needed, _ = by_method[name]
             stated.append(
                 Claim(
@@ -210,7 +218,8 @@ def claims(found: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> list[C
 def statements(config: Config) -> list[str]:
     """What is claimed, whatever the numbers."""
     blank = {name: (np.ones(1), np.ones(1)) for name in methods(None)}
-    return [claim.claim for claim in claims(dict.fromkeys(config.skews, blank))]
+    found = dict.fromkeys(config.skews, blank)
+    return [claim.claim for claim in claims(found, config.network)]
 
 
 def comparison_figure(found: dict[str, Any], rounds: int, target: float) -> Any:
@@ -255,14 +264,17 @@ STUDY = Study(
             name="comparison",
             file="server_comparison.png",
             claim=(
-                "Twenty-one methods with a server, one network and budget, rates tuned by"
-                " a sweep: with two label shards a client FedDyn, FedSpeed, FedSMOO and "
-                "FedAdagrad reach the target in 20 to 22 rounds, FedAvg in 31; steps along"
-                " what was measured before (FedAMD, the VR variants) do not get there."
+                "Twenty-one methods with a server on the CNN with 421,642 parameters, two label "
+                "shards a client, rates chosen of 0.03, 0.1 and 0.3 on one seed: SCAFFOLD-M reaches "
+                "70 % in 14 rounds, FedDyn, FedSpeed, FedSMOO and FedAdagrad in 18, FedAvg in 27; "
+                "SCAFFOLD loses one seed of three; steps along what was measured before (FedAMD, "
+                "MimeLite, the VR variants) do not get there in 40."
             ),
             data="Fashion-MNIST, network: {config.network}, 100 clients, 10 a round",
             bands="bars: one standard deviation of {config.seeds} seeds",
-            flags="--network halved",
+            flags=(
+                "--network large --rounds 40 --rates 0.03 0.1 0.3 --tuned-by 1 --one-skew --target 0.7"
+            ),
         ),
     ),
 )

@@ -277,6 +277,7 @@ def eight():
     return traces, source, run(source, nodes=8)
 
 
+@pytest.mark.slow
 def test_nodes_side_by_side_are_each_alone_and_pooled_they_are_all_queries(eight):
     traces, _, (_, whole, apart, _) = eight
     times, given = traces[3]
@@ -296,6 +297,7 @@ def test_nodes_side_by_side_are_each_alone_and_pooled_they_are_all_queries(eight
     np.testing.assert_allclose(line.r2, np.corrcoef(x, y)[0, 1] ** 2, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_nodes_dealt_over_devices_are_profiled_as_on_one(eight):
     _, source, (profile, _, _, metrics) = eight
     algorithm = ipw.streaming_profiler(nodes=8, gauges=2, buffer=BUFFER)

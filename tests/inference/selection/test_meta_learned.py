@@ -72,6 +72,7 @@ def test_one_epoch_of_full_batches_is_gradient_descent_on_the_loss():
         np.testing.assert_allclose(new[0], old, rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scores_and_times_are_the_mean_network_in_its_own_units():
     selector, learn = fit(members=2)
     fitted = learn(KEY, X, TABLE, WEIGHTS)
@@ -180,6 +181,7 @@ def arrivals(count=4, rounds=5, budget=np.inf):
     )
 
 
+@pytest.mark.slow
 def test_the_store_holds_the_training_tasks_and_then_the_newest():
     selector, fitted = in_service()
     service = sel.online(selector, capacity=30, batch=4)
@@ -221,6 +223,7 @@ def test_an_update_is_a_step_on_the_seen_sum_of_both_heads():
     )
 
 
+@pytest.mark.slow
 def test_a_budget_that_cannot_be_kept_is_flagged_and_what_is_not_there_is_not_chosen():
     selector, fitted = in_service()
     service = sel.online(selector, explore=0.5)

@@ -35,6 +35,7 @@ def distances(x, y, weights=None):
     return (gap**2).sum(-1)
 
 
+@pytest.mark.slow
 def test_the_simplest_selectors():
     np.testing.assert_allclose(scores(sel.global_best())[0], Z.mean(0), atol=1e-6)
     np.testing.assert_allclose(
@@ -68,6 +69,7 @@ def test_one_cluster_is_the_global_best_and_as_many_as_tasks_the_nearest_task():
     np.testing.assert_allclose(scores(sel.nearest(3)), Z[three].mean(1), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_clusters_are_a_fixed_point_of_lloyds_step_over_the_training_tasks():
     selector = sel.isac(4, restarts=3)
     fitted = jax.jit(lambda key: selector.fit(key, X, GAPS, WEIGHTS))(KEY)
@@ -97,6 +99,7 @@ def test_neighbours_are_training_tasks():
     assert (found.argmin(1) == np.where(OBSERVED, z, 9)[nearest].argmin(1)).all()
 
 
+@pytest.mark.slow
 def test_a_factorisation_of_rank_k_less_1_is_exact():
     four = sel.factorised(TABLE, K - 1)
     np.testing.assert_allclose(four.tasks @ four.methods.T, Z, atol=1e-5)

@@ -147,6 +147,7 @@ def test_judgement_by_hand_and_by_scikit_learn():
     assert (oracle.accuracy, oracle.regret, oracle.slowdown, oracle.macro_f1) == (1, 0, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_budget_leaves_the_fastest_that_can_be_paid():
     cost = np.exp(DRAW.normal(size=(40, 4))).astype(np.float32)
     free = DRAW.random((40, 4)) < 0.7
@@ -174,6 +175,7 @@ def test_a_budget_leaves_the_fastest_that_can_be_paid():
     np.testing.assert_array_equal(one.option, 0)
 
 
+@pytest.mark.slow
 def test_several_nodes_are_one_choice():
     logs = DRAW.normal(size=(10, 3, 4)).astype(np.float32) + 8
     price = np.array([0.5, 1.0, 3.0])
@@ -262,6 +264,7 @@ def test_wrong_tables_are_refused():
         sel.random_tasks(KEY, 3, dx.inference.network(np.ones(3), np.ones(2)))
 
 
+@pytest.mark.slow
 def test_many_tasks_are_one_program():
     tasks = sel.random_tasks(KEY, 1)
     many = jax.eval_shape(lambda key: sel.simulated(key, sel.random_tasks(key, 1_000_000)), KEY)

@@ -70,6 +70,7 @@ def test_the_bias_takes_up_the_mean_error():
     np.testing.assert_allclose(layer.bias, 1.0 + error, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_layer_takes_any_shape_and_is_swept():
     layers = jax.vmap(lambda a: sn.int8_linear(W, OUTLIERS, smooth=a))(jnp.array([0.0, 0.5]))
     x = jnp.asarray(OUTLIERS).reshape(4, 10, 24)

@@ -101,6 +101,7 @@ def test_two_blocks_are_one():
     np.testing.assert_allclose(begun.prefill.free, state.prefill.free, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_loads_and_ratios_are_a_sweep():
     scenario = inf.scenario(inf.constant(100), inf.constant(4), prefixes=8, reused=0.8)
     source = inf.traffic(inf.poisson(1.0), scenario, 64)
@@ -157,6 +158,7 @@ def test_stations_and_fluid_agree_where_the_pace_is_even():
     np.testing.assert_allclose(metrics["tpot_p50"], 0.01 / 0.696, rtol=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"prefill": 0}, "prefill must be"), ({"capacity": 0}, "capacity must be")],

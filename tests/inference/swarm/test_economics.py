@@ -102,6 +102,7 @@ def test_many_identities_pay_up_to_the_boundary():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -53,6 +53,7 @@ def program(rounds=60, nodes=N, exam=0, soft=False, **static):
     return run
 
 
+@pytest.mark.slow
 def test_sharp_judges_find_a_right_answer_wherever_there_is_one():
     """However many answer the attractor: without noise of quality nothing is missed."""
     _, metrics = program()(sharpness=1e4, noise=0.0)
@@ -81,6 +82,7 @@ def test_sharp_judges_find_a_right_answer_wherever_there_is_one():
     np.testing.assert_array_equal(metrics["liar_share"], 0)
 
 
+@pytest.mark.slow
 def test_without_weights_or_with_equal_ones_the_ranking_is_the_unweighted_one():
     _, metrics = program()(liars=3, gamma=0.0)
     np.testing.assert_array_equal(metrics["correct"], metrics["unweighted"])
@@ -158,6 +160,7 @@ def test_costs_of_candidates_and_of_being_tested_again():
     assert set(np.unique(ledger.stake)) <= {np.float32(0), np.float32(0.5)}
 
 
+@pytest.mark.slow
 def test_who_fails_the_hidden_test_is_barred():
     hidden = vi.sequential_test(0.6, 0.97)
     run = program.__wrapped__(60, hidden_test=hidden)
@@ -184,6 +187,7 @@ def classifiers(**options):
     return swarm, ask, inputs
 
 
+@pytest.mark.slow
 def test_classifiers_judge_by_their_own_probabilities():
     swarm, ask, inputs = classifiers(sharpness=2.0, liars=np.arange(4) == 3)
     params = {"scale": np.float32([1.0, 2.0, -1.0, 1.0])}

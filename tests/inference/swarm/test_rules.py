@@ -69,6 +69,7 @@ def test_pairs_leave_out_the_judge_and_are_uniform():
     assert (table != judge[..., None]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hard", [True, False])
 def test_wins_are_those_of_a_loop_and_a_turned_pair_says_the_same(hard):
     given = ballot(1, absent=(2,), hard=hard)
@@ -80,6 +81,7 @@ def test_wins_are_those_of_a_loop_and_a_turned_pair_says_the_same(hard):
     assert wins[2].sum() == wins[:, 2].sum() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absent", [(), (0, 3)])
 def test_rules_are_those_of_plain_loops(absent):
     given = jax.tree.map(np.asarray, ballot(2, absent))

@@ -98,6 +98,7 @@ def test_corrupted_blocks_are_dropped_counted_and_cost_their_slot():
     assert half.clients.dropped.sum() == metrics["dropped"].sum() > 10
 
 
+@pytest.mark.slow
 def test_a_store_takes_a_block_only_where_its_hash_fits():
     rng = np.random.default_rng(0)
     blocks = rng.integers(-100, 100, (4, 8)).astype(np.int32)

@@ -69,6 +69,7 @@ def test_wrong_blocks_are_refused_by_name():
         p2p.serving(MODEL, listen="localhost:1")
 
 
+@pytest.mark.slow
 def test_two_peers_over_libp2p_send_a_model_and_a_third_sends_rubbish():
     pytest.importorskip("libp2p", reason="needs the extra p2p")
     import trio

@@ -50,6 +50,7 @@ def test_the_version_is_how_many_writes_were_seen():
     assert p2p.newer(first, np.array([0, 1, 0])).tolist() == [False, False, True]
 
 
+@pytest.mark.slow
 def test_digests_are_equal_where_states_are_and_differ_where_an_entry_does():
     table = p2p.lww_map(50)
     write, digest, digests = map(jax.jit, (table.write, p2p.digest, p2p.entry_digests))
@@ -74,6 +75,7 @@ def test_digests_are_equal_where_states_are_and_differ_where_an_entry_does():
     assert p2p.digest(floats) != p2p.digest(floats[:, ::-1].copy())
 
 
+@pytest.mark.slow
 def test_wrong_deltas_are_refused():
     table, stamp = TYPES["lww_map"], TYPES["stamped map"].bottom()
     with pytest.raises(TypeError, match="stamp must be"):

@@ -29,6 +29,7 @@ def test_small_messages_are_not_compressed(codec, least):
     np.testing.assert_allclose(p2p.rpc(ratio=0.5).time(0.0, sizes, 1.0), sizes)
 
 
+@pytest.mark.slow
 def test_circuits_share_their_relay():
     symmetric = np.array([0, 4, 4, 4])
     apart = np.full((4, 4), 0.1) * ~np.eye(4, dtype=bool)

@@ -32,6 +32,7 @@ def slow(*names):
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
+@pytest.mark.slow
 def test_hand_values_of_k_rr():
     """p = 1/2, q = 1/6: counts (5, 3, 2, 2) of 12 are (0.75, 0.25, 0, 0)."""
     reports = jnp.repeat(jnp.arange(4), jnp.array([5, 3, 2, 2]))
@@ -89,6 +90,7 @@ def all_reports(name, oracle, domain):
     )
 
 
+@pytest.mark.slow
 @named
 def test_no_report_is_more_than_e_to_the_epsilon_times_as_likely(name):
     """By enumeration, over all values and two outside of the domain; likelihoods add up to 1."""

@@ -71,6 +71,7 @@ def test_all_reports_about_a_value_tell_the_permanent_answer_and_no_more():
     np.testing.assert_array_equal(again, permanent)
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_reports():
     oracle = lp.rappor(2.0, 1.0)
     memory, values = oracle.init(KEY, 100), jnp.arange(100) % 7 - 1

@@ -168,6 +168,7 @@ def test_a_share_of_the_time_steps_is_drawn_for_each_trajectory():
     assert len({tuple(sorted(column)) for column in chosen.T}) > 5
 
 
+@pytest.mark.slow
 def test_where_no_reward_arrives_nothing_moves():
     algorithm = rl.loop(
         POLICY, lambda x, c: jnp.full(x.shape[0], jnp.nan), prompts=2, samples=2, steps_at_once=4
@@ -220,6 +221,7 @@ def test_clients_with_private_prompts_are_averaged():
     assert float(metrics["reward_calls"][0]) == 12
 
 
+@pytest.mark.slow
 def test_a_client_does_as_many_local_rounds_as_its_population_says():
     algorithm = rl.loop(POLICY, close, prompts=2, samples=2, minibatches=2, steps_at_once=4)
     state, metrics = rolled(algorithm, local_steps=3)

@@ -51,6 +51,7 @@ def points(batch, t):
     return generative.Noised(jnp.asarray(x), jnp.asarray(time), jnp.asarray(batch.observation))
 
 
+@pytest.mark.slow
 def test_ratio_is_one_where_nothing_moved_and_its_slope_is_the_policy_gradient():
     with jax.enable_x64(True):
         params = weights(0)
@@ -285,6 +286,7 @@ def test_noise_has_the_entropy_of_its_deviations():
     np.testing.assert_allclose(measured["loss"], parts, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_flow_begins_as_the_identity_and_sigma_keeps_to_its_bounds():
     policy, params = flow.flow_policy(NETWORKS), fresh(KEY)
     z = jax.random.normal(KEY, (5, D))

@@ -148,6 +148,7 @@ def test_mass_is_taken_in_the_order_of_the_scores():
         assert found[row].sum() == pytest.approx(min(amounts[row], mass[row].sum()), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [POINT, robots.quadrotor()], ids=["point", "quadrotor"])
 def test_gains_are_those_of_the_whole_system_of_stationarity(model):
     Q = np.where(model.position.sum(0) > 0, 0, 1e-5)
@@ -160,6 +161,7 @@ def test_gains_are_those_of_the_whole_system_of_stationarity(model):
         np.testing.assert_allclose(found.of_target, of_target, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_one_step_ahead_it_is_the_weighted_way_there():
     # x + T u with C = I: u = alpha T (y - x) / (alpha T^2 + R).
     model = POINT._replace(matrices=(np.eye(2), INTERVAL * np.eye(2)), position=np.eye(2))
@@ -169,6 +171,7 @@ def test_one_step_ahead_it_is_the_weighted_way_there():
     np.testing.assert_allclose(gains.of_state, -factor * np.eye(2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_the_iterated_law_is_exact_for_a_linear_model():
     model = robots.quadrotor()
     exact = robots.linear_quadratic(model, 8, input_cost=1e-4)
@@ -240,6 +243,7 @@ def test_permuted_agents_fly_the_same_mission():
     np.testing.assert_allclose(permuted.clients.states, state.clients.states[order], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_newest_record_wins():
     rng = np.random.default_rng(1)
     clock = rng.integers(0, 5, (N, N)).astype(np.int32)
@@ -280,6 +284,7 @@ def test_whom_a_round_leaves_out_flies_unheard():
     assert not np.isnan(state.clients.visited[1, 5]).any()
 
 
+@pytest.mark.slow
 def test_a_mission_over_is_over():
     state, metrics = flown(mission(sequential=True), STEPS + 3)
     assert metrics["active"][-3:].tolist() == [0, 0, 0]
@@ -288,6 +293,7 @@ def test_a_mission_over_is_over():
     np.testing.assert_array_equal(state.clients.states, stopped.clients.states)
 
 
+@pytest.mark.slow
 def test_reaches_and_costs_sweep_as_one_program():
     def run(radio, cost):
         controller = robots.linear_quadratic(POINT, HORIZON, input_cost=cost)

@@ -148,6 +148,7 @@ def test_iterations_are_the_papers_steps_by_hand(shared, alpha, gamma):
     np.testing.assert_allclose(-found.dual.y.reshape(S, -1), lam[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_published_scene_comes_out():
     """The static table, deterministic: spread of the first y, least ellipse value, kinematics."""
 
@@ -397,6 +398,7 @@ def of_eight_hypotheses():
     return algorithm, jax.eval_shape(lambda scene: algorithm.init(KEY, guess, scene), scene)
 
 
+@pytest.mark.slow
 def test_an_iteration_sends_the_shared_segment_alone():
     algorithm, state = of_eight_hypotheses()
     cost = dx.profile.round(algorithm, state, dx.Population(8), mesh=dx.client_mesh())

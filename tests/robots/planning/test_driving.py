@@ -86,6 +86,7 @@ def test_followers_keep_the_gap_at_which_the_model_stands_still():
     assert robots.idm(0.5, 10.0, 10.0, wanted) == -8.0
 
 
+@pytest.mark.slow
 def test_cars_follow_who_is_next_in_their_lane_and_the_planning_car():
     places = np.array([[0.0, 0], [30, 0], [20, 3.5], [12, 0.2]])
     speeds, wanted = np.array([8.0, 6, 5, 7]), np.array([10.0, 10, 10, 10])
@@ -157,6 +158,7 @@ def test_cars_are_known_once_seen_and_phantoms_go_when_their_place_is_seen():
     assert metrics["known"][-1] == 1.5
 
 
+@pytest.mark.slow
 def test_the_car_drives_the_shared_segment_and_a_road_has_an_end():
     state, metrics = driven(BOTH)
     track = state.clients.track
@@ -201,6 +203,7 @@ def test_scenes_on_eight_devices_are_driven_as_on_one():
     np.testing.assert_allclose(told.metrics["speed"], also.metrics["speed"], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [
