@@ -21,7 +21,6 @@ def found(*numbers, counts=None, k=None):
     return hh.Found(jnp.asarray(items), jnp.asarray(counts, jnp.float32), jnp.int32(len(numbers)))
 
 
-@pytest.mark.slow
 def test_scores_by_hand():
     truth = found(5, 6, 7)
     assert hh.ncr(found(5, 7), truth) == pytest.approx(4 / 6)

@@ -12,7 +12,6 @@ FREQUENT = imaging.low_memory(GEOMETRY, at_once=2)
 MODELS = {"dense": operator, "low memory": lambda: FREQUENT}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_a_model_is_its_definition(model):
     A, op = matrix(), MODELS[model]()

@@ -50,7 +50,6 @@ def reference(log, peer, top, gate):
     return np.array(raw) / max(max(raw), 1e-30)
 
 
-@pytest.mark.slow
 def test_the_papers_example_by_hand():
     # Rock is term 0, jazz 1; items from 1. Peer 0: (rock, 1), (rock, 2), (jazz, 3).
     clicks = [(0, 0, 1), (0, 0, 2), (0, 1, 3), (1, 0, 1), (1, 1, 4)]

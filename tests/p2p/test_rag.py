@@ -36,7 +36,6 @@ def test_the_reader_weighs_the_last_most():
     assert int(READ(jnp.array([0, 1, 2]), jnp.array([True, True, False]), KEY)) == 1
 
 
-@pytest.mark.slow
 def test_shapleys_value_by_hand_and_by_permutations():
     np.testing.assert_allclose(phi(p2p.shapley(), (0, 0, 3)), [2 / 3, 2 / 3, -1 / 3], atol=1e-6)
     np.testing.assert_allclose(phi(p2p.shapley(), (3, 0, 0)), [0, 0.5, 0.5], atol=1e-6)

@@ -35,7 +35,6 @@ def learner(clip=0.2, entropy_weight=0.0, rate=1e-2, **sizes):
     )
 
 
-@pytest.mark.slow
 def test_one_update_by_hand():
     """One epoch of one batch with SGD: the gradient of the loss as the docstring has it."""
     sizes = {"environments": 3, "steps": 4, "epochs": 1, "minibatches": 1}

@@ -238,6 +238,7 @@ def test_a_round_whose_messages_are_all_lost_is_one_in_which_nobody_reports(name
         of_no_client(metrics, {"messages_lost": N})
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_a_client_of_weight_zero_may_hold_nan(name):
     step, (_, state) = rounds(name)

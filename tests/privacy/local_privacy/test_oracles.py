@@ -32,7 +32,6 @@ def slow(*names):
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.slow
 def test_hand_values_of_k_rr():
     """p = 1/2, q = 1/6: counts (5, 3, 2, 2) of 12 are (0.75, 0.25, 0, 0)."""
     reports = jnp.repeat(jnp.arange(4), jnp.array([5, 3, 2, 2]))

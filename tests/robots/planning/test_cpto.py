@@ -148,7 +148,6 @@ def test_iterations_are_the_papers_steps_by_hand(shared, alpha, gamma):
     np.testing.assert_allclose(-found.dual.y.reshape(S, -1), lam[1], atol=1e-6)
 
 
-@pytest.mark.slow
 def test_the_published_scene_comes_out():
     """The static table, deterministic: spread of the first y, least ellipse value, kinematics."""
 
