@@ -113,29 +113,31 @@ def _program(world: World, setup: Setup) -> Any:
         state = algorithm.init(starting, tags)
         begun = p2p.rank_distance(state, benign=world.peers)
 
+        quarter = world.ticks // world.every // 4
+
+        def join(state: Any) -> Any:
+            return p2p.joined(state, joining, attackers=many)
+
+        def attack(state: Any) -> Any:
+            return p2p.spammed(
+                state,
+                rank,
+                attacking,
+                attackers=many,
+                queries=spam,
+                attack="inflation" if setup.attack == "inflation" else "targeted",
+            )
+
         def measured(state: Any, index: Any) -> tuple[Any, Any]:
+            if many:
+                state = jax.lax.cond(index == quarter, join, lambda state: state, state)
+                state = jax.lax.cond(index == 2 * quarter, attack, lambda state: state, state)
             state, _ = dx.rollout(
                 algorithm, state, population, running, world.every, index * world.every
             )
             return state, p2p.rank_distance(state, benign=world.peers)
 
-        quarter = world.ticks // world.every // 4
-        found = []
-        for first, last in ((0, quarter), (quarter, 2 * quarter), (2 * quarter, 4 * quarter)):
-            if many and first == quarter:
-                state = p2p.joined(state, joining, attackers=many)
-            if many and first == 2 * quarter:
-                state = p2p.spammed(
-                    state,
-                    rank,
-                    attacking,
-                    attackers=many,
-                    queries=spam,
-                    attack="inflation" if setup.attack == "inflation" else "targeted",
-                )
-            state, part = jax.lax.scan(measured, state, jnp.arange(first, last))
-            found.append(part)
-        parts = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
+        parts = jax.lax.scan(measured, state, jnp.arange(4 * quarter))[1]
         return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), begun, parts)
 
     return jax.jit(jax.vmap(one))
