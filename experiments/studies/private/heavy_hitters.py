@@ -389,6 +389,7 @@ STUDY = Study(
         Part("limit", limit, needs=()),
         Part("audits", audits, needs=()),
     ),
+    seconds=100,
     quick=Config(
         seeds=1,
         users=24_000,

@@ -188,6 +188,7 @@ def _figure(found: dict[str, dict[str, np.ndarray]]) -> Any:
 STUDY = Study(
     Config,
     (Part("every channel", every_channel, needs=(DIGITS,)),),
+    seconds=38,
     quick=Config(rounds=20, seeds=2),
 )
 

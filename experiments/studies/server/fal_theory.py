@@ -198,6 +198,7 @@ def _figure(found: dict) -> Any:
 STUDY = Study(
     Config,
     (Part("separated points", theory, needs=()),),
+    seconds=11,
     quick=Config(width=64, rounds=20, seeds=1),
 )
 
