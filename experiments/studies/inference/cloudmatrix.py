@@ -417,6 +417,7 @@ def _devices(report: Report, found: dict[str, np.ndarray]) -> None:
 STUDY = Study(
     Config,
     (Part("model", model, needs=()), Part("simulated", simulated, needs=())),
+    seconds=63,
     quick=Config(seeds=2, requests=150, loads=(0.7, 0.95), tokens=256, epochs=4),
     pictures=(
         Picture(

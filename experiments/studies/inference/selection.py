@@ -460,6 +460,7 @@ STUDY = Study(
         Part("service", service, needs=()),
         Part("measured", measured, needs=()),
     ),
+    seconds=98,
     quick=Config(
         seeds=2, tasks=400, epochs=4, ablated=3, rounds=6, service_seeds=2, measured_epochs=3
     ),

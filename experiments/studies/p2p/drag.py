@@ -394,6 +394,7 @@ STUDY = Study(
             wanted=lambda config: config.texts > 0,
         ),
     ),
+    seconds=26,
     quick=Config(seeds=2, queries=150, texts=60, text_seeds=1, transactions=3),
     pictures=(
         Picture(

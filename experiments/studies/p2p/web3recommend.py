@@ -300,6 +300,7 @@ STUDY = Study(
         Part("one attacker", single, needs=()),
         Part("relevance", relevance, needs=()),
     ),
+    seconds=41,
     quick=Config(seeds=1, roots=8, few_roots=2, walks=100, sizes=(1, 8, 32), timed=3),
     pictures=(
         Picture(

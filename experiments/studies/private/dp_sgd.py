@@ -420,6 +420,7 @@ STUDY = Study(
             wanted=lambda config: config.images,
         ),
     ),
+    seconds=85,
     quick=Config(rounds=20, epsilons=(2.0, 8.0), seeds=1),
     pictures=(
         Picture(

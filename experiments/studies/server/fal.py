@@ -277,6 +277,7 @@ def _digits_figure(rows: Any, labels: np.ndarray) -> Any:
 STUDY = Study(
     Config,
     (Part("digits", under_attack, needs=(DIGITS,)),),
+    seconds=25,
     quick=Config(rounds=10, measured_steps=3, seeds=1),
 )
 

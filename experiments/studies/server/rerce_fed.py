@@ -527,6 +527,7 @@ STUDY = Study(
         Part("published size", published, needs=(), wanted=lambda config: config.published),
         Part("general losses", general_losses, needs=(DIGITS,)),
     ),
+    seconds=86,
     quick=Config(rounds=100, runs=2, walks=50, published=False, seeds=2, logistic_rounds=10),
 )
 
