@@ -7,6 +7,7 @@ import pytest
 
 import dflax as dx
 from dflax import aggregation
+from dflax.aggregation.rows.distances import distances_of, robust_products
 
 ROWS, TRIM = 31, 9
 TIGHT = {"rtol": 1e-13, "atol": 1e-14}
@@ -94,9 +95,10 @@ def test_values_in_half_precision_are_added_in_float32(task):
     np.testing.assert_array_equal(corrected["w"].astype(np.float32), expected)
 
 
-@pytest.mark.parametrize("rows", [17, 50, 65])
+@pytest.mark.parametrize("rows", [17, 63, 64])
 def test_a_gram_matrix_is_that_of_float64_at_any_number_of_rows(rows):
-    values = np.random.default_rng(rows).normal(1.0, 2.0, (rows, 4_500)).astype(np.float32)
+    # Two blocks of columns and a rest.
+    values = np.random.default_rng(rows).normal(1.0, 2.0, (rows, 16_700)).astype(np.float32)
     found = np.asarray(jax.jit(aggregation.gram)(values))
     exact = values.astype(np.float64)
     np.testing.assert_allclose(found, exact @ exact.T, rtol=2e-5, atol=2e-2)
@@ -104,3 +106,23 @@ def test_a_gram_matrix_is_that_of_float64_at_any_number_of_rows(rows):
     distances = np.asarray(jax.jit(aggregation.squared_distances)(values))
     wanted = ((exact[:, None] - exact) ** 2).sum(-1)
     np.testing.assert_allclose(distances, wanted, rtol=2e-5, atol=1e-2)
+    # A last row for the model 0.
+    products, finite = jax.jit(lambda x: robust_products(x, origin=True))(values)
+    assert finite.all()
+    np.testing.assert_array_equal(products, products.T)
+    np.testing.assert_allclose(distances_of(products)[:-1, :-1], wanted, rtol=2e-5, atol=1e-2)
+    np.testing.assert_allclose(distances_of(products)[-1, :-1], (exact**2).sum(-1), rtol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_row_is_finite_unless_one_of_its_numbers_is_not(broken, dtype):
+    # Wherever it stands, and however large the others are.
+    large = jnp.finfo(dtype).max
+    rows = jnp.full((5, 37), large, dtype).at[:, ::2].set(-large)
+    rows = rows.at[1, 0].set(broken).at[2, 18].set(broken).at[3, 36].set(broken)
+    tree = {"w": rows.reshape(5, 37, 1), "b": jnp.ones((5, 2), dtype)}
+    found = jax.jit(aggregation.finite_rows)(tree)
+    assert found.tolist() == [True, False, False, False, True]
+    several = jax.vmap(aggregation.finite_rows)(jax.tree.map(lambda x: jnp.stack([x, x]), tree))
+    assert several.tolist() == [found.tolist()] * 2
