@@ -29,19 +29,20 @@ def rows(quick: bool) -> list[Row]:
     name = "CNN round, 16 clients, 5 local steps"
     repeats = 3 if quick else 9
     flops = images.round_flops(Unmodified(), CNN, SHAPE)
-    own, dealt = (
+    own = [
         images.row(
             name, dx.models.CNN(CNN.classes), CNN, SHAPE, flops, repeats=repeats, devices=devices
         )
-        for devices in (1, jax.device_count())
-    )
+        for devices in rounds.meshes()
+    ]
     fast = images.row(
         f"{name}, linen rewritten", Unmodified(), CNN, SHAPE, flops, rewritten=True, repeats=repeats
     )
     if quick:
-        return [own, dealt, fast]
+        return [*own, fast]
     same = losses()
-    others = (
+    beside = rounds.beside_each(
+        own,
         images.products(dx.models.CNN(CNN.classes), CNN, SHAPE),
         peers.run("torch", "images_torch", task=CNN, network="cnn", rounds=1),
         peers.run("pfl", "images_pfl", task=CNN, network="cnn", rounds=2),
@@ -61,7 +62,7 @@ def rows(quick: bool) -> list[Row]:
         flops / CNN.steps,
         repeats=1,
     )
-    return [*own.beside(*others), *dealt.beside(*others), fast, plain]
+    return [*beside, fast, plain]
 
 
 def losses() -> list[float]:

@@ -1,5 +1,6 @@
 """The least that rounds take, and that methods add to their base: their equations and no more."""
 
+import math
 from typing import Any
 
 import jax
@@ -85,9 +86,7 @@ def linear_rounds(work: Task, rounds: int) -> dict[str, Any]:
     order in which XLA multiplies them fast on a CPU.
     """
     shape = work.cohort, work.steps, work.batch
-    inputs, labels = (
-        jnp.asarray(array[: shape[0] * shape[1] * shape[2]]) for array in work.examples()
-    )
+    inputs, labels = (jnp.asarray(array[: math.prod(shape)]) for array in work.examples())
     inputs = inputs.reshape(*shape, work.features)
     wanted = jax.nn.one_hot(labels.reshape(shape), work.classes)
 

@@ -17,7 +17,7 @@ def rows(quick: bool) -> list[Row]:
         algorithm = dx.server.fedavg(dx.losses.classification(logits), optax.sgd(task.rate))
         params = jax.tree.map(jax.numpy.asarray, task.layers())
         name = f"mlp round, {task.clients:,} clients, {task.steps} local steps"
-        own, dealt = (
+        own = [
             rounds.row(
                 name,
                 algorithm,
@@ -27,12 +27,13 @@ def rows(quick: bool) -> list[Row]:
                 repeats=3,
                 devices=devices,
             )
-            for devices in (1, jax.device_count())
-        )
+            for devices in rounds.meshes()
+        ]
         if task.steps == 1 or quick:
-            found += [own, dealt]
+            found += own
             continue
-        others = (
+        found += rounds.beside_each(
+            own,
             peers.run("fedjax", "perceptron_fedjax", task=task, rounds=1),
             peers.run("pfl", "perceptron_pfl", task=task, rounds=1),
             peers.run("torch", "perceptron_torch", task=task, rounds=1),
@@ -42,5 +43,4 @@ def rows(quick: bool) -> list[Row]:
                 peers.run("blazefl", "rounds_blazefl", task=task, network="perceptron", rounds=1),
             ),
         )
-        found += own.beside(*others) + dealt.beside(*others)
     return found

@@ -74,6 +74,16 @@ def row(
     )
 
 
+def meshes() -> tuple[int, ...]:
+    """The numbers of devices that a round is timed on: one, and all where there are more."""
+    return (1, jax.device_count())[: jax.device_count()]
+
+
+def beside_each(own: list[Row], *measured: dict[str, Any] | None) -> list[Row]:
+    """`Row.beside` of each of several rows that have the same peers."""
+    return [row for one in own for row in one.beside(*measured)]
+
+
 def losses(
     algorithm: dx.Algorithm, params: Any, source: dx.Federation, loss: Callable[..., Any]
 ) -> list[float]:

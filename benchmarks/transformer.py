@@ -37,7 +37,7 @@ def rows(quick: bool) -> list[Row]:
     loss = dx.losses.classification(model.apply)
     algorithm = dx.server.fedavg(loss, optax.sgd(RATE))
     params = model.init(jax.random.key(0), data.example)["params"]
-    own, dealt = (
+    own = [
         rounds.row(
             f"transformer round, {COHORT} of {CLIENTS} clients, 2 blocks of width 64",
             algorithm,
@@ -47,14 +47,15 @@ def rows(quick: bool) -> list[Row]:
             repeats=3 if quick else 9,
             devices=devices,
         )
-        for devices in (1, jax.device_count())
-    )
+        for devices in rounds.meshes()
+    ]
 
     def gradient(params: Any, batch: dx.data.Batch) -> Any:
         return jax.grad(loss, has_aux=True)(params, batch, jax.random.key(0))[0]
 
     batch = dx.data.Batch(data.inputs[:BATCH], data.labels[:BATCH])
-    others = (
+    return rounds.beside_each(
+        own,
         alone(gradient, params, batch, times=COHORT * STEPS),
         peers.run(
             "torch",
@@ -68,4 +69,3 @@ def rows(quick: bool) -> list[Row]:
             rounds=1 if quick else 3,
         ),
     )
-    return own.beside(*others) + dealt.beside(*others)

@@ -1,23 +1,14 @@
 """Eight virtual CPU devices and a persistent compilation cache for the whole test run."""
 
 import gc
-import importlib.metadata
 import os
 import pathlib
 
-# Read when jax is first imported, hence before anything else here. Most of the time goes into
-# compiling small programs once, so machine code is left as it comes: a quarter of the time saved.
-# Another quarter is saved by the older emitters of loops, and a sixth by programs in one piece, where
-# jaxlib 0.10 has flags for them; XLA ends a process that names a flag it does not know.
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8",
-        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-        if importlib.metadata.version("jaxlib").startswith("0.10.")
-        else "",
-        os.environ.get("XLA_FLAGS", ""),
-    )
-)
+from experiments.tools import compiling
+
+# Read when jax is first imported, hence before anything else here. Most of the time goes into compiling
+# small programs once.
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {compiling.quick_flags()}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax

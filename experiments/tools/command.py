@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.metadata
 import os
 import pathlib
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import jax
 
-from experiments.tools import figures, results
+from experiments.tools import compiling, figures, results
 from experiments.tools.finished import Kept
 from experiments.tools.study import Claim, Part, Study, Summary, lasting, together
 
@@ -50,25 +49,12 @@ def main(study: Study, file: str) -> None:
         sys.exit(0)
     remember_compilations()
     if flags.quick:
-        compile_quickly()
+        # A look compiles each program for one short run.
+        os.environ["XLA_FLAGS"] = compiling.quick_flags()
     began = time.perf_counter()
     summary = run(study, folder, config, judged=not flags.quick)
     results.show(folder, summary, time.perf_counter() - began, time.process_time())
     sys.exit(1 if any(claim.fails for claim in summary.claims) else 0)
-
-
-def compile_quickly() -> None:
-    """A look compiles each program for one short run: machine code as it comes, in a third of the time.
-
-    XLA reads its flags when it is first used, and ends a process that names one it does not know.
-    """
-    flags = ["--xla_backend_optimization_level=0"]
-    if importlib.metadata.version("jaxlib").startswith("0.10."):
-        flags += [
-            "--xla_cpu_use_fusion_emitters=false",
-            "--xla_cpu_parallel_codegen_split_count=1",
-        ]
-    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
 
 
 def expected(study: Study, config: Any) -> str:

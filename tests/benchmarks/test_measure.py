@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import load, measure, products
+from benchmarks import load, measure, products, rounds
 from benchmarks.measure import Row, milliseconds
 
 
@@ -48,6 +48,15 @@ def test_a_row_is_repeated_for_every_peer_that_was_measured():
         ("b 2", 0.5, 0.25),
     ]
     assert row.beside(None, None) == [row]
+
+
+def test_rows_of_all_meshes_stand_beside_the_same_peers(monkeypatch):
+    own = [Row("round", ours_ms=4.0), Row("round, mesh of 2", ours_ms=2.0)]
+    found = rounds.beside_each(own, {"peer": "a 1", "ms": 8.0}, None)
+    assert [(row.name, row.ratio) for row in found] == [("round", 2.0), ("round, mesh of 2", 4.0)]
+    for count, timed in ((1, (1,)), (2, (1, 2)), (8, (1, 8))):
+        monkeypatch.setattr(jax, "device_count", lambda count=count: count)
+        assert rounds.meshes() == timed
 
 
 @pytest.mark.parametrize(

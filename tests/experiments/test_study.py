@@ -2,6 +2,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -54,6 +55,8 @@ def workplace(tmp_path, monkeypatch):
     """Results go to a folder of the test's own, and compiled programs where they went before."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "remember_compilations", lambda: None)
+    # A quick run sets it, for its own process.
+    monkeypatch.setenv("XLA_FLAGS", "--of_the_caller")
     monkeypatch.setenv("COLUMNS", "200")
     yield tmp_path
     plt.close("all")
@@ -465,6 +468,14 @@ def test_quick_settings_judge_nothing_and_lie_apart(workplace, monkeypatch):
     assert {claim["holds"] for claim in saved["claims"]} == {None}
     assert {claim["reference"] for claim in saved["claims"]} == {"not judged with quick settings"}
     assert not (workplace / "results" / "parts").exists()
+
+
+def test_only_a_quick_look_compiles_quickly_and_a_callers_flags_come_last(workplace, monkeypatch):
+    Parts(missing=False).run(monkeypatch)
+    assert os.environ["XLA_FLAGS"] == "--of_the_caller"
+    Parts(missing=False).run(monkeypatch, "--quick")
+    first, *_, last = os.environ["XLA_FLAGS"].split()
+    assert (first, last) == ("--xla_backend_optimization_level=0", "--of_the_caller")
 
 
 def test_parts_with_one_name_for_two_things_are_refused():
