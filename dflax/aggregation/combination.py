@@ -20,7 +20,7 @@ def combination(shares: Shares) -> Aggregator:
 
         a = shares(G, present, key),    G_ij = <x_i - c, x_j - c>       norms over all parameters
 
-    Messages are read three times whatever the rule does, and nothing of a model's size is made but the
+    Messages are read four times whatever the rule does, and nothing of a model's size is made but the
     result. The point c is the coordinate-wise median by weight, so that neither a common offset nor
     outliers cost digits; a rule must not depend on it. Weights only tell who reported.
 
